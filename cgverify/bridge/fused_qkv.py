@@ -1,0 +1,75 @@
+"""The layout of CodeGen's fused QKV weight: split into Q, K and V, and joined again.
+
+`qkv_proj.weight` has shape `[3 * d_model, d_model]`. CodeGen was trained on four tensor-parallel cores, and
+its rows still stand in that order: four partitions of `3 * d_model / 4` rows, and inside each partition
+the queries, then the *values*, then the keys of a quarter of the heads. With d_model = 8 and 4 heads of
+size 2, the 24 rows are
+
+    Q0 Q0 V0 V0 K0 K0 | Q1 Q1 V1 V1 K1 K1 | Q2 Q2 V2 V2 K2 K2 | Q3 Q3 V3 V3 K3 K3
+
+Source: `CodeGenAttention.forward` in transformers, where `mp_num = 4` is a literal.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import nn
+
+PARTITIONS = 4
+"""`mp_num`: the number of tensor-parallel partitions in every CodeGen checkpoint."""
+
+
+def require_partitionable_heads(n_heads: int) -> None:
+    """Raise ValueError unless every partition holds a whole number of heads."""
+    if n_heads % PARTITIONS != 0:
+        raise ValueError(
+            f"CodeGen's fused QKV weight has {PARTITIONS} partitions of whole heads, so the number of heads "
+            f"must be a multiple of {PARTITIONS}, not {n_heads}."
+        )
+
+
+def split_weight(fused: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The Q, K and V weights, each a contiguous copy `[d_model, d_model]`, of a fused `[3 * d_model, d_model]`.
+
+    Row `h * d_head + i` of each is dimension i of head h. Raises ValueError for any other shape.
+    """
+    rows, d_model = fused.shape
+    if rows != 3 * d_model or d_model % PARTITIONS != 0:
+        raise ValueError(
+            f"a fused QKV weight has shape [3 * d_model, d_model] with d_model a multiple of {PARTITIONS}, "
+            f"not {list(fused.shape)}."
+        )
+    parts = fused.reshape(PARTITIONS, 3, d_model // PARTITIONS, d_model)
+    query, value, key = (parts[:, i].reshape(d_model, d_model).contiguous() for i in range(3))
+    return query, key, value
+
+
+def join_weight(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """The fused weight `[3 * d_model, d_model]` of three weights `[d_model, d_model]`: `split_weight`'s inverse.
+
+    It is linear and only moves rows, so it also joins three gradients into the gradient of the fused weight.
+    """
+    d_model = query.shape[-1]
+    blocks = [weight.reshape(PARTITIONS, d_model // PARTITIONS, d_model) for weight in (query, value, key)]
+    return torch.stack(blocks, dim=1).reshape(3 * d_model, d_model)
+
+
+def split_qkv_matrix(attention: nn.Module) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
+    """Three bias-free Linears (Q, K, V), `d_model -> d_model`, from a `CodeGenAttention`'s fused `qkv_proj`.
+
+    This is the `split_qkv_matrix` that `CodeGenAttentionBridge` wants. The weights are copies, in the fused
+    weight's dtype and on its device. Raises ValueError if the heads do not fill four partitions.
+    """
+    require_partitionable_heads(cast(int, attention.num_attention_heads))
+    fused = cast(nn.Linear, attention.qkv_proj).weight
+    query, key, value = (_linear(weight, fused.requires_grad) for weight in split_weight(fused.detach()))
+    return query, key, value
+
+
+def _linear(weight: torch.Tensor, requires_grad: bool) -> nn.Linear:
+    # On the meta device first: the initial weight would be allocated and filled only to be thrown away.
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta", dtype=weight.dtype)
+    linear.weight = nn.Parameter(weight, requires_grad=requires_grad)
+    return linear

@@ -1,0 +1,52 @@
+"""Rotary position embedding as CodeGen computes it: GPT-J's "rotate every two".
+
+A table row holds `[sin(p·f_0), …, sin(p·f_{r/2-1}), cos(p·f_0), …]` for position p, with the frequencies
+`f_i = 10000^(-2i/r)` and r the rotary dimension. Neighbouring dimensions (2i, 2i+1) of a head form a
+pair that turns by the angle p·f_i:
+
+    x'[2i]   = x[2i] · cos - x[2i+1] · sin
+    x'[2i+1] = x[2i+1] · cos + x[2i] · sin
+
+For a head [1, 2] at the angle 90° (sin 1, cos 0) that is [-2, 1]. Source: RoFormer (Su et al. 2021), equation 34,
+and `apply_rotary_pos_emb` in transformers' CodeGen. The products and the sum are rounded one by one in the same
+order as there, so the results are equal to the last bit.
+"""
+
+from __future__ import annotations
+
+import torch
+
+
+def sin_cos(table: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sine and cosine of each position's angles, each value twice in a row: `[batch or 1, seq, 1, rotary_dim]`.
+
+    Args:
+        table: `embed_positions`, `[positions, rotary_dim]`, sines before cosines.
+        position_ids: integers `[batch or 1, seq]`.
+    """
+    rows = table[position_ids]
+    sin, cos = rows.repeat_interleave(2, dim=-1).unsqueeze(-2).chunk(2, dim=-1)
+    return sin, cos
+
+
+def rotate_every_two(x: torch.Tensor) -> torch.Tensor:
+    """`[…, a, b, c, d]` becomes `[…, -b, a, -d, c]`."""
+    return torch.stack((-x[..., 1::2], x[..., ::2]), dim=-1).flatten(-2)
+
+
+def rotate(x: torch.Tensor, sin: torch.Tensor, cos: torch.Tensor) -> torch.Tensor:
+    """Turn the first `rotary_dim` dimensions of each head, pass the rest through.
+
+    Args:
+        x: `[batch, seq, heads, head_dim]`.
+        sin, cos: from `sin_cos`; their last dimension is the rotary dimension.
+
+    Returns:
+        A new contiguous tensor of x's shape, in the promoted dtype of x and the table.
+    """
+    rotary_dim = sin.shape[-1]
+    turning = x[..., :rotary_dim]
+    turned = (turning * cos) + (rotate_every_two(turning) * sin)
+    if rotary_dim == x.shape[-1]:
+        return turned
+    return torch.cat((turned, x[..., rotary_dim:]), dim=-1)

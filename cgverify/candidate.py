@@ -1,0 +1,81 @@
+"""From `--bridge` to something that can stand beside the reference."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformer_lens.model_bridge import ArchitectureAdapter
+from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
+from transformer_lens.model_bridge.supported_architectures.codegen import CodeGenArchitectureAdapter
+
+from cgverify.bridge.boot import CodeGenAdapter, adapter_with, bridge_from
+from cgverify.errors import CandidateError
+
+BUILT_IN: dict[str, type[ArchitectureAdapter]] = {
+    "cgverify": CodeGenAdapter,
+    "transformer_lens": CodeGenArchitectureAdapter,
+}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A bridge implementation under test."""
+
+    name: str
+    adapter: type[ArchitectureAdapter]
+    change: Callable[[Any], Any] | None = None
+    """Applied to the booted bridge."""
+
+    def boot(self, model: nn.Module) -> nn.Module:
+        """A bridge over a model, which is changed in place. Raises whatever the candidate raises."""
+        bridge: nn.Module = bridge_from(model, self.adapter)
+        return bridge if self.change is None else self.change(bridge)
+
+
+def find(name: str) -> Candidate:
+    """The candidate of a `--bridge`.
+
+    Args:
+        name: `cgverify`, `transformer_lens`, or `module:name`, where name is an attention bridge class, an
+            `ArchitectureAdapter` subclass, or a function that takes a booted bridge and returns it. Modules are also
+            looked for in the current folder.
+
+    Raises:
+        CandidateError: it cannot be imported, or is none of these.
+    """
+    if name in BUILT_IN:
+        return Candidate(name, BUILT_IN[name])
+    found = _import(name)
+    if isinstance(found, type):
+        if issubclass(found, ArchitectureAdapter):
+            return Candidate(name, found)
+        if issubclass(found, GeneralizedComponent):
+            return Candidate(name, adapter_with(found))
+    elif callable(found):
+        return Candidate(name, CodeGenAdapter, change=found)
+    raise CandidateError(
+        f"--bridge {name} is no bridge: give an attention bridge class, an ArchitectureAdapter subclass, or a function "
+        "that takes a booted bridge and returns it."
+    )
+
+
+def _import(name: str) -> Any:
+    module_name, colon, attribute = name.partition(":")
+    if not (module_name and colon and attribute):
+        raise CandidateError(f"--bridge {name}: give {', '.join(BUILT_IN)}, or module:name.")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        found: Any = importlib.import_module(module_name)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except Exception as error:  # importing runs the user's code, which may raise anything
+        raise CandidateError(f"--bridge {name} cannot be imported: {type(error).__name__}: {error}") from error
+    return found

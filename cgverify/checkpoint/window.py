@@ -1,0 +1,142 @@
+"""The one-block window through which a checkpoint is seen.
+
+A `CodeGenForCausalLM` with a single block whose weights are those of the layer in view. What is not in view (the
+embeddings while a block is, the block while the embeddings are) stays on the meta device: shape without memory.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import nn
+from transformers import CodeGenConfig, CodeGenForCausalLM
+from transformers.models.codegen.modeling_codegen import CodeGenAttention, create_sinusoidal_positions
+
+from cgverify.bridge.fused_qkv import split_weight
+from cgverify.checkpoint.source import Source
+from cgverify.errors import WeightsError
+from cgverify.records import RotaryDim
+
+View = int | str
+"""What is in view: a layer's number, `embed`, `ln_final` or `unembed`."""
+
+_ENDS = {"embed": "transformer.wte", "ln_final": "transformer.ln_f", "unembed": "lm_head"}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How the weights in view are to be held."""
+
+    dtype: torch.dtype
+    device: torch.device
+    rotary_dim: RotaryDim
+
+
+class Window:
+    """Weights of one view at a time, read once and held in their stored dtype."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._config = copy.deepcopy(source.config)
+        self._config.n_layer = 1
+        self._config.use_cache = True
+        self._config.architectures = ["CodeGenForCausalLM"]
+        self._stored: dict[str, torch.Tensor] = {}
+        self.view: View | None = None
+
+    def show(self, view: View) -> None:
+        """Bring a view into the window, dropping the one before.
+
+        Raises:
+            WeightsError: a tensor that cannot be read, or that holds NaN or infinity.
+        """
+        self._stored, self.view = {}, None
+        module = _in_view(self._skeleton(self._config), view)
+        prefix = f"transformer.h.{view}" if isinstance(view, int) else _ENDS[view]
+        for name, parameter in module.named_parameters():
+            tensor = self._source.read(f"{prefix}.{name}", parameter.shape)
+            _require_finite(tensor, f"{prefix}.{name}")
+            self._stored[name] = tensor
+        self.view = view
+
+    def spread(self) -> float:
+        """The factor on standard normal inputs that gives the scores of the attention in view a standard deviation of 3.
+
+        For x, y standard normal, xᵀAy has variance ‖A‖²; here A = WqᵀWk/√D of a head, and
+        ‖WqᵀWk‖² = tr(WqWqᵀ·WkWkᵀ). Taken from the stored weights, so that it is one number in every dtype; 1.0 where no
+        block is in view. Rounded to two digits, so that it is one number with any number of threads, too.
+        """
+        if not isinstance(self.view, int):
+            return 1.0
+        heads = self._config.n_head
+        fused = self._stored["attn.qkv_proj.weight"].to(torch.float32)
+        query, key, _ = (weight.unflatten(0, (heads, -1)) for weight in split_weight(fused))
+        squares = ((query @ query.mT) * (key @ key.mT)).sum((-1, -2))
+        deviation = float((squares.mean() / query.shape[1]).sqrt())
+        return float(f"{math.sqrt(3 / deviation):.2g}") if deviation > 0 else 1.0
+
+    def model(self, setting: Setting) -> CodeGenForCausalLM:
+        """A fresh model in eval mode whose weights in view are copies in memory of their own.
+
+        As after `from_pretrained(dtype=…)`: weights in the dtype, the sin/cos table in float32 unless that is wider.
+        """
+        assert self.view is not None, "show a view first"
+        config = copy.deepcopy(self._config)
+        head_dim = config.n_embd // config.n_head
+        config.rotary_dim = head_dim if setting.rotary_dim == "none" else setting.rotary_dim
+        model = self._skeleton(config)
+        module = _in_view(model, self.view)
+        for name, stored in self._stored.items():
+            owner, _, leaf = name.rpartition(".")
+            weight = stored.to(device=setting.device, dtype=setting.dtype, copy=True)
+            setattr(module.get_submodule(owner), leaf, nn.Parameter(weight, requires_grad=False))
+        if isinstance(self.view, int):
+            self._complete_attention(cast(CodeGenAttention, module.attn), config, setting)
+        return model.eval()
+
+    def _complete_attention(self, attention: CodeGenAttention, config: CodeGenConfig, setting: Setting) -> None:
+        """The table, and the layer's true number, by which a cache is addressed."""
+        table = create_sinusoidal_positions(config.n_positions, config.rotary_dim)
+        attention.embed_positions = table.to(setting.device, torch.promote_types(torch.float32, setting.dtype))
+        attention.layer_idx = self.view
+        if setting.rotary_dim == "none":
+            attention.rotary_dim = None
+
+    @staticmethod
+    def _skeleton(config: CodeGenConfig) -> CodeGenForCausalLM:
+        with torch.device("meta"):
+            return CodeGenForCausalLM(config)
+
+
+def refusal(config: CodeGenConfig, rotary_dim: RotaryDim) -> str | None:
+    """Why Hugging Face refuses a rotary_dim for this architecture; None if it does not.
+
+    Asked of its own attention, on the meta device: shapes are checked and nothing is computed.
+    """
+    if rotary_dim == "none":
+        return None
+    changed = copy.deepcopy(config)
+    try:
+        changed.rotary_dim = rotary_dim
+        with torch.device("meta"):
+            attention = CodeGenAttention(changed, layer_idx=0)
+            attention(torch.empty(1, 2, changed.n_embd), position_ids=torch.zeros(1, 2, dtype=torch.long))
+    except Exception as error:  # the reference may refuse in any way
+        return f"Hugging Face refuses rotary_dim {rotary_dim}: {str(error).splitlines()[0]}"
+    return None
+
+
+def _in_view(model: CodeGenForCausalLM, view: View) -> nn.Module:
+    return model.get_submodule("transformer.h.0" if isinstance(view, int) else _ENDS[view])
+
+
+def _require_finite(tensor: torch.Tensor, name: str) -> None:
+    # A sum is not finite if any element is not, and is much faster than a look at each.
+    if not tensor.sum().isfinite():
+        bad = int((~tensor.isfinite()).sum())
+        if bad:
+            raise WeightsError(f"{name} holds {bad} NaN or infinite values: the weights are damaged.")

@@ -1,0 +1,40 @@
+"""The command line. Each command stands in a file of its own and imports what it needs when it is called."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from cgverify import __version__
+from cgverify.cli.all_components import all_components
+from cgverify.cli.env import env
+from cgverify.cli.models import models
+
+app = typer.Typer(
+    name="cgverify",
+    help="Does a TransformerLens bridge of CodeGen compute what Hugging Face computes?",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"cgverify {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def cgverify(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+app.command()(all_components)
+app.command()(models)
+app.command()(env)

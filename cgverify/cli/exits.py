@@ -1,0 +1,34 @@
+"""How a command ends: exceptions become one sentence on stderr and an exit code."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import typer
+
+from cgverify.errors import CgverifyError
+
+INTERRUPTED = 130
+
+
+@contextlib.contextmanager
+def exit_codes(verbosity: int = 0) -> Iterator[None]:
+    """Turn what goes wrong inside into an exit code. With verbosity 2 or more, exceptions pass with their traceback."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo("Interrupted.", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+    except CgverifyError as error:
+        if verbosity >= 2:
+            raise
+        typer.echo(f"Error: {error}", err=True)
+        raise typer.Exit(error.exit_code) from None
+    except (typer.Exit, typer.Abort):
+        raise
+    except Exception as error:
+        if verbosity >= 2:
+            raise
+        typer.echo(f"Error: {type(error).__name__}: {error} (-vv shows where).", err=True)
+        raise typer.Exit(CgverifyError.exit_code) from None

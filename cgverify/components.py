@@ -1,0 +1,270 @@
+"""The table: every kind of component with its place on both sides, its probes and its stages.
+
+| kind | bridge | Hugging Face |
+|---|---|---|
+| embed | `embed` | `transformer.wte` |
+| ln1 | `blocks.N.ln1` | `transformer.h.N.ln_1` |
+| attn | `blocks.N.attn` | `transformer.h.N.attn` |
+| attn.q, attn.k, attn.v | `blocks.N.attn.q`, … | what `_split_heads` makes of `qkv_proj`'s output |
+| attn.o | `blocks.N.attn.o` | `transformer.h.N.attn.out_proj` |
+| mlp, mlp.in, mlp.out | `blocks.N.mlp`, … | `transformer.h.N.mlp`, `fc_in`, `fc_out` |
+| block | `blocks.N` | `transformer.h.N` |
+| ln_final, unembed | `ln_final`, `unembed` | `transformer.ln_f`, `lm_head` |
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import CodeGenConfig
+
+from cgverify import probe, stages
+from cgverify.stages import Stage
+from cgverify.tap import Observation, attention_taps, hooks_of, module_io, observe
+
+See = Callable[[str, torch.Tensor], None]
+Watch = Callable[[Any, See], contextlib.AbstractContextManager[None]]
+
+CANDIDATE_NAMES = {"q.hook_out": "hook_q", "k.hook_out": "hook_k", "v.hook_out": "hook_v", "o.hook_in": "hook_z"}
+"""TransformerLens's aliases on attention: a tap bears the name that researchers use."""
+
+
+@dataclass(frozen=True)
+class Component:
+    """One row of the table."""
+
+    kind: str
+    bridge_path: str
+    """In a one-block bridge: `blocks.0.attn`."""
+    reference_path: str
+    """In a one-block `CodeGenForCausalLM`."""
+    watch: Watch
+    """Show the reference's taps while its module runs."""
+    random_inputs: Callable[[CodeGenConfig], probe.RandomInputs]
+    stress: Callable[[CodeGenConfig], probe.Stress]
+    stages: Callable[[bool], tuple[Stage, ...]]
+    """Given whether there is a cache."""
+    projection: str | None = None
+    """For q, k and v, which have no module in Hugging Face: the tap of attention that is their output."""
+
+    def run_candidate(self, bridge: nn.Module, inputs: dict[str, Any], cache: Any, layer: int | None) -> Observation:
+        """Run the bridge's component on inputs and observe it."""
+
+        def run(observation: Observation) -> None:
+            node = bridge.get_submodule(self.bridge_path)
+            with hooks_of(node, observation):
+                returned = self._call(node, inputs, cache)
+            _see_returned(returned, observation.see)
+            _see_cache(cache, layer, self._attention_prefix, observation.see)
+
+        observation = observe(run, inputs)
+        observation.taps = {self._tap_name(name): tap for name, tap in observation.taps.items()}
+        if self.kind == "attn.o" and "hook_in" in observation.taps:  # shown by heads, as hook_z
+            observation.taps["hook_in"] = observation.taps["hook_in"].flatten(2)
+        observation.silent_hooks = [self._tap_name(name) for name in observation.silent_hooks]
+        observation.changed_later = [self._tap_name(name) for name in observation.changed_later]
+        return observation
+
+    def run_reference(self, model: nn.Module, inputs: dict[str, Any], cache: Any, layer: int | None) -> Observation:
+        """Run Hugging Face's module on inputs and observe it."""
+
+        def run(observation: Observation) -> None:
+            module = model.get_submodule(self.reference_path)
+            if self.projection is not None:
+                self._run_projection(module, inputs, observation)
+                return
+            with self.watch(module, observation.see):
+                returned = self._call(module, inputs, cache)
+            _see_returned(returned, observation.see)
+            _see_cache(cache, layer, self._attention_prefix, observation.see)
+
+        return observe(run, inputs)
+
+    @property
+    def _attention_prefix(self) -> str:
+        return "attn." if self.kind == "block" else ""
+
+    def _call(self, module: nn.Module, inputs: dict[str, Any], cache: Any) -> Any:
+        first, *rest = inputs
+        context = {name: inputs[name] for name in rest}
+        if cache is not None:
+            context |= {"layer_past": cache, "use_cache": True}
+        if self.kind == "attn":  # a block calls its attention by keywords
+            return module(**{first: inputs[first]}, **context)
+        return module(inputs[first], **context)
+
+    def _run_projection(self, attention: Any, inputs: dict[str, Any], observation: Observation) -> None:
+        """Run the whole attention, without mask and at any positions, for the one tensor that comes before both."""
+        hidden = inputs["hidden_states"]
+        positions = torch.arange(hidden.shape[1], device=hidden.device).unsqueeze(0)
+
+        def see(name: str, tensor: torch.Tensor) -> None:
+            if name == "hook_in":
+                observation.see("hook_in", tensor)
+            elif name == self.projection:
+                observation.see("hook_out", tensor)
+                observation.see("returned", tensor.flatten(-2))
+
+        with attention_taps(attention, see):
+            attention(hidden, position_ids=positions)
+
+    def _tap_name(self, name: str) -> str:
+        """The name that a hook's tap has in the stages."""
+        prefix = self._attention_prefix
+        if self.kind not in ("attn", "block") or not name.startswith(prefix):
+            return name
+        own = name.removeprefix(prefix)
+        return prefix + CANDIDATE_NAMES.get(own, own)
+
+
+def _see_returned(returned: Any, see: See) -> None:
+    parts = returned if isinstance(returned, tuple) else (returned,)
+    for name, part in zip(("returned", "returned_pattern"), parts, strict=False):
+        if isinstance(part, torch.Tensor):
+            see(name, part)
+
+
+def _see_cache(cache: Any, layer: int | None, prefix: str, see: See) -> None:
+    if cache is not None and layer is not None and len(cache.layers) > layer:
+        see(f"{prefix}cache_keys", cache.layers[layer].keys)
+        see(f"{prefix}cache_values", cache.layers[layer].values)
+
+
+# --- the reference's taps -----------------------------------------------------------------------------------------------
+
+
+def _under(prefix: str, see: See) -> See:
+    return lambda name, tensor: see(prefix + name, tensor)
+
+
+def _watch_io(module: nn.Module, see: See) -> contextlib.AbstractContextManager[None]:
+    return module_io(module, see, "hook_in", "hook_out")
+
+
+@contextlib.contextmanager
+def _watch_mlp(module: Any, see: See) -> Iterator[None]:
+    with (
+        _watch_io(module, see),
+        module_io(module.fc_in, see, "in.hook_in", "in.hook_out"),
+        module_io(module.fc_out, see, "out.hook_in", "out.hook_out"),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def _watch_block(module: Any, see: See) -> Iterator[None]:
+    with (
+        _watch_io(module, see),
+        _watch_io(module.ln_1, _under("ln1.", see)),
+        attention_taps(module.attn, _under("attn.", see)),
+        _watch_mlp(module.mlp, _under("mlp.", see)),
+    ):
+        yield
+
+
+# --- the rows -----------------------------------------------------------------------------------------------------------
+
+
+def _hidden(config: CodeGenConfig) -> probe.RandomInputs:
+    return probe.hidden_states(config.n_embd)
+
+
+def _inner(config: CodeGenConfig) -> probe.RandomInputs:
+    return probe.hidden_states(config.n_inner or 4 * config.n_embd)
+
+
+def _attention_inputs(config: CodeGenConfig) -> probe.RandomInputs:
+    return probe.attention_inputs(config.n_embd)
+
+
+def _linear(kind: str, reference_path: str, inputs: Callable[[CodeGenConfig], probe.RandomInputs]) -> Component:
+    axes = stages.HEADS if kind in ("attn.q", "attn.k", "attn.v") else stages.RESIDUAL
+    stage = {"attn.o": "output", "mlp.in": "mlp_in", "mlp.out": "mlp_out", "unembed": "unembed"}.get(
+        kind, f"project_{kind[-1]}"
+    )
+    checks = (
+        stages.copy("input", "hook_in", "given.hidden_states", stages.RESIDUAL),
+        stages.linear(stage, "hook_out", "hook_in", kind, axes),
+        stages.linear(stage, "returned", "hook_in", kind),
+    )
+    return Component(
+        kind=kind,
+        bridge_path=kind if kind == "unembed" else f"blocks.0.{kind}",
+        reference_path=reference_path,
+        watch=_watch_io,
+        random_inputs=inputs,
+        stress=lambda _: probe.stress_channels,
+        stages=lambda _: checks,
+        projection=f"hook_{kind[-1]}" if axes is stages.HEADS else None,
+    )
+
+
+def _norm(kind: str, bridge_path: str, reference_path: str) -> Component:
+    return Component(
+        kind=kind,
+        bridge_path=bridge_path,
+        reference_path=reference_path,
+        watch=_watch_io,
+        random_inputs=_hidden,
+        stress=lambda _: probe.stress_rows,
+        stages=lambda _: stages.alone(stages.norm("", "given.hidden_states", kind)),
+    )
+
+
+_ROWS = (
+    Component(
+        kind="embed",
+        bridge_path="embed",
+        reference_path="transformer.wte",
+        watch=_watch_io,
+        random_inputs=lambda config: probe.token_ids(config.vocab_size),
+        stress=lambda config: probe.stress_tokens(config.vocab_size),
+        stages=lambda _: stages.embedding(),
+    ),
+    _norm("ln1", "blocks.0.ln1", "transformer.h.0.ln_1"),
+    Component(
+        kind="attn",
+        bridge_path="blocks.0.attn",
+        reference_path="transformer.h.0.attn",
+        watch=attention_taps,
+        random_inputs=_attention_inputs,
+        stress=lambda _: probe.stress_attention,
+        stages=lambda with_cache: (
+            *stages.alone(stages.attention("", "given.hidden_states", with_cache)),
+            stages.copy("returned", "returned_pattern", "hook_pattern", stages.PATTERN),
+        ),
+    ),
+    _linear("attn.q", "transformer.h.0.attn", _hidden),
+    _linear("attn.k", "transformer.h.0.attn", _hidden),
+    _linear("attn.v", "transformer.h.0.attn", _hidden),
+    _linear("attn.o", "transformer.h.0.attn.out_proj", _hidden),
+    Component(
+        kind="mlp",
+        bridge_path="blocks.0.mlp",
+        reference_path="transformer.h.0.mlp",
+        watch=_watch_mlp,
+        random_inputs=_hidden,
+        stress=lambda _: probe.stress_activations,
+        stages=lambda _: stages.alone(stages.mlp("", "given.hidden_states")),
+    ),
+    _linear("mlp.in", "transformer.h.0.mlp.fc_in", _hidden),
+    _linear("mlp.out", "transformer.h.0.mlp.fc_out", _inner),
+    Component(
+        kind="block",
+        bridge_path="blocks.0",
+        reference_path="transformer.h.0",
+        watch=_watch_block,
+        random_inputs=_attention_inputs,
+        stress=lambda _: probe.stress_block,
+        stages=stages.block,
+    ),
+    _norm("ln_final", "ln_final", "transformer.ln_f"),
+    _linear("unembed", "lm_head", _hidden),
+)
+
+COMPONENTS: dict[str, Component] = {row.kind: row for row in _ROWS}

@@ -1,0 +1,66 @@
+"""Rounding: unit roundoffs, and the largest error that correct floating-point arithmetic can make.
+
+Notation as in Higham, *Accuracy and Stability of Numerical Algorithms*: u is the unit roundoff of a dtype, η its
+smallest subnormal, and γ_n(u) = n·u / (1 − n·u) bounds the relative error of n roundings in a row. `a` is the unit
+roundoff that an operation accumulates in: float32's for 16-bit operands, else the operands' own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+UNIT_ROUNDOFF = {
+    torch.bfloat16: 2.0**-8,
+    torch.float16: 2.0**-11,
+    torch.float32: 2.0**-24,
+    torch.float64: 2.0**-53,
+}
+SMALLEST_SUBNORMAL = {
+    torch.bfloat16: 2.0**-133,
+    torch.float16: 2.0**-24,
+    torch.float32: 2.0**-149,
+    torch.float64: 2.0**-1074,
+}
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a stage must produce: the float64 value, the bound on |tap − value|, and the dtype of the tap."""
+
+    value: torch.Tensor
+    bound: torch.Tensor
+    dtype: torch.dtype
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which an operation on `dtype` operands accumulates."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def gamma(n: int, unit: float) -> float:
+    """γ_n(u)."""
+    return n * unit / (1 - n * unit)
+
+
+def rounded(value: torch.Tensor, bound: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """R(o, b) = b + u(|o| + b) + η: the bound after a final rounding to `dtype`."""
+    return bound + UNIT_ROUNDOFF[dtype] * (value.abs() + bound) + SMALLEST_SUBNORMAL[dtype]
+
+
+def expected(value: torch.Tensor, bound: torch.Tensor, dtype: torch.dtype) -> Expected:
+    """The stage's result. In float64 the oracle errs as much as the tap, so the bound is doubled."""
+    return Expected(value, 2 * bound if dtype == torch.float64 else bound, dtype)
+
+
+def exactly(value: torch.Tensor, dtype: torch.dtype) -> Expected:
+    """A stage that moves or casts values and may not change a bit: `value`, rounded once to `dtype`."""
+    kept = value.to(dtype).to(torch.float64)
+    return Expected(kept, torch.zeros_like(kept), dtype)
+
+
+def observed(tensor: torch.Tensor) -> Expected:
+    """A tensor that was seen, as the input of a stage: its own value, without error."""
+    value = tensor.to(torch.float64)
+    return Expected(value, torch.zeros_like(value), tensor.dtype)

@@ -1,0 +1,24 @@
+"""What a key-value cache must hold: old contents, then the new rows cast to the model's dtype. Nothing else may change.
+
+A cast is one rounding and so has one right answer (B = 0). Where the rotated key was not observed, the rotation's
+bound β comes before the cast: B = R(o, β).
+"""
+
+from __future__ import annotations
+
+import torch
+
+from cgverify.oracle.arithmetic import Expected, exactly, rounded
+
+
+def cached(before: torch.Tensor | None, new: Expected, dtype: torch.dtype) -> Expected:
+    """Contents `[batch, heads, keys, head_dim]` in `dtype`, after `new` `[batch, heads, seq, head_dim]` came to `before`."""
+    added = exactly(new.value.to(new.dtype), dtype)
+    if new.bound.any():
+        added = Expected(new.value, rounded(new.value, new.bound, dtype), dtype)
+    if before is None:
+        return added
+    kept = exactly(before, dtype)
+    return Expected(
+        torch.cat((kept.value, added.value), dim=-2), torch.cat((kept.bound, added.bound), dim=-2), dtype
+    )

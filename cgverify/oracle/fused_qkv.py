@@ -1,0 +1,28 @@
+"""The rows of the fused QKV weight that belong to q, k or v, counted out head by head.
+
+Written apart from the bridge's split, so that a mistake there cannot be repeated here: four partitions, in each
+the rows of a quarter of the heads, queries first, then values, then keys.
+"""
+
+from __future__ import annotations
+
+import torch
+
+PARTITIONS = 4
+ORDER = ("q", "v", "k")
+
+
+def rows_of(which: str, n_heads: int, head_dim: int) -> torch.Tensor:
+    """Indices `[n_heads * head_dim]` into the fused weight's rows: row h·D + i of the result is head h's dimension i."""
+    heads_each = n_heads // PARTITIONS
+    rows = []
+    for head in range(n_heads):
+        partition, place = divmod(head, heads_each)
+        start = (partition * len(ORDER) + ORDER.index(which)) * heads_each * head_dim + place * head_dim
+        rows.append(torch.arange(start, start + head_dim))
+    return torch.cat(rows)
+
+
+def projection_weight(fused: torch.Tensor, which: str, n_heads: int) -> torch.Tensor:
+    """The weight `[d_model, d_model]` of `which` ("q", "k" or "v"), gathered from the fused `[3 * d_model, d_model]`."""
+    return fused[rows_of(which, n_heads, fused.shape[1] // n_heads).to(fused.device)]

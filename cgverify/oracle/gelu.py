@@ -1,0 +1,31 @@
+"""gelu_new, ½x(1 + tanh(√(2/π)(x + 0.044715x³))), with every operation rounded in the model's dtype.
+
+y, the argument, is a chain of at most 8 roundings of one sign, so its relative error is e = 8u; with t = tanh y,
+
+    δ = (1 − tanh²(|y|(1 − e)))|y|e + 2u|t|          the error of t: the slope sech² at the near end of the interval
+    c = ½|x|(δ + u(|1 + t| + δ)) + 2η                1 + t is absolute, because it cancels
+    B = c + 2u(|o| + c) + η
+
+Source of the formula: `NewGELUActivation` in transformers.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from cgverify.oracle.arithmetic import SMALLEST_SUBNORMAL, UNIT_ROUNDOFF, Expected, expected
+
+
+def gelu_new(x: torch.Tensor) -> Expected:
+    """x of any shape, in the model's dtype; the result is in the same."""
+    u, eta = UNIT_ROUNDOFF[x.dtype], SMALLEST_SUBNORMAL[x.dtype]
+    wide = x.to(torch.float64)
+    y = math.sqrt(2 / math.pi) * (wide + 0.044715 * wide.pow(3))
+    t = y.tanh()
+    value = 0.5 * wide * (1 + t)
+    e = 8 * u
+    tanh_error = (1 - (y.abs() * (1 - e)).tanh().square()) * y.abs() * e + 2 * u * t.abs()
+    error = 0.5 * wide.abs() * (tanh_error + u * ((1 + t).abs() + tanh_error)) + 2 * eta
+    return expected(value, error + 2 * u * (value.abs() + error) + eta, x.dtype)

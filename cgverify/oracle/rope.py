@@ -1,0 +1,31 @@
+"""The rotation of q and k.
+
+Each turned element is one product plus or minus another, three roundings of which no path meets more than two:
+
+    o = x·cos + rot(x)·sin          B = γ₂(u)(|x cos| + |rot(x) sin|) + 2η
+
+u belongs to the promoted dtype of x and the table. The dimensions beyond `rotary_dim` pass through: B = 0.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from cgverify.oracle.arithmetic import SMALLEST_SUBNORMAL, UNIT_ROUNDOFF, Expected, expected, gamma
+
+
+def rope(x: torch.Tensor, table: torch.Tensor, position_ids: torch.Tensor) -> Expected:
+    """x `[batch, seq, heads, head_dim]`, table `[positions, rotary_dim]` (sines first), positions `[batch or 1, seq]`."""
+    dtype = torch.promote_types(x.dtype, table.dtype)
+    half = table.shape[-1] // 2
+    angles = table[position_ids.to(table.device)].to(torch.float64)[:, :, None, :]
+    sin, cos = angles[..., :half], angles[..., half:]
+    wide = x.to(torch.float64)
+    value, bound = wide.clone(), torch.zeros_like(wide)
+    even, odd = wide[..., 0 : 2 * half : 2], wide[..., 1 : 2 * half : 2]
+    rounding = gamma(2, UNIT_ROUNDOFF[dtype])
+    value[..., 0 : 2 * half : 2] = even * cos - odd * sin
+    value[..., 1 : 2 * half : 2] = odd * cos + even * sin
+    bound[..., 0 : 2 * half : 2] = rounding * ((even * cos).abs() + (odd * sin).abs()) + 2 * SMALLEST_SUBNORMAL[dtype]
+    bound[..., 1 : 2 * half : 2] = rounding * ((odd * cos).abs() + (even * sin).abs()) + 2 * SMALLEST_SUBNORMAL[dtype]
+    return expected(value, bound, dtype)

@@ -1,0 +1,29 @@
+"""Softmax over the keys, cast to the dtype of the values.
+
+With d_j = a|s_j − max s| the error of each exponent, p the exact pattern and n keys:
+
+    L = d_i + Σ_j p_j expm1(d_j) + min(γ_n, 16a√n) + 8a          B = R(p, p·expm1(L)) + 2⁻¹²⁶
+
+d_i is the numerator's, the sum is the denominator's, then the roundings of the summation, and 8a for two exponentials,
+the division and their like. 2⁻¹²⁶ is where float32 turns subnormal and kernels flush to zero.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from cgverify.oracle.arithmetic import UNIT_ROUNDOFF, Expected, accumulator, expected, gamma, rounded
+
+
+def softmax(scores: torch.Tensor, dtype: torch.dtype) -> Expected:
+    """scores `[batch, heads, seq, keys]` as the softmax received them; `dtype` is the pattern's."""
+    a = UNIT_ROUNDOFF[accumulator(scores.dtype)]
+    n = scores.shape[-1]
+    wide = scores.to(torch.float64)
+    pattern = wide.softmax(-1)
+    exponent = a * (wide - wide.amax(-1, keepdim=True)).abs()
+    # A masked entry's exponent is enormous and its p is 0: the product is 0, not 0·∞.
+    denominator = torch.where(pattern > 0, pattern * exponent.expm1(), 0.0).sum(-1, keepdim=True)
+    relative = exponent + denominator + min(gamma(n, a), 16 * a * n**0.5) + 8 * a
+    bound = torch.where(pattern > 0, pattern * relative.expm1(), 0.0)
+    return expected(pattern, rounded(pattern, bound, dtype) + 2.0**-126, dtype)

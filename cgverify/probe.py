@@ -1,0 +1,228 @@
+"""Matched inputs: a case makes probes, and both sides are given the same.
+
+A probe starts from `get_random_inputs(batch_size, seq_len, device, dtype)`: the component's own where it has one, else a
+builder of ours with that signature. It is called on the CPU in float32 with the global random state put back
+afterwards, and the tensors are then cast and moved, so that one seed is one input in every dtype and on every device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+Inputs = dict[str, torch.Tensor]
+LOWEST = torch.finfo(torch.float32).min
+
+
+class RandomInputs(Protocol):
+    """The signature of `get_random_inputs`."""
+
+    def __call__(
+        self, batch_size: int, seq_len: int, device: torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> Mapping[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class Step:
+    """One forward of a probe."""
+
+    name: str
+    inputs: Inputs
+
+
+@dataclass(frozen=True)
+class Probe:
+    """The forwards of a case, in order; with a cache, one `DynamicCache` goes through all of them."""
+
+    steps: tuple[Step, ...]
+    with_cache: bool = False
+
+    def same_inputs(self, other: Probe) -> bool:
+        """Whether both give the same tensors."""
+        return len(self.steps) == len(other.steps) and all(
+            mine.inputs.keys() == theirs.inputs.keys()
+            and all(torch.equal(mine.inputs[name], theirs.inputs[name]) for name in mine.inputs)
+            for mine, theirs in zip(self.steps, other.steps, strict=True)
+        )
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a case may bend inputs by."""
+
+    seed: int
+    batch_size: int
+    seq_len: int
+    n_positions: int
+    spread: float
+    """The factor on standard normal hidden states that gives this attention's scores a standard deviation of about 3."""
+
+
+Stress = Callable[[Inputs, Recipe], Inputs]
+
+DECODE_STEPS = (("token 1", 1), ("token 2", 1), ("chunk", 3))
+"""What follows the prefill in the `decode` case: names and lengths."""
+
+
+def build(case: str, recipe: Recipe, random_inputs: RandomInputs, stress: Stress) -> Probe:
+    """The probe of a case, on the CPU in float32. The global random state is left as it was."""
+    extra = sum(length for _, length in DECODE_STEPS) if case == "decode" else 0
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        inputs = dict(random_inputs(recipe.batch_size, recipe.seq_len + extra, torch.device("cpu"), torch.float32))
+        if case == "stress":
+            inputs = stress(inputs, recipe)
+    if case == "decode":
+        return Probe(_decoding(inputs, recipe.seq_len), with_cache=True)
+    return Probe((Step("forward", inputs),))
+
+
+def convert(inputs: Mapping[str, Any], dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+    """Inputs cast and moved. The lowest float32 of a mask becomes the lowest of `dtype`, where a cast would give −∞."""
+    return {name: _convert(value, dtype, device) for name, value in inputs.items()}
+
+
+def _convert(value: Any, dtype: torch.dtype, device: torch.device) -> Any:
+    if not isinstance(value, torch.Tensor):
+        return value
+    if not value.is_floating_point():
+        return value.to(device, copy=True)
+    return value.to(dtype).masked_fill(value <= LOWEST, torch.finfo(dtype).min).to(device)
+
+
+def _decoding(inputs: Inputs, prefill: int) -> tuple[Step, ...]:
+    """The sequence cut into a prefill, single tokens and a chunk; each sees all keys up to its own."""
+    steps = []
+    start = 0
+    for name, length in (("prefill", prefill), *DECODE_STEPS):
+        now = slice(start, start + length)
+        steps.append(
+            Step(
+                name,
+                {
+                    "hidden_states": inputs["hidden_states"][:, now],
+                    "position_ids": inputs["position_ids"][:, now],
+                    "attention_mask": inputs["attention_mask"][:, :, now, : now.stop],
+                },
+            )
+        )
+        start = now.stop
+    return tuple(steps)
+
+
+# --- builders, for components that have no get_random_inputs of their own ---------------------------------------------
+
+
+def hidden_states(width: int) -> RandomInputs:
+    """Standard normal `hidden_states` `[batch, seq, width]`."""
+
+    def random_inputs(
+        batch_size: int, seq_len: int, device: torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> Inputs:
+        return {"hidden_states": torch.randn(batch_size, seq_len, width, device=device, dtype=dtype)}
+
+    return random_inputs
+
+
+def token_ids(vocab_size: int) -> RandomInputs:
+    """Uniform `input_ids` `[batch, seq]`."""
+
+    def random_inputs(
+        batch_size: int, seq_len: int, device: torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> Inputs:
+        return {"input_ids": torch.randint(vocab_size, (batch_size, seq_len), device=device)}
+
+    return random_inputs
+
+
+def attention_inputs(width: int) -> RandomInputs:
+    """Standard normal hidden states, positions 0, 1, 2, … and a causal mask: what attention and a whole block take."""
+
+    def random_inputs(
+        batch_size: int, seq_len: int, device: torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> Inputs:
+        dtype = dtype or torch.float32
+        hidden = torch.ones(seq_len, seq_len, dtype=torch.bool, device=device).triu(1)
+        mask = torch.zeros(batch_size, 1, seq_len, seq_len, device=device, dtype=dtype)
+        return {
+            "hidden_states": torch.randn(batch_size, seq_len, width, device=device, dtype=dtype),
+            "position_ids": torch.arange(seq_len, device=device).expand(batch_size, -1),
+            "attention_mask": mask.masked_fill(hidden, torch.finfo(dtype).min),
+        }
+
+    return random_inputs
+
+
+# --- the stress case: what random inputs hide -------------------------------------------------------------------------
+
+
+def stress_tokens(vocab_size: int) -> Stress:
+    """The first and the last id, and one id again and again: an off-by-one table or a dropped row shows."""
+
+    def stress(inputs: Inputs, _: Recipe) -> Inputs:
+        ids = inputs["input_ids"].clone()
+        ids[:, 0], ids[:, -1] = 0, vocab_size - 1
+        ids[:, 1 : max(1, ids.shape[1] // 2)] = ids[0, -2] if ids.shape[1] > 1 else 0
+        return {"input_ids": ids}
+
+    return stress
+
+
+def stress_rows(inputs: Inputs, _: Recipe) -> Inputs:
+    """For layer norm: rows with variance near eps, a large offset, outlier channels, or both extremes.
+
+    Only these show a wrong or missing eps, a variance computed by cancellation, a mean taken in 16 bits.
+    """
+    rows = inputs["hidden_states"].clone()
+    flat = rows.reshape(-1, rows.shape[-1])
+    flat[0::4] *= 3e-3
+    flat[1::4] += 30.0
+    flat[2::4, ::97] *= 50.0
+    return {**inputs, "hidden_states": flat.reshape(rows.shape)}
+
+
+def stress_channels(inputs: Inputs, _: Recipe) -> Inputs:
+    """For products: a few channels fifty times the rest, as in trained models, and rows of different sizes."""
+    rows = inputs["hidden_states"].clone()
+    rows[..., ::97] *= 50.0
+    sizes = torch.logspace(-2, 0, rows.shape[1]).unsqueeze(-1)
+    return {**inputs, "hidden_states": rows * sizes}
+
+
+def stress_activations(inputs: Inputs, _: Recipe) -> Inputs:
+    """For the MLP: rows from small to large, so that activations cover −9 … 9, where gelu's variants part."""
+    sizes = torch.logspace(-1, 1.2, inputs["hidden_states"].shape[1]).unsqueeze(-1)
+    return {**inputs, "hidden_states": inputs["hidden_states"] * sizes}
+
+
+def stress_attention(inputs: Inputs, recipe: Recipe) -> Inputs:
+    """Scores that spread, positions with gaps that differ by row, a soft mask under the causal one, left padding.
+
+    Without it attention is almost uniform; an ignored `position_ids` and a mask added after scaling do not show.
+    """
+    return {
+        **_stress_context(inputs, recipe),
+        "hidden_states": inputs["hidden_states"] * recipe.spread,
+    }
+
+
+def stress_block(inputs: Inputs, recipe: Recipe) -> Inputs:
+    """The rows of layer norm's stress with the positions and the mask of attention's."""
+    return {**_stress_context(inputs, recipe), **stress_rows({"hidden_states": inputs["hidden_states"]}, recipe)}
+
+
+def _stress_context(inputs: Inputs, recipe: Recipe) -> Inputs:
+    """Positions and mask of the stress case."""
+    batch, seq = inputs["hidden_states"].shape[:2]
+    positions = torch.stack([torch.randperm(recipe.n_positions)[:seq].sort().values for _ in range(batch)])
+    given = inputs["attention_mask"]
+    soft = torch.randn(given.shape) * 2
+    # By masked_fill: the sum of two lowest values would overflow.
+    mask = soft.masked_fill(given <= LOWEST, LOWEST)
+    padding = seq // 4
+    if padding:
+        mask[-1, :, :, :padding] = LOWEST
+    return {**inputs, "position_ids": positions, "attention_mask": mask}

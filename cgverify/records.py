@@ -1,0 +1,128 @@
+"""What travels between the rooms and what is stored: Cell, Finding, CellResult, Run.
+
+Plain values only, no tensors. NaN and infinity survive a round trip through JSON.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from enum import StrEnum
+from functools import cached_property
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+SCHEMA_VERSION = 1
+
+
+class Verdict(StrEnum):
+    """What was found at a tap, from the best to the worst. Each finding carries the strongest that is true."""
+
+    BITWISE = "bitwise"
+    ULP = "ulp"
+    BOUNDED = "bounded"
+    UNSUPPORTED = "unsupported"
+    ERROR = "error"
+    MISSING = "missing"
+    DIVERGED = "diverged"
+
+    @property
+    def fails(self) -> bool:
+        """Whether this verdict is a parity failure."""
+        return self in (Verdict.DIVERGED, Verdict.MISSING)
+
+    @property
+    def compares(self) -> bool:
+        """Whether tensors were really compared."""
+        return self not in (Verdict.UNSUPPORTED, Verdict.ERROR)
+
+    @property
+    def severity(self) -> int:
+        return list(Verdict).index(self)
+
+
+class Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+
+RotaryDim = int | Literal["none"]
+
+
+class Cell(Record):
+    """One thing to verify. Its content is its identity."""
+
+    model: str
+    weights: str
+    """Digest of the weights."""
+    layer: int | None
+    kind: str
+    """The component without its layer: `attn.q`, `block`, `embed`."""
+    candidate: str
+    dtype: str
+    device: str
+    rotary_dim: RotaryDim
+    case: str
+    seed: int
+    batch_size: int
+    seq_len: int
+
+    @property
+    def component(self) -> str:
+        """The component's name in the bridge: `embed`, `blocks.3`, `blocks.3.attn.q`."""
+        if self.layer is None:
+            return self.kind
+        return f"blocks.{self.layer}" if self.kind == "block" else f"blocks.{self.layer}.{self.kind}"
+
+    @cached_property
+    def id(self) -> str:
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
+
+
+class Finding(Record):
+    """What was found at one tap of one cell. Errors are absolute; r is the greatest error over its bound."""
+
+    step: str
+    """The forward of the case: `prefill`, `token 1`, …, or `forward` where there is only one."""
+    tap: str
+    stage: str
+    verdict: Verdict
+    r: float | None = None
+    """Candidate against the oracle, in units of the bound. None where the stage could not be computed."""
+    reference_r: float | None = None
+    max_abs: float | None = None
+    """Greatest absolute difference between candidate and reference."""
+    max_ulp: float | None = None
+    candidate_error: float | None = None
+    """Greatest absolute error against the oracle."""
+    reference_error: float | None = None
+    shape: tuple[int, ...] = ()
+    at: str = ""
+    """Where the worst element is: `head 3, position 5`."""
+    message: str = ""
+
+
+class CellResult(Record):
+    """A finished cell: one line of findings.jsonl."""
+
+    cell: Cell
+    findings: tuple[Finding, ...]
+    silent_hooks: tuple[str, ...] = ()
+    """Registered hooks that did not fire in this cell."""
+    seconds: float
+
+    @property
+    def verdict(self) -> Verdict:
+        return max((finding.verdict for finding in self.findings), key=lambda verdict: verdict.severity)
+
+
+class Run(Record):
+    """What a run was: stored as run.json before the first cell."""
+
+    schema_version: int = SCHEMA_VERSION
+    created: str
+    command: str
+    model: str
+    weights_origin: str
+    weights_digest: str
+    settings: dict[str, Any]
+    environment: dict[str, Any]

@@ -1,0 +1,38 @@
+"""A run as one JSON object: `{"run": …, "summary": …, "findings": […]}`. NaN and infinity are the strings pydantic writes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from cgverify.records import CellResult, Run
+from cgverify.report.frames import CELL
+from cgverify.report.outcome import counts, exit_code, silent_hooks
+
+
+def render(run: Run, results: Sequence[CellResult]) -> str:
+    """The report as text."""
+    described = {"run": run.model_dump(mode="json"), "summary": summary(results), "findings": findings(results)}
+    return json.dumps(described, allow_nan=False)
+
+
+def summary(results: Sequence[CellResult]) -> dict[str, Any]:
+    """`cells`, `taps`, a count per verdict, `ok`, and the hooks that never fired."""
+    total = counts(results)
+    return {
+        "cells": len(results),
+        "taps": sum(number for verdict, number in total.items() if verdict.compares),
+        **{verdict.value: number for verdict, number in total.items()},
+        "ok": exit_code(results) == 0,
+        "silent_hooks": silent_hooks(results),
+    }
+
+
+def findings(results: Sequence[CellResult]) -> list[dict[str, Any]]:
+    """Every finding with the fields of its cell."""
+    return [
+        {column: getattr(result.cell, column) for column in CELL} | finding.model_dump(mode="json")
+        for result in results
+        for finding in result.findings
+    ]

@@ -1,0 +1,101 @@
+"""The table on the screen: failures first, then a row per kind of component."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from cgverify.records import CellResult, Run, Verdict
+from cgverify.report.frames import SETTING, findings_frame, worst
+from cgverify.report.outcome import counts, failures, silent_hooks, suspects
+
+SHOWN_FAILURES = 20
+STYLES = {
+    Verdict.BITWISE: "green",
+    Verdict.ULP: "green",
+    Verdict.BOUNDED: "green",
+    Verdict.UNSUPPORTED: "yellow",
+    Verdict.ERROR: "magenta",
+    Verdict.MISSING: "red",
+    Verdict.DIVERGED: "red",
+}
+
+
+def render(run: Run, results: Sequence[CellResult]) -> RenderableType:
+    """The whole report of a run, for a terminal."""
+    parts: list[RenderableType] = [*_failures(run, results)]
+    for setting, findings in findings_frame(results).groupby(SETTING, sort=False, dropna=False):
+        parts.append(_setting_table(run, tuple(map(str, setting)), findings))
+    parts += [*_notices(results), _verdict_line(results)]
+    return Group(*parts)
+
+
+def _failures(run: Run, results: Sequence[CellResult]) -> list[RenderableType]:
+    found = failures(results)
+    lines: list[RenderableType] = []
+    for failure in found[:SHOWN_FAILURES]:
+        style = STYLES[failure.finding.verdict]
+        lines.append(Text.from_markup(f"[{style}]{failure.finding.verdict.value}[/] {escape(failure.sentence)}"))
+        command = failure.command(run.settings["model"], run.settings["weights"])
+        lines.append(Text(f"    {command}", style="dim", overflow="fold"))
+    if len(found) > SHOWN_FAILURES:
+        lines.append(Text(f"… and {len(found) - SHOWN_FAILURES} more: see findings.csv."))
+    return lines
+
+
+def _setting_table(run: Run, setting: tuple[str, ...], findings: pd.DataFrame) -> Table:
+    candidate, dtype, device, rotary_dim = setting
+    table = Table(
+        title=f"{run.model} · {candidate} · {dtype} · {device} · rotary_dim {rotary_dim} · {run.weights_origin}",
+        title_justify="left",
+        title_style="bold",
+    )
+    table.add_column("component", no_wrap=True)
+    for heading in ("cells", "taps"):
+        table.add_column(heading, justify="right")
+    table.add_column("worst verdict", no_wrap=True)
+    for heading in ("worst r", "max |Δ|", "max ULP"):
+        table.add_column(heading, justify="right")
+    table.add_column("where", overflow="fold")
+    for kind, group in findings.groupby("kind", sort=False):
+        row = worst(group)
+        said = Verdict(row["worst_verdict"])
+        table.add_row(
+            str(kind),
+            str(len(group.drop_duplicates(["component", "case", "seed"]))),
+            str(row["taps"]),
+            Text(said.value, style=STYLES[said]),
+            *(_figure(row[name]) for name in ("r", "max_abs", "max_ulp")),
+            str(row["where"]),
+        )
+    return table
+
+
+def _notices(results: Sequence[CellResult]) -> list[RenderableType]:
+    lines: list[RenderableType] = []
+    refused = [finding for result in results for finding in result.findings if finding.verdict is Verdict.UNSUPPORTED]
+    for message in dict.fromkeys(finding.message for finding in refused):
+        lines.append(Text(f"unsupported: {message}", style="yellow"))
+    for cell, finding in suspects(results)[:SHOWN_FAILURES]:
+        lines.append(Text(f"{cell.component}, {finding.tap}, {cell.dtype}, {cell.case}: {finding.message}", "yellow"))
+    for candidate, hooks in silent_hooks(results).items():
+        lines.append(Text(f"hooks of {candidate} that never fired (not gated): {', '.join(hooks)}", style="dim"))
+    return lines
+
+
+def _verdict_line(results: Sequence[CellResult]) -> Text:
+    total = counts(results)
+    taps = sum(number for verdict, number in total.items() if verdict.compares)
+    by_verdict = ", ".join(f"{number} {verdict.value}" for verdict, number in total.items() if number)
+    return Text(f"{len(results)} cells, {taps} taps compared: {by_verdict or 'nothing'}", style="bold")
+
+
+def _figure(value: object) -> str:
+    if value is None or pd.isna(value):  # type: ignore[call-overload]
+        return "–"
+    return f"{value:.3g}"

@@ -1,0 +1,255 @@
+"""Stages: the computation that leads from taps of one side to its next tap, with the oracle for it.
+
+A stage sees a side's own taps and what the side was given, under one roof of names: `hook_q`, `attn.hook_q` inside a
+block, `given.position_ids`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from cgverify.oracle.arithmetic import Expected, exactly, observed
+from cgverify.oracle.block_sum import block_sum
+from cgverify.oracle.cache import cached
+from cgverify.oracle.gelu import gelu_new
+from cgverify.oracle.layer_norm import layer_norm, normalized, scale
+from cgverify.oracle.mix import mix
+from cgverify.oracle.parameters import Parameters
+from cgverify.oracle.product import products
+from cgverify.oracle.rope import rope
+from cgverify.oracle.scores import scores
+from cgverify.oracle.softmax import softmax
+
+View = Mapping[str, torch.Tensor]
+"""A side's taps and givens by name."""
+
+@dataclass(frozen=True)
+class Local:
+    """An oracle that is cheap enough to be asked about one side at a time."""
+
+    compute: Callable[[View, Parameters], Expected]
+
+    def expect(self, side: View, parameters: Parameters) -> tuple[Expected | None, list[str]]:
+        """What the tap must be (None if a tap that the stage starts from never fired), and the names it came from."""
+        read = _Recorder(side)
+        try:
+            return self.compute(read, parameters), read.names
+        except KeyError:
+            return None, read.names
+
+
+@dataclass(frozen=True)
+class Product:
+    """input · weightᵀ + bias, which is asked about all sides at once."""
+
+    input: str
+    weight: str
+
+
+Oracle = Local | Product
+
+
+class _Recorder(Mapping[str, torch.Tensor]):
+    """A view that remembers which names were asked for."""
+
+    def __init__(self, view: View) -> None:
+        self._view = view
+        self.names: list[str] = []
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        self.names.append(name)
+        return self._view[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._view)
+
+    def __len__(self) -> int:
+        return len(self._view)
+
+
+def expect_products(
+    inputs: Sequence[torch.Tensor], weight: str, parameters: Parameters
+) -> Iterator[tuple[slice, list[Expected]]]:
+    """For a block of output columns after another: what each input's product with `weight` must be there.
+
+    The weight is read once, and equal inputs (those of two sides that agree) are multiplied once.
+    """
+    matrix, bias = parameters.tensor(weight), parameters.bias(weight)
+    rows = [x.reshape(-1, matrix.shape[-1]).contiguous() for x in inputs]
+    keys = [(str(x.dtype), x.cpu().view(torch.uint8).numpy().tobytes()) for x in rows]
+    unique = dict(zip(keys, rows, strict=True))
+    for columns, answers in products(list(unique.values()), matrix, bias):
+        answer = dict(zip(unique, answers, strict=True))
+        yield columns, [answer[key] for key in keys]
+
+
+@dataclass(frozen=True)
+class Stage:
+    name: str
+    """The operation: `project_q`, `rope`, `scores`, …"""
+    tap: str
+    oracle: Oracle
+    axes: tuple[str, ...]
+    """What the tap's dimensions count, for messages."""
+    required: bool = True
+    """Whether a candidate on which the tap never fires has failed."""
+    masked: bool = False
+    """Whether elements that the attention mask hides are left out of direct comparison."""
+
+
+RESIDUAL = ("batch", "position", "dimension")
+HEADS = ("batch", "position", "head", "dimension")
+PATTERN = ("batch", "head", "position", "key")
+CACHE = ("batch", "head", "position", "dimension")
+
+
+def copy(name: str, tap: str, source: str, axes: tuple[str, ...], required: bool = True) -> Stage:
+    """`tap` must be `source`, bit for bit."""
+    return Stage(name, tap, Local(lambda side, _: exactly(side[source], side[source].dtype)), axes, required)
+
+
+def linear(
+    name: str, tap: str, source: str, weight: str, axes: tuple[str, ...] = RESIDUAL, required: bool = True
+) -> Stage:
+    return Stage(name, tap, Product(source, weight), axes, required)
+
+
+def embedding() -> tuple[Stage, ...]:
+    def rows(side: View, parameters: Parameters) -> Expected:
+        weight = parameters.tensor("embed")
+        return exactly(weight[side["hook_in"]], weight.dtype)
+
+    return (
+        copy("input", "hook_in", "given.input_ids", ("batch", "position")),
+        Stage("embedding", "hook_out", Local(rows), RESIDUAL),
+        copy("returned", "returned", "hook_out", RESIDUAL),
+    )
+
+
+def norm(prefix: str, source: str, weight: str) -> tuple[Stage, ...]:
+    """Layer norm with `weight`'s gain and bias, hooks under `prefix`."""
+    into = f"{prefix}hook_in"
+
+    def normed(side: View, parameters: Parameters) -> Expected:
+        return layer_norm(side[into], parameters.tensor(weight), parameters.required_bias(weight), parameters.eps)
+
+    return (
+        copy("input", into, source, RESIDUAL),
+        Stage(
+            "scale",
+            f"{prefix}hook_scale",
+            Local(lambda side, parameters: scale(side[into], parameters.eps)),
+            RESIDUAL,
+            required=False,
+        ),
+        Stage(
+            "normalized",
+            f"{prefix}hook_normalized",
+            Local(lambda side, parameters: normalized(side[into], parameters.eps)),
+            RESIDUAL,
+            required=False,
+        ),
+        Stage("layer_norm", f"{prefix}hook_out", Local(normed), RESIDUAL),
+    )
+
+
+def mlp(prefix: str, source: str) -> tuple[Stage, ...]:
+    pre = f"{prefix}in.hook_out"
+    post = f"{prefix}out.hook_in"
+    return (
+        copy("input", f"{prefix}hook_in", source, RESIDUAL),
+        copy("input", f"{prefix}in.hook_in", f"{prefix}hook_in", RESIDUAL, required=False),
+        linear("mlp_in", pre, f"{prefix}hook_in", "mlp.in"),
+        Stage("activation", post, Local(lambda side, _: gelu_new(side[pre])), RESIDUAL),
+        linear("mlp_out", f"{prefix}out.hook_out", post, "mlp.out", required=False),
+        linear("mlp_out", f"{prefix}hook_out", post, "mlp.out"),
+    )
+
+
+def attention(prefix: str, source: str, with_cache: bool) -> tuple[Stage, ...]:
+    """The stages of attention, hooks under `prefix`; `source` is what must have come in."""
+    tap = {
+        name: f"{prefix}{name}"
+        for name in (
+            "hook_in",
+            *("hook_q", "hook_k", "hook_v", "hook_rot_q", "hook_rot_k", "hook_attn_scores", "hook_pattern"),
+            *("hook_z", "hook_out", "cache_keys", "cache_values"),
+        )
+    }
+
+    def rotated(which: str) -> Callable[[View, Parameters], Expected]:
+        return lambda side, parameters: rope(
+            side[tap[f"hook_{which}"]], parameters.tensor("attn.table"), side["given.position_ids"]
+        )
+
+    def rotated_as_seen(which: str, side: View, parameters: Parameters) -> Expected:
+        """`[batch, heads, seq, head_dim]`: the tap, or what the rotation must have made where its hook is dead."""
+        seen = side.get(tap[f"hook_rot_{which}"])
+        heads = observed(seen) if seen is not None else rotated(which)(side, parameters)
+        return Expected(heads.value.transpose(1, 2), heads.bound.transpose(1, 2), heads.dtype)
+
+    def scored(side: View, parameters: Parameters) -> Expected:
+        if with_cache:
+            key = observed(side[tap["cache_keys"]])
+        else:
+            key = rotated_as_seen("k", side, parameters)
+        return scores(rotated_as_seen("q", side, parameters), key, side.get("given.attention_mask"))
+
+    def patterned(side: View, _: Parameters) -> Expected:
+        return softmax(side[tap["hook_attn_scores"]], side[tap["hook_v"]].dtype)
+
+    def mixed(side: View, _: Parameters) -> Expected:
+        value = side[tap["cache_values"]] if with_cache else side[tap["hook_v"]].transpose(1, 2)
+        return mix(side[tap["hook_pattern"]], value)
+
+    def cached_keys(side: View, parameters: Parameters) -> Expected:
+        key = rotated_as_seen("k", side, parameters)
+        return cached(side.get("given.cache_keys"), key, side[tap["hook_in"]].dtype)
+
+    def cached_values(side: View, _: Parameters) -> Expected:
+        value = observed(side[tap["hook_v"]].transpose(1, 2))
+        return cached(side.get("given.cache_values"), value, side[tap["hook_in"]].dtype)
+
+    caching = (
+        Stage("cache", tap["cache_keys"], Local(cached_keys), CACHE),
+        Stage("cache", tap["cache_values"], Local(cached_values), CACHE),
+    )
+    return (
+        copy("input", tap["hook_in"], source, RESIDUAL),
+        *(copy("input", f"{prefix}{w}.hook_in", tap["hook_in"], RESIDUAL, required=False) for w in "qkv"),
+        *(linear(f"project_{w}", tap[f"hook_{w}"], tap["hook_in"], f"attn.{w}", HEADS) for w in "qkv"),
+        Stage("rope", tap["hook_rot_q"], Local(rotated("q")), HEADS),
+        Stage("rope", tap["hook_rot_k"], Local(rotated("k")), HEADS),
+        *(caching if with_cache else ()),
+        Stage("scores", tap["hook_attn_scores"], Local(scored), PATTERN, masked=True),
+        Stage("softmax", tap["hook_pattern"], Local(patterned), PATTERN),
+        Stage("mix", tap["hook_z"], Local(mixed), HEADS),
+        linear("output", f"{prefix}o.hook_out", tap["hook_z"], "attn.o", required=False),
+        linear("output", tap["hook_out"], tap["hook_z"], "attn.o"),
+        copy("output", f"{prefix}hook_hidden_states", tap["hook_out"], RESIDUAL, required=False),
+    )
+
+
+def block(with_cache: bool) -> tuple[Stage, ...]:
+    """The whole block: layer norm, then attention and MLP side by side, then the sum."""
+
+    def summed(side: View, _: Parameters) -> Expected:
+        return block_sum(side["attn.hook_out"], side["mlp.hook_out"], side["hook_in"])
+
+    return (
+        copy("input", "hook_in", "given.hidden_states", RESIDUAL),
+        *norm("ln1.", "hook_in", "ln1"),
+        *attention("attn.", "ln1.hook_out", with_cache),
+        *mlp("mlp.", "ln1.hook_out"),
+        Stage("block_sum", "hook_out", Local(summed), RESIDUAL),
+        copy("returned", "returned", "hook_out", RESIDUAL),
+        copy("returned", "returned_pattern", "attn.hook_pattern", PATTERN),
+    )
+
+
+def alone(stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
+    """Stages of a component that runs by itself, with what it returns."""
+    return (*stages, copy("returned", "returned", "hook_out", RESIDUAL))

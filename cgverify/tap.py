@@ -1,0 +1,164 @@
+"""Observe one side: run a component and keep, by name and in order, the tensors on the way.
+
+A tap has the same name, shape and meaning on both sides: that of TransformerLens's hook. On the candidate it is what
+a hook function receives; on the reference it is the tensor that Hugging Face really computed, caught by module hooks
+and, for scores, as the input of its own softmax. Each is cloned at the moment it is seen.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformer_lens.hook_points import HookPoint
+
+from cgverify.judge import same_tensor
+
+Taps = dict[str, torch.Tensor]
+
+
+@dataclass
+class Observation:
+    """What one forward of one side showed."""
+
+    taps: Taps = field(default_factory=dict)
+    raised: Exception | None = None
+    changed_later: list[str] = field(default_factory=list)
+    """Taps that were changed in place after a hook had seen them."""
+    changed_inputs: list[str] = field(default_factory=list)
+    silent_hooks: list[str] = field(default_factory=list)
+
+    def see(self, name: str, tensor: torch.Tensor) -> None:
+        self.taps[name] = tensor.detach().clone()
+
+
+def observe(run: Callable[[Observation], Any], inputs: Mapping[str, Any]) -> Observation:
+    """Call `run`, which shows its taps to the observation; note what it raised and which inputs it changed."""
+    observation = Observation()
+    before = {name: value.clone() for name, value in inputs.items() if isinstance(value, torch.Tensor)}
+    try:
+        with torch.no_grad():
+            run(observation)
+    except Exception as error:  # whatever a candidate raises is a finding, not our failure
+        observation.raised = error
+    observation.changed_inputs = [name for name, value in before.items() if not same_tensor(value, inputs[name])]
+    return observation
+
+
+# --- the candidate: TransformerLens's hooks ---------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def hooks_of(node: nn.Module, observation: Observation) -> Iterator[None]:
+    """Show every hook of a bridge component, under its path in the component: `hook_pattern`, `q.hook_out`, …"""
+    shown: dict[str, tuple[torch.Tensor, int]] = {}
+    points = dict(hook_points(node))
+
+    def watch(name: str) -> Callable[..., None]:
+        def see(tensor: torch.Tensor, hook: HookPoint) -> None:
+            observation.see(name, tensor)
+            shown[name] = (tensor, tensor._version)
+
+        return see
+
+    handles = [(point, point.add_hook(watch(name))) for name, point in points.items()]
+    try:
+        yield
+    finally:
+        for point, handle in handles:
+            handle.hook.remove()
+            point.fwd_hooks.remove(handle)
+        observation.silent_hooks = [name for name in points if name not in shown]
+        observation.changed_later = [
+            name
+            for name, (tensor, version) in shown.items()
+            if tensor._version != version and not same_tensor(observation.taps[name], tensor)
+        ]
+
+
+def hook_points(node: nn.Module, prefix: str = "") -> Iterator[tuple[str, HookPoint]]:
+    """The hooks of a component and of its subcomponents, without those behind the wrapped module's own names."""
+    for name, child in node.named_children():
+        if isinstance(child, HookPoint):
+            yield prefix + name, child
+        elif name != "_original_component":
+            yield from hook_points(child, f"{prefix}{name}.")
+
+
+# --- the reference: Hugging Face's own tensors ------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def module_io(module: nn.Module, see: Callable[[str, torch.Tensor], None], into: str, out: str) -> Iterator[None]:
+    """Show the first input of a module as `into` and its first output as `out`; an empty name shows nothing."""
+
+    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if into:
+            see(into, args[0] if args else kwargs["hidden_states"])
+
+    def after(_: nn.Module, __: Any, output: Any) -> None:
+        if out:
+            see(out, output[0] if isinstance(output, tuple) else output)
+
+    handles = [module.register_forward_pre_hook(before, with_kwargs=True), module.register_forward_hook(after)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextlib.contextmanager
+def attention_taps(attention: Any, see: Callable[[str, torch.Tensor], None]) -> Iterator[None]:
+    """Show what a `CodeGenAttention` computes, under the names and in the shapes of the bridge's hooks.
+
+    q, k and v are what `_split_heads` returns; rotated q and k what `_attn` receives (with a cache, its last keys, already
+    cast); scores the input of its softmax; the pattern what it returns; z what `out_proj` receives.
+    """
+    split_heads, attn = attention._split_heads, attention._attn
+    projections = iter(())
+
+    def watched_split(*args: Any, **kwargs: Any) -> torch.Tensor:
+        nonlocal projections
+        heads: torch.Tensor = split_heads(*args, **kwargs)
+        name = next(projections, None)
+        if name is None:
+            projections = iter(("hook_k", "hook_v"))
+            name = "hook_q"
+        see(name, heads)
+        return heads
+
+    def watched_attn(query: torch.Tensor, key: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        see("hook_rot_q", query.transpose(1, 2))
+        see("hook_rot_k", key[:, :, -query.shape[2] :].transpose(1, 2))
+        with _SoftmaxInput(lambda scores: see("hook_attn_scores", scores)):
+            output = attn(query, key, *args, **kwargs)
+        see("hook_pattern", output[1])
+        return output
+
+    def see_z(name: str, z: torch.Tensor) -> None:
+        see(name, z.unflatten(-1, (attention.num_attention_heads, -1)))
+
+    attention._split_heads, attention._attn = watched_split, watched_attn
+    try:
+        with module_io(attention, see, "hook_in", "hook_out"), module_io(attention.out_proj, see_z, "hook_z", ""):
+            yield
+    finally:
+        del attention._split_heads, attention._attn
+
+
+class _SoftmaxInput(TorchDispatchMode):
+    def __init__(self, see: Callable[[torch.Tensor], None]) -> None:
+        super().__init__()
+        self.see = see
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._softmax.default:
+            self.see(args[0])
+        return func(*args, **(kwargs or {}))
+
