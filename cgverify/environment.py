@@ -32,6 +32,11 @@ def machine() -> dict[str, Any]:
     }
 
 
+def prefer_huge_pages() -> None:
+    """Let torch ask the kernel for huge pages, where weights are copied two to four times as fast. Before torch is imported."""
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
+
 def pin_numerics(threads: int | None) -> dict[str, Any]:
     """Set the number of threads, switch every reduced-precision shortcut off, and return the flags in force.
 

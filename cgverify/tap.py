@@ -144,9 +144,20 @@ def attention_taps(attention: Any, see: Callable[[str, torch.Tensor], None]) -> 
     def see_z(name: str, z: torch.Tensor) -> None:
         see(name, z.unflatten(-1, (attention.num_attention_heads, -1)))
 
+    def see_ends(name: str, tensor: torch.Tensor) -> None:
+        """What comes in is what the three projections share; what goes out has one more name."""
+        for each in {"hook_in": ("hook_in", "q.hook_in", "k.hook_in", "v.hook_in")}.get(
+            name, ("hook_out", "hook_hidden_states")
+        ):
+            see(each, tensor)
+
     attention._split_heads, attention._attn = watched_split, watched_attn
     try:
-        with module_io(attention, see, "hook_in", "hook_out"), module_io(attention.out_proj, see_z, "hook_z", ""):
+        with (
+            module_io(attention, see_ends, "hook_in", "hook_out"),
+            module_io(attention.out_proj, see_z, "hook_z", ""),
+            module_io(attention.out_proj, see, "", "o.hook_out"),
+        ):
             yield
     finally:
         del attention._split_heads, attention._attn

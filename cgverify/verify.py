@@ -23,7 +23,6 @@ from cgverify.judge import (
     Worst,
     assess,
     difference,
-    non_finite_agree,
     same_tensor,
     verdict,
 )
@@ -284,33 +283,29 @@ def _finding(
     against = _against_reference(stage, ours, theirs, candidate.view)
     if against is not None:
         found |= {"max_abs": against.max_abs, "max_ulp": against.max_ulp}
-    index = checked.index if checked is not None and checked.r > 1 else against.index if against else 0
-    found |= {"at": _place(index, ours.shape, stage.axes)}
     if stage.tap in candidate.observation.changed_later:
         message = f"{stage.tap} was changed in place after a hook had seen it"
         return Finding(**found, verdict=Verdict.DIVERGED, message=message)
     said = verdict(checked.r if checked else None, against)
-    suspect = counterpart is not None and counterpart.r > 1
-    message = ""
+    if said is not Verdict.BITWISE:
+        index = checked.index if checked and (checked.r > 1 or not against) else against.index if against else 0
+        found |= {"at": _place(index, ours.shape, stage.axes)}
     if said is Verdict.DIVERGED:
-        message = _divergence(stage, checked, against, str(found["at"]))
-    elif suspect:
-        assert counterpart is not None
-        message = f"reference suspect: it breaks its own bound, r = {counterpart.r:.3g}"
+        return Finding(**found, verdict=said, message=_divergence(stage, checked, against, str(found["at"])))
+    suspect = counterpart is not None and counterpart.r > 1
+    message = "reference suspect: it breaks its own bound" if suspect else ""
     return Finding(**found, verdict=said, message=message)
 
 
 def _wrong_form(
     stage: Stage, ours: torch.Tensor, theirs: torch.Tensor | None, checked: Checked | None
 ) -> str | None:
-    """What is wrong with a tap's shape, dtype or non-finite elements."""
+    """What is wrong with a tap's shape or dtype."""
     if theirs is not None and ours.shape != theirs.shape:
         return f"{stage.tap} has shape {list(ours.shape)}, the reference's {list(theirs.shape)}"
     dtype = checked.dtype if checked is not None else theirs.dtype if theirs is not None else ours.dtype
     if ours.dtype != dtype:
         return f"{stage.tap} is {_short(ours.dtype)} where it must be {_short(dtype)}"
-    if theirs is not None and theirs.dtype == dtype and not non_finite_agree(ours, theirs):
-        return f"{stage.tap} is not finite at other elements than the reference's"
     return None
 
 
@@ -331,7 +326,9 @@ def _against_reference(
 def _divergence(stage: Stage, checked: Checked | None, against: Difference | None, at: str) -> str:
     apart = f", {against.max_abs:.3g} from the reference ({against.max_ulp:.3g} ULP)" if against else ""
     if checked is None:
-        return f"{stage.tap} differs and a tap before it is missing{apart}"
+        return f"{stage.tap} differs, and a tap that it is computed from never fired{apart}"
+    if against is not None and math.isinf(against.max_abs):
+        return f"{stage.name} is not finite at other elements than the reference, first at {at}"
     return f"{stage.name} is off by {checked.r:.3g} times its bound at {at}{apart}"
 
 
@@ -339,8 +336,11 @@ def _place(index: int, shape: torch.Size, axes: tuple[str, ...]) -> str:
     """`head 3, position 5, …` of a flat index."""
     if len(shape) != len(axes) or 0 in shape:
         return f"element {index}"
-    coordinates = torch.unravel_index(torch.tensor(index), shape)
-    return ", ".join(f"{axis} {int(i)}" for axis, i in zip(axes, coordinates, strict=True))
+    coordinates = []
+    for size in reversed(shape):
+        index, coordinate = divmod(index, size)
+        coordinates.append(coordinate)
+    return ", ".join(f"{axis} {i}" for axis, i in zip(axes, reversed(coordinates), strict=True))
 
 
 def _silent(observed: Observed) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 from transformer_lens.model_bridge import ArchitectureAdapter, TransformerBridge
-from transformer_lens.model_bridge.generalized_components import LinearBridge
+from transformer_lens.model_bridge.generalized_components import LinearBridge, NormalizationBridge
 from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_config_from_hf, configure_tokenizer
 from transformer_lens.model_bridge.sources.transformers_driver import TransformersDriver
 from transformer_lens.model_bridge.supported_architectures.codegen import CodeGenArchitectureAdapter
@@ -21,12 +21,19 @@ ARCHITECTURE = "CodeGenForCausalLM"
 
 
 def adapter_with(attention: type[Any]) -> type[ArchitectureAdapter]:
-    """TransformerLens's CodeGen adapter, with `attention` as the class of its attention bridges."""
+    """TransformerLens's CodeGen adapter, with `attention` as the class of its attention bridges.
+
+    Its layer norms return what Hugging Face's own module computes, bit for bit, as long as no hook edits `hook_scale` or
+    `hook_normalized`; TransformerLens's default recomputes them, which is a unit in the last place off.
+    """
 
     class Adapter(CodeGenArchitectureAdapter):
         def __init__(self, cfg: Any) -> None:
             super().__init__(cfg)
-            self.component_mapping["blocks"].submodules["attn"] = attention(
+            block = self.component_mapping["blocks"].submodules
+            block["ln1"] = _layer_norm("ln_1", self.cfg)
+            self.component_mapping["ln_final"] = _layer_norm("transformer.ln_f", self.cfg)
+            block["attn"] = attention(
                 name="attn",
                 config=self.cfg,
                 split_qkv_matrix=split_qkv_matrix,
@@ -35,6 +42,10 @@ def adapter_with(attention: type[Any]) -> type[ArchitectureAdapter]:
 
     Adapter.__name__ = f"{attention.__name__}Adapter"
     return Adapter
+
+
+def _layer_norm(name: str, config: Any) -> NormalizationBridge:
+    return NormalizationBridge(name=name, config=config, use_native_layernorm_autograd=True)
 
 
 CodeGenAdapter = adapter_with(CodeGenAttentionBridge)

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from cgverify.cli.exits import INTERRUPTED
-from cgverify.environment import machine, pin_numerics, versions
+from cgverify.environment import machine, pin_numerics, prefer_huge_pages, versions
 from cgverify.errors import UsageError
 from cgverify.plan import Axes, Subject, cells
 from cgverify.records import Cell, CellResult, Run
@@ -37,6 +37,7 @@ class Verification:
         """Run it, print the report on stdout, and return the exit code."""
         if resume and output is None:
             raise UsageError("--resume continues the run in --output: give the folder.")
+        prefer_huge_pages()
         if self.verbosity == 0:
             _hush_libraries()
         from cgverify.candidate import find

@@ -39,34 +39,36 @@ def findings_frame(results: Iterable[CellResult]) -> pd.DataFrame:
 
 
 def summary_frame(findings: pd.DataFrame) -> pd.DataFrame:
-    """One row per component, setting and case: taps compared, a count per verdict, and the worst figures."""
-    keys = [*SETTING, "component", "case"]
-    rows = [
-        dict(zip(keys, values, strict=True)) | worst(group)
-        for values, group in findings.groupby(keys, sort=False, dropna=False)
-    ]
-    return pd.DataFrame(rows)
+    """One row per component, setting and case: see `worst_by`."""
+    return worst_by(findings, [*SETTING, "component", "case"])
 
 
-def worst(findings: pd.DataFrame) -> dict[str, Any]:
-    """What a group of findings comes to: taps compared, counts of verdicts, the worst verdict, greatest figures, and where.
+def worst_by(findings: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    """For each group of findings: taps compared, a count per verdict, the worst verdict, greatest figures, and where.
 
-    `where` is the tap of the worst verdict, among equals that of the greatest r.
+    `where` is the place of the worst verdict, among equals of the greatest r. Groups stand in order of appearance.
     """
-    severity = findings["verdict"].map(lambda verdict: Verdict(verdict).severity)
-    most_severe = findings[severity == severity.max()]
-    r = most_severe["r"].fillna(-1.0)
-    place = most_severe.loc[r.idxmax()]
-    counts = findings["verdict"].value_counts()
-    return {
-        "taps": int(findings["verdict"].map(lambda verdict: Verdict(verdict).compares).sum()),
-        **{verdict.value: int(counts.get(verdict.value, 0)) for verdict in Verdict},
-        "worst_verdict": place["verdict"],
-        "r": findings["r"].max(),
-        "max_abs": findings["max_abs"].max(),
-        "max_ulp": findings["max_ulp"].max(),
-        "where": ", ".join(str(part) for part in (place["component"], place["tap"], place["at"]) if part),
-    }
+    severity = findings["verdict"].map({verdict.value: verdict.severity for verdict in Verdict})
+    compared = findings["verdict"].map({verdict.value: verdict.compares for verdict in Verdict})
+    flags = {verdict.value: findings["verdict"] == verdict.value for verdict in Verdict}
+    cell = findings["component"] + findings["case"] + findings["seed"].astype(str)
+    marked = findings.assign(cell=cell, taps=compared, **flags)
+    groups = marked.groupby(keys, sort=False, dropna=False)
+    counted = groups[["taps", *flags]].sum().astype(int)
+    greatest = groups[["r", "max_abs", "max_ulp"]].max()
+    order = findings.assign(severity=severity, r=findings["r"].fillna(-1.0)).sort_values(
+        ["severity", "r"], ascending=False, kind="stable"
+    )
+    worst = order.groupby(keys, sort=False, dropna=False).first()
+    places = worst["component"] if "component" in worst else worst.index.get_level_values("component").to_series()
+    places = pd.Series(list(places), index=worst.index)
+    where = [
+        ", ".join(part for part in parts if part)
+        for parts in zip(places, worst["tap"], worst["at"], strict=True)
+    ]
+    described = pd.DataFrame({"worst_verdict": worst["verdict"], "where": where}, index=worst.index)
+    cells = groups["cell"].nunique().rename("cells")
+    return pd.concat([cells, counted, described.reindex(counted.index), greatest], axis=1).reset_index()
 
 
 def write_csv(folder: Path, results: Sequence[CellResult]) -> None:

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cgverify.records import CellResult, Run, Verdict
-from cgverify.report.frames import SETTING, findings_frame, worst
+from cgverify.report.frames import SETTING, findings_frame, worst_by
 from cgverify.report.outcome import counts, failures, silent_hooks, suspects
 
 SHOWN_FAILURES = 20
@@ -60,18 +60,15 @@ def _setting_table(run: Run, setting: tuple[str, ...], findings: pd.DataFrame) -
         table.add_column(heading, justify="right")
     table.add_column("worst verdict", no_wrap=True)
     for heading in ("worst r", "max |Δ|", "max ULP"):
-        table.add_column(heading, justify="right")
-    table.add_column("where", overflow="fold")
-    for kind, group in findings.groupby("kind", sort=False):
-        row = worst(group)
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("where", overflow="fold", max_width=60)
+    for row in worst_by(findings, ["kind"]).to_dict("records"):
         said = Verdict(row["worst_verdict"])
         table.add_row(
-            str(kind),
-            str(len(group.drop_duplicates(["component", "case", "seed"]))),
-            str(row["taps"]),
+            *(str(row[name]) for name in ("kind", "cells", "taps")),
             Text(said.value, style=STYLES[said]),
             *(_figure(row[name]) for name in ("r", "max_abs", "max_ulp")),
-            str(row["where"]),
+            "" if said is Verdict.BITWISE else str(row["where"]),
         )
     return table
 
