@@ -1,6 +1,11 @@
-"""`python -m cgverify`."""
+"""`cgverify`, and `python -m cgverify`."""
 
 from cgverify.cli.app import app
 
-if __name__ == "__main__":
+
+def main() -> None:
     app(prog_name="cgverify")
+
+
+if __name__ == "__main__":
+    main()

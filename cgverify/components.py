@@ -57,10 +57,12 @@ class Component:
 
         def run(observation: Observation) -> None:
             node = bridge.get_submodule(self.bridge_path)
-            with hooks_of(node, observation):
-                returned = self._call(node, inputs, cache)
-            _see_returned(returned, observation.see)
-            _see_cache(cache, layer, self._attention_prefix, observation.see)
+            try:
+                with hooks_of(node, observation):
+                    returned = self._call(node, inputs, cache)
+                _see_returned(returned, observation.see)
+            finally:  # a candidate may fail on what it put into the cache
+                _see_cache(cache, layer, self._attention_prefix, observation.see)
 
         observation = observe(run, inputs)
         observation.taps = {self._tap_name(name): tap for name, tap in observation.taps.items()}
@@ -135,7 +137,7 @@ def _see_cache(cache: Any, layer: int | None, prefix: str, see: See) -> None:
         see(f"{prefix}cache_values", cache.layers[layer].values)
 
 
-# --- the reference's taps -----------------------------------------------------------------------------------------------
+# --- the reference's taps ---------------------------------------------------------------------------------------------
 
 
 def _under(prefix: str, see: See) -> See:
@@ -167,7 +169,7 @@ def _watch_block(module: Any, see: See) -> Iterator[None]:
         yield
 
 
-# --- the rows -----------------------------------------------------------------------------------------------------------
+# --- the rows ---------------------------------------------------------------------------------------------------------
 
 
 def _hidden(config: CodeGenConfig) -> probe.RandomInputs:

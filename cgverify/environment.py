@@ -33,7 +33,7 @@ def machine() -> dict[str, Any]:
 
 
 def prefer_huge_pages() -> None:
-    """Let torch ask the kernel for huge pages, where weights are copied two to four times as fast. Before torch is imported."""
+    """Let torch ask for huge pages, into which weights are copied faster. Before torch is imported."""
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 

@@ -1,13 +1,13 @@
 """Every error that a user can meet. Each is one sentence that says what to do, with the exit code of its kind.
 
-    CgverifyError                 3  something could not be run
-    ├── UsageError                2  the command or its arguments are wrong
-    │   ├── UnknownNameError         a name that is none of the known ones
-    │   ├── CheckpointMissingError   no checkpoint there, or one of another architecture
-    │   ├── CandidateError           --bridge cannot be imported, or is no bridge
-    │   └── RunFolderError           the output folder exists, cannot be written, or does not fit
-    ├── WeightsError              3  a checkpoint whose weights cannot be read or trusted
-    └── DeviceError               3  a device that this machine does not have
+CgverifyError                 3  something could not be run
+├── UsageError                2  the command or its arguments are wrong
+│   ├── UnknownNameError         a name that is none of the known ones
+│   ├── CheckpointMissingError   no checkpoint there, or one of another architecture
+│   ├── CandidateError           --bridge cannot be imported, or is no bridge
+│   └── RunFolderError           the output folder exists, cannot be written, or does not fit
+├── WeightsError              3  a checkpoint whose weights cannot be read or trusted
+└── DeviceError               3  a device that this machine does not have
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Matched inputs: a case makes probes, and both sides are given the same.
 
-A probe starts from `get_random_inputs(batch_size, seq_len, device, dtype)`: the component's own where it has one, else a
-builder of ours with that signature. It is called on the CPU in float32 with the global random state put back
+A probe starts from `get_random_inputs(batch_size, seq_len, device, dtype)`: the component's own where it has one, else
+a builder of ours with that signature. It is called on the CPU in float32 with the global random state put back
 afterwards, and the tensors are then cast and moved, so that one seed is one input in every dtype and on every device.
 """
 
@@ -58,7 +58,7 @@ class Recipe:
     seq_len: int
     n_positions: int
     spread: float
-    """The factor on standard normal hidden states that gives this attention's scores a standard deviation of about 3."""
+    """The factor on standard normal hidden states that gives the attention's scores a standard deviation of 3."""
 
 
 Stress = Callable[[Inputs, Recipe], Inputs]

@@ -26,6 +26,7 @@ from cgverify.oracle.softmax import softmax
 View = Mapping[str, torch.Tensor]
 """A side's taps and givens by name."""
 
+
 @dataclass(frozen=True)
 class Local:
     """An oracle that is cheap enough to be asked about one side at a time."""
@@ -192,10 +193,7 @@ def attention(prefix: str, source: str, with_cache: bool) -> tuple[Stage, ...]:
         return Expected(heads.value.transpose(1, 2), heads.bound.transpose(1, 2), heads.dtype)
 
     def scored(side: View, parameters: Parameters) -> Expected:
-        if with_cache:
-            key = observed(side[tap["cache_keys"]])
-        else:
-            key = rotated_as_seen("k", side, parameters)
+        key = observed(side[tap["cache_keys"]]) if with_cache else rotated_as_seen("k", side, parameters)
         return scores(rotated_as_seen("q", side, parameters), key, side.get("given.attention_mask"))
 
     def patterned(side: View, _: Parameters) -> Expected:

@@ -65,8 +65,8 @@ class RunFolder:
         for part in SAME:
             if before.environment.get(part) != json.loads(json.dumps(run.environment.get(part))):
                 raise RunFolderError(
-                    f"{path} was made with other {part} ({_first_difference(before, run, part)}), so its findings cannot "
-                    "stand beside new ones: run as then, or give another --output."
+                    f"{path} was made with other {part} ({_first_difference(before, run, part)}), so its findings "
+                    "cannot stand beside new ones: run as then, or give another --output."
                 )
         try:
             _cut_torn_line(path / "findings.jsonl")

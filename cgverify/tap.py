@@ -117,11 +117,11 @@ def module_io(module: nn.Module, see: Callable[[str, torch.Tensor], None], into:
 def attention_taps(attention: Any, see: Callable[[str, torch.Tensor], None]) -> Iterator[None]:
     """Show what a `CodeGenAttention` computes, under the names and in the shapes of the bridge's hooks.
 
-    q, k and v are what `_split_heads` returns; rotated q and k what `_attn` receives (with a cache, its last keys, already
-    cast); scores the input of its softmax; the pattern what it returns; z what `out_proj` receives.
+    q, k and v are what `_split_heads` returns; rotated q and k what `_attn` receives (with a cache, its last
+    keys, already cast); scores the input of its softmax; the pattern what it returns; z what `out_proj` receives.
     """
     split_heads, attn = attention._split_heads, attention._attn
-    projections = iter(())
+    projections: Iterator[str] = iter(())
 
     def watched_split(*args: Any, **kwargs: Any) -> torch.Tensor:
         nonlocal projections
@@ -165,11 +165,10 @@ def attention_taps(attention: Any, see: Callable[[str, torch.Tensor], None]) -> 
 
 class _SoftmaxInput(TorchDispatchMode):
     def __init__(self, see: Callable[[torch.Tensor], None]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.see = see
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._softmax.default:
             self.see(args[0])
         return func(*args, **(kwargs or {}))
-

@@ -17,7 +17,7 @@ from cgverify.bridge.rotary import rotate, sin_cos
 Split = Callable[[nn.Module], tuple[nn.Linear, nn.Linear, nn.Linear]]
 
 
-class CodeGenAttentionBridge(JointQKVAttentionBridge):
+class CodeGenAttentionBridge(JointQKVAttentionBridge):  # type: ignore[misc]
     """A drop-in for TransformerLens's bridge of Hugging Face's `CodeGenAttention`.
 
     The computation, with batch B, sequence S, heads H, head size D, keys K (cached ones included), d_model = H·D:
@@ -196,7 +196,8 @@ class CodeGenAttentionBridge(JointQKVAttentionBridge):
     def _project(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """q, k and v, each `[batch, seq, heads, head_dim]`."""
         if self._is_split_qkv_fork_active():
-            return self._split_forward_qkv(hidden_states)
+            forked: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = self._split_forward_qkv(hidden_states)
+            return forked
         heads = cast(Any, self.config).n_heads
         query, key, value = (
             projection(hidden_states).unflatten(-1, (heads, -1)) for projection in (self.q, self.k, self.v)
@@ -225,7 +226,8 @@ class CodeGenAttentionBridge(JointQKVAttentionBridge):
 
     def _pattern_of(self, scores: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """Softmax over the keys, cast to the values' dtype, with the module's dropout."""
-        return self._apply_attn_dropout(self._masked_softmax(scores).to(dtype))
+        pattern: torch.Tensor = self._apply_attn_dropout(self._masked_softmax(scores).to(dtype))
+        return pattern
 
     def _mix(self, pattern: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """z, the values mixed by the pattern, heads side by side: `[batch, seq, d_model]`."""

@@ -23,11 +23,11 @@ ARCHITECTURE = "CodeGenForCausalLM"
 def adapter_with(attention: type[Any]) -> type[ArchitectureAdapter]:
     """TransformerLens's CodeGen adapter, with `attention` as the class of its attention bridges.
 
-    Its layer norms return what Hugging Face's own module computes, bit for bit, as long as no hook edits `hook_scale` or
-    `hook_normalized`; TransformerLens's default recomputes them, which is a unit in the last place off.
+    Its layer norms return what Hugging Face's own module computes, bit for bit, as long as no hook edits `hook_scale`
+    or `hook_normalized`; TransformerLens's default recomputes them, which is a unit in the last place off.
     """
 
-    class Adapter(CodeGenArchitectureAdapter):
+    class Adapter(CodeGenArchitectureAdapter):  # type: ignore[misc]
         def __init__(self, cfg: Any) -> None:
             super().__init__(cfg)
             block = self.component_mapping["blocks"].submodules

@@ -100,8 +100,8 @@ def _config(folder: Path) -> CodeGenConfig:
 def _checked(config: CodeGenConfig, where: str) -> CodeGenConfig:
     if config.n_head % PARTITIONS or config.n_embd % config.n_head:
         raise CheckpointMissingError(
-            f"{where} has {config.n_head} heads and n_embd {config.n_embd}: the heads of a CodeGen model are a multiple "
-            f"of {PARTITIONS} and divide n_embd."
+            f"{where} has {config.n_head} heads and n_embd {config.n_embd}: the heads of a CodeGen model are a "
+            f"multiple of {PARTITIONS} and divide n_embd."
         )
     if config.activation_function != "gelu_new":
         raise CheckpointMissingError(

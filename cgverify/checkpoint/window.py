@@ -64,7 +64,7 @@ class Window:
         self.view = view
 
     def spread(self) -> float:
-        """The factor on standard normal inputs that gives the scores of the attention in view a standard deviation of 3.
+        """The factor on standard normal inputs that gives the attention scores in view a standard deviation of 3.
 
         For x, y standard normal, xᵀAy has variance ‖A‖²; here A = WqᵀWk/√D of a head, and
         ‖WqᵀWk‖² = tr(WqWqᵀ·WkWkᵀ). Taken from the stored weights, so that it is one number in every dtype; 1.0 where no
@@ -131,7 +131,8 @@ def refusal(config: CodeGenConfig, rotary_dim: RotaryDim) -> str | None:
 
 
 def _in_view(model: CodeGenForCausalLM, view: View) -> nn.Module:
-    return model.get_submodule("transformer.h.0" if isinstance(view, int) else _ENDS[view])
+    module: nn.Module = model.get_submodule("transformer.h.0" if isinstance(view, int) else _ENDS[view])
+    return module
 
 
 def _require_finite(tensor: torch.Tensor, name: str) -> None:

@@ -16,7 +16,7 @@ from cgverify.cli.options import known
 
 
 def models(format: options.Format = "table") -> None:
-    """The named checkpoints: shape, memory that verifying takes in float32, and whether the weights are on this disk."""
+    """The named checkpoints: shape, memory to verify them in float32, and whether the weights are on this disk."""
     with exit_codes():
         known("format", [format], ("table", "json"))
 

@@ -17,11 +17,13 @@ FORMATS = ("table", "json", "csv")
 _AXES = "What to verify"
 _RUN = "How to run"
 
-Model = Annotated[str, typer.Option(help="A name of `cgverify models`, a folder, or a hub id.", envvar="CGVERIFY_MODEL")]
+Model = Annotated[
+    str, typer.Option(help="A name of `cgverify models`, a folder, or a hub id.", envvar="CGVERIFY_MODEL")
+]
 Weights = Annotated[
     str,
     typer.Option(
-        help="auto: what is on this disk, else random, never a download. pretrained: download if needed. random[:SEED].",
+        help="auto: what is on this disk, else random. pretrained: download what is missing. random[:SEED].",
         envvar="CGVERIFY_WEIGHTS",
     ),
 ]
@@ -66,9 +68,7 @@ Threads = Annotated[
 ]
 Output = Annotated[
     Path | None,
-    typer.Option(
-        help="Run folder; by default reports/MODEL-TIME.", envvar="CGVERIFY_OUTPUT", rich_help_panel=_RUN
-    ),
+    typer.Option(help="Run folder; by default reports/MODEL-TIME.", envvar="CGVERIFY_OUTPUT", rich_help_panel=_RUN),
 ]
 Resume = Annotated[
     bool, typer.Option("--resume", help="Continue the run in --output.", envvar="CGVERIFY_RESUME", rich_help_panel=_RUN)
@@ -78,7 +78,9 @@ Format = Annotated[
 ]
 StopAtFailure = Annotated[
     bool,
-    typer.Option("--exitfirst", "-x", help="Stop at the first failure.", envvar="CGVERIFY_EXITFIRST", rich_help_panel=_RUN),
+    typer.Option(
+        "--exitfirst", "-x", help="Stop at the first failure.", envvar="CGVERIFY_EXITFIRST", rich_help_panel=_RUN
+    ),
 ]
 Quiet = Annotated[
     bool, typer.Option("--quiet", "-q", help="No notices, no progress.", envvar="CGVERIFY_QUIET", rich_help_panel=_RUN)

@@ -54,7 +54,9 @@ class Verification:
         folder, finished = RunFolder.resume(path, described) if resume else (RunFolder.create(path, described), [])
         if not quiet:
             note = f"{len(finished)} cells are finished already. " if finished else ""
-            typer.echo(f"{subject.model}, weights {source.origin}: {len(plan)} cells. {note}Run folder {path}", err=True)
+            typer.echo(
+                f"{subject.model}, weights {source.origin}: {len(plan)} cells. {note}Run folder {path}", err=True
+            )
         done = {result.cell.id for result in finished}
         left = [cell for cell in plan if cell.id not in done]
         results, interrupted = list(finished), False
@@ -98,7 +100,9 @@ def _report(
     else:
         Console().print(table.render(run, ordered))
     if interrupted:
-        typer.echo(f"Interrupted after {len(ordered)} of {len(plan)} cells: --output {path} --resume goes on.", err=True)
+        typer.echo(
+            f"Interrupted after {len(ordered)} of {len(plan)} cells: --output {path} --resume goes on.", err=True
+        )
         return INTERRUPTED
     return exit_code(ordered)
 
@@ -136,6 +140,6 @@ def _hush_libraries() -> None:
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
     if not sys.stderr.isatty():
-        from huggingface_hub.utils import disable_progress_bars
+        from huggingface_hub.utils.tqdm import disable_progress_bars
 
         disable_progress_bars()

@@ -16,7 +16,7 @@ from cgverify.candidate import Candidate
 from cgverify.checkpoint.source import Source
 from cgverify.checkpoint.window import Setting, View, Window, refusal
 from cgverify.errors import DeviceError, WeightsError
-from cgverify.records import Cell, CellResult, Verdict
+from cgverify.records import Cell, CellResult, RotaryDim, Verdict
 
 
 def run(cells: Sequence[Cell], source: Source, candidates: Mapping[str, Candidate]) -> Iterator[CellResult]:
@@ -78,7 +78,7 @@ def _turn(cell: Cell) -> tuple[object, ...]:
     return (layer, end, cell.dtype, cell.device, str(cell.rotary_dim), cell.candidate)
 
 
-def _setting(cell: Cell) -> tuple[str, str, int | str]:
+def _setting(cell: Cell) -> tuple[str, str, RotaryDim]:
     return cell.dtype, cell.device, cell.rotary_dim
 
 
@@ -87,4 +87,6 @@ def require_devices(devices: Iterable[str]) -> None:
     present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     for device in devices:
         if not present[device]:
-            raise DeviceError(f"This machine has no {device} device: choose another --device, or run where there is one.")
+            raise DeviceError(
+                f"This machine has no {device} device: choose another --device, or run where there is one."
+            )

@@ -12,13 +12,11 @@ from cgverify.oracle.arithmetic import Expected, exactly, rounded
 
 
 def cached(before: torch.Tensor | None, new: Expected, dtype: torch.dtype) -> Expected:
-    """Contents `[batch, heads, keys, head_dim]` in `dtype`, after `new` `[batch, heads, seq, head_dim]` came to `before`."""
+    """Contents in `dtype` after `new` came to `before`, all of them `[batch, heads, keys, head_dim]`."""
     added = exactly(new.value.to(new.dtype), dtype)
     if new.bound.any():
         added = Expected(new.value, rounded(new.value, new.bound, dtype), dtype)
     if before is None:
         return added
     kept = exactly(before, dtype)
-    return Expected(
-        torch.cat((kept.value, added.value), dim=-2), torch.cat((kept.bound, added.bound), dim=-2), dtype
-    )
+    return Expected(torch.cat((kept.value, added.value), dim=-2), torch.cat((kept.bound, added.bound), dim=-2), dtype)

@@ -13,7 +13,7 @@ ORDER = ("q", "v", "k")
 
 
 def rows_of(which: str, n_heads: int, head_dim: int) -> torch.Tensor:
-    """Indices `[n_heads * head_dim]` into the fused weight's rows: row h·D + i of the result is head h's dimension i."""
+    """Indices `[n_heads * head_dim]` of rows of the fused weight: element h·D + i is head h's dimension i."""
     heads_each = n_heads // PARTITIONS
     rows = []
     for head in range(n_heads):
@@ -24,5 +24,5 @@ def rows_of(which: str, n_heads: int, head_dim: int) -> torch.Tensor:
 
 
 def projection_weight(fused: torch.Tensor, which: str, n_heads: int) -> torch.Tensor:
-    """The weight `[d_model, d_model]` of `which` ("q", "k" or "v"), gathered from the fused `[3 * d_model, d_model]`."""
+    """The weight `[d_model, d_model]` of "q", "k" or "v", gathered from the fused `[3 * d_model, d_model]`."""
     return fused[rows_of(which, n_heads, fused.shape[1] // n_heads).to(fused.device)]

@@ -8,7 +8,12 @@ from cgverify.oracle.arithmetic import UNIT_ROUNDOFF, Expected, accumulator, exp
 
 
 def mix(pattern: torch.Tensor, value: torch.Tensor) -> Expected:
-    """pattern `[batch, heads, seq, keys]`, value `[batch, heads, keys, head_dim]`; z is `[batch, seq, heads, head_dim]`."""
+    """z `[batch, seq, heads, head_dim]`.
+
+    Args:
+        pattern: `[batch, heads, seq, keys]`.
+        value: `[batch, heads, keys, head_dim]`.
+    """
     a = UNIT_ROUNDOFF[accumulator(value.dtype)]
     n = pattern.shape[-1]
     p, v = pattern.to(torch.float64), value.to(torch.float64)

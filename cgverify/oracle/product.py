@@ -51,7 +51,7 @@ def products(
 
 
 def _sums_of_squares(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Σ (x_i w_i)², never less than the true value and at most 3·10⁻³ more: a bound needs no more digits than float32 has.
+    """Σ (x_i w_i)², never less than the true value and at most 6·10⁻³ more: a bound needs no more digits than that.
 
     Rows are scaled to a largest element of 1 first, so that nothing overflows and only what cannot matter underflows.
     """

@@ -15,7 +15,13 @@ from cgverify.oracle.arithmetic import SMALLEST_SUBNORMAL, UNIT_ROUNDOFF, Expect
 
 
 def rope(x: torch.Tensor, table: torch.Tensor, position_ids: torch.Tensor) -> Expected:
-    """x `[batch, seq, heads, head_dim]`, table `[positions, rotary_dim]` (sines first), positions `[batch or 1, seq]`."""
+    """x, rotated.
+
+    Args:
+        x: `[batch, seq, heads, head_dim]`.
+        table: `[positions, rotary_dim]`, sines before cosines.
+        position_ids: `[batch or 1, seq]`.
+    """
     dtype = torch.promote_types(x.dtype, table.dtype)
     half = table.shape[-1] // 2
     angles = table[position_ids.to(table.device)].to(torch.float64)[:, :, None, :]

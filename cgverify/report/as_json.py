@@ -1,4 +1,4 @@
-"""A run as one JSON object: `{"run": …, "summary": …, "findings": […]}`. NaN and infinity are the strings pydantic writes."""
+"""A run as one JSON object: `{"run": …, "summary": …, "findings": […]}`, with NaN and infinity as strings."""
 
 from __future__ import annotations
 

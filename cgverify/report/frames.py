@@ -62,10 +62,7 @@ def worst_by(findings: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
     worst = order.groupby(keys, sort=False, dropna=False).first()
     places = worst["component"] if "component" in worst else worst.index.get_level_values("component").to_series()
     places = pd.Series(list(places), index=worst.index)
-    where = [
-        ", ".join(part for part in parts if part)
-        for parts in zip(places, worst["tap"], worst["at"], strict=True)
-    ]
+    where = [", ".join(part for part in parts if part) for parts in zip(places, worst["tap"], worst["at"], strict=True)]
     described = pd.DataFrame({"worst_verdict": worst["verdict"], "where": where}, index=worst.index)
     cells = groups["cell"].nunique().rename("cells")
     return pd.concat([cells, counted, described.reindex(counted.index), greatest], axis=1).reset_index()

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cgverify.records import Cell, CellResult, Finding, Verdict
+from cgverify.records import Cell, CellResult, Finding, Run, Verdict
 
 
 @dataclass(frozen=True)
@@ -24,19 +24,22 @@ class Failure:
         where = f"{cell.component}, {cell.candidate} in {cell.dtype}, case {cell.case}{step}"
         return f"{where}: {self.finding.message}{more}."
 
-    def command(self, model: str, weights: str) -> str:
-        """The command that repeats the cell alone, with `--model` and `--weights` as they were given."""
-        cell = self.cell
-        arguments = [
-            *("cgverify", "all-components", "--model", model, "--weights", weights),
-            *("--component", cell.component, "--case", cell.case),
-            *("--bridge", cell.candidate, "--dtype", cell.dtype, "--device", cell.device),
-            *("--rotary-dim", str(cell.rotary_dim), "--seed", str(cell.seed)),
-            *("--batch-size", str(cell.batch_size), "--seq-len", str(cell.seq_len)),
-        ]
-        if cell.layer is not None:
-            arguments += ["--layers", str(cell.layer)]
-        return shlex.join(arguments)
+    def command(self, run: Run) -> str:
+        """The command that repeats the cell alone. What is a default goes without saying."""
+        cell, settings = self.cell, run.settings
+        options = {
+            "--weights": (settings["weights"], "auto"),
+            "--bridge": (cell.candidate, "cgverify"),
+            "--dtype": (cell.dtype, "float32"),
+            "--device": (cell.device, "cpu"),
+            "--rotary-dim": (cell.rotary_dim, cell.rotary_dim if not settings["rotary_dims"] else None),
+            "--seed": (cell.seed, 0),
+            "--batch-size": (cell.batch_size, 2),
+            "--seq-len": (cell.seq_len, 8),
+        }
+        said = [part for name, (value, default) in options.items() if value != default for part in (name, str(value))]
+        where = ["--component", cell.component, "--case", cell.case]
+        return shlex.join(["cgverify", "all-components", "--model", settings["model"], *where, *said])
 
 
 def counts(results: Sequence[CellResult]) -> dict[Verdict, int]:
@@ -61,21 +64,26 @@ def exit_code(results: Sequence[CellResult]) -> int:
 
 
 def failures(results: Sequence[CellResult]) -> list[Failure]:
-    """Every fault once, in the order of the computation, where its r is greatest.
+    """Every fault once, in the order of the computation.
 
-    Findings that share candidate, dtype, kind of component, stage, tap and verdict are one fault.
+    Findings that share candidate, dtype, device, stage, tap and verdict are one fault, whichever layers and cases they
+    are of; one that shows in a component by itself is not told again for the block around it.
     """
     groups: dict[tuple[object, ...], list[tuple[Cell, Finding]]] = {}
     for result in results:
         for finding in result.findings:
             if finding.verdict.fails or finding.verdict is Verdict.ERROR:
                 cell = result.cell
-                key = (cell.candidate, cell.dtype, cell.device, cell.kind, finding.stage, finding.tap, finding.verdict)
+                tap = finding.tap.removeprefix("attn.").removeprefix("mlp.").removeprefix("ln1.")
+                key = (cell.candidate, cell.dtype, cell.device, finding.stage, tap, finding.verdict)
                 groups.setdefault(key, []).append((cell, finding))
-    return [
-        Failure(*max(group, key=lambda pair: pair[1].r or 0.0), cells=len({cell.id for cell, _ in group}))
-        for group in groups.values()
-    ]
+    return [Failure(*max(group, key=_telling), cells=len({cell.id for cell, _ in group})) for group in groups.values()]
+
+
+def _telling(found: tuple[Cell, Finding]) -> tuple[bool, float]:
+    """A component by itself tells more than the block around it, and a large r more than a small one."""
+    cell, finding = found
+    return cell.kind != "block", finding.r or 0.0
 
 
 def suspects(results: Sequence[CellResult]) -> list[tuple[Cell, Finding]]:
@@ -89,12 +97,11 @@ def suspects(results: Sequence[CellResult]) -> list[tuple[Cell, Finding]]:
 
 
 def silent_hooks(results: Sequence[CellResult]) -> dict[str, list[str]]:
-    """For each candidate, the hooks that fired in none of the cells whose component has them."""
-    heard: dict[tuple[str, str], list[set[str]]] = {}
+    """For each candidate, the hooks that fired in no cell at all."""
+    silent: dict[str, dict[str, bool]] = {}
     for result in results:
-        if any(finding.verdict.compares and finding.shape for finding in result.findings):
-            heard.setdefault((result.cell.candidate, result.cell.kind), []).append(set(result.silent_hooks))
-    silent: dict[str, list[str]] = {}
-    for (candidate, kind), cells in heard.items():
-        silent.setdefault(candidate, []).extend(f"{kind}: {hook}" for hook in sorted(set.intersection(*cells)))
-    return {candidate: hooks for candidate, hooks in silent.items() if hooks}
+        cell = result.cell
+        for hook in result.silent_hooks:
+            name = hook if cell.kind == "block" else f"{cell.kind}.{hook}"
+            silent.setdefault(cell.candidate, {}).setdefault(name, True)
+    return {candidate: sorted(hooks) for candidate, hooks in silent.items()}

@@ -30,7 +30,8 @@ def render(run: Run, results: Sequence[CellResult]) -> RenderableType:
     """The whole report of a run, for a terminal."""
     parts: list[RenderableType] = [*_failures(run, results)]
     for setting, findings in findings_frame(results).groupby(SETTING, sort=False, dropna=False):
-        parts.append(_setting_table(run, tuple(map(str, setting)), findings))
+        if not (findings["verdict"] == Verdict.UNSUPPORTED.value).all():
+            parts.append(_setting_table(run, tuple(map(str, setting)), findings))
     parts += [*_notices(results), _verdict_line(results)]
     return Group(*parts)
 
@@ -41,8 +42,7 @@ def _failures(run: Run, results: Sequence[CellResult]) -> list[RenderableType]:
     for failure in found[:SHOWN_FAILURES]:
         style = STYLES[failure.finding.verdict]
         lines.append(Text.from_markup(f"[{style}]{failure.finding.verdict.value}[/] {escape(failure.sentence)}"))
-        command = failure.command(run.settings["model"], run.settings["weights"])
-        lines.append(Text(f"    {command}", style="dim", overflow="fold"))
+        lines.append(Text(f"    {failure.command(run)}", style="dim", overflow="fold"))
     if len(found) > SHOWN_FAILURES:
         lines.append(Text(f"… and {len(found) - SHOWN_FAILURES} more: see findings.csv."))
     return lines
@@ -74,14 +74,15 @@ def _setting_table(run: Run, setting: tuple[str, ...], findings: pd.DataFrame) -
 
 
 def _notices(results: Sequence[CellResult]) -> list[RenderableType]:
-    lines: list[RenderableType] = []
     refused = [finding for result in results for finding in result.findings if finding.verdict is Verdict.UNSUPPORTED]
-    for message in dict.fromkeys(finding.message for finding in refused):
-        lines.append(Text(f"unsupported: {message}", style="yellow"))
+    reasons = dict.fromkeys(finding.message for finding in refused)
+    lines: list[RenderableType] = [Text(f"unsupported: {reason}", style="yellow") for reason in reasons]
     for cell, finding in suspects(results)[:SHOWN_FAILURES]:
         lines.append(Text(f"{cell.component}, {finding.tap}, {cell.dtype}, {cell.case}: {finding.message}", "yellow"))
     for candidate, hooks in silent_hooks(results).items():
-        lines.append(Text(f"hooks of {candidate} that never fired (not gated): {', '.join(hooks)}", style="dim"))
+        lines.append(
+            Text(f"hooks of {candidate} that never fired in a cell (not gated): {', '.join(hooks)}", style="dim")
+        )
     return lines
 
 

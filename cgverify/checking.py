@@ -1,0 +1,138 @@
+"""Hold every stage of every side against its oracle.
+
+Cells that were observed together are checked together: a weight is read once for all the inputs that met it, and where
+both sides agree bit for bit on a tap and on all that it comes from, one answer serves both.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from cgverify.components import Component
+from cgverify.judge import Worst, assess, same_tensor
+from cgverify.oracle.arithmetic import Expected, rounded
+from cgverify.oracle.parameters import Parameters
+from cgverify.records import Cell
+from cgverify.stages import Local, Stage, expect_products
+from cgverify.tap import Observation
+
+
+@dataclass
+class Checked:
+    """What one stage of one side came to, put together from blocks of columns."""
+
+    dtype: torch.dtype
+    r: float = 0.0
+    index: int = 0
+    error: float = 0.0
+
+    def add(self, worst: Worst, index: int, error: float) -> None:
+        if worst.value > self.r:
+            self.r, self.index = worst.value, index
+        self.error = max(self.error, error)
+
+
+@dataclass
+class Side:
+    """One forward of one side: what it was given, what it showed, and how its stages came out."""
+
+    observation: Observation
+    view: Mapping[str, torch.Tensor]
+    checked: dict[int, Checked] = field(default_factory=dict)
+    """By the stage's place in the component's list."""
+    read: dict[int, list[str]] = field(default_factory=dict)
+    """The names that a stage's answer came from, likewise."""
+
+
+@dataclass
+class Observed:
+    """A cell that has been run and waits to be judged."""
+
+    cell: Cell
+    component: Component
+    stages: tuple[Stage, ...]
+    steps: list[tuple[str, Side, Side]]
+    """Name, reference, candidate."""
+    started: float
+
+
+Question = tuple[Side, int, Stage, str]
+"""A side, a stage with its place, and the name of the product's input."""
+
+
+def check_stages(observed: Sequence[Observed], parameters: Parameters) -> None:
+    """Fill in `Side.checked` of both sides of every step."""
+    products: dict[str, list[Question]] = {}
+    agreeing: list[tuple[Side, Side, int]] = []
+    for one in observed:
+        for _, reference, candidate in one.steps:
+            for place, stage in enumerate(one.stages):
+                reads = _question(reference, place, stage, parameters, products)
+                # Where both sides agree bit for bit on the tap and on all that it comes from, one answer serves both.
+                if reads is not None and _agree(reference, candidate, (stage.tap, *reads)):
+                    agreeing.append((reference, candidate, place))
+                else:
+                    _question(candidate, place, stage, parameters, products)
+    for weight, questions in products.items():
+        inputs = [side.view[name] for side, _, _, name in questions]
+        for columns, answers in expect_products(inputs, weight, parameters):
+            for (side, place, stage, _), answer in zip(questions, answers, strict=True):
+                _check(side, place, side.view[stage.tap], answer, columns)
+    for reference, candidate, place in agreeing:
+        if place in reference.checked:
+            candidate.checked[place] = reference.checked[place]
+
+
+def _question(
+    side: Side, place: int, stage: Stage, parameters: Parameters, products: dict[str, list[Question]]
+) -> list[str] | None:
+    """Check a stage of a side, or put it on the list of its weight; returns the names that the answer comes from."""
+    if stage.tap not in side.view:
+        return None
+    if place in side.checked:  # a reference that an earlier candidate stood beside
+        return side.read[place]
+    if isinstance(stage.oracle, Local):
+        answer, side.read[place] = stage.oracle.expect(side.view, parameters)
+        _check(side, place, side.view[stage.tap], answer)
+    else:
+        side.read[place] = [stage.oracle.input]
+        if stage.oracle.input in side.view:
+            products.setdefault(stage.oracle.weight, []).append((side, place, stage, stage.oracle.input))
+    return side.read[place]
+
+
+def _agree(reference: Side, candidate: Side, names: Iterable[str]) -> bool:
+    return all(
+        name in candidate.view and same_tensor(reference.view[name], candidate.view[name])
+        for name in names
+        if name in reference.view
+    )
+
+
+def _check(side: Side, place: int, tap: torch.Tensor, answer: Expected | None, columns: slice | None = None) -> None:
+    """Hold a tap, or some columns of it seen as a matrix, against what it must be."""
+    if answer is None:
+        return
+    if tap.dtype != answer.dtype and tap.is_floating_point():
+        # Seen after a cast (a candidate's wrong dtype is found elsewhere): one more rounding.
+        answer = Expected(answer.value, rounded(answer.value, answer.bound, tap.dtype), answer.dtype)
+    checked = side.checked.setdefault(place, Checked(answer.dtype))
+    width = answer.value.shape[-1]
+    if columns is None:
+        part, first, stride = tap, 0, width
+        right_shape = tap.shape == answer.value.shape
+    else:
+        rows = answer.value.shape[0]
+        right_shape = tap.numel() % rows == 0 and tap.numel() // rows >= columns.stop
+        part = tap.reshape(rows, -1)[:, columns] if right_shape else tap
+        first, stride = columns.start, tap.numel() // rows
+    if not right_shape:
+        checked.add(Worst(math.inf, 0), 0, math.inf)
+        return
+    worst, error = assess(part, answer)
+    row, column = divmod(worst.index, width) if width else (0, 0)
+    checked.add(worst, row * stride + first + column, error)

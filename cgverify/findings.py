@@ -1,0 +1,142 @@
+"""From checked sides to findings: one per tap, with its verdict, its figures, and a sentence where it failed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from cgverify.checking import Checked, Observed, Side
+from cgverify.judge import Difference, difference, verdict
+from cgverify.records import Finding, Verdict
+from cgverify.stages import Stage
+
+
+def findings_of(observed: Observed, step: str, reference: Side, candidate: Side) -> list[Finding]:
+    """What was found in one step of a cell, tap by tap in the order of the computation."""
+    refused, raised = reference.observation.raised, candidate.observation.raised
+    if refused is not None:
+        accepts = "" if raised is not None else "; the candidate accepts it"
+        message = f"the reference refuses: {described(refused)}{accepts}"
+        return [Finding(step=step, tap="", stage="", verdict=Verdict.UNSUPPORTED, message=message)]
+    findings = []
+    if raised is not None:
+        message = f"the candidate raised where the reference did not: {described(raised)}"
+        findings.append(Finding(step=step, tap="raised", stage="forward", verdict=Verdict.DIVERGED, message=message))
+    findings += [
+        _finding(observed, step, place, stage, reference, candidate)
+        for place, stage in enumerate(observed.stages)
+        if stage.tap in candidate.view or (stage.required and raised is None)
+    ]
+    for name in candidate.observation.changed_inputs:
+        message = f"the candidate changed its input {name} in place"
+        findings.append(Finding(step=step, tap=name, stage="input", verdict=Verdict.DIVERGED, message=message))
+    return findings
+
+
+def _finding(observed: Observed, step: str, place: int, stage: Stage, reference: Side, candidate: Side) -> Finding:
+    ours, theirs = candidate.view.get(stage.tap), reference.view.get(stage.tap)
+    checked, counterpart = candidate.checked.get(place), reference.checked.get(place)
+    found: dict[str, Any] = {
+        "step": step,
+        "tap": stage.tap,
+        "stage": stage.name,
+        "reference_r": counterpart.r if counterpart else None,
+        "reference_error": counterpart.error if counterpart else None,
+    }
+    if ours is None:
+        return Finding(**found, verdict=Verdict.MISSING, message=f"{stage.tap} never fired")
+    found |= {"shape": tuple(ours.shape)}
+    if checked is not None:
+        found |= {"r": checked.r, "candidate_error": checked.error}
+    wrong = _wrong_form(stage, ours, theirs, checked)
+    if wrong:
+        return Finding(**found, verdict=Verdict.DIVERGED, message=wrong)
+    against = _against_reference(stage, ours, theirs, candidate.view)
+    if against is not None:
+        found |= {"max_abs": against.max_abs, "max_ulp": against.max_ulp}
+    if stage.tap in candidate.observation.changed_later:
+        message = f"{stage.tap} was changed in place after a hook had seen it"
+        return Finding(**found, verdict=Verdict.DIVERGED, message=message)
+    said = verdict(checked.r if checked else None, against)
+    if said is not Verdict.BITWISE:
+        found |= {"at": _place(_worst_index(stage, checked, against), ours.shape, stage.axes)}
+    if said is Verdict.DIVERGED:
+        return Finding(**found, verdict=said, message=_divergence(stage, checked, against, str(found["at"])))
+    suspect = counterpart is not None and counterpart.r > 1
+    message = "reference suspect: it breaks its own bound" if suspect else ""
+    return Finding(**found, verdict=said, message=message)
+
+
+def _worst_index(stage: Stage, checked: Checked | None, against: Difference | None) -> int:
+    """The element to point at: the worst of its stage where that broke, else the farthest from the reference.
+
+    Where the mask hides elements, the one that people can see is pointed at.
+    """
+    broken = checked is not None and checked.r > 1
+    if against is not None and against.max_abs > 0 and (stage.masked or not broken):
+        return against.index
+    return checked.index if checked is not None else 0
+
+
+def _wrong_form(stage: Stage, ours: torch.Tensor, theirs: torch.Tensor | None, checked: Checked | None) -> str | None:
+    """What is wrong with a tap's shape or dtype."""
+    if theirs is not None and ours.shape != theirs.shape:
+        return f"{stage.tap} has shape {list(ours.shape)}, the reference's {list(theirs.shape)}"
+    dtype = checked.dtype if checked is not None else theirs.dtype if theirs is not None else ours.dtype
+    if ours.dtype != dtype:
+        return f"{stage.tap} is {_short(ours.dtype)} where it must be {_short(dtype)}"
+    return None
+
+
+def _against_reference(
+    stage: Stage, ours: torch.Tensor, theirs: torch.Tensor | None, view: Mapping[str, torch.Tensor]
+) -> Difference | None:
+    if theirs is None:
+        return None
+    # With a cache Hugging Face's rotated key is seen after its cast; ours is compared after the same.
+    ours = ours.to(theirs.dtype)
+    mask = view.get("given.attention_mask") if stage.masked else None
+    if mask is None:
+        return difference(ours, theirs)
+    visible = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min
+    return difference(ours, theirs, visible)
+
+
+def _divergence(stage: Stage, checked: Checked | None, against: Difference | None, at: str) -> str:
+    apart = f", {against.max_abs:.3g} from the reference ({against.max_ulp:.3g} ULP)" if against else ""
+    if checked is None:
+        return f"{stage.tap} differs, and a tap that it is computed from never fired{apart}"
+    if against is not None and math.isinf(against.max_abs):
+        return f"{stage.name} is not finite at other elements than the reference, first at {at}"
+    return f"{stage.name} is off by {checked.r:.3g} times its bound at {at}{apart}"
+
+
+def _place(index: int, shape: torch.Size, axes: tuple[str, ...]) -> str:
+    """`head 3, position 5, …` of a flat index."""
+    if len(shape) != len(axes) or 0 in shape:
+        return f"element {index}"
+    coordinates = []
+    for size in reversed(shape):
+        index, coordinate = divmod(index, size)
+        coordinates.append(coordinate)
+    return ", ".join(f"{axis} {i}" for axis, i in zip(axes, reversed(coordinates), strict=True))
+
+
+def silent_hooks(observed: Observed) -> tuple[str, ...]:
+    """Hooks that fired in no step, other than those whose absence is a finding."""
+    required = {stage.tap for stage in observed.stages if stage.required}
+    silent = [set(candidate.observation.silent_hooks) for _, _, candidate in observed.steps]
+    return tuple(sorted(set.intersection(*silent) - required))
+
+
+def described(error: Exception) -> str:
+    """An exception as one line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
