@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 
 import torch
 
+from cgverify.bits import same_tensor
 from cgverify.components import Component
-from cgverify.judge import Worst, assess, same_tensor
+from cgverify.judge import Worst, assess
 from cgverify.oracle.arithmetic import Expected, rounded
 from cgverify.oracle.parameters import Parameters
 from cgverify.records import Cell

@@ -12,13 +12,12 @@ from dataclasses import dataclass
 
 import torch
 
+from cgverify.bits import agree, same_bits, ulp_distance
 from cgverify.oracle.arithmetic import Expected
 from cgverify.records import Verdict
 
 ULP_LIMIT = 4
 """A tap is `ulp` if no element is farther than this from the reference."""
-
-_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ def assess(tap: torch.Tensor, expected: Expected) -> tuple[Worst, float]:
     wide = tap.reshape(-1).to(torch.float64)
     error = (wide - value).abs_()
     if not _largest(error).isfinite():  # the rare case is kept apart: it costs as much again
-        error = torch.where(_agree(wide, value), 0.0, error)
+        error = torch.where(agree(wide, value), 0.0, error)
         if expected.dtype.is_floating_point:
             may_overflow = value.abs() + bound > torch.finfo(expected.dtype).max
             error = torch.where(wide.isinf() & may_overflow & (wide.sign() == value.sign()), 0.0, error)
@@ -72,10 +71,10 @@ def difference(candidate: torch.Tensor, reference: torch.Tensor, visible: torch.
         hidden = ~visible.expand(candidate.shape)
         candidate, reference = candidate.masked_fill(hidden, 0), reference.masked_fill(hidden, 0)
     candidate, reference = candidate.reshape(-1), reference.reshape(-1)
-    if bool(_same_bits(candidate, reference).all()):
+    if bool(same_bits(candidate, reference).all()):
         return Difference(bitwise=True, max_abs=0.0, max_ulp=0.0, index=0)
     absolute = (candidate.to(torch.float64) - reference.to(torch.float64)).abs_()
-    absolute = torch.where(_agree(candidate, reference), 0.0, absolute)
+    absolute = torch.where(agree(candidate, reference), 0.0, absolute)
     farthest = _worst(torch.where(absolute.isnan(), torch.inf, absolute))
     return Difference(
         bitwise=False,
@@ -83,24 +82,6 @@ def difference(candidate: torch.Tensor, reference: torch.Tensor, visible: torch.
         max_ulp=_worst(ulp_distance(candidate, reference)).value,
         index=farthest.index,
     )
-
-
-def ulp_distance(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """How many representable values lie between two tensors of one dtype, as float64.
-
-    +0 and -0 are at distance 0, two NaNs too; a NaN is infinitely far from a number. In float32,
-    1.0 and 1.0000001 are at distance 1.
-    """
-    if not x.is_floating_point():
-        return (x != y).to(torch.float64)
-    distance = (_ordered(x).to(torch.float64) - _ordered(y).to(torch.float64)).abs()
-    distance = torch.where(x.isnan() ^ y.isnan(), torch.inf, distance)
-    return torch.where(x.isnan() & y.isnan(), 0.0, distance)
-
-
-def same_tensor(x: torch.Tensor, y: torch.Tensor) -> bool:
-    """Whether two tensors have one shape, one dtype and the same bits; any NaN equals any NaN."""
-    return x.shape == y.shape and x.dtype == y.dtype and bool(_same_bits(x, y).all())
 
 
 def verdict(r: float | None, against_reference: Difference | None) -> Verdict:
@@ -128,22 +109,3 @@ def _worst(figures: torch.Tensor) -> Worst:
 
 def _largest(figures: torch.Tensor) -> torch.Tensor:
     return figures.max() if figures.numel() else figures.new_zeros(())
-
-
-def _agree(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    return (x == y) | (x.isnan() & y.isnan())
-
-
-def _same_bits(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    if not x.is_floating_point():
-        return x == y
-    integers = _INTEGERS[x.element_size()]
-    same = x.contiguous().view(integers) == y.contiguous().view(integers)
-    return same if bool(same.all()) else same | (x.isnan() & y.isnan())
-
-
-def _ordered(x: torch.Tensor) -> torch.Tensor:
-    """Integers in the order of the floats: negative ones are mirrored, so that -0 falls on +0."""
-    integers = x.contiguous().view(_INTEGERS[x.element_size()])
-    lowest = torch.iinfo(integers.dtype).min
-    return torch.where(integers < 0, lowest - integers, integers)

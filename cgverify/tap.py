@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformer_lens.hook_points import HookPoint
 
-from cgverify.judge import same_tensor
+from cgverify.bits import same_tensor
 
 Taps = dict[str, torch.Tensor]
 

@@ -98,7 +98,7 @@ def _report(
     elif format == "csv":
         typer.echo(findings_frame(ordered).to_csv(index=False), nl=False)
     else:
-        Console().print(table.render(run, ordered))
+        table.show(Console(), run, ordered)
     if interrupted:
         typer.echo(
             f"Interrupted after {len(ordered)} of {len(plan)} cells: --output {path} --resume goes on.", err=True

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pandas as pd
-from rich.console import Group, RenderableType
+from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
@@ -26,14 +26,18 @@ STYLES = {
 }
 
 
-def render(run: Run, results: Sequence[CellResult]) -> RenderableType:
-    """The whole report of a run, for a terminal."""
+def show(console: Console, run: Run, results: Sequence[CellResult]) -> None:
+    """Print the whole report of a run. Sentences and commands are left unwrapped, so that they can be copied."""
+    for part in _parts(run, results):
+        console.print(part, soft_wrap=isinstance(part, Text))
+
+
+def _parts(run: Run, results: Sequence[CellResult]) -> list[RenderableType]:
     parts: list[RenderableType] = [*_failures(run, results)]
     for setting, findings in findings_frame(results).groupby(SETTING, sort=False, dropna=False):
         if not (findings["verdict"] == Verdict.UNSUPPORTED.value).all():
             parts.append(_setting_table(run, tuple(map(str, setting)), findings))
-    parts += [*_notices(results), _verdict_line(results)]
-    return Group(*parts)
+    return [*parts, *_notices(results), _verdict_line(results)]
 
 
 def _failures(run: Run, results: Sequence[CellResult]) -> list[RenderableType]:
@@ -42,7 +46,7 @@ def _failures(run: Run, results: Sequence[CellResult]) -> list[RenderableType]:
     for failure in found[:SHOWN_FAILURES]:
         style = STYLES[failure.finding.verdict]
         lines.append(Text.from_markup(f"[{style}]{failure.finding.verdict.value}[/] {escape(failure.sentence)}"))
-        lines.append(Text(f"    {failure.command(run)}", style="dim", overflow="fold"))
+        lines.append(Text(f"    {failure.command(run)}", style="dim"))
     if len(found) > SHOWN_FAILURES:
         lines.append(Text(f"… and {len(found) - SHOWN_FAILURES} more: see findings.csv."))
     return lines

@@ -1,0 +1,49 @@
+"""Tensors compared bit by bit. Any NaN equals any NaN."""
+
+from __future__ import annotations
+
+import torch
+
+_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def ulp_distance(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """How many representable values lie between two tensors of one dtype, as float64.
+
+    +0 and -0 are at distance 0, two NaNs too; a NaN is infinitely far from a number. In float32,
+    1.0 and 1.0000001 are at distance 1.
+    """
+    if not x.is_floating_point():
+        return (x != y).to(torch.float64)
+    a, b = _ordered(x).to(torch.int64), _ordered(y).to(torch.int64)
+    exact = (a - b).to(torch.float64).abs()
+    # Across zero the difference of two float64 may not fit into 64 bits; there a few units are of no account.
+    distance = torch.where((a < 0) == (b < 0), exact, a.to(torch.float64).abs() + b.to(torch.float64).abs())
+    distance = torch.where(x.isnan() ^ y.isnan(), torch.inf, distance)
+    return torch.where(x.isnan() & y.isnan(), 0.0, distance)
+
+
+def same_tensor(x: torch.Tensor, y: torch.Tensor) -> bool:
+    """Whether two tensors have one shape, one dtype and the same bits; any NaN equals any NaN."""
+    return x.shape == y.shape and x.dtype == y.dtype and bool(same_bits(x, y).all())
+
+
+def agree(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Elementwise: equal in value (+0 equals -0), or both NaN."""
+    return (x == y) | (x.isnan() & y.isnan())
+
+
+def same_bits(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Elementwise: the same bits (+0 is not -0), or both NaN."""
+    if not x.is_floating_point():
+        return x == y
+    integers = _INTEGERS[x.element_size()]
+    same = x.contiguous().view(integers) == y.contiguous().view(integers)
+    return same if bool(same.all()) else same | (x.isnan() & y.isnan())
+
+
+def _ordered(x: torch.Tensor) -> torch.Tensor:
+    """Integers in the order of the floats: negative ones are mirrored, so that -0 falls on +0."""
+    integers = x.contiguous().view(_INTEGERS[x.element_size()])
+    lowest = torch.iinfo(integers.dtype).min
+    return torch.where(integers < 0, lowest - integers, integers)

@@ -1,0 +1,59 @@
+"""The split of the fused weight, against Hugging Face's own forward and against rows counted by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import CodeGenConfig
+from transformers.models.codegen.modeling_codegen import CodeGenAttention
+
+from cgverify.bridge import join_weight, split_qkv_matrix, split_weight
+from cgverify.oracle.fused_qkv import projection_weight
+from cgverify.tap import Observation, attention_taps
+
+
+def test_rows_of_the_smallest_case_by_hand() -> None:
+    """d_model 8, four heads of size 2: Q0 Q0 V0 V0 K0 K0 | Q1 …, as in the module's docstring."""
+    rows = torch.arange(24.0)[:, None].expand(24, 8)
+    query, key, value = split_weight(rows)
+    assert query[:, 0].tolist() == [0, 1, 6, 7, 12, 13, 18, 19]
+    assert value[:, 0].tolist() == [2, 3, 8, 9, 14, 15, 20, 21]
+    assert key[:, 0].tolist() == [4, 5, 10, 11, 16, 17, 22, 23]
+
+
+@given(quarter=st.integers(1, 5), seed=st.integers(0, 9))
+def test_join_undoes_split(quarter: int, seed: int) -> None:
+    d_model = 4 * quarter
+    fused = torch.randn(3 * d_model, d_model, generator=torch.Generator().manual_seed(seed))
+    assert torch.equal(join_weight(*split_weight(fused)), fused)
+
+
+@given(heads=st.sampled_from([4, 8, 12]), head_dim=st.sampled_from([2, 6]))
+def test_the_oracles_own_split_agrees(heads: int, head_dim: int) -> None:
+    fused = torch.randn(3 * heads * head_dim, heads * head_dim)
+    for weight, which in zip(split_weight(fused), "qkv", strict=True):
+        assert torch.equal(weight, projection_weight(fused, which, heads))
+
+
+def test_the_linears_compute_what_split_heads_returns(config: CodeGenConfig) -> None:
+    attention = CodeGenAttention(config, layer_idx=0).eval()
+    hidden = torch.randn(2, 5, config.n_embd)
+    seen = Observation()
+    with torch.no_grad(), attention_taps(attention, seen.see):
+        attention(hidden, position_ids=torch.arange(5)[None])
+    for linear, which in zip(split_qkv_matrix(attention), "qkv", strict=True):
+        assert torch.equal(linear(hidden), seen.taps[f"hook_{which}"].flatten(-2))
+
+
+@pytest.mark.parametrize("heads", [2, 6])
+def test_heads_that_do_not_fill_the_partitions_are_refused(config: CodeGenConfig, heads: int) -> None:
+    config.n_head, config.n_embd = heads, 12 * heads
+    with pytest.raises(ValueError, match="multiple of 4"):
+        split_qkv_matrix(CodeGenAttention(config, layer_idx=0))
+
+
+def test_a_weight_of_another_shape_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"\[3 \* d_model, d_model\]"):
+        split_weight(torch.zeros(8, 8))

@@ -1,0 +1,156 @@
+"""From what the user typed to a source of tensors, and each way in which that can fail."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import CodeGenForCausalLM
+
+from cgverify.checkpoint.names import ARCHITECTURES
+from cgverify.checkpoint.resolve import resolve
+from cgverify.checkpoint.source import FolderWeights, RandomWeights
+from cgverify.errors import CgverifyError, CheckpointMissingError, UnknownNameError, WeightsError
+
+NAME = "transformer.h.0.attn.out_proj.weight"
+
+
+def test_a_named_architecture_without_weights_here_is_random_and_says_so() -> None:
+    source = resolve("codegen-350M")
+    assert isinstance(source, RandomWeights)
+    assert source.origin == "random (seed 0)"
+    assert (source.config.n_embd, source.config.n_layer, source.config.rotary_dim) == (1024, 20, 32)
+
+
+def test_the_shipped_checkpoint_is_trained_and_small(nano: Path) -> None:
+    source = resolve("codegen-nano")
+    assert isinstance(source, FolderWeights)
+    assert (nano / "model.safetensors").stat().st_size < 6_000_000
+    assert source.config.vocab_size == 256
+    assert source.config.n_layer >= 4
+    shape = ARCHITECTURES["codegen-nano"]
+    assert (source.config.n_embd, source.config.n_layer, source.config.n_head, source.config.rotary_dim) == (
+        shape.n_embd,
+        shape.n_layer,
+        shape.n_head,
+        shape.rotary_dim,
+    )
+
+
+def test_the_shipped_checkpoint_has_learned_python(nano: Path) -> None:
+    """A uniform guess costs 5.5 nats a byte; half of that is far beyond what byte frequencies alone give."""
+    model = CodeGenForCausalLM.from_pretrained(nano, dtype=torch.float32).eval()
+    text = b"def main(self, name):\n    if name is None:\n        raise ValueError(name)\n    return self.name\n"
+    tokens = torch.tensor([list(text)])
+    assert model(tokens, labels=tokens).loss < 2.0
+
+
+def test_one_file_and_shards_are_the_same_weights(folder: Path, model: CodeGenForCausalLM, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path / "sharded", max_shard_size="100KB")
+    assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 1
+    shape = torch.Size([64, 64])
+    tensors = [resolve(str(path)).read(NAME, shape) for path in (folder, tmp_path / "sharded")]
+    assert torch.equal(*tensors)
+
+
+def test_random_weights_of_a_folder_keep_its_shape(folder: Path) -> None:
+    source = resolve(str(folder), "random:7")
+    assert source.origin == "random (seed 7)"
+    assert source.config.n_embd == 64
+
+
+def test_the_digest_is_that_of_the_content(folder: Path) -> None:
+    before = resolve(str(folder)).digest
+    assert resolve(str(folder)).digest == before
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    tensors[NAME][0, 0] += 1
+    save_file(tensors, path, metadata={"format": "pt"})
+    assert resolve(str(folder)).digest != before
+
+
+def change_config(**values: object) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        path = folder / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+    return change
+
+
+def truncate(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+@pytest.mark.parametrize(
+    ("damage", "error", "told"),
+    [
+        (lambda folder: (folder / "config.json").unlink(), CheckpointMissingError, "no config.json"),
+        (lambda folder: (folder / "config.json").write_text("{"), CheckpointMissingError, "not JSON"),
+        (change_config(model_type="gpt2"), CheckpointMissingError, "gpt2"),
+        (change_config(n_head=2), CheckpointMissingError, "multiple of 4"),
+        (change_config(activation_function="relu"), CheckpointMissingError, "gelu_new"),
+        (change_config(auto_map={"AutoModel": "x"}), CheckpointMissingError, "CodeGen2"),
+        (lambda folder: (folder / "model.safetensors").unlink(), WeightsError, "no model.safetensors"),
+        (truncate, WeightsError, "Fetch the file again"),
+    ],
+)
+def test_what_is_wrong_with_a_folder_is_told(
+    folder: Path, damage: Callable[[Path], None], error: type[CgverifyError], told: str
+) -> None:
+    damage(folder)
+    with pytest.raises(error, match=told):
+        resolve(str(folder))
+
+
+def test_a_missing_shard_is_told(model: CodeGenForCausalLM, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path, max_shard_size="100KB")
+    lost = sorted(tmp_path.glob("*.safetensors"))[1]
+    lost.unlink()
+    with pytest.raises(WeightsError, match=lost.name):
+        resolve(str(tmp_path))
+
+
+def test_a_tensor_of_the_wrong_shape_and_one_that_is_not_there_are_told(folder: Path) -> None:
+    source = resolve(str(folder))
+    with pytest.raises(WeightsError, match=r"shape \[64, 64\] where config.json wants \[64, 65\]"):
+        source.read(NAME, torch.Size([64, 65]))
+    with pytest.raises(WeightsError, match="has no tensor"):
+        source.read("transformer.h.9.ln_1.weight", torch.Size([64]))
+
+
+@pytest.mark.parametrize(
+    ("model", "weights", "error", "told"),
+    [
+        ("codegen-350", "auto", UnknownNameError, "codegen-350M"),
+        ("./nowhere", "auto", CheckpointMissingError, "no folder"),
+        ("somebody/something", "auto", CheckpointMissingError, "hub id"),
+        ("codegen-nano", "pretraned", UnknownNameError, "pretrained"),
+        ("codegen-nano", "random:x", UnknownNameError, "random"),
+        ("Salesforce/codegen-350M-mono", "pretrained", WeightsError, "Cannot fetch"),
+        ("codegen-350M", "pretrained", WeightsError, "Cannot fetch Salesforce/codegen-350M-mono"),
+    ],
+)
+def test_names_that_lead_nowhere_are_told(model: str, weights: str, error: type[CgverifyError], told: str) -> None:
+    with pytest.raises(error, match=told):
+        resolve(model, weights)
+
+
+def test_a_hub_checkpoint_in_the_cache_is_found(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cache's layout: models--OWNER--NAME/snapshots/REVISION, and refs that name the revision."""
+    repository = tmp_path / "hub" / "models--Salesforce--codegen-350M-mono"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("abc")
+    (repository / "snapshots").mkdir()
+    folder.rename(repository / "snapshots" / "abc")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.file_download.HF_HUB_CACHE", str(tmp_path / "hub"), raising=False)
+    for name in ("codegen-350M", "Salesforce/codegen-350M-mono"):
+        source = resolve(name)
+        assert isinstance(source, FolderWeights)
+        assert source.config.n_embd == 64
+    assert isinstance(resolve("codegen-350M", "random"), RandomWeights)

@@ -1,0 +1,234 @@
+"""`cgverify all-components` as a process: what it prints, what it writes, how it ends."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from conftest import ROOT, Cli, command
+from safetensors.torch import load_file, save_file
+
+from cgverify.store import read
+
+QUICK = ("all-components", "--model", "codegen-nano", "--layers", "1", "--case", "default")
+
+
+def test_the_table_and_the_run_folder(cli: Cli, tmp_path: Path) -> None:
+    done = cli(*QUICK, "--output", "run")
+    assert done.returncode == 0, done.stderr
+    for kind in ("embed", "ln1", "attn.q", "mlp.in", "block", "ln_final", "unembed"):
+        assert kind in done.stdout
+    assert "codegen-nano (shipped)" in done.stderr
+    folder = tmp_path / "run"
+    assert {path.name for path in folder.iterdir()} == {
+        *("run.json", "findings.jsonl", "findings.csv", "summary.csv", "timings.csv")
+    }
+    findings = pd.read_csv(folder / "findings.csv")
+    assert (findings["r"] <= 1).all()
+    assert set(findings["component"]) >= {"embed", "blocks.1", "blocks.1.attn.k"}
+    summary = pd.read_csv(folder / "summary.csv")
+    assert summary["taps"].sum() == len(findings)
+    run = json.loads((folder / "run.json").read_text())
+    assert run["weights_digest"]
+    assert run["environment"]["numerics"]["threads"] >= 1
+    assert run["environment"]["versions"]["torch"].startswith("2")
+
+
+def test_json_is_one_object_with_every_field(cli: Cli) -> None:
+    done = cli(*QUICK, "--dtype", "float32,bfloat16", "--dtype", "float16", "--format", "json", "-q")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert set(report) == {"run", "summary", "findings"}
+    fields = {
+        *("component", "layer", "tap", "stage", "case", "dtype", "device", "rotary_dim", "candidate", "seed"),
+        *("verdict", "r", "max_abs", "max_ulp", "shape", "message"),
+    }
+    assert all(fields <= set(finding) for finding in report["findings"])
+    summary = report["summary"]
+    assert summary["ok"] is True
+    assert summary["taps"] == len(report["findings"])
+    assert summary["bitwise"] + summary["ulp"] + summary["bounded"] == summary["taps"]
+    assert {finding["dtype"] for finding in report["findings"]} == {"float32", "bfloat16", "float16"}
+    assert done.stderr == ""
+
+
+def test_the_same_command_writes_the_same_bytes(cli: Cli, tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        assert cli(*QUICK, "--bridge", "cgverify,transformer_lens", "--output", name).returncode == 1
+    for file in ("findings.csv", "summary.csv"):
+        assert (tmp_path / "first" / file).read_bytes() == (tmp_path / "second" / file).read_bytes()
+
+
+def test_a_failure_is_told_first_with_the_command_that_repeats_it(cli: Cli) -> None:
+    done = cli(*QUICK, "--bridge", "faults:OneHeadUnrotated", "--component", "attn", "--component", "block")
+    assert done.returncode == 1
+    first, second = done.stdout.splitlines()[:2]
+    assert first.startswith("diverged blocks.1.attn, faults:OneHeadUnrotated in float32, case default: rope is off by")
+    assert "head 1" in first
+    assert "position 2" in first
+    repeat = second.split()
+    assert repeat[0] == "cgverify"
+    again = cli(*repeat[1:])
+    assert again.returncode == 1
+    assert "rope is off by" in again.stdout
+
+
+def test_csv_on_stdout_is_that_of_the_run_folder(cli: Cli, tmp_path: Path) -> None:
+    done = cli(*QUICK, "--component", "embed", "--format", "csv", "--output", "run")
+    assert done.stdout == (tmp_path / "run" / "findings.csv").read_text()
+
+
+def test_a_run_that_compared_nothing_is_no_pass(cli: Cli) -> None:
+    done = cli(*QUICK, "--rotary-dim", "7")
+    assert done.returncode == 5
+    assert "Hugging Face refuses rotary_dim 7" in done.stdout
+
+
+def test_the_default_folder_bears_model_and_time(cli: Cli, tmp_path: Path) -> None:
+    for _ in range(2):
+        assert cli(*QUICK, "--component", "embed").returncode == 0
+    folders = list((tmp_path / "reports").iterdir())
+    assert len(folders) == 2
+    assert all(folder.name.startswith("codegen-nano-20") for folder in folders)
+
+
+def test_options_come_from_the_environment(cli: Cli) -> None:
+    done = cli(*QUICK, "--component", "embed", "--format", "json", CGVERIFY_DTYPE="float16", CGVERIFY_SEED="3")
+    assert {(finding["dtype"], finding["seed"]) for finding in json.loads(done.stdout)["findings"]} == {("float16", 3)}
+
+
+def test_no_colour_where_there_is_no_terminal(cli: Cli) -> None:
+    assert "\x1b[" not in cli(*QUICK, "--component", "embed").stdout
+
+
+def test_exitfirst_stops_at_the_first_failure(cli: Cli, tmp_path: Path) -> None:
+    arguments = ("all-components", "--model", "codegen-nano", "--bridge", "faults:HeadsSwapped", "--output", "run")
+    assert cli(*arguments, "--component", "attn", "-x").returncode == 1
+    assert len(read(tmp_path / "run")[1]) == 1
+
+
+def test_resume_runs_what_is_left(cli: Cli, tmp_path: Path) -> None:
+    arguments = (*QUICK, "--output", "run")
+    assert cli(*arguments).returncode == 0
+    whole = {file: (tmp_path / "run" / file).read_bytes() for file in ("findings.csv", "summary.csv")}
+    path = tmp_path / "run" / "findings.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:5]) + lines[5][:40])
+    again = cli(*arguments, "--resume")
+    assert again.returncode == 0, again.stderr
+    assert "5 cells are finished already" in again.stderr
+    assert {file: (tmp_path / "run" / file).read_bytes() for file in whole} == whole
+
+
+def test_interrupted_it_keeps_what_was_found_and_can_go_on(tmp_path: Path) -> None:
+    arguments = command(
+        "all-components", "--model", "codegen-nano", "--layers", "0-3", "--case", "default", "--output", "run"
+    )
+    process = subprocess.Popen(arguments, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    findings = tmp_path / "run" / "findings.jsonl"
+    deadline = time.monotonic() + 120
+    while not (findings.exists() and findings.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "Interrupted after" in errors
+    assert "Traceback" not in errors
+    finished = len(read(tmp_path / "run")[1])
+    assert 0 < finished < 43
+    assert pd.read_csv(tmp_path / "run" / "findings.csv")["component"].nunique() > 0
+    done = subprocess.run([*arguments, "--resume"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(read(tmp_path / "run")[1]) == 43
+
+
+def damaged(folder: Path, name: str, value: float) -> None:
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    tensors[name].view(-1)[3] = value
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def test_nan_in_the_weights_is_no_pass_and_the_rest_is_verified(cli: Cli, folder: Path) -> None:
+    damaged(folder, "transformer.h.1.attn.out_proj.weight", float("nan"))
+    done = cli("all-components", "--model", str(folder), "--case", "default", "--format", "json")
+    assert done.returncode == 3
+    report = json.loads(done.stdout)
+    errors = [finding for finding in report["findings"] if finding["verdict"] == "error"]
+    assert {finding["layer"] for finding in errors} == {1}
+    assert all("attn.out_proj.weight holds 1 NaN" in finding["message"] for finding in errors)
+    assert {finding["layer"] for finding in report["findings"] if finding["verdict"] == "bitwise"} == {0, None}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (("--model", "codegen-340M"), 2, "did you mean 'codegen-350M'"),
+        (("--model", "./nowhere"), 2, "no folder"),
+        (("--dtype", "float8"), 2, "did you mean 'float"),
+        (("--device", "gpu"), 2, "Unknown device 'gpu'"),
+        (("--device", "mps"), 3, "no mps device"),
+        (("--case", "stres"), 2, "did you mean 'stress'"),
+        (("--component", "attn.w"), 2, "Unknown component 'attn.w'"),
+        (("--layers", "5"), 2, "between 0 and 4"),
+        (("--layers", "x"), 2, "not a whole number"),
+        (("--rotary-dim", "half"), 2, "not a whole number"),
+        (("--bridge", "nowhere:Bridge"), 2, "No module named 'nowhere'"),
+        (("--bridge", "pathlib:Path"), 2, "is no bridge"),
+        (("--weights", "best"), 2, "Unknown --weights 'best'"),
+        (("--format", "xml"), 2, "Unknown format 'xml'"),
+        (("--output", "/proc/nowhere"), 2, "Cannot write"),
+        (("--output", "."), 2, "exists and is not empty"),
+        (("--resume",), 2, "--output"),
+    ],
+)
+def test_bad_input_is_told_in_one_sentence(
+    arguments: tuple[str, ...], code: int, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In this process: seventeen more would spend two minutes on imports."""
+    from typer.testing import CliRunner
+
+    from cgverify.cli.app import app
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "something").write_text("")
+    given = {"--model": "codegen-nano"} | dict(zip(arguments[::2], arguments[1::2], strict=False))
+    flags = [argument for argument in arguments if argument == "--resume"]
+    result = CliRunner().invoke(app, ["all-components", *(x for pair in given.items() for x in pair), *flags])
+    assert result.exit_code == code, result.output
+    assert told in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert "Traceback" not in result.output
+    assert result.stdout == ""
+
+
+def test_python_dash_m_and_the_script_are_one_program() -> None:
+    for program in ([sys.executable, "-m", "cgverify"], [str(Path(sys.executable).parent / "cgverify")]):
+        if not Path(program[0]).exists():
+            pytest.fail("the console script is not installed: pip install -e .")
+        done = subprocess.run([*program, "--version"], cwd=ROOT, capture_output=True, text=True, check=True)
+        assert done.stdout.startswith("cgverify ")
+
+
+def test_models_tells_what_is_here(cli: Cli) -> None:
+    rows: list[dict[str, Any]] = json.loads(cli("models", "--format", "json").stdout)
+    by_name = {row["name"]: row for row in rows}
+    assert by_name["codegen-nano"]["on_this_disk"] is True
+    assert by_name["codegen-16B"]["n_layer"] == 34
+    assert 15e9 < by_name["codegen-16B"]["parameters"] < 17e9
+    assert "codegen-350M" in cli("models").stdout
+
+
+def test_env_tells_what_a_run_records(cli: Cli) -> None:
+    described = json.loads(cli("env", "--format", "json", "--threads", "1").stdout)
+    assert described["numerics"]["threads"] == 1
+    assert described["numerics"]["tf32"] is False
+    assert set(described) == {"versions", "machine", "numerics"}
+    assert "torch" in cli("env").stdout

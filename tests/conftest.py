@@ -1,0 +1,81 @@
+"""What the tests share: a small random model, the trained one that ships, and the command line."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import CodeGenConfig, CodeGenForCausalLM
+
+from cgverify.checkpoint.names import NANO
+
+ROOT = Path(__file__).parent.parent
+Cli = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quiet_hub() -> None:
+    os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+@pytest.fixture
+def config() -> CodeGenConfig:
+    """Two blocks of four heads of size 16, of which 8 dimensions turn."""
+    return CodeGenConfig(
+        vocab_size=101,
+        n_positions=64,
+        n_ctx=64,
+        n_embd=64,
+        n_layer=2,
+        n_head=4,
+        rotary_dim=8,
+        bos_token_id=0,
+        eos_token_id=0,
+        architectures=["CodeGenForCausalLM"],
+    )
+
+
+@pytest.fixture
+def model(config: CodeGenConfig) -> CodeGenForCausalLM:
+    torch.manual_seed(0)
+    return CodeGenForCausalLM(config).eval()
+
+
+@pytest.fixture
+def folder(model: CodeGenForCausalLM, tmp_path: Path) -> Path:
+    """The small model as `save_pretrained` writes it."""
+    path = tmp_path / "small"
+    model.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def nano() -> Path:
+    return NANO
+
+
+@pytest.fixture
+def cli(tmp_path: Path) -> Cli:
+    """Run cgverify as a real process in an empty folder, with the tests' modules importable."""
+
+    def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command(*arguments),
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT / "tests"), "COLUMNS": "160", **environment},
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+
+    return run
+
+
+def command(*arguments: str) -> Sequence[str]:
+    return [sys.executable, "-m", "cgverify", *arguments]

@@ -1,0 +1,246 @@
+"""Every bound holds on correct code and is not loose: Hugging Face's own modules and other correct variants."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F  # noqa: N812
+from transformers.activations import NewGELUActivation
+from transformers.models.codegen.modeling_codegen import apply_rotary_pos_emb, create_sinusoidal_positions
+
+from cgverify.judge import assess
+from cgverify.oracle.arithmetic import Expected, observed
+from cgverify.oracle.block_sum import block_sum
+from cgverify.oracle.cache import cached
+from cgverify.oracle.gelu import gelu_new
+from cgverify.oracle.layer_norm import layer_norm, normalized, scale
+from cgverify.oracle.mix import mix
+from cgverify.oracle.product import products
+from cgverify.oracle.rope import rope
+from cgverify.oracle.scores import scores
+from cgverify.oracle.softmax import softmax
+
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+dtypes = st.sampled_from(DTYPES)
+seeds = st.integers(0, 10_000)
+
+
+def r(tap: torch.Tensor, expected: Expected) -> float:
+    assert tap.dtype == expected.dtype
+    assert tap.shape == expected.value.shape
+    return assess(tap, expected)[0].value
+
+
+def randn(seed: int, *shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+# --- products -----------------------------------------------------------------------------------------------------------
+
+
+def product_r(tap: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> float:
+    worst = 0.0
+    for columns, (answer,) in products([x], weight, bias):
+        worst = max(worst, r(tap.reshape(-1, len(weight))[:, columns], answer))
+    return worst
+
+
+CORRECT: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "kernel": lambda x, w: x @ w.T,
+    "row by row": lambda x, w: torch.stack([w @ row for row in x]),
+    "permuted": lambda x, w: x.flip(-1) @ w.flip(-1).T,
+    "split-K": lambda x, w: x[:, ::2] @ w[:, ::2].T + x[:, 1::2] @ w[:, 1::2].T,
+    "one by one": lambda x, w: sum((x[:, i : i + 1] * w[:, i] for i in range(x.shape[1])), start=torch.zeros(1)),
+}
+
+
+@pytest.mark.parametrize("variant", CORRECT)
+@settings(deadline=None, max_examples=10)
+@given(seed=seeds, n=st.sampled_from([5, 64, 300, 1024]))
+def test_correct_float32_products_hold(variant: str, seed: int, n: int) -> None:
+    x, weight = randn(seed, 6, n), randn(seed + 1, 40, n) * 0.02
+    assert product_r(CORRECT[variant](x, weight), x, weight) <= 1
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=seeds, dtype=dtypes, n=st.sampled_from([16, 192, 1024]), with_bias=st.booleans())
+def test_products_hold_in_every_dtype(seed: int, dtype: torch.dtype, n: int, with_bias: bool) -> None:
+    x, weight = randn(seed, 9, n).to(dtype), (randn(seed + 1, 30, n) * 0.05).to(dtype)
+    bias = randn(seed + 2, 30).to(dtype) if with_bias else None
+    assert product_r(F.linear(x, weight, bias), x, weight, bias) <= 1
+
+
+FAULTS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "TF32 operands": lambda x, w: _tf32(x) @ _tf32(w).T,
+    "weights in bfloat16": lambda x, w: x @ w.bfloat16().float().T,
+    "result in bfloat16": lambda x, w: (x @ w.T).bfloat16().float(),
+    "times 1.001": lambda x, w: (x @ w.T) * 1.001,
+    "one input column dropped": lambda x, w: x[:, 1:] @ w[:, 1:].T,
+}
+
+
+def _tf32(x: torch.Tensor) -> torch.Tensor:
+    """Ten bits of mantissa are kept."""
+    return (x.view(torch.int32) + (1 << 12) & ~((1 << 13) - 1)).view(torch.float32)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(("m", "n"), [(256, 1024), (128, 4096), (64, 16384)])
+def test_faults_of_precision_show_at_real_widths(fault: str, m: int, n: int) -> None:
+    x, weight = randn(0, 8, n), randn(1, m, n) * 0.02
+    assert product_r(FAULTS[fault](x, weight), x, weight) > 1
+    assert 0.003 < product_r(x @ weight.T, x, weight) <= 1 or n > 4096
+
+
+def test_products_are_asked_together_and_answered_apart() -> None:
+    xs = [randn(0, 3, 8), randn(1, 2, 5, 8)]
+    weight = randn(2, 7, 8)
+    for columns, answers in products(xs, weight, None):
+        for x, answer in zip(xs, answers, strict=True):
+            exact = x.double().reshape(-1, 8) @ weight.double()[columns].T
+            torch.testing.assert_close(answer.value, exact)
+
+
+# --- the other stages ---------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=seeds, dtype=dtypes, table_dtype=st.sampled_from([torch.float32, torch.bfloat16]))
+def test_rope(seed: int, dtype: torch.dtype, table_dtype: torch.dtype) -> None:
+    x = randn(seed, 2, 7, 4, 16).to(dtype)
+    table = create_sinusoidal_positions(500, 8).to(table_dtype)
+    positions = torch.randint(500, (2, 7), generator=torch.Generator().manual_seed(seed))
+    sincos = table[positions]
+    turned = apply_rotary_pos_emb(x[..., :8], sincos[..., :4], sincos[..., 4:])
+    assert r(torch.cat((turned, x[..., 8:]), dim=-1), rope(x, table, positions)) <= 1
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=seeds, dtype=dtypes, soft=st.booleans(), reciprocal=st.booleans())
+def test_scores(seed: int, dtype: torch.dtype, soft: bool, reciprocal: bool) -> None:
+    query, key = randn(seed, 2, 7, 4, 24) * 3, randn(seed + 1, 2, 4, 9, 24) * 3
+    lowest = torch.finfo(dtype).min
+    mask = (randn(seed + 2, 2, 1, 7, 9) * (2 if soft else 0)).to(dtype)
+    mask = mask.masked_fill(torch.ones(7, 9).triu(3).bool(), lowest)
+    raw = query.transpose(1, 2) @ key.transpose(-1, -2) + mask
+    tap = raw * (1 / 24**0.5) if reciprocal else raw / 24**0.5
+    expected = scores(observed(query.transpose(1, 2)), observed(key), mask)
+    assert r(tap, expected) <= 1
+    assert r(raw / 24**0.5 * (1 + 1e-4), expected) > 1
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=seeds, dtype=dtypes)
+def test_rotation_and_scores_merged(seed: int, dtype: torch.dtype) -> None:
+    """Where the rotated q and k were not seen, their bounds add, and a correct pair of stages still holds."""
+    query, key = randn(seed, 2, 2, 7, 4, 16).to(dtype)
+    table, positions = create_sinusoidal_positions(50, 16), torch.arange(7)[None]
+    sin, cos = table[positions].chunk(2, dim=-1)
+    turned = [apply_rotary_pos_emb(x, sin, cos).transpose(1, 2).float() for x in (query, key)]
+    expected = [rope(x, table, positions) for x in (query, key)]
+    seen = [Expected(e.value.transpose(1, 2), e.bound.transpose(1, 2), e.dtype) for e in expected]
+    tap = turned[0] @ turned[1].transpose(-1, -2) / 4
+    assert r(tap, scores(*seen, None)) <= 1
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=seeds, dtype=dtypes, spread=st.sampled_from([0.1, 3.0, 30.0]), n=st.sampled_from([1, 8, 300]))
+def test_softmax(seed: int, dtype: torch.dtype, spread: float, n: int) -> None:
+    wide = torch.promote_types(torch.float32, dtype)
+    given = (randn(seed, 2, 4, 5, n) * spread).to(wide)
+    given[..., n // 2 + 1 :] = torch.finfo(torch.float32).min / 4
+    given[0, 0, 0] = torch.finfo(torch.float32).min / 4
+    assert r(given.softmax(-1).to(dtype), softmax(given, dtype)) <= 1
+    by_hand = (given - given.amax(-1, keepdim=True)).exp()
+    assert r((by_hand / by_hand.sum(-1, keepdim=True)).to(dtype), softmax(given, dtype)) <= 1
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=seeds, dtype=dtypes, n=st.sampled_from([1, 8, 300]))
+def test_mix(seed: int, dtype: torch.dtype, n: int) -> None:
+    pattern = (randn(seed, 2, 4, 5, n) * 3).softmax(-1).to(dtype)
+    value = randn(seed + 1, 2, 4, n, 16).to(dtype)
+    assert r((pattern @ value).transpose(1, 2), mix(pattern, value)) <= 1
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    seed=seeds,
+    dtype=dtypes,
+    size=st.sampled_from([3e-3, 1.0, 50.0]),
+    offset=st.sampled_from([0.0, 30.0]),
+    by_hand=st.booleans(),
+)
+def test_layer_norm(seed: int, dtype: torch.dtype, size: float, offset: float, by_hand: bool) -> None:
+    x = (randn(seed, 6, 256) * size + offset).to(dtype)
+    gain, bias = (1 + randn(seed + 1, 256) * 0.1).to(dtype), randn(seed + 2, 256).to(dtype)
+    wide = x.to(torch.promote_types(torch.float32, dtype))
+    centred = wide - wide.mean(-1, keepdim=True)
+    sigma = (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+    tap = (centred / sigma * gain + bias).to(dtype) if by_hand else F.layer_norm(x, (256,), gain, bias, 1e-5)
+    assert r(tap, layer_norm(x, gain, bias, 1e-5)) <= 1
+    assert r(centred / sigma, normalized(x, 1e-5)) <= 1
+    assert r(sigma, scale(x, 1e-5)) <= 1
+
+
+def test_a_wrong_eps_shows_where_the_variance_is_near_it() -> None:
+    x, gain, bias = randn(0, 6, 256) * 3e-3, torch.ones(256), torch.zeros(256)
+    assert r(F.layer_norm(x, (256,), gain, bias, 1e-6), layer_norm(x, gain, bias, 1e-5)) > 1
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=seeds, dtype=dtypes)
+def test_gelu_new(seed: int, dtype: torch.dtype) -> None:
+    x = torch.cat((torch.linspace(-9, 9, 2001), randn(seed, 500) * 3)).to(dtype)
+    assert r(NewGELUActivation()(x), gelu_new(x)) <= 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_erf_form_of_gelu_is_another_function(dtype: torch.dtype) -> None:
+    x = torch.linspace(-9, 9, 2001, dtype=dtype)
+    assert r(F.gelu(x), gelu_new(x)) > 1
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=seeds, dtype=dtypes, order=st.permutations([0, 1, 2]))
+def test_block_sum_in_any_order(seed: int, dtype: torch.dtype, order: list[int]) -> None:
+    terms = [randn(seed + i, 4, 64).to(dtype) for i in range(3)]
+    first, second, third = (terms[i] for i in order)
+    assert r(first + second + third, block_sum(*terms)) <= 1
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_cache_is_exact(dtype: torch.dtype) -> None:
+    before, new = randn(0, 2, 4, 3, 8).to(dtype), randn(1, 2, 4, 2, 8)
+    expected = cached(before, observed(new), dtype)
+    assert r(torch.cat((before, new.to(dtype)), dim=-2), expected) == 0
+    assert r(torch.cat((new.to(dtype), before), dim=-2), expected) == float("inf")
+
+
+@pytest.mark.parametrize(
+    ("stage", "least"),
+    [("product", 0.4), ("rope", 0.4), ("softmax", 0.4), ("mix", 0.4), ("layer_norm", 0.4), ("gelu", 0.4)],
+)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_bounds_are_not_loose_in_16_bits(stage: str, least: float, dtype: torch.dtype) -> None:
+    """The greatest r of correct code comes near 1."""
+    x, weight = randn(0, 64, 256).to(dtype), (randn(1, 256, 256) * 0.05).to(dtype)
+    heads = randn(2, 4, 16, 4, 16).to(dtype)
+    table, positions = create_sinusoidal_positions(50, 16).to(dtype), torch.arange(16)[None]
+    sin, cos = table[positions].chunk(2, dim=-1)
+    given = randn(3, 4, 4, 16, 16) * 3
+    found = {
+        "product": lambda: product_r(x @ weight.T, x, weight),
+        "rope": lambda: r(apply_rotary_pos_emb(heads, sin, cos), rope(heads, table, positions)),
+        "softmax": lambda: r(given.softmax(-1).to(dtype), softmax(given, dtype)),
+        "mix": lambda: r((given.to(dtype) @ given.to(dtype)).transpose(1, 2), mix(given.to(dtype), given.to(dtype))),
+        "layer_norm": lambda: r(
+            F.layer_norm(x, (256,), weight[0], weight[1], 1e-5), layer_norm(x, weight[0], weight[1], 1e-5)
+        ),
+        "gelu": lambda: r(NewGELUActivation()(x * 3), gelu_new(x * 3)),
+    }[stage]()
+    assert least <= found <= 1

@@ -1,0 +1,68 @@
+"""`--bridge`: what can be named, and what is told otherwise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformer_lens.model_bridge.generalized_components import CodeGenAttentionBridge as Upstream
+from transformers import CodeGenForCausalLM
+
+from cgverify.bridge import CodeGenAttentionBridge
+from cgverify.candidate import find
+from cgverify.errors import CandidateError
+
+
+def changed(bridge: Any) -> Any:
+    """A candidate as a function: the activation is another."""
+    bridge.blocks[0].mlp.original_component.act = torch.nn.GELU()
+    return bridge
+
+
+NOT_A_BRIDGE = 3
+
+
+@pytest.mark.parametrize(
+    ("name", "attention"),
+    [
+        ("cgverify", CodeGenAttentionBridge),
+        ("transformer_lens", Upstream),
+        ("cgverify.bridge:CodeGenAttentionBridge", CodeGenAttentionBridge),
+        ("cgverify.bridge.boot:CodeGenAdapter", CodeGenAttentionBridge),
+        ("transformer_lens.model_bridge.generalized_components:CodeGenAttentionBridge", Upstream),
+        ("test_candidate:changed", CodeGenAttentionBridge),
+    ],
+)
+def test_names_lead_to_bridges(model: CodeGenForCausalLM, name: str, attention: type) -> None:
+    candidate = find(name)
+    assert candidate.name == name
+    assert type(candidate.boot(model).blocks[0].attn) is attention
+
+
+def test_a_function_gets_the_booted_bridge(model: CodeGenForCausalLM) -> None:
+    bridge = find("test_candidate:changed").boot(model)
+    assert isinstance(bridge.blocks[0].mlp.original_component.act, torch.nn.GELU)
+
+
+def test_modules_of_the_current_folder_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_bridge.py").write_text("def same(bridge):\n    return bridge\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", ["/nowhere"])
+    assert find("my_bridge:same").change is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("cgverifi", "module:name"),
+        ("nowhere:Thing", "No module named 'nowhere'"),
+        ("faults:Nothing", "no attribute 'Nothing'"),
+        ("test_candidate:NOT_A_BRIDGE", "is no bridge"),
+        ("pathlib:Path", "is no bridge"),
+    ],
+)
+def test_what_is_no_bridge_is_told(name: str, told: str) -> None:
+    with pytest.raises(CandidateError, match=told):
+        find(name)

@@ -1,0 +1,89 @@
+"""Matched inputs: reproducible, the same in every dtype, and bent where random ones hide bugs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cgverify import probe
+from cgverify.probe import LOWEST, Recipe
+
+RECIPE = Recipe(seed=3, batch_size=2, seq_len=8, n_positions=64, spread=2.0)
+
+
+def attention(case: str, recipe: Recipe = RECIPE) -> probe.Probe:
+    return probe.build(case, recipe, probe.attention_inputs(32), probe.stress_attention)
+
+
+@given(seed=st.integers(0, 1000), case=st.sampled_from(["default", "stress", "decode"]))
+def test_a_seed_is_one_probe_and_leaves_the_global_state(seed: int, case: str) -> None:
+    recipe = Recipe(seed, 2, 8, 64, 1.0)
+    state = torch.get_rng_state()
+    first, second = attention(case, recipe), attention(case, recipe)
+    assert first.same_inputs(second)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not first.same_inputs(attention(case, Recipe(seed + 1, 2, 8, 64, 1.0)))
+
+
+def test_a_component_is_asked_on_the_cpu_in_float32_whatever_the_setting() -> None:
+    asked: list[Any] = []
+
+    def own(batch_size: int, seq_len: int, device: Any = None, dtype: Any = None) -> dict[str, torch.Tensor]:
+        asked.append((batch_size, seq_len, device, dtype))
+        return {"hidden_states": torch.randn(batch_size, seq_len, 4)}
+
+    probe.build("default", RECIPE, own, probe.stress_channels)
+    assert asked == [(2, 8, torch.device("cpu"), torch.float32)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_conversion_casts_values_and_rebuilds_the_masks_minimum(dtype: torch.dtype) -> None:
+    given = attention("stress").steps[0].inputs
+    converted = probe.convert(given, dtype, torch.device("cpu"))
+    hidden = given["attention_mask"] == LOWEST
+    assert hidden.any()
+    assert (converted["attention_mask"][hidden] == torch.finfo(dtype).min).all()
+    assert converted["attention_mask"].isfinite().all()
+    assert torch.equal(converted["hidden_states"], given["hidden_states"].to(dtype))
+    assert converted["position_ids"].dtype == torch.long
+
+
+def test_stress_bends_what_random_inputs_hide() -> None:
+    plain, bent = attention("default").steps[0].inputs, attention("stress").steps[0].inputs
+    gaps = bent["position_ids"].diff()
+    assert (gaps > 0).all()
+    assert (gaps > 1).any()
+    assert not torch.equal(bent["position_ids"][0], bent["position_ids"][1])
+    mask, causal = bent["attention_mask"], plain["attention_mask"] == LOWEST
+    assert (mask[causal] == LOWEST).all()
+    assert (mask[-1, :, :, :2] == LOWEST).all()  # left padding
+    soft = mask[mask > LOWEST]
+    assert soft.std() > 1
+    assert torch.equal(bent["hidden_states"], plain["hidden_states"] * 2.0)
+
+
+def test_decoding_cuts_one_sequence_into_steps_that_see_all_before() -> None:
+    steps = attention("decode").steps
+    assert [step.name for step in steps] == ["prefill", "token 1", "token 2", "chunk"]
+    assert torch.cat([step.inputs["position_ids"][0] for step in steps]).tolist() == list(range(13))
+    assert [tuple(step.inputs["attention_mask"].shape[2:]) for step in steps] == [(8, 8), (1, 9), (1, 10), (3, 13)]
+    assert (steps[-1].inputs["attention_mask"][0, 0] == 0).sum(-1).tolist() == [11, 12, 13]
+
+
+def test_tokens_are_first_last_and_repeated() -> None:
+    ids = probe.build("stress", RECIPE, probe.token_ids(50), probe.stress_tokens(50)).steps[0].inputs["input_ids"]
+    assert set(ids[:, 0].tolist()) == {0}
+    assert set(ids[:, -1].tolist()) == {49}
+    assert len(ids[:, 1:4].unique()) == 1
+
+
+def test_rows_for_layer_norm_have_variance_near_eps_offsets_and_outliers() -> None:
+    built = probe.build("stress", RECIPE, probe.hidden_states(200), probe.stress_rows)
+    rows = built.steps[0].inputs["hidden_states"].flatten(0, 1)
+    assert rows[0].var() < 2e-5
+    assert rows[1].mean() > 29
+    assert rows[2].abs().max() > 20 * rows[2].abs().median()

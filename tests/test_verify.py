@@ -1,0 +1,358 @@
+"""The verdict: correct bridges hold, every seeded fault is found and the right stage blamed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import faults
+import pytest
+import torch
+from transformer_lens.model_bridge.generalized_components import NormalizationBridge
+
+from cgverify.bridge import CodeGenAttentionBridge
+from cgverify.candidate import find
+from cgverify.checkpoint.resolve import resolve
+from cgverify.components import COMPONENTS
+from cgverify.execute.serial import run
+from cgverify.plan import Axes, Subject, cells
+from cgverify.records import CellResult, Finding, Verdict
+
+HERE = "test_verify"
+
+
+def verify(model: str = "codegen-nano", **axes: Any) -> list[CellResult]:
+    """Verify layer 0 (unless told otherwise) of a checkpoint."""
+    source = resolve(model)
+    subject = Subject(model, source.digest, source.config.n_layer, source.config.rotary_dim)
+    asked = Axes(**{"layers": [0], **axes})
+    return list(run(cells(subject, asked), source, {name: find(name) for name in asked.candidates}))
+
+
+def findings(results: Sequence[CellResult]) -> Iterator[Finding]:
+    return (finding for result in results for finding in result.findings)
+
+
+def failed(results: Sequence[CellResult]) -> list[Finding]:
+    return [finding for finding in findings(results) if finding.verdict.fails]
+
+
+# --- our own bridge -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def everything() -> list[CellResult]:
+    return verify(dtypes=["float64", "float32", "bfloat16", "float16"], layers=[0, 4])
+
+
+def test_nothing_fails_and_nothing_is_left_out(everything: list[CellResult]) -> None:
+    assert failed(everything) == []
+    assert {result.cell.kind for result in everything} == set(COMPONENTS)
+    for result in everything:
+        stages = COMPONENTS[result.cell.kind].stages(result.cell.case == "decode")
+        taps = {finding.tap for finding in result.findings}
+        assert {stage.tap for stage in stages if stage.required} <= taps, result.cell
+
+
+def test_every_attention_tap_is_bitwise(everything: list[CellResult]) -> None:
+    for result in everything:
+        if result.cell.kind.startswith("attn") and result.cell.dtype != "float64":
+            assert {finding.verdict for finding in result.findings} == {Verdict.BITWISE}, result.cell
+
+
+def test_whole_blocks_are_bitwise_but_for_what_the_reference_has_not(everything: list[CellResult]) -> None:
+    for result in everything:
+        if result.cell.kind == "block" and result.cell.dtype != "float64":
+            other = {finding.tap for finding in result.findings if finding.verdict is not Verdict.BITWISE}
+            assert other <= {"ln1.hook_scale", "ln1.hook_normalized"}
+
+
+def test_every_stage_was_held_against_its_oracle(everything: list[CellResult]) -> None:
+    for finding in findings(everything):
+        assert finding.r is not None
+        assert finding.r <= 1
+        assert finding.reference_r is None or finding.reference_r <= 1
+
+
+@pytest.mark.parametrize("axes", [{"batch_size": 1, "seq_len": 1}, {"batch_size": 3, "seq_len": 33}, {"seeds": [1, 2]}])
+def test_other_shapes_and_seeds_hold(axes: dict[str, Any]) -> None:
+    assert failed(verify(dtypes=["float32", "bfloat16"], components=["attn", "block"], **axes)) == []
+
+
+def test_other_rotary_dims_hold_and_odd_ones_are_refused() -> None:
+    results = verify(rotary_dims=[2, 24, "none", 7], components=["attn"])
+    by_dim = {dim: [r for r in results if r.cell.rotary_dim == dim] for dim in (2, 24, "none", 7)}
+    assert failed(results) == []
+    for dim in (2, 24, "none"):
+        assert all(finding.verdict is Verdict.BITWISE for finding in findings(by_dim[dim])), dim
+    assert {finding.verdict for finding in findings(by_dim[7])} == {Verdict.UNSUPPORTED}
+    assert "rotary_dim 7" in by_dim[7][0].findings[0].message
+
+
+# --- seeded faults ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def seeded() -> list[CellResult]:
+    names = [f"faults:{fault.__name__}" for fault in faults.STAGES]
+    return verify(candidates=names, dtypes=["float32", "bfloat16"], components=["attn", "block"])
+
+
+@pytest.mark.parametrize("kind", ["attn", "block"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("fault", faults.STAGES, ids=lambda fault: fault.__name__)
+def test_a_fault_is_found_and_its_stage_alone_is_blamed(
+    seeded: list[CellResult], fault: type, dtype: str, kind: str
+) -> None:
+    name = f"faults:{fault.__name__}"
+    own = [r for r in seeded if (r.cell.candidate, r.cell.dtype, r.cell.kind) == (name, dtype, kind)]
+    assert {finding.stage for finding in failed(own)} == faults.STAGES[fault]
+
+
+def test_positions_off_by_one_are_seen_in_the_cached_keys() -> None:
+    """The pattern does not change; where the hooks of the rotation are dead the cache alone shows it."""
+    results = verify(candidates=[f"{HERE}:ShiftedAndSilent"], components=["attn"], cases=["decode"])
+    assert {(f.stage, f.tap) for f in failed(results)} >= {("cache", "cache_keys"), ("rope", "hook_rot_q")}
+    assert {f.tap for f in failed(results) if f.verdict is Verdict.MISSING} == {"hook_rot_q", "hook_rot_k"}
+
+
+class ShiftedAndSilent(faults.PositionsShifted):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.hook_rot_q = self.hook_rot_k = torch.nn.Identity()
+
+
+class ChangesItsInput(CodeGenAttentionBridge):
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        returned = super().forward(hidden_states, *args, **kwargs)
+        hidden_states += 1
+        return returned
+
+
+class ChangesWhatAHookSaw(CodeGenAttentionBridge):
+    """z is scaled in place after its hook: whoever kept the tensor has another one now."""
+
+    def _pattern_of(self, scores: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        pattern = super()._pattern_of(scores, dtype)
+        scores.mul_(2)
+        return pattern
+
+
+class Raises(CodeGenAttentionBridge):
+    def _mix(self, pattern: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("no mixing today")
+
+
+class WrongDtype(CodeGenAttentionBridge):
+    def _pattern_of(self, scores: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        return super()._pattern_of(scores, torch.float32)
+
+    def _mix(self, pattern: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        return super()._mix(pattern.to(value.dtype), value)
+
+
+class WrongShape(CodeGenAttentionBridge):
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        output, pattern = super().forward(*args, **kwargs)
+        return output, pattern[:, :1]
+
+
+class NotANumber(CodeGenAttentionBridge):
+    def _mix(self, pattern: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        z = super()._mix(pattern, value)
+        z[0, 0, 0] = torch.nan
+        return z
+
+
+class CannotBoot(CodeGenAttentionBridge):
+    def set_original_component(self, original_component: torch.nn.Module) -> None:
+        raise RuntimeError("not this module")
+
+
+class NoInputs(CodeGenAttentionBridge):
+    def get_random_inputs(self, *args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError("nothing to give")
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("ChangesItsInput", "changed its input hidden_states"),
+        ("ChangesWhatAHookSaw", "hook_attn_scores was changed in place after a hook had seen it"),
+        ("Raises", "the candidate raised where the reference did not: RuntimeError: no mixing today"),
+        ("WrongDtype", "hook_pattern is float32 where it must be bfloat16"),
+        ("WrongShape", "returned_pattern has shape"),
+        ("NotANumber", "not finite at other elements"),
+        ("CannotBoot", "raised in boot: RuntimeError: not this module"),
+        ("NoInputs", "raised in get_random_inputs: RuntimeError: nothing to give"),
+    ],
+)
+def test_what_else_can_be_wrong_is_a_failure_and_told(name: str, told: str) -> None:
+    results = verify(candidates=[f"{HERE}:{name}"], dtypes=["bfloat16"], components=["attn"], cases=["default"])
+    messages = [finding.message for finding in failed(results)]
+    assert any(told in message for message in messages), messages
+
+
+# --- faults outside attention, through functions of a booted bridge -------------------------------------------------------
+
+
+def wrong_eps(bridge: Any) -> Any:
+    bridge.blocks[0].ln1.original_component.eps = 1e-6
+    return bridge
+
+
+def bias_dropped(bridge: Any) -> Any:
+    getattr(bridge.blocks[0].mlp, "in").original_component.bias = None
+    return bridge
+
+
+def erf_gelu(bridge: Any) -> Any:
+    bridge.blocks[0].mlp.original_component.act = torch.nn.GELU()
+    return bridge
+
+
+def embedding_shifted(bridge: Any) -> Any:
+    weight = bridge.embed.original_component.weight
+    weight.data = weight.data.roll(1, 0)
+    return bridge
+
+
+def unembedding_in_bfloat16(bridge: Any) -> Any:
+    weight = bridge.unembed.original_component.weight
+    weight.data = weight.data.bfloat16().to(weight.dtype)
+    return bridge
+
+
+def residual_after_norm(bridge: Any) -> Any:
+    """The block adds what came out of ln1."""
+    block = bridge.blocks[0].original_component
+
+    def forward(hidden_states: torch.Tensor, **context: Any) -> Any:
+        normed = block.ln_1(hidden_states)
+        output, pattern = block.attn(hidden_states=normed, **context)
+        return output + block.mlp(normed) + normed, pattern
+
+    block.forward = forward
+    return bridge
+
+
+def mlp_reads_the_residual(bridge: Any) -> Any:
+    block = bridge.blocks[0].original_component
+
+    def forward(hidden_states: torch.Tensor, **context: Any) -> Any:
+        output, pattern = block.attn(hidden_states=block.ln_1(hidden_states), **context)
+        return output + block.mlp(hidden_states) + hidden_states, pattern
+
+    block.forward = forward
+    return bridge
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind", "stages"),
+    [
+        (wrong_eps, "ln1", {"layer_norm", "scale", "normalized"}),
+        (bias_dropped, "mlp", {"mlp_in"}),
+        (bias_dropped, "mlp.in", {"mlp_in"}),
+        (erf_gelu, "mlp", {"activation"}),
+        (embedding_shifted, "embed", {"embedding"}),
+        (unembedding_in_bfloat16, "unembed", {"unembed"}),
+        (residual_after_norm, "block", {"block_sum"}),
+        (mlp_reads_the_residual, "block", {"input"}),
+    ],
+)
+def test_faults_outside_attention(fault: Any, kind: str, stages: set[str]) -> None:
+    results = verify(candidates=[f"{HERE}:{fault.__name__}"], components=[kind], cases=["default", "stress"])
+    assert {finding.stage for finding in failed(results)} == stages
+
+
+# --- TransformerLens's own ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def upstream() -> list[CellResult]:
+    return verify(candidates=["transformer_lens"], dtypes=["float32", "bfloat16"])
+
+
+def of(results: list[CellResult], **fields: str) -> list[CellResult]:
+    return [r for r in results if all(getattr(r.cell, name) == value for name, value in fields.items())]
+
+
+def test_upstreams_crash_in_half_precision_is_named(upstream: list[CellResult]) -> None:
+    decode = failed(of(upstream, dtype="bfloat16", case="decode", kind="attn"))
+    assert any("expected m1 and m2 to have the same dtype" in finding.message for finding in decode)
+    assert any(finding.tap == "cache_keys" and "float32" in finding.message for finding in decode)
+
+
+def test_upstream_holds_in_float32_but_for_its_dead_hooks(upstream: list[CellResult]) -> None:
+    found = failed(of(upstream, dtype="float32"))
+    assert {(f.verdict, f.tap.removeprefix("attn.")) for f in found} == {
+        (Verdict.MISSING, "hook_rot_q"),
+        (Verdict.MISSING, "hook_rot_k"),
+    }
+    assert {f.verdict for f in findings(of(upstream, dtype="float32")) if f.tap == "returned"} <= {
+        Verdict.BITWISE,
+        Verdict.ULP,
+        Verdict.BOUNDED,
+    }
+
+
+def test_where_the_rotation_is_not_seen_the_merged_stage_is_held(upstream: list[CellResult]) -> None:
+    scores = [f for f in findings(of(upstream, dtype="float32", kind="attn")) if f.stage == "scores"]
+    assert scores
+    assert all(f.r is not None and 0 < f.r <= 1 for f in scores)
+
+
+def test_hooks_that_never_fire_are_reported_and_not_gated() -> None:
+    (result,) = verify(components=["attn"], cases=["default"])
+    assert "hook_result" in result.silent_hooks
+    assert failed([result]) == []
+
+
+# --- many candidates --------------------------------------------------------------------------------------------------------
+
+
+def test_candidates_cost_one_load_of_the_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = resolve("codegen-nano")
+    reads: list[str] = []
+    read = source.read
+    monkeypatch.setattr(source, "read", lambda name, shape: reads.append(name) or read(name, shape))
+    names = [
+        "cgverify",
+        f"{HERE}:Raises",
+        "transformer_lens",
+        *(f"faults:{f.__name__}" for f in list(faults.STAGES)[:4]),
+    ]
+    plan = cells(
+        Subject("nano", "d", 5, 16),
+        Axes(candidates=names, dtypes=["float32", "bfloat16"], layers=[0, 1], components=["attn"]),
+    )
+    results = list(run(plan, source, {name: find(name) for name in names}))
+    assert len(results) == len(plan)
+    assert len(reads) == len(set(reads))
+
+
+def test_a_candidate_that_breaks_its_weights_does_not_touch_the_next() -> None:
+    names = [f"{HERE}:zeroes_weights", "cgverify"]
+    results = verify(candidates=names, components=["attn"], cases=["default"])
+    assert failed(of(results, candidate=names[0]))
+    assert not failed(of(results, candidate="cgverify"))
+
+
+def zeroes_weights(bridge: Any) -> Any:
+    for parameter in bridge.parameters():
+        parameter.data.zero_()
+    return bridge
+
+
+def test_native_layer_norm_is_what_makes_blocks_bitwise() -> None:
+    """Guards the reason: with TransformerLens's default norm the block is no longer bitwise, and still holds."""
+    results = verify(candidates=[f"{HERE}:default_norm"], components=["block"], cases=["default"])
+    assert not failed(results)
+    assert any(f.tap == "ln1.hook_out" and f.verdict is not Verdict.BITWISE for f in findings(results))
+
+
+def default_norm(bridge: Any) -> Any:
+    norm = bridge.blocks[0].ln1
+    assert isinstance(norm, NormalizationBridge)
+    norm.use_native_layernorm_autograd = False
+    return bridge
