@@ -37,7 +37,7 @@ def failed(results: Sequence[CellResult]) -> list[Finding]:
     return [finding for finding in findings(results) if finding.verdict.fails]
 
 
-# --- our own bridge -----------------------------------------------------------------------------------------------------
+# --- our own bridge ---------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def test_other_rotary_dims_hold_and_odd_ones_are_refused() -> None:
     assert "rotary_dim 7" in by_dim[7][0].findings[0].message
 
 
-# --- seeded faults ------------------------------------------------------------------------------------------------------
+# --- seeded faults ----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +193,7 @@ def test_what_else_can_be_wrong_is_a_failure_and_told(name: str, told: str) -> N
     assert any(told in message for message in messages), messages
 
 
-# --- faults outside attention, through functions of a booted bridge -------------------------------------------------------
+# --- faults outside attention, through functions of a booted bridge ---------------------------------------------------
 
 
 def wrong_eps(bridge: Any) -> Any:
@@ -265,7 +265,7 @@ def test_faults_outside_attention(fault: Any, kind: str, stages: set[str]) -> No
     assert {finding.stage for finding in failed(results)} == stages
 
 
-# --- TransformerLens's own ------------------------------------------------------------------------------------------------
+# --- TransformerLens's own --------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -308,7 +308,7 @@ def test_hooks_that_never_fire_are_reported_and_not_gated() -> None:
     assert failed([result]) == []
 
 
-# --- many candidates --------------------------------------------------------------------------------------------------------
+# --- many candidates --------------------------------------------------------------------------------------------------
 
 
 def test_candidates_cost_one_load_of_the_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -316,16 +316,10 @@ def test_candidates_cost_one_load_of_the_checkpoint(monkeypatch: pytest.MonkeyPa
     reads: list[str] = []
     read = source.read
     monkeypatch.setattr(source, "read", lambda name, shape: reads.append(name) or read(name, shape))
-    names = [
-        "cgverify",
-        f"{HERE}:Raises",
-        "transformer_lens",
-        *(f"faults:{f.__name__}" for f in list(faults.STAGES)[:4]),
-    ]
-    plan = cells(
-        Subject("nano", "d", 5, 16),
-        Axes(candidates=names, dtypes=["float32", "bfloat16"], layers=[0, 1], components=["attn"]),
-    )
+    seeded = [f"faults:{fault.__name__}" for fault in list(faults.STAGES)[:4]]
+    names = ["cgverify", f"{HERE}:Raises", "transformer_lens", *seeded]
+    axes = Axes(candidates=names, dtypes=["float32", "bfloat16"], layers=[0, 1], components=["attn", "embed"])
+    plan = cells(Subject("nano", "d", 5, 16), axes)
     results = list(run(plan, source, {name: find(name) for name in names}))
     assert len(results) == len(plan)
     assert len(reads) == len(set(reads))

@@ -39,7 +39,7 @@ def randn(seed: int, *shape: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-# --- products -----------------------------------------------------------------------------------------------------------
+# --- products ---------------------------------------------------------------------------------------------------------
 
 
 def product_r(tap: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> float:
@@ -105,7 +105,7 @@ def test_products_are_asked_together_and_answered_apart() -> None:
             torch.testing.assert_close(answer.value, exact)
 
 
-# --- the other stages ---------------------------------------------------------------------------------------------------
+# --- the other stages -------------------------------------------------------------------------------------------------
 
 
 @settings(deadline=None, max_examples=20)
