@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformer_lens.model_bridge import ArchitectureAdapter
+from transformer_lens.model_bridge import ArchitectureAdapter, TransformerBridge
 from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 from transformer_lens.model_bridge.supported_architectures.codegen import CodeGenArchitectureAdapter
 
@@ -32,10 +32,21 @@ class Candidate:
     change: Callable[[Any], Any] | None = None
     """Applied to the booted bridge."""
 
-    def boot(self, model: nn.Module) -> nn.Module:
-        """A bridge over a model, which is changed in place. Raises whatever the candidate raises."""
-        bridge: nn.Module = bridge_from(model, self.adapter)
-        return bridge if self.change is None else self.change(bridge)
+    def boot(self, model: nn.Module) -> Any:
+        """A bridge over a model, which is changed in place.
+
+        Raises:
+            CandidateError: a function that does not return a bridge.
+            BaseException: whatever the candidate raises.
+        """
+        bridge: Any = bridge_from(model, self.adapter)
+        if self.change is not None:
+            bridge = self.change(bridge)
+        if not isinstance(bridge, TransformerBridge):
+            raise CandidateError(
+                f"--bridge {self.name} returned no bridge but {type(bridge).__name__}: return the bridge."
+            )
+        return bridge
 
 
 def find(name: str) -> Candidate:
@@ -71,11 +82,11 @@ def _import(name: str) -> Any:
         raise CandidateError(f"--bridge {name}: give {', '.join(BUILT_IN)}, or module:name.")
     here = str(Path.cwd())
     if here not in sys.path:
-        sys.path.insert(0, here)
+        sys.path.append(here)  # last: a file of the user's must not stand for a library's module
     try:
         found: Any = importlib.import_module(module_name)
         for part in attribute.split("."):
             found = getattr(found, part)
-    except Exception as error:  # importing runs the user's code, which may raise anything
+    except (Exception, SystemExit) as error:  # importing runs the user's code, which may raise anything
         raise CandidateError(f"--bridge {name} cannot be imported: {type(error).__name__}: {error}") from error
     return found

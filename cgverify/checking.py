@@ -71,6 +71,8 @@ def check_stages(observed: Sequence[Observed], parameters: Parameters) -> None:
     agreeing: list[tuple[Side, Side, int]] = []
     for one in observed:
         for _, reference, candidate in one.steps:
+            if reference.observation.raised is not None:
+                continue
             for place, stage in enumerate(one.stages):
                 reads = _question(reference, place, stage, parameters, products)
                 # Where both sides agree bit for bit on the tap and on all that it comes from, one answer serves both.
@@ -128,9 +130,9 @@ def _check(side: Side, place: int, tap: torch.Tensor, answer: Expected | None, c
         right_shape = tap.shape == answer.value.shape
     else:
         rows = answer.value.shape[0]
-        right_shape = tap.numel() % rows == 0 and tap.numel() // rows >= columns.stop
+        right_shape = rows > 0 and tap.numel() % rows == 0 and tap.numel() // rows >= columns.stop
         part = tap.reshape(rows, -1)[:, columns] if right_shape else tap
-        first, stride = columns.start, tap.numel() // rows
+        first, stride = columns.start, tap.numel() // max(rows, 1)
     if not right_shape:
         checked.add(Worst(math.inf, 0), 0, math.inf)
         return

@@ -15,6 +15,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,7 @@ from torch import nn
 from transformers import CodeGenConfig
 
 from cgverify import probe, stages
+from cgverify.bits import same_tensor
 from cgverify.stages import Stage
 from cgverify.tap import Observation, attention_taps, hooks_of, module_io, observe
 
@@ -32,6 +34,18 @@ Watch = Callable[[Any, See], contextlib.AbstractContextManager[None]]
 
 CANDIDATE_NAMES = {"q.hook_out": "hook_q", "k.hook_out": "hook_k", "v.hook_out": "hook_v", "o.hook_in": "hook_z"}
 """TransformerLens's aliases on attention: a tap bears the name that researchers use."""
+
+HOOK_ALIASES = {
+    "attn": {alias: path for path, alias in CANDIDATE_NAMES.items()},
+    "mlp": {"hook_pre": "in.hook_out", "hook_post": "out.hook_in"},
+    "block": {
+        "hook_resid_pre": "hook_in",
+        "hook_resid_post": "hook_out",
+        "hook_attn_out": "attn.hook_out",
+        "hook_mlp_out": "mlp.hook_out",
+    },
+}
+"""Other names of hooks, by which researchers ask for them, and the hooks that they must lead to."""
 
 
 @dataclass(frozen=True)
@@ -52,24 +66,41 @@ class Component:
     projection: str | None = None
     """For q, k and v, which have no module in Hugging Face: the tap of attention that is their output."""
 
-    def run_candidate(self, bridge: nn.Module, inputs: dict[str, Any], cache: Any, layer: int | None) -> Observation:
-        """Run the bridge's component on inputs and observe it."""
+    def run_candidate(
+        self, bridge: nn.Module, inputs: dict[str, Any], cache: Any, layer: int | None, unhooked: bool = False
+    ) -> Observation:
+        """Run the bridge's component on inputs and observe it.
+
+        Args:
+            unhooked: run it once more afterwards, without a hook, and note if it returns something else then.
+        """
+        node = bridge.get_submodule(self.bridge_path)
 
         def run(observation: Observation) -> None:
-            node = bridge.get_submodule(self.bridge_path)
+            again = copy.deepcopy((inputs, cache)) if unhooked else None
             try:
                 with hooks_of(node, observation):
                     returned = self._call(node, inputs, cache)
-                _see_returned(returned, observation.see)
+                _see_returned(returned, observation)
             finally:  # a candidate may fail on what it put into the cache
                 _see_cache(cache, layer, self._attention_prefix, observation.see)
+            if again is not None:
+                plain = Observation()
+                _see_returned(self._call(node, *again), plain)
+                for name, tap in plain.taps.items():
+                    if name not in observation.taps or not same_tensor(tap, observation.taps[name]):
+                        observation.misdeeds.append((name, f"{name} is another tensor when no hook is attached"))
 
         observation = observe(run, inputs)
+        observation.misdeeds += [
+            (alias, f"{alias} is not the hook {path} that it must be another name of")
+            for alias, path in HOOK_ALIASES.get(self.kind, {}).items()
+            if getattr(node, alias, None) is not node.get_submodule(path)
+        ]
         observation.taps = {self._tap_name(name): tap for name, tap in observation.taps.items()}
         if self.kind == "attn.o" and "hook_in" in observation.taps:  # shown by heads, as hook_z
             observation.taps["hook_in"] = observation.taps["hook_in"].flatten(2)
         observation.silent_hooks = [self._tap_name(name) for name in observation.silent_hooks]
-        observation.changed_later = [self._tap_name(name) for name in observation.changed_later]
         return observation
 
     def run_reference(self, model: nn.Module, inputs: dict[str, Any], cache: Any, layer: int | None) -> Observation:
@@ -82,7 +113,7 @@ class Component:
                 return
             with self.watch(module, observation.see):
                 returned = self._call(module, inputs, cache)
-            _see_returned(returned, observation.see)
+            _see_returned(returned, observation)
             _see_cache(cache, layer, self._attention_prefix, observation.see)
 
         return observe(run, inputs)
@@ -103,7 +134,8 @@ class Component:
     def _run_projection(self, attention: Any, inputs: dict[str, Any], observation: Observation) -> None:
         """Run the whole attention, without mask and at any positions, for the one tensor that comes before both."""
         hidden = inputs["hidden_states"]
-        positions = torch.arange(hidden.shape[1], device=hidden.device).unsqueeze(0)
+        positions = torch.zeros(1, hidden.shape[1], dtype=torch.long, device=hidden.device)
+        observation.returned = "a tensor"
 
         def see(name: str, tensor: torch.Tensor) -> None:
             if name == "hook_in":
@@ -124,11 +156,12 @@ class Component:
         return prefix + CANDIDATE_NAMES.get(own, own)
 
 
-def _see_returned(returned: Any, see: See) -> None:
+def _see_returned(returned: Any, observation: Observation) -> None:
     parts = returned if isinstance(returned, tuple) else (returned,)
+    observation.returned = f"a tuple of {len(parts)}" if isinstance(returned, tuple) else "a tensor"
     for name, part in zip(("returned", "returned_pattern"), parts, strict=False):
         if isinstance(part, torch.Tensor):
-            see(name, part)
+            observation.see(name, part)
 
 
 def _see_cache(cache: Any, layer: int | None, prefix: str, see: See) -> None:
@@ -225,7 +258,9 @@ _ROWS = (
         reference_path="transformer.wte",
         watch=_watch_io,
         random_inputs=lambda config: probe.token_ids(config.vocab_size),
-        stress=lambda config: probe.stress_tokens(config.vocab_size),
+        stress=lambda config: probe.stress_tokens(
+            config.vocab_size, [config.bos_token_id, getattr(config, "pad_token_id", None)]
+        ),
         stages=lambda _: stages.embedding(),
     ),
     _norm("ln1", "blocks.0.ln1", "transformer.h.0.ln_1"),

@@ -30,9 +30,13 @@ def findings_of(observed: Observed, step: str, reference: Side, candidate: Side)
         for place, stage in enumerate(observed.stages)
         if stage.tap in candidate.view or (stage.required and raised is None)
     ]
-    for name in candidate.observation.changed_inputs:
-        message = f"the candidate changed its input {name} in place"
-        findings.append(Finding(step=step, tap=name, stage="input", verdict=Verdict.DIVERGED, message=message))
+    if raised is None and candidate.observation.returned != reference.observation.returned:
+        message = (
+            f"{candidate.observation.returned} was returned, and {reference.observation.returned} by the reference"
+        )
+        findings.append(Finding(step=step, tap="returned", stage="form", verdict=Verdict.DIVERGED, message=message))
+    for tap, message in candidate.observation.misdeeds:
+        findings.append(Finding(step=step, tap=tap, stage="conduct", verdict=Verdict.DIVERGED, message=message))
     return findings
 
 
@@ -57,12 +61,9 @@ def _finding(observed: Observed, step: str, place: int, stage: Stage, reference:
     against = _against_reference(stage, ours, theirs, candidate.view)
     if against is not None:
         found |= {"max_abs": against.max_abs, "max_ulp": against.max_ulp}
-    if stage.tap in candidate.observation.changed_later:
-        message = f"{stage.tap} was changed in place after a hook had seen it"
-        return Finding(**found, verdict=Verdict.DIVERGED, message=message)
     said = verdict(checked.r if checked else None, against)
     if said is not Verdict.BITWISE:
-        found |= {"at": _place(_worst_index(stage, checked, against), ours.shape, stage.axes)}
+        found |= {"at": _place(_worst_index(checked, against), ours.shape, stage.axes)}
     if said is Verdict.DIVERGED:
         return Finding(**found, verdict=said, message=_divergence(stage, checked, against, str(found["at"])))
     suspect = counterpart is not None and counterpart.r > 1
@@ -70,15 +71,11 @@ def _finding(observed: Observed, step: str, place: int, stage: Stage, reference:
     return Finding(**found, verdict=said, message=message)
 
 
-def _worst_index(stage: Stage, checked: Checked | None, against: Difference | None) -> int:
-    """The element to point at: the worst of its stage where that broke, else the farthest from the reference.
-
-    Where the mask hides elements, the one that people can see is pointed at.
-    """
-    broken = checked is not None and checked.r > 1
-    if against is not None and against.max_abs > 0 and (stage.masked or not broken):
-        return against.index
-    return checked.index if checked is not None else 0
+def _worst_index(checked: Checked | None, against: Difference | None) -> int:
+    """The element to point at: the worst of its stage where that broke, else the farthest from the reference."""
+    if checked is not None and (checked.r > 1 or against is None):
+        return checked.index
+    return against.index if against is not None else 0
 
 
 def _wrong_form(stage: Stage, ours: torch.Tensor, theirs: torch.Tensor | None, checked: Checked | None) -> str | None:
@@ -132,7 +129,7 @@ def silent_hooks(observed: Observed) -> tuple[str, ...]:
     return tuple(sorted(set.intersection(*silent) - required))
 
 
-def described(error: Exception) -> str:
+def described(error: BaseException) -> str:
     """An exception as one line."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from cgverify.bits import agree, same_bits, ulp_distance
+from cgverify.bits import agree, same_tensor, ulp_distance
 from cgverify.oracle.arithmetic import Expected
 from cgverify.records import Verdict
 
@@ -65,14 +65,15 @@ def difference(candidate: torch.Tensor, reference: torch.Tensor, visible: torch.
     """Compare two tensors of one shape and dtype, element by element.
 
     Args:
-        visible: boolean, broadcastable to their shape; elements that are False are left out.
+        visible: boolean, broadcastable to their shape; elements that are False are left out of the distances, and
+            only `bitwise` speaks of them.
     """
+    if same_tensor(candidate, reference):
+        return Difference(bitwise=True, max_abs=0.0, max_ulp=0.0, index=0)
     if visible is not None:
         hidden = ~visible.expand(candidate.shape)
         candidate, reference = candidate.masked_fill(hidden, 0), reference.masked_fill(hidden, 0)
     candidate, reference = candidate.reshape(-1), reference.reshape(-1)
-    if bool(same_bits(candidate, reference).all()):
-        return Difference(bitwise=True, max_abs=0.0, max_ulp=0.0, index=0)
     absolute = (candidate.to(torch.float64) - reference.to(torch.float64)).abs_()
     absolute = torch.where(agree(candidate, reference), 0.0, absolute)
     farthest = _worst(torch.where(absolute.isnan(), torch.inf, absolute))

@@ -7,7 +7,7 @@ afterwards, and the tensors are then cast and moved, so that one seed is one inp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -75,6 +75,8 @@ def build(case: str, recipe: Recipe, random_inputs: RandomInputs, stress: Stress
         inputs = dict(random_inputs(recipe.batch_size, recipe.seq_len + extra, torch.device("cpu"), torch.float32))
         if case == "stress":
             inputs = stress(inputs, recipe)
+        if case == "decode":
+            inputs = _stress_context(inputs, recipe)
     if case == "decode":
         return Probe(_decoding(inputs, recipe.seq_len), with_cache=True)
     return Probe((Step("forward", inputs),))
@@ -111,6 +113,35 @@ def _decoding(inputs: Inputs, prefill: int) -> tuple[Step, ...]:
         )
         start = now.stop
     return tuple(steps)
+
+
+def held_to(contract: RandomInputs, own: RandomInputs) -> RandomInputs:
+    """A candidate's own `get_random_inputs`, held to what the contract gives: a candidate may not choose its exam.
+
+    Keys, shapes and kinds must be the same, positions and mask equal, hidden states finite and not constant.
+    The result raises ValueError otherwise.
+    """
+
+    def random_inputs(
+        batch_size: int, seq_len: int, device: torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> Inputs:
+        given = dict(own(batch_size, seq_len, device, dtype))
+        with torch.random.fork_rng(devices=[]):
+            wanted = contract(batch_size, seq_len, device, dtype)
+        if given.keys() != wanted.keys():
+            raise ValueError(f"it returns {', '.join(given)} where {', '.join(wanted)} are wanted")
+        for name, value in wanted.items():
+            found = given[name]
+            if not isinstance(found, torch.Tensor) or found.shape != value.shape or found.dtype != value.dtype:
+                raise ValueError(f"its {name} is no {value.dtype} tensor of shape {list(value.shape)}")
+            random = name == "hidden_states"
+            if not (
+                found.isfinite().all() and (found.numel() < 2 or found.std() > 0) if random else found.equal(value)
+            ):
+                raise ValueError(f"its {name} is not {'finite and spread' if random else 'as the contract says'}")
+        return given
+
+    return random_inputs
 
 
 # --- builders, for components that have no get_random_inputs of their own ---------------------------------------------
@@ -159,13 +190,15 @@ def attention_inputs(width: int) -> RandomInputs:
 # --- the stress case: what random inputs hide -------------------------------------------------------------------------
 
 
-def stress_tokens(vocab_size: int) -> Stress:
-    """The first and the last id, and one id again and again: an off-by-one table or a dropped row shows."""
+def stress_tokens(vocab_size: int, special: Sequence[int | None] = ()) -> Stress:
+    """The first and the last id, special ones, and one again and again: an off-by-one table or a dropped row shows."""
 
     def stress(inputs: Inputs, _: Recipe) -> Inputs:
         ids = inputs["input_ids"].clone()
-        ids[:, 0], ids[:, -1] = 0, vocab_size - 1
-        ids[:, 1 : max(1, ids.shape[1] // 2)] = ids[0, -2] if ids.shape[1] > 1 else 0
+        edges = [0, vocab_size - 1, *(token for token in special if token is not None and token < vocab_size)]
+        flat = ids.view(-1)
+        flat[: len(edges)] = torch.tensor(edges[: len(flat)])
+        ids[:, ids.shape[1] // 2 :] = ids[-1, -1]
         return {"input_ids": ids}
 
     return stress
@@ -218,6 +251,7 @@ def _stress_context(inputs: Inputs, recipe: Recipe) -> Inputs:
     """Positions and mask of the stress case."""
     batch, seq = inputs["hidden_states"].shape[:2]
     positions = torch.stack([torch.randperm(recipe.n_positions)[:seq].sort().values for _ in range(batch)])
+    positions[:, -1] = recipe.n_positions - 1  # the table's last row
     given = inputs["attention_mask"]
     soft = torch.randn(given.shape) * 2
     # By masked_fill: the sum of two lowest values would overflow.

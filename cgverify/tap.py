@@ -8,6 +8,7 @@ and, for scores, as the input of its own softmax. Each is cloned at the moment i
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,10 +28,11 @@ class Observation:
     """What one forward of one side showed."""
 
     taps: Taps = field(default_factory=dict)
-    raised: Exception | None = None
-    changed_later: list[str] = field(default_factory=list)
-    """Taps that were changed in place after a hook had seen them."""
-    changed_inputs: list[str] = field(default_factory=list)
+    returned: str = ""
+    """The form of what was returned: `a tensor`, `a tuple of 2`."""
+    raised: BaseException | None = None
+    misdeeds: list[tuple[str, str]] = field(default_factory=list)
+    """What is wrong whatever the tensors are: the tap or input concerned, and a sentence."""
     silent_hooks: list[str] = field(default_factory=list)
 
     def see(self, name: str, tensor: torch.Tensor) -> None:
@@ -38,16 +40,36 @@ class Observation:
 
 
 def observe(run: Callable[[Observation], Any], inputs: Mapping[str, Any]) -> Observation:
-    """Call `run`, which shows its taps to the observation; note what it raised and which inputs it changed."""
+    """Call `run`, which shows its taps to the observation; note what it raised, and what it changed that is not its."""
     observation = Observation()
     before = {name: value.clone() for name, value in inputs.items() if isinstance(value, torch.Tensor)}
+    numerics = _numerics()
     try:
         with torch.no_grad():
             run(observation)
-    except Exception as error:  # whatever a candidate raises is a finding, not our failure
+    except (Exception, SystemExit) as error:  # whatever a candidate does is a finding, not our failure
         observation.raised = error
-    observation.changed_inputs = [name for name, value in before.items() if not same_tensor(value, inputs[name])]
+    for name, value in before.items():
+        if not same_tensor(value, inputs[name]):
+            observation.misdeeds.append((name, f"the candidate changed its input {name} in place"))
+    if _numerics() != numerics:
+        observation.misdeeds.append(
+            ("torch", f"the candidate changed torch's settings from {numerics} to {_numerics()}")
+        )
+        _restore(numerics)
     return observation
+
+
+def _numerics() -> tuple[torch.dtype, str, int]:
+    """Global settings that change what both sides compute."""
+    return torch.get_default_dtype(), torch.get_float32_matmul_precision(), torch.get_num_threads()
+
+
+def _restore(numerics: tuple[torch.dtype, str, int]) -> None:
+    dtype, precision, threads = numerics
+    torch.set_default_dtype(dtype)
+    torch.set_float32_matmul_precision(precision)
+    torch.set_num_threads(threads)
 
 
 # --- the candidate: TransformerLens's hooks ---------------------------------------------------------------------------
@@ -56,13 +78,15 @@ def observe(run: Callable[[Observation], Any], inputs: Mapping[str, Any]) -> Obs
 @contextlib.contextmanager
 def hooks_of(node: nn.Module, observation: Observation) -> Iterator[None]:
     """Show every hook of a bridge component, under its path in the component: `hook_pattern`, `q.hook_out`, …"""
-    shown: dict[str, tuple[torch.Tensor, int]] = {}
+    shown: dict[str, torch.Tensor] = {}
+    fired: Counter[str] = Counter()
     points = dict(hook_points(node))
 
     def watch(name: str) -> Callable[..., None]:
         def see(tensor: torch.Tensor, hook: HookPoint) -> None:
             observation.see(name, tensor)
-            shown[name] = (tensor, tensor._version)
+            shown[name] = tensor
+            fired[name] += 1
 
         return see
 
@@ -73,12 +97,12 @@ def hooks_of(node: nn.Module, observation: Observation) -> Iterator[None]:
         for point, handle in handles:
             handle.hook.remove()
             point.fwd_hooks.remove(handle)
-        observation.silent_hooks = [name for name in points if name not in shown]
-        observation.changed_later = [
-            name
-            for name, (tensor, version) in shown.items()
-            if tensor._version != version and not same_tensor(observation.taps[name], tensor)
-        ]
+        observation.silent_hooks = [name for name in points if not fired[name]]
+        for name, tensor in shown.items():
+            if not same_tensor(observation.taps[name], tensor):
+                observation.misdeeds.append((name, f"{name} was changed in place after a hook had seen it"))
+            if fired[name] > 1:
+                observation.misdeeds.append((name, f"{name} fired {fired[name]} times in one forward"))
 
 
 def hook_points(node: nn.Module, prefix: str = "") -> Iterator[tuple[str, HookPoint]]:

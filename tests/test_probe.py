@@ -69,16 +69,38 @@ def test_stress_bends_what_random_inputs_hide() -> None:
 def test_decoding_cuts_one_sequence_into_steps_that_see_all_before() -> None:
     steps = attention("decode").steps
     assert [step.name for step in steps] == ["prefill", "token 1", "token 2", "chunk"]
-    assert torch.cat([step.inputs["position_ids"][0] for step in steps]).tolist() == list(range(13))
+    positions = torch.cat([step.inputs["position_ids"] for step in steps], dim=1)
+    assert (positions.diff() > 0).all()
+    assert (positions.diff() > 1).any()
+    assert (positions[:, -1] == 63).all()
     assert [tuple(step.inputs["attention_mask"].shape[2:]) for step in steps] == [(8, 8), (1, 9), (1, 10), (3, 13)]
-    assert (steps[-1].inputs["attention_mask"][0, 0] == 0).sum(-1).tolist() == [11, 12, 13]
+    assert (steps[-1].inputs["attention_mask"][0, 0] > LOWEST).sum(-1).tolist() == [11, 12, 13]
+    assert (steps[-1].inputs["attention_mask"][1, 0, :, :3] == LOWEST).all()  # left padding
 
 
 def test_tokens_are_first_last_and_repeated() -> None:
-    ids = probe.build("stress", RECIPE, probe.token_ids(50), probe.stress_tokens(50)).steps[0].inputs["input_ids"]
-    assert set(ids[:, 0].tolist()) == {0}
-    assert set(ids[:, -1].tolist()) == {49}
-    assert len(ids[:, 1:4].unique()) == 1
+    stress = probe.stress_tokens(50, [7, None])
+    ids = probe.build("stress", RECIPE, probe.token_ids(50), stress).steps[0].inputs["input_ids"]
+    assert ids[0, :3].tolist() == [0, 49, 7]
+    assert len(ids[:, 4:].unique()) == 1
+
+
+def test_a_candidate_may_not_choose_its_exam() -> None:
+    contract = probe.attention_inputs(4)
+
+    def unfit(**changes: Any) -> probe.RandomInputs:
+        return probe.held_to(contract, lambda *shape, **_: {**contract(*shape), **changes})
+
+    assert unfit()(2, 8)["hidden_states"].shape == (2, 8, 4)
+    for changes, told in (
+        ({"hidden_states": torch.zeros(2, 8, 4)}, "hidden_states is not finite and spread"),
+        ({"hidden_states": torch.randn(1, 1, 4)}, "hidden_states is no"),
+        ({"attention_mask": torch.zeros(2, 1, 8, 8)}, "attention_mask is not as the contract says"),
+        ({"position_ids": torch.zeros(2, 8)}, "position_ids is no torch.int64"),
+        ({"extra": 1}, "extra"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            unfit(**changes)(2, 8)
 
 
 def test_rows_for_layer_norm_have_variance_near_eps_offsets_and_outliers() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import faults
 import pytest
@@ -138,6 +138,68 @@ class ChangesWhatAHookSaw(CodeGenAttentionBridge):
         return pattern
 
 
+class ChangesItByData(CodeGenAttentionBridge):
+    """The same through `.data`, which leaves no trace in the version counter."""
+
+    def _output(self, z: torch.Tensor) -> torch.Tensor:
+        output = super()._output(z)
+        z.data.zero_()
+        return output
+
+
+class FiresTwice(CodeGenAttentionBridge):
+    def _mix(self, pattern: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        return super()._mix(self.hook_pattern(pattern), value)
+
+
+class OtherWithoutHooks(CodeGenAttentionBridge):
+    """A fused fast path that is wrong."""
+
+    def _output(self, z: torch.Tensor) -> torch.Tensor:
+        return super()._output(z) * (1 if self.hook_pattern.fwd_hooks else 2)
+
+
+class ChangesSettings(CodeGenAttentionBridge):
+    def _mix(self, pattern: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        torch.set_float32_matmul_precision("medium")
+        return super()._mix(pattern, value)
+
+
+class ReturnsMore(CodeGenAttentionBridge):
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return (*super().forward(*args, **kwargs), None)
+
+
+class Exits(CodeGenAttentionBridge):
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        raise SystemExit(0)
+
+
+class ShowsHiddenScores(CodeGenAttentionBridge):
+    """The hook sees scores of the future; the mask comes afterwards."""
+
+    def _scores(self, query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        self.future = mask
+        return super()._scores(query, key, mask.masked_fill(mask == torch.finfo(mask.dtype).min, 0))
+
+    def _pattern_of(self, scores: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        hidden = self.future == torch.finfo(self.future.dtype).min
+        return super()._pattern_of(scores.masked_fill(hidden, torch.finfo(scores.dtype).min), dtype)
+
+
+class OwnExam(CodeGenAttentionBridge):
+    def get_random_inputs(self, *args: Any, **kwargs: Any) -> Any:
+        return {name: tensor[:1, :1] for name, tensor in super().get_random_inputs(*args, **kwargs).items()}
+
+
+class AliasesSwapped(CodeGenAttentionBridge):
+    hook_aliases: ClassVar[dict[str, str]] = {
+        **CodeGenAttentionBridge.hook_aliases,
+        "hook_q": "v.hook_out",
+        "hook_v": "q.hook_out",
+    }
+
+
 class Raises(CodeGenAttentionBridge):
     def _mix(self, pattern: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         raise RuntimeError("no mixing today")
@@ -179,6 +241,15 @@ class NoInputs(CodeGenAttentionBridge):
     [
         ("ChangesItsInput", "changed its input hidden_states"),
         ("ChangesWhatAHookSaw", "hook_attn_scores was changed in place after a hook had seen it"),
+        ("ChangesItByData", "hook_z was changed in place after a hook had seen it"),
+        ("FiresTwice", "hook_pattern fired 2 times in one forward"),
+        ("OtherWithoutHooks", "returned is another tensor when no hook is attached"),
+        ("ChangesSettings", "changed torch's settings"),
+        ("ReturnsMore", "a tuple of 3 was returned, and a tuple of 2 by the reference"),
+        ("Exits", "raised where the reference did not: SystemExit: 0"),
+        ("ShowsHiddenScores", "scores is off by"),
+        ("OwnExam", "raised in get_random_inputs: ValueError: its hidden_states is no"),
+        ("AliasesSwapped", "hook_q is not the hook q.hook_out"),
         ("Raises", "the candidate raised where the reference did not: RuntimeError: no mixing today"),
         ("WrongDtype", "hook_pattern is float32 where it must be bfloat16"),
         ("WrongShape", "returned_pattern has shape"),
@@ -191,6 +262,29 @@ def test_what_else_can_be_wrong_is_a_failure_and_told(name: str, told: str) -> N
     results = verify(candidates=[f"{HERE}:{name}"], dtypes=["bfloat16"], components=["attn"], cases=["default"])
     messages = [finding.message for finding in failed(results)]
     assert any(told in message for message in messages), messages
+
+
+class CachedPositionsIgnored(CodeGenAttentionBridge):
+    """With a cache, positions are counted instead of read: wrong for left-padded generation."""
+
+    def forward(self, hidden_states: torch.Tensor, layer_past: Any = None, *args: Any, **kwargs: Any) -> Any:
+        if layer_past is not None:
+            start = layer_past.get_seq_length(self._layer_idx)
+            kwargs["position_ids"] = torch.arange(start, start + hidden_states.shape[1])[None]
+        return super().forward(hidden_states, layer_past, *args, **kwargs)
+
+
+class CachedMaskIgnored(CodeGenAttentionBridge):
+    def forward(self, hidden_states: torch.Tensor, layer_past: Any = None, *args: Any, **kwargs: Any) -> Any:
+        if layer_past is not None:
+            kwargs["attention_mask"] = None
+        return super().forward(hidden_states, layer_past, *args, **kwargs)
+
+
+@pytest.mark.parametrize(("name", "stage"), [("CachedPositionsIgnored", "rope"), ("CachedMaskIgnored", "scores")])
+def test_what_goes_wrong_only_with_a_cache_is_seen_in_decode(name: str, stage: str) -> None:
+    results = verify(candidates=[f"{HERE}:{name}"], components=["attn"])
+    assert {(r.cell.case, f.stage) for r in results for f in r.findings if f.verdict.fails} == {("decode", stage)}
 
 
 # --- faults outside attention, through functions of a booted bridge ---------------------------------------------------

@@ -1,7 +1,7 @@
 """Time the attention bridges beside Hugging Face's attention, in pairs.
 
-Candidate and reference run alternately on the same inputs in one process, so that the machine's drift falls on both; what
-is printed is the median of the paired ratios with its quartiles, and whether the outputs have the same bits.
+Candidate and reference run alternately on the same inputs in one process, so that drift of the machine falls on both.
+What is printed is the median of the paired ratios with its quartiles, and whether the outputs have the same bits.
 
     python tools/time_attention.py [--bridge cgverify --bridge transformer_lens] [--pairs 30] [--threads 2]
 """
@@ -12,6 +12,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -22,21 +23,27 @@ from cgverify.checkpoint.window import Setting, Window
 SHAPES = ((2, 8), (2, 128), (1, 512), (1, 1024), (1, 2048))
 
 
-def seconds(run: Callable[[], object]) -> float:
+def seconds(module: Callable[..., Any], inputs: dict[str, Any]) -> float:
     started = time.perf_counter()
-    run()
+    module(**inputs)
     return time.perf_counter() - started
 
 
-def paired_ratios(candidate: Callable[[], object], reference: Callable[[], object], pairs: int) -> list[float]:
-    """Candidate over reference, pair by pair, the order of the two alternating."""
+def paired_ratios(
+    candidate: Callable[..., Any], reference: Callable[..., Any], inputs: dict[str, Any], pairs: int
+) -> list[float]:
+    """Candidate's time over the reference's, pair by pair, the order of the two alternating."""
     for _ in range(3):
-        candidate(), reference()
+        candidate(**inputs)
+        reference(**inputs)
     ratios = []
     for pair in range(pairs):
-        first, second = (candidate, reference) if pair % 2 else (reference, candidate)
-        one, other = seconds(first), seconds(second)
-        ratios.append(one / other if pair % 2 else other / one)
+        if pair % 2:
+            ours = seconds(candidate, inputs)
+            ratios.append(ours / seconds(reference, inputs))
+        else:
+            theirs = seconds(reference, inputs)
+            ratios.append(seconds(candidate, inputs) / theirs)
     return ratios
 
 
@@ -63,11 +70,7 @@ def main() -> None:
             inputs = candidate.get_random_inputs(batch, seq, dtype=dtype)
             with torch.no_grad():
                 same = torch.equal(candidate(**inputs)[0], reference(**inputs)[0])
-                ratios = paired_ratios(
-                    lambda inputs=inputs: candidate(**inputs),
-                    lambda inputs=inputs: reference(**inputs),
-                    arguments.pairs,
-                )
+                ratios = paired_ratios(candidate, reference, inputs, arguments.pairs)
             low, middle, high = statistics.quantiles(ratios, n=4)
             print(f"{name:<18}{f'{batch}x{seq}':>10}{middle:>8.2f}{f'{low:.2f} to {high:.2f}':>16}  {same}", flush=True)
 

@@ -15,7 +15,7 @@ from cgverify import verify
 from cgverify.candidate import Candidate
 from cgverify.checkpoint.source import Source
 from cgverify.checkpoint.window import Setting, View, Window, refusal
-from cgverify.errors import DeviceError, WeightsError
+from cgverify.errors import CandidateError, DeviceError, WeightsError
 from cgverify.records import Cell, CellResult, RotaryDim, Verdict
 
 
@@ -56,14 +56,16 @@ def _run_candidate(
 ) -> list[CellResult]:
     try:
         bridge = candidate.boot(window.model(setting))
-    except Exception as error:  # a candidate may fail in any way, and that is a finding
-        return verify.candidate_failed(cells, "boot", error)
+    except CandidateError:
+        raise
+    except (Exception, SystemExit) as error:  # a candidate may fail in any way, and that is a finding
+        return verify.candidate_failed(cells, verify.CandidateFailedError("boot", error))
     results, observed = [], []
     for cell in cells:
         try:
             observed.append(verify.observe(cell, reference, bridge))
-        except Exception as error:
-            results += verify.candidate_failed([cell], "get_random_inputs", error)
+        except verify.CandidateFailedError as error:
+            results += verify.candidate_failed([cell], error)
     return verify.judge(observed, reference.parameters) + results
 
 

@@ -1,12 +1,13 @@
 """Attention scores, (q·kᵀ + mask) / √D, in float32 until a wider mask promotes them.
 
-With dh the head size, m the mask, a = 2⁻²⁴ and o the exact value:
+With dh the head size, m the mask (0 in the first |m| where it hides), a = 2⁻²⁴ and o the exact value:
 
-    B = [ (γ_{dh+2}(a)|q||k|ᵀ + a|qk + m|)/scale + 3a|o| ](1 + 4a) + (dh + 3)η
+    B = [ (γ_{dh+2}(a)(|q||k|ᵀ + |m|) + a|qk + m|)/scale + 3a|o| ](1 + 4a) + (dh + 3)η
 
 Two of γ's roundings are casts of float64 q and k to float32; 3a is the rounding of the scale, of a possible
-reciprocal, and of the division. Where q or k was not observed after the rotation, the rotation's own bounds β_q, β_k
-add (β_q|k|ᵀ + |q|β_kᵀ + β_q β_kᵀ)/scale: two stages judged as one.
+reciprocal, and of the division; |m| stands with the product since a fused kernel may start from the mask. Where q or k
+was not observed after the rotation, the rotation's own bounds β_q, β_k add (β_q|k|ᵀ + |q|β_kᵀ + β_q β_kᵀ)/scale: two
+stages judged as one.
 """
 
 from __future__ import annotations
@@ -35,5 +36,8 @@ def scores(query: Expected, key: Expected, mask: torch.Tensor | None) -> Expecte
     value = masked / scale
     q, k = query.value.abs(), key.value.abs().transpose(-1, -2)
     inherited = query.bound @ k + (q + query.bound) @ key.bound.transpose(-1, -2)
-    bound = (gamma(head_dim + 2, a) * (q @ k) + inherited + a * masked.abs()) / scale + 3 * a * value.abs()
+    magnitudes = q @ k
+    if mask is not None:  # a soft mask may be the first addend
+        magnitudes = magnitudes + torch.where(mask > torch.finfo(mask.dtype).min, mask, 0).to(torch.float64).abs()
+    bound = (gamma(head_dim + 2, a) * magnitudes + inherited + a * masked.abs()) / scale + 3 * a * value.abs()
     return expected(value, bound * (1 + 4 * a) + (head_dim + 3) * eta, dtype)

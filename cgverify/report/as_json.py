@@ -6,14 +6,14 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from cgverify.records import CellResult, Run
+from cgverify.records import CellResult, Record, Run
 from cgverify.report.frames import CELL
 from cgverify.report.outcome import counts, exit_code, silent_hooks
 
 
 def render(run: Run, results: Sequence[CellResult]) -> str:
     """The report as text."""
-    described = {"run": run.model_dump(mode="json"), "summary": summary(results), "findings": findings(results)}
+    described = {"run": _plain(run), "summary": summary(results), "findings": findings(results)}
     return json.dumps(described, allow_nan=False)
 
 
@@ -32,7 +32,13 @@ def summary(results: Sequence[CellResult]) -> dict[str, Any]:
 def findings(results: Sequence[CellResult]) -> list[dict[str, Any]]:
     """Every finding with the fields of its cell."""
     return [
-        {column: getattr(result.cell, column) for column in CELL} | finding.model_dump(mode="json")
+        {column: getattr(result.cell, column) for column in CELL} | _plain(finding)
         for result in results
         for finding in result.findings
     ]
+
+
+def _plain(record: Record) -> dict[str, Any]:
+    """A record as JSON has it: only pydantic's JSON writes NaN and infinity as strings."""
+    plain: dict[str, Any] = json.loads(record.model_dump_json())
+    return plain
