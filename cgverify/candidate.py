@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import inspect
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,6 +33,8 @@ class Candidate:
     adapter: type[ArchitectureAdapter]
     change: Callable[[Any], Any] | None = None
     """Applied to the booted bridge."""
+    source: str = ""
+    """Digest of the file that it was imported from; empty for the built-in ones, whose version says enough."""
 
     def boot(self, model: nn.Module) -> Any:
         """A bridge over a model, which is changed in place.
@@ -63,17 +67,27 @@ def find(name: str) -> Candidate:
     if name in BUILT_IN:
         return Candidate(name, BUILT_IN[name])
     found = _import(name)
+    source = _digest(found)
     if isinstance(found, type):
         if issubclass(found, ArchitectureAdapter):
-            return Candidate(name, found)
+            return Candidate(name, found, source=source)
         if issubclass(found, GeneralizedComponent):
-            return Candidate(name, adapter_with(found))
+            return Candidate(name, adapter_with(found), source=source)
     elif callable(found):
-        return Candidate(name, CodeGenAdapter, change=found)
+        return Candidate(name, CodeGenAdapter, change=found, source=source)
     raise CandidateError(
         f"--bridge {name} is no bridge: give an attention bridge class, an ArchitectureAdapter subclass, or a function "
         "that takes a booted bridge and returns it."
     )
+
+
+def _digest(found: object) -> str:
+    """Of the source file in which something was defined."""
+    try:
+        file = inspect.getsourcefile(found)  # type: ignore[arg-type]
+    except TypeError:  # built into Python
+        file = None
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16] if file else ""
 
 
 def _import(name: str) -> Any:

@@ -24,6 +24,11 @@ CASES = {
 }
 """Each case, with the kinds of component that it is for."""
 
+DECODE_STEPS = (("token 1", 1), ("token 2", 1), ("chunk", 3))
+"""What follows the prefill of `--seq-len` tokens in the `decode` case: names and lengths."""
+
+DECODED_TOKENS = sum(length for _, length in DECODE_STEPS)
+
 
 @dataclass(frozen=True)
 class Axes:
@@ -50,13 +55,15 @@ class Subject:
     weights: str
     n_layers: int
     rotary_dim: int
+    n_positions: int
 
 
 def cells(subject: Subject, axes: Axes) -> list[Cell]:
     """All cells of the plan, in report order.
 
     Raises:
-        UsageError: a layer that the checkpoint has not, or a component glob that matches nothing.
+        UsageError: a layer that the checkpoint has not, more positions than it has, or a component glob that matches
+            nothing.
     """
     layers = range(subject.n_layers) if axes.layers is None else axes.layers
     for layer in layers:
@@ -64,6 +71,12 @@ def cells(subject: Subject, axes: Axes) -> list[Cell]:
             raise UsageError(
                 f"{subject.model} has no layer {layer}: give --layers between 0 and {subject.n_layers - 1}."
             )
+    longest = axes.seq_len + (DECODED_TOKENS if "decode" in axes.cases else 0)
+    if longest > subject.n_positions:
+        raise UsageError(
+            f"{subject.model} has {subject.n_positions} positions, and {longest} are asked for: give a smaller "
+            f"--seq-len (the decode case adds {DECODED_TOKENS} tokens)."
+        )
     planned = [
         Cell(
             model=subject.model,
@@ -104,5 +117,10 @@ def _require_matches(planned: Sequence[Cell], globs: Sequence[str]) -> None:
     """Raise UnknownNameError for a glob that selects no component at all."""
     names = list(dict.fromkeys(name for cell in planned for name in (cell.kind, cell.component)))
     for glob in globs:
-        if not any(fnmatchcase(name, glob) for name in names):
-            raise UnknownNameError("component", glob, names)
+        if any(fnmatchcase(name, glob) for name in names):
+            continue
+        if any(fnmatchcase(kind, glob) for kind in (*BEFORE, *PER_LAYER, *AFTER)):
+            raise UsageError(
+                f"No --case that was given is for the component {glob!r}; known cases: {', '.join(CASES)}."
+            )
+        raise UnknownNameError("component", glob, names)

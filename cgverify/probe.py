@@ -13,6 +13,8 @@ from typing import Any, Protocol
 
 import torch
 
+from cgverify.plan import DECODE_STEPS, DECODED_TOKENS
+
 Inputs = dict[str, torch.Tensor]
 LOWEST = torch.finfo(torch.float32).min
 
@@ -63,13 +65,10 @@ class Recipe:
 
 Stress = Callable[[Inputs, Recipe], Inputs]
 
-DECODE_STEPS = (("token 1", 1), ("token 2", 1), ("chunk", 3))
-"""What follows the prefill in the `decode` case: names and lengths."""
-
 
 def build(case: str, recipe: Recipe, random_inputs: RandomInputs, stress: Stress) -> Probe:
     """The probe of a case, on the CPU in float32. The global random state is left as it was."""
-    extra = sum(length for _, length in DECODE_STEPS) if case == "decode" else 0
+    extra = DECODED_TOKENS if case == "decode" else 0
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         inputs = dict(random_inputs(recipe.batch_size, recipe.seq_len + extra, torch.device("cpu"), torch.float32))

@@ -62,6 +62,12 @@ class RunFolder:
         before, finished = read(path)
         if before.weights_digest != run.weights_digest:
             raise RunFolderError(f"{path} is a run of other weights: give another --output.")
+        for option, value in json.loads(run.model_dump_json())["settings"].items():
+            if before.settings.get(option) != value:
+                raise RunFolderError(
+                    f"{path} was made with {option} {before.settings.get(option)}, now {value}: continue a run with "
+                    "the same options and candidates, or give another --output."
+                )
         for part in SAME:
             if before.environment.get(part) != json.loads(json.dumps(run.environment.get(part))):
                 raise RunFolderError(

@@ -53,6 +53,21 @@ def test_modules_of_the_current_folder_are_found(tmp_path: Path, monkeypatch: py
     assert find("my_bridge:same").change is not None
 
 
+def no_bridge(bridge: Any) -> None:
+    pass
+
+
+def test_a_function_must_return_the_bridge(model: CodeGenForCausalLM) -> None:
+    with pytest.raises(CandidateError, match="returned no bridge but NoneType"):
+        find("test_candidate:no_bridge").boot(model)
+
+
+def test_the_source_of_a_candidate_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert find("test_candidate:changed").source
+    assert find("test_candidate:changed").source == find("test_candidate:no_bridge").source
+    assert find("cgverify").source == ""
+
+
 @pytest.mark.parametrize(
     ("name", "told"),
     [

@@ -8,7 +8,7 @@ from cgverify.components import COMPONENTS
 from cgverify.errors import UnknownNameError, UsageError
 from cgverify.plan import AFTER, BEFORE, CASES, PER_LAYER, Axes, Subject, cells
 
-SUBJECT = Subject(model="m", weights="d", n_layers=3, rotary_dim=8)
+SUBJECT = Subject(model="m", weights="d", n_layers=3, rotary_dim=8, n_positions=64)
 
 
 def test_the_plan_and_the_table_name_the_same_components() -> None:
@@ -49,6 +49,18 @@ def test_a_glob_that_matches_nothing_is_an_error() -> None:
 def test_a_layer_that_is_not_there_is_an_error() -> None:
     with pytest.raises(UsageError, match="between 0 and 2"):
         cells(SUBJECT, Axes(layers=[3]))
+
+
+def test_more_positions_than_there_are_is_an_error() -> None:
+    assert cells(SUBJECT, Axes(seq_len=59))
+    with pytest.raises(UsageError, match="has 64 positions, and 65 are asked for"):
+        cells(SUBJECT, Axes(seq_len=60))
+    assert cells(SUBJECT, Axes(seq_len=64, cases=["default"]))
+
+
+def test_a_component_that_no_given_case_is_for_is_an_error() -> None:
+    with pytest.raises(UsageError, match="No --case that was given is for the component 'ln1'"):
+        cells(SUBJECT, Axes(components=["ln1"], cases=["decode"]))
 
 
 def test_a_cells_identity_is_its_content() -> None:

@@ -24,7 +24,8 @@ HERE = "test_verify"
 def verify(model: str = "codegen-nano", **axes: Any) -> list[CellResult]:
     """Verify layer 0 (unless told otherwise) of a checkpoint."""
     source = resolve(model)
-    subject = Subject(model, source.digest, source.config.n_layer, source.config.rotary_dim)
+    config = source.config
+    subject = Subject(model, source.digest, config.n_layer, config.rotary_dim, config.n_positions)
     asked = Axes(**{"layers": [0], **axes})
     return list(run(cells(subject, asked), source, {name: find(name) for name in asked.candidates}))
 
@@ -241,7 +242,7 @@ class NoInputs(CodeGenAttentionBridge):
     [
         ("ChangesItsInput", "changed its input hidden_states"),
         ("ChangesWhatAHookSaw", "hook_attn_scores was changed in place after a hook had seen it"),
-        ("ChangesItByData", "hook_z was changed in place after a hook had seen it"),
+        ("ChangesItByData", "o.hook_in was changed in place after a hook had seen it"),
         ("FiresTwice", "hook_pattern fired 2 times in one forward"),
         ("OtherWithoutHooks", "returned is another tensor when no hook is attached"),
         ("ChangesSettings", "changed torch's settings"),
@@ -413,7 +414,7 @@ def test_candidates_cost_one_load_of_the_checkpoint(monkeypatch: pytest.MonkeyPa
     seeded = [f"faults:{fault.__name__}" for fault in list(faults.STAGES)[:4]]
     names = ["cgverify", f"{HERE}:Raises", "transformer_lens", *seeded]
     axes = Axes(candidates=names, dtypes=["float32", "bfloat16"], layers=[0, 1], components=["attn", "embed"])
-    plan = cells(Subject("nano", "d", 5, 16), axes)
+    plan = cells(Subject("nano", "d", 5, 16, 512), axes)
     results = list(run(plan, source, {name: find(name) for name in names}))
     assert len(results) == len(plan)
     assert len(reads) == len(set(reads))

@@ -48,6 +48,8 @@ def resolve(model: str, weights: str = "auto") -> Source:
 def _folder(model: str, weights: str) -> Path | None:
     """The folder that holds the checkpoint; None for a named architecture without one."""
     named = model in ARCHITECTURES
+    if not model:
+        raise UnknownNameError("model", model, ARCHITECTURES)
     path = Path(model)
     if not named and path.is_dir():
         return path
@@ -82,9 +84,11 @@ def _config(folder: Path) -> CodeGenConfig:
     if not path.is_file():
         raise CheckpointMissingError(f"{folder} has no config.json: it is not a Hugging Face checkpoint.")
     try:
-        described: dict[str, Any] = json.loads(path.read_text())
+        described: Any = json.loads(path.read_text())
     except ValueError as error:
         raise CheckpointMissingError(f"{path} is not JSON: {error}") from error
+    if not isinstance(described, dict):
+        raise CheckpointMissingError(f"{path} is not a model's config: it holds no JSON object.")
     if described.get("model_type") != "codegen":
         raise CheckpointMissingError(
             f"{folder} holds a {described.get('model_type', 'nameless')} checkpoint: cgverify verifies CodeGen."
@@ -94,10 +98,19 @@ def _config(folder: Path) -> CodeGenConfig:
             f"{folder} brings code of its own (auto_map), as CodeGen2 does, whose fused QKV weight has 8 partitions "
             "under CodeGen's name: cgverify does not guess its layout."
         )
-    return _checked(CodeGenConfig(**{k: v for k, v in described.items() if k != "model_type"}), str(folder))
+    try:
+        config = CodeGenConfig(**{name: value for name, value in described.items() if name != "model_type"})
+    except Exception as error:  # transformers checks types with exceptions of several kinds
+        reason = " ".join(str(error).split())
+        raise CheckpointMissingError(f"{path} is not a CodeGen config: {reason}") from error
+    return _checked(config, str(folder))
 
 
 def _checked(config: CodeGenConfig, where: str) -> CodeGenConfig:
+    sizes = {name: getattr(config, name) for name in ("n_head", "n_embd", "n_layer", "vocab_size", "n_positions")}
+    for name, size in sizes.items():
+        if size < 1:
+            raise CheckpointMissingError(f"{where} has {name} {size} in its config.json: it must be at least 1.")
     if config.n_head % PARTITIONS or config.n_embd % config.n_head:
         raise CheckpointMissingError(
             f"{where} has {config.n_head} heads and n_embd {config.n_embd}: the heads of a CodeGen model are a "

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -78,6 +78,8 @@ class FolderWeights:
                 tensor: torch.Tensor = file.get_tensor(name).clone()
         except (OSError, SafetensorError) as error:
             raise WeightsError(f"Cannot read {name} from {path}: {error}. Fetch the file again.") from error
+        if not tensor.is_floating_point():
+            raise WeightsError(f"{name} in {path} is stored as {tensor.dtype}: cgverify reads floating-point weights.")
         if tensor.shape != shape:
             raise WeightsError(
                 f"{name} in {path} has shape {list(tensor.shape)} where config.json wants {list(shape)}: the weights "
@@ -91,10 +93,10 @@ def _files_by_tensor(folder: Path) -> dict[str, Path]:
     single = folder / "model.safetensors"
     if index.is_file():
         try:
-            shards: dict[str, Any] = json.loads(index.read_text())["weight_map"]
-        except (ValueError, KeyError, TypeError) as error:
+            shards: dict[str, str] = json.loads(index.read_text())["weight_map"]
+            files = {name: folder / shard for name, shard in shards.items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise WeightsError(f"{index} is not an index of shards. Fetch it again.") from error
-        files = {name: folder / shard for name, shard in shards.items()}
         for missing in sorted({path for path in files.values() if not path.is_file()}):
             raise WeightsError(f"The shard {missing} is missing. Fetch it again.")
         return files

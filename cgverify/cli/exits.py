@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator
 
 import typer
@@ -27,6 +28,9 @@ def exit_codes(verbosity: int = 0) -> Iterator[None]:
         raise typer.Exit(error.exit_code) from None
     except (typer.Exit, typer.Abort):
         raise
+    except BrokenPipeError:  # whoever read our output has seen enough
+        sys.stdout = None
+        raise typer.Exit(CgverifyError.exit_code) from None
     except Exception as error:
         if verbosity >= 2:
             raise

@@ -13,6 +13,7 @@ from cgverify.plan import CASES, DEVICES, DTYPES, Axes
 from cgverify.records import RotaryDim
 
 FORMATS = ("table", "json", "csv")
+MOST_LAYERS = 10_000
 
 _AXES = "What to verify"
 _RUN = "How to run"
@@ -115,10 +116,10 @@ def axes(
         dtypes=known("dtype", split(dtype), DTYPES),
         devices=known("device", split(device), DEVICES),
         rotary_dims=[_rotary_dim(text) for text in split(rotary_dim or ())],
-        cases=list(CASES) if "all" in cases else known("case", cases, CASES),
+        cases=list(CASES) if cases == ["all"] else known("case", cases, CASES),
         layers=None if layers is None else _layers(layers),
         components=split(component or ()),
-        seeds=[_number("--seed", text) for text in split(seed)],
+        seeds=[_number("--seed", text, below=1 << 63) for text in split(seed)],
         batch_size=batch_size,
         seq_len=seq_len,
     )
@@ -133,6 +134,8 @@ def split(texts: Iterable[str]) -> list[str]:
 def known(kind: str, given: Sequence[str], names: Iterable[str]) -> list[str]:
     """The given names, or UnknownNameError for the first that is none of `names`."""
     names = list(names)
+    if not given:
+        raise UsageError(f"--{kind} names nothing: known are {', '.join(names)}.")
     for name in given:
         if name not in names:
             raise UnknownNameError(kind, name, names)
@@ -148,14 +151,18 @@ def _layers(text: str) -> list[int]:
     layers: list[int] = []
     for part in split([text]):
         first, dash, last = part.partition("-")
-        start = _number("--layers", first)
-        layers += range(start, _number("--layers", last) + 1) if dash else [start]
+        if dash and not first:
+            raise UsageError(f"--layers {part!r} is no layer: they count from 0.")
+        start = _number("--layers", first, below=MOST_LAYERS)
+        layers += range(start, _number("--layers", last, below=MOST_LAYERS) + 1) if dash else [start]
     if not layers:
         raise UsageError(f"--layers {text!r} names no layer: write 3, or 0,5-7.")
     return sorted(set(layers))
 
 
-def _number(option: str, text: str) -> int:
+def _number(option: str, text: str, below: int = 1 << 31) -> int:
     if not text.isdecimal():
         raise UsageError(f"{option} {text!r} is not a whole number.")
+    if int(text) >= below:
+        raise UsageError(f"{option} {text} is too large: give less than {below}.")
     return int(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 import warnings
@@ -19,7 +20,7 @@ from cgverify.cli.exits import INTERRUPTED
 from cgverify.environment import machine, pin_numerics, prefer_huge_pages, versions
 from cgverify.errors import UsageError
 from cgverify.plan import Axes, Subject, cells
-from cgverify.records import Cell, CellResult, Run
+from cgverify.records import Cell, CellResult, Run, Verdict
 from cgverify.store import RunFolder
 
 
@@ -45,11 +46,19 @@ class Verification:
         from cgverify.execute.serial import require_devices, run
 
         require_devices(self.axes.devices)
-        candidates = {name: find(name) for name in self.axes.candidates}
+        with contextlib.redirect_stdout(sys.stderr):
+            candidates = {name: find(name) for name in self.axes.candidates}
         source = resolve(self.model, self.weights)
-        subject = Subject(_name(self.model), source.digest, source.config.n_layer, source.config.rotary_dim)
+        subject = Subject(
+            model=_name(self.model),
+            weights=source.digest,
+            n_layers=source.config.n_layer,
+            rotary_dim=source.config.rotary_dim,
+            n_positions=source.config.n_positions,
+        )
         plan = cells(subject, self.axes)
-        described = self._describe(source.origin, source.digest, pin_numerics(self.threads))
+        sources = {name: candidate.source for name, candidate in candidates.items()}
+        described = self._describe(source.origin, source.digest, sources, pin_numerics(self.threads))
         path = output or _new_folder(subject.model)
         folder, finished = RunFolder.resume(path, described) if resume else (RunFolder.create(path, described), [])
         if not quiet:
@@ -57,29 +66,31 @@ class Verification:
             typer.echo(
                 f"{subject.model}, weights {source.origin}: {len(plan)} cells. {note}Run folder {path}", err=True
             )
-        done = {result.cell.id for result in finished}
+        done = {result.cell.id for result in finished if result.verdict is not Verdict.ERROR}  # errors are tried again
         left = [cell for cell in plan if cell.id not in done]
         results, interrupted = list(finished), False
         try:
-            for result in _with_progress(run(left, source, candidates), len(left), quiet):
-                folder.append(result)
-                results.append(result)
-                if stop_at_failure and result.verdict.fails:
-                    break
+            # What candidates print must not stand in the report.
+            with contextlib.redirect_stdout(sys.stderr):
+                for result in _with_progress(run(left, source, candidates), len(left), quiet):
+                    folder.append(result)
+                    results.append(result)
+                    if stop_at_failure and result.verdict.fails:
+                        break
         except KeyboardInterrupt:
             interrupted = True
         finally:
             folder.close()
         return _report(folder.run, path, results, plan, format, interrupted)
 
-    def _describe(self, origin: str, digest: str, numerics: dict[str, Any]) -> Run:
+    def _describe(self, origin: str, digest: str, sources: dict[str, str], numerics: dict[str, Any]) -> Run:
         return Run(
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             command="all-components",
             model=_name(self.model),
             weights_origin=origin,
             weights_digest=digest,
-            settings={"model": self.model, "weights": self.weights, **asdict(self.axes)},
+            settings={"model": self.model, "weights": self.weights, **asdict(self.axes), "candidate_sources": sources},
             environment={"versions": versions(), "machine": machine(), "numerics": numerics},
         )
 

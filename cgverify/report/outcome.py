@@ -22,7 +22,7 @@ class Failure:
         more = f" (and in {self.cells - 1} more cells)" if self.cells > 1 else ""
         cell, step = self.cell, f" {self.finding.step}" if self.finding.step not in ("", "forward") else ""
         where = f"{cell.component}, {cell.candidate} in {cell.dtype}, case {cell.case}{step}"
-        return f"{where}: {self.finding.message}{more}."
+        return f"{where}: {self.finding.message.rstrip('.')}{more}."
 
     def command(self, run: Run) -> str:
         """The command that repeats the cell alone. What is a default goes without saying."""

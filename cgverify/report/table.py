@@ -15,6 +15,8 @@ from cgverify.report.frames import SETTING, findings_frame, worst_by
 from cgverify.report.outcome import counts, failures, silent_hooks, suspects
 
 SHOWN_FAILURES = 20
+WIDE = 100
+"""From this many columns on there is room to say where the worst element is."""
 STYLES = {
     Verdict.BITWISE: "green",
     Verdict.ULP: "green",
@@ -28,15 +30,15 @@ STYLES = {
 
 def show(console: Console, run: Run, results: Sequence[CellResult]) -> None:
     """Print the whole report of a run. Sentences and commands are left unwrapped, so that they can be copied."""
-    for part in _parts(run, results):
+    for part in _parts(run, results, console.width):
         console.print(part, soft_wrap=isinstance(part, Text))
 
 
-def _parts(run: Run, results: Sequence[CellResult]) -> list[RenderableType]:
+def _parts(run: Run, results: Sequence[CellResult], width: int) -> list[RenderableType]:
     parts: list[RenderableType] = [*_failures(run, results)]
     for setting, findings in findings_frame(results).groupby(SETTING, sort=False, dropna=False):
         if not (findings["verdict"] == Verdict.UNSUPPORTED.value).all():
-            parts.append(_setting_table(run, tuple(map(str, setting)), findings))
+            parts.append(_setting_table(run, tuple(map(str, setting)), findings, width))
     return [*parts, *_notices(results), _verdict_line(results)]
 
 
@@ -52,7 +54,7 @@ def _failures(run: Run, results: Sequence[CellResult]) -> list[RenderableType]:
     return lines
 
 
-def _setting_table(run: Run, setting: tuple[str, ...], findings: pd.DataFrame) -> Table:
+def _setting_table(run: Run, setting: tuple[str, ...], findings: pd.DataFrame, width: int) -> Table:
     candidate, dtype, device, rotary_dim = setting
     table = Table(
         title=f"{run.model} · {candidate} · {dtype} · {device} · rotary_dim {rotary_dim} · {run.weights_origin}",
@@ -65,14 +67,15 @@ def _setting_table(run: Run, setting: tuple[str, ...], findings: pd.DataFrame) -
     table.add_column("worst verdict", no_wrap=True)
     for heading in ("worst r", "max |Δ|", "max ULP"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("where", overflow="fold", max_width=60)
+    if width >= WIDE:
+        table.add_column("where", overflow="fold", max_width=60)
     for row in worst_by(findings, ["kind"]).to_dict("records"):
         said = Verdict(row["worst_verdict"])
         table.add_row(
             *(str(row[name]) for name in ("kind", "cells", "taps")),
             Text(said.value, style=STYLES[said]),
             *(_figure(row[name]) for name in ("r", "max_abs", "max_ulp")),
-            "" if said is Verdict.BITWISE else str(row["where"]),
+            *([] if width < WIDE else [""] if said is Verdict.BITWISE else [str(row["where"])]),
         )
     return table
 

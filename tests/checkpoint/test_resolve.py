@@ -93,6 +93,14 @@ def truncate(folder: Path) -> None:
         (lambda folder: (folder / "config.json").write_text("{"), CheckpointMissingError, "not JSON"),
         (change_config(model_type="gpt2"), CheckpointMissingError, "gpt2"),
         (change_config(n_head=2), CheckpointMissingError, "multiple of 4"),
+        (change_config(n_layer=0), CheckpointMissingError, "n_layer 0"),
+        (change_config(rotary_dim=None), CheckpointMissingError, "not a CodeGen config"),
+        (lambda folder: (folder / "config.json").write_text("[1]"), CheckpointMissingError, "no JSON object"),
+        (
+            lambda folder: (folder / "model.safetensors.index.json").write_text('{"weight_map": [1]}'),
+            WeightsError,
+            "not an index",
+        ),
         (change_config(activation_function="relu"), CheckpointMissingError, "gelu_new"),
         (change_config(auto_map={"AutoModel": "x"}), CheckpointMissingError, "CodeGen2"),
         (lambda folder: (folder / "model.safetensors").unlink(), WeightsError, "no model.safetensors"),
@@ -121,6 +129,15 @@ def test_a_tensor_of_the_wrong_shape_and_one_that_is_not_there_are_told(folder: 
         source.read(NAME, torch.Size([64, 65]))
     with pytest.raises(WeightsError, match="has no tensor"):
         source.read("transformer.h.9.ln_1.weight", torch.Size([64]))
+
+
+def test_weights_that_are_no_floats_are_told(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    tensors[NAME] = tensors[NAME].to(torch.int32)
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(WeightsError, match=r"stored as torch\.int32"):
+        resolve(str(folder)).read(NAME, torch.Size([64, 64]))
 
 
 @pytest.mark.parametrize(

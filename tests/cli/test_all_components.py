@@ -80,6 +80,26 @@ def test_a_failure_is_told_first_with_the_command_that_repeats_it(cli: Cli) -> N
     assert "rope is off by" in again.stdout
 
 
+def test_an_infinite_figure_is_valid_json_and_keeps_the_exit_code(cli: Cli) -> None:
+    done = cli(*QUICK, "--bridge", "faults:ReturnedWeightsZeroed", "--component", "attn", "--format", "json")
+    assert done.returncode == 1
+    report = json.loads(done.stdout, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert "Infinity" in {finding["r"] for finding in report["findings"]}
+
+
+def test_what_a_candidate_prints_or_exits_with_does_not_reach_the_report(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "loud.py").write_text(
+        "print('at import')\ndef loud(bridge):\n    print('at boot')\n    return bridge\n"
+    )
+    (tmp_path / "leaves.py").write_text("raise SystemExit(0)\n")
+    loud = cli(*QUICK, "--bridge", "loud:loud", "--component", "embed", "--format", "json")
+    assert json.loads(loud.stdout)["summary"]["ok"]
+    assert "at boot" in loud.stderr
+    leaves = cli(*QUICK, "--bridge", "leaves:Bridge")
+    assert leaves.returncode == 2
+    assert "cannot be imported: SystemExit" in leaves.stderr
+
+
 def test_csv_on_stdout_is_that_of_the_run_folder(cli: Cli, tmp_path: Path) -> None:
     done = cli(*QUICK, "--component", "embed", "--format", "csv", "--output", "run")
     assert done.stdout == (tmp_path / "run" / "findings.csv").read_text()
@@ -179,6 +199,12 @@ def test_nan_in_the_weights_is_no_pass_and_the_rest_is_verified(cli: Cli, folder
         (("--component", "attn.w"), 2, "Unknown component 'attn.w'"),
         (("--layers", "5"), 2, "between 0 and 4"),
         (("--layers", "x"), 2, "not a whole number"),
+        (("--layers", "-1"), 2, "count from 0"),
+        (("--layers", "0-99999999999"), 2, "too large"),
+        (("--seed", "99999999999999999999"), 2, "too large"),
+        (("--seq-len", "510"), 2, "has 512 positions"),
+        (("--dtype", ","), 2, "names nothing"),
+        (("--case", "all,foo"), 2, "Unknown case 'all'"),
         (("--rotary-dim", "half"), 2, "not a whole number"),
         (("--bridge", "nowhere:Bridge"), 2, "No module named 'nowhere'"),
         (("--bridge", "pathlib:Path"), 2, "is no bridge"),
