@@ -11,8 +11,11 @@ from transformer_lens.conversion_utils.conversion_steps.base_tensor_conversion i
 from transformer_lens.model_bridge.generalized_components import JointQKVAttentionBridge
 from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 
+from cgverify.bridge.fused_qkv import join_features, split_features
+from cgverify.bridge.fused_weight import FusedWeight
 from cgverify.bridge.mask import additive_mask
-from cgverify.bridge.rotary import rotate, sin_cos
+from cgverify.bridge.overwriting import is_heard, is_plain
+from cgverify.bridge.rotary import check_positions, rotate, sin_cos
 
 Split = Callable[[nn.Module], tuple[nn.Linear, nn.Linear, nn.Linear]]
 
@@ -34,11 +37,13 @@ class CodeGenAttentionBridge(JointQKVAttentionBridge):  # type: ignore[misc]
 
     What a hook returns is what the next step uses. With `use_attn_result` the output is summed from
     `hook_result` (`[B, S, H, d_model]`); with `use_split_qkv_input` or `use_attn_in` the input forks before ln1
-    into `hook_q_input`, `hook_k_input`, `hook_v_input` or `hook_attn_in` (`[B, S, H, d_model]`).
+    into `hook_q_input`, `hook_k_input`, `hook_v_input` or `hook_attn_in` (`[B, S, H, d_model]`). While somebody
+    listens there, `qkv.hook_in` and `qkv.hook_out` (`[B, S, 3·d_model]`, in the fused weight's order) fire as well.
 
-    Q, K and V come from the three Linears that `split_qkv_matrix` returned, never from the fused weight. The
-    tensors keep the memory layout that they have in Hugging Face, which decides the kernel of each product and so
-    the last bit; mask and scale work in place on scores that nobody has seen yet.
+    Q, K and V come from the three Linears that `split_qkv_matrix` returned, never from the fused weight: `refresh`
+    splits that anew after an edit, and an edit that can be seen warns. The tensors keep the memory layout that they
+    have in Hugging Face, which decides the kernel of each product and so the last bit. Mask, scale and softmax work in
+    place on scores that nobody has seen; what a hook has seen is never written to.
     """
 
     def __init__(
@@ -80,6 +85,7 @@ class CodeGenAttentionBridge(JointQKVAttentionBridge):  # type: ignore[misc]
             pattern_conversion_rule=pattern_conversion_rule,
         )
         self._given_qkv_conversion = qkv_conversion_rule
+        self._split_from = FusedWeight(None)
         for hook in ("hook_rot_q", "hook_rot_k"):
             if not hasattr(self, hook):  # the base makes them only where the config says "rotary"
                 setattr(self, hook, type(self.hook_pattern)())
@@ -97,6 +103,27 @@ class CodeGenAttentionBridge(JointQKVAttentionBridge):  # type: ignore[misc]
         width = cast(torch.Tensor, original_component.embed_positions).shape[-1]
         if width != turning:
             raise ValueError(f"embed_positions has {width} columns where rotary_dim wants {turning}.")
+        self._split_from = FusedWeight.of(original_component)
+
+    def refresh(self) -> None:
+        """Split the fused weight anew, after it was edited or replaced. Q, K and V are written in place.
+
+        Raises:
+            ValueError: there is no fused weight any more, since `drop_fused` dropped it.
+        """
+        original = cast(nn.Module, self.original_component)
+        now = FusedWeight.of(original)
+        if now.weight is None:
+            raise ValueError("There is no fused weight to split: this bridge was booted with keep_fused=False.")
+        with torch.no_grad():
+            for projection, fresh in zip((self.q, self.k, self.v), self.split_qkv_matrix(original), strict=True):
+                projection.original_component.weight.copy_(fresh.weight)
+        self._split_from = now
+
+    def drop_fused(self) -> None:
+        """Free the fused weight, of which Q, K and V are copies; `join_weight` gives it back."""
+        cast(Any, self.original_component).qkv_proj.register_parameter("weight", None)
+        self._split_from = FusedWeight(None)
 
     def setup_hook_compatibility(self) -> None:
         """Let TransformerLens set the shapes that hooks see, then put back the rule that was given for q, k and v."""
@@ -123,7 +150,9 @@ class CodeGenAttentionBridge(JointQKVAttentionBridge):  # type: ignore[misc]
         dtype = dtype or torch.float32
         config = cast(Any, self.config)
         d_model = int(getattr(config, "d_model", 0) or config.n_heads * config.d_head)
-        mask = additive_mask(None, batch=batch_size, queries=seq_len, keys=seq_len, dtype=dtype, device=device)
+        mask = additive_mask(
+            None, batch=batch_size, queries=seq_len, keys=seq_len, cached=0, dtype=dtype, device=device
+        )
         return {
             "hidden_states": torch.randn(batch_size, seq_len, d_model, device=device, dtype=dtype),
             "position_ids": torch.arange(seq_len, device=device).expand(batch_size, -1),
@@ -155,66 +184,101 @@ class CodeGenAttentionBridge(JointQKVAttentionBridge):  # type: ignore[misc]
             The output `[batch, seq, d_model]` and the pattern `[batch, heads, seq, keys]` that was used.
 
         Raises:
-            ValueError: no `position_ids`, or a mask of the wrong shape.
+            ValueError: no `position_ids`, positions that the table has not (seen on the CPU; other devices raise what
+                indexing raises there), or a mask of the wrong shape.
         """
-        if position_ids is None:
-            raise ValueError(
-                "CodeGenAttentionBridge needs position_ids, integers of shape [batch or 1, seq]: without them there "
-                "is no rotation."
-            )
+        self._split_from.warn_if_changed(cast(nn.Module, self.original_component))
         cache = layer_past if layer_past is not None else past_key_values
-        hidden_states = self.hook_in(hidden_states)
         batch, queries = hidden_states.shape[:2]
-        cached = cache.get_seq_length(self._layer_idx) if cache is not None else 0
+        check_positions(position_ids, batch=batch, queries=queries, table=self._table())
+        cached = int(cache.get_seq_length(self._layer_idx)) if cache is not None else 0
         mask = additive_mask(
             attention_mask,
             batch=batch,
             queries=queries,
-            keys=cached + queries,
+            keys=cache.get_mask_sizes(queries, self._layer_idx)[0] if cache is not None else queries,
+            cached=cached,
             dtype=hidden_states.dtype,
             device=hidden_states.device,
         )
-        query, key, value = self._project(hidden_states)
-        query, key = self._rotate(query, key, position_ids)
+        output = self._reconstruct_attention(
+            *self._project(self.hook_in(hidden_states)),
+            layer_past=cache,
+            attention_mask=mask,
+            position_ids=position_ids,
+            cache_dtype=hidden_states.dtype,
+        )
+        returned: tuple[torch.Tensor, torch.Tensor] = self._process_output(output)
+        return returned
+
+    def _reconstruct_attention(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """From q, k and v, `[batch, seq, heads, head_dim]`, to the output and the pattern.
+
+        Keywords: `position_ids`, `attention_mask` (additive), and the cache as `layer_past` or None, whose keys are
+        kept in `cache_dtype`, the dtype of the hidden states.
+        """
+        cache = kwargs["layer_past"]
+        query, key = self._rotate(q, k, kwargs["position_ids"])
         query = self.hook_rot_q(query.transpose(1, 2))
         key = self.hook_rot_k(key.transpose(1, 2))
-        value = value.transpose(1, 2)
+        value = v.transpose(1, 2)
         if cache is not None:
-            key, value = self._extend_cache(cache, key.to(hidden_states.dtype), value)
+            key, value = self._extend_cache(cache, key.to(kwargs["cache_dtype"]), value)
+        mask = self._normalize_compatibility_mask_sentinel(kwargs["attention_mask"])
         scores = self.hook_attn_scores(self._scores(query, key, mask))
         pattern = self.hook_pattern(self._pattern_of(scores, value.dtype))
-        output = self._output(self._mix(pattern, value))
-        output = self.hook_out(self.hook_hidden_states(output))
-        return output, pattern
+        return self._output(self._mix(pattern, value)), pattern
+
+    def _process_output(self, output: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        attended, pattern = output
+        return self.hook_out(self.hook_hidden_states(attended)), pattern
 
     def _rotary_dim(self) -> int:
         """How many dimensions of a head turn; all of them where the module's `rotary_dim` is None."""
-        original = cast(nn.Module, self.original_component)
-        rotary_dim = cast(int | None, original.rotary_dim)
-        return cast(int, original.head_dim) if rotary_dim is None else rotary_dim
+        rotary_dim = cast(int | None, cast(nn.Module, self.original_component).rotary_dim)
+        return cast(int, cast(Any, self.config).d_head) if rotary_dim is None else rotary_dim
+
+    def _table(self) -> torch.Tensor:
+        """Sines and cosines of all positions, `[positions, rotary_dim]`."""
+        return cast(torch.Tensor, cast(nn.Module, self.original_component).embed_positions)
 
     def _project(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """q, k and v, each `[batch, seq, heads, head_dim]`."""
         if self._is_split_qkv_fork_active():
             forked: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = self._split_forward_qkv(hidden_states)
             return forked
+        if "qkv" in self.submodules and (is_heard(self.qkv.hook_in) or is_heard(self.qkv.hook_out)):
+            projected = self._project_fused(hidden_states)
+        else:
+            projected = self.q(hidden_states), self.k(hidden_states), self.v(hidden_states)
         heads = cast(Any, self.config).n_heads
-        query, key, value = (
-            projection(hidden_states).unflatten(-1, (heads, -1)) for projection in (self.q, self.k, self.v)
-        )
+        query, key, value = (tensor.unflatten(-1, (heads, -1)) for tensor in projected)
         return query, key, value
+
+    def _project_fused(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """q, k and v, `[batch, seq, d_model]`, shown to the hooks of `qkv` as the one tensor of the fused weight."""
+        hidden_states = self.qkv.hook_in(hidden_states)
+        projections = (self.q, self.k, self.v)
+        apart = (projection.original_component(projection.hook_in(hidden_states)) for projection in projections)
+        fused = self.qkv.hook_out(join_features(*apart))
+        parts = zip(projections, split_features(fused), strict=True)
+        return tuple(projection.hook_out(part) for projection, part in parts)
 
     def _rotate(
         self, query: torch.Tensor, key: torch.Tensor, position_ids: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Rotated q and k, `[batch, seq, heads, head_dim]`."""
-        table = cast(torch.Tensor, cast(nn.Module, self.original_component).embed_positions)
-        sin, cos = sin_cos(table.to(position_ids.device), position_ids)
+        table = self._table()
+        if table.device != position_ids.device:  # once, as in Hugging Face, and not in every forward
+            table = cast(Any, self.original_component).embed_positions = table.to(position_ids.device)
+        sin, cos = sin_cos(table, position_ids)
         return rotate(query, sin, cos), rotate(key, sin, cos)
 
     def _extend_cache(self, cache: Any, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of all positions so far, `[batch, heads, keys, head_dim]`, in the model's dtype."""
-        extended: tuple[torch.Tensor, torch.Tensor] = cache.update(key, value, self._layer_idx)
+        extended: tuple[torch.Tensor, torch.Tensor] = self._update_kv_cache(key, value, layer_past=cache)
         return extended
 
     def _scores(self, query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -225,9 +289,16 @@ class CodeGenAttentionBridge(JointQKVAttentionBridge):  # type: ignore[misc]
         return scores.div_(cast(float, cast(nn.Module, self.original_component).scale_attn))
 
     def _pattern_of(self, scores: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """Softmax over the keys, cast to the values' dtype, with the module's dropout."""
-        pattern: torch.Tensor = self._apply_attn_dropout(self._masked_softmax(scores).to(dtype))
-        return pattern
+        """Softmax over the keys, cast to the values' dtype, with the module's dropout.
+
+        Scores that no hook has seen and autograd does not need are overwritten: at 2048 tokens that saves a quarter of
+        the time, which goes into fresh memory.
+        """
+        overwrite = not (self.compatibility_mode or is_heard(self.hook_attn_scores)) and is_plain(scores)
+        pattern = torch.softmax(scores, -1, out=scores) if overwrite else self._masked_softmax(scores)
+        pattern = self._scrub_compatibility_pattern_nans(pattern.to(dtype))
+        dropped: torch.Tensor = self._apply_attn_dropout(pattern)
+        return dropped
 
     def _mix(self, pattern: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """z, the values mixed by the pattern, heads side by side: `[batch, seq, d_model]`."""
@@ -241,4 +312,5 @@ class CodeGenAttentionBridge(JointQKVAttentionBridge):  # type: ignore[misc]
             projected = self._compute_per_head_result(per_head, config.n_heads, per_head.shape[-1])
         else:
             projected = self.o(z)
-        return cast(torch.Tensor, cast(Any, self.original_component).resid_dropout(projected))
+        dropout = getattr(self.original_component, "resid_dropout", nn.Identity())
+        return cast(torch.Tensor, dropout(projected))

@@ -51,9 +51,19 @@ def join_weight(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> 
 
     It is linear and only moves rows, so it also joins three gradients into the gradient of the fused weight.
     """
-    d_model = query.shape[-1]
-    blocks = [weight.reshape(PARTITIONS, d_model // PARTITIONS, d_model) for weight in (query, value, key)]
-    return torch.stack(blocks, dim=1).reshape(3 * d_model, d_model)
+    return join_features(query.mT, key.mT, value.mT).mT.contiguous()
+
+
+def join_features(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """What the fused projection returns, `[…, 3 * d_model]`, of three projections `[…, d_model]`."""
+    blocks = [projection.unflatten(-1, (PARTITIONS, -1)) for projection in (query, value, key)]
+    return torch.stack(blocks, dim=-2).flatten(-3)
+
+
+def split_features(fused: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Three contiguous projections `[…, d_model]` (Q, K, V) of a fused one: `join_features`'s inverse."""
+    query, value, key = fused.unflatten(-1, (PARTITIONS, 3, -1)).unbind(-2)
+    return query.flatten(-2), key.flatten(-2), value.flatten(-2)
 
 
 def split_qkv_matrix(attention: nn.Module) -> tuple[nn.Linear, nn.Linear, nn.Linear]:

@@ -14,7 +14,14 @@ import torch
 
 
 def additive_mask(
-    mask: torch.Tensor | None, *, batch: int, queries: int, keys: int, dtype: torch.dtype, device: torch.device
+    mask: torch.Tensor | None,
+    *,
+    batch: int,
+    queries: int,
+    keys: int,
+    cached: int,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> torch.Tensor:
     """The mask that is added to the scores, broadcastable to `[batch, heads, queries, keys]`.
 
@@ -22,21 +29,22 @@ def additive_mask(
 
     Args:
         mask: one of the forms above.
-        queries: the last `queries` of the `keys` positions ask; the keys before them are cached.
+        queries: how many positions ask; the first of them is the key number `cached`.
+        keys: how many positions there are to attend to; a cache of fixed size has some that nobody may see yet.
         dtype: of the hidden states.
 
     Raises:
         ValueError: a mask of another rank or shape, before any arithmetic.
     """
     if mask is None:
-        return _lowest_where_hidden(_causal(queries, keys, device), dtype)
+        return _lowest_where_hidden(_causal(queries, keys, cached, device), dtype)
     if mask.ndim == 2:
         if mask.shape != (batch, keys):
             raise ValueError(
                 f"a 2D attention_mask must be [batch, keys] = [{batch}, {keys}], cached keys included, "
                 f"not {list(mask.shape)}."
             )
-        return _lowest_where_hidden(_causal(queries, keys, device) & mask.bool()[:, None, None, :], dtype)
+        return _lowest_where_hidden(_causal(queries, keys, cached, device) & mask.bool()[:, None, None, :], dtype)
     if mask.ndim != 4 or mask.shape[0] not in (1, batch) or tuple(mask.shape[2:]) != (queries, keys):
         raise ValueError(
             f"attention_mask must be [batch, keys] or [batch, 1, queries, keys] with batch {batch}, queries "
@@ -45,9 +53,9 @@ def additive_mask(
     return _lowest_where_hidden(mask, dtype) if mask.dtype == torch.bool else mask
 
 
-def _causal(queries: int, keys: int, device: torch.device) -> torch.Tensor:
+def _causal(queries: int, keys: int, cached: int, device: torch.device) -> torch.Tensor:
     """True where a query may see a key, `[1, 1, queries, keys]`."""
-    return torch.ones(1, 1, queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+    return torch.ones(1, 1, queries, keys, dtype=torch.bool, device=device).tril(cached)
 
 
 def _lowest_where_hidden(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

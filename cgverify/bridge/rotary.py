@@ -17,6 +17,30 @@ from __future__ import annotations
 import torch
 
 
+def check_positions(position_ids: torch.Tensor | None, *, batch: int, queries: int, table: torch.Tensor) -> None:
+    """Raise ValueError for positions that cannot be looked up in a table `[positions, rotary_dim]`.
+
+    Values are looked at on the CPU alone: elsewhere that would wait for the device, and indexing raises by itself.
+    """
+    if position_ids is None:
+        raise ValueError(
+            "CodeGenAttentionBridge needs position_ids, integers of shape [batch or 1, seq]: without them there is no "
+            "rotation."
+        )
+    if position_ids.ndim != 2 or position_ids.shape[0] not in (1, batch) or position_ids.shape[1] != queries:
+        raise ValueError(
+            f"position_ids must be [batch or 1, seq] = [{batch} or 1, {queries}], not {list(position_ids.shape)}."
+        )
+    if position_ids.device.type != "cpu" or position_ids.numel() == 0 or torch.compiler.is_compiling():
+        return
+    lowest, highest = torch.aminmax(position_ids)
+    if lowest < 0 or highest >= table.shape[0]:
+        raise ValueError(
+            f"position_ids lie between {int(lowest)} and {int(highest)}, and embed_positions has rows for 0 to "
+            f"{table.shape[0] - 1}."
+        )
+
+
 def sin_cos(table: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Sine and cosine of each position's angles, each value twice in a row: `[batch or 1, seq, 1, rotary_dim]`.
 

@@ -7,7 +7,7 @@ import torch
 
 from cgverify.bridge.mask import additive_mask
 
-HERE = {"batch": 2, "queries": 3, "keys": 5, "dtype": torch.float32, "device": torch.device("cpu")}
+HERE = {"batch": 2, "queries": 3, "keys": 5, "cached": 2, "dtype": torch.float32, "device": torch.device("cpu")}
 LOWEST = torch.finfo(torch.float32).min
 CAUSAL = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]).bool()
 
