@@ -13,8 +13,8 @@ from transformer_lens.model_bridge.generalized_components.base import Generalize
 
 from cgverify.bridge.fused_qkv import join_features, split_features
 from cgverify.bridge.fused_weight import FusedWeight
+from cgverify.bridge.listeners import is_heard, is_plain, run_linear, show
 from cgverify.bridge.mask import additive_mask
-from cgverify.bridge.overwriting import is_heard, is_plain
 from cgverify.bridge.rotary import check_positions, rotate, sin_cos
 
 Split = Callable[[nn.Module], tuple[nn.Linear, nn.Linear, nn.Linear]]
@@ -202,7 +202,7 @@ class CodeGenAttentionBridge(JointQKVAttentionBridge):  # type: ignore[misc]
             device=hidden_states.device,
         )
         output = self._reconstruct_attention(
-            *self._project(self.hook_in(hidden_states)),
+            *self._project(show(self, "hook_in", hidden_states)),
             layer_past=cache,
             attention_mask=mask,
             position_ids=position_ids,
@@ -221,19 +221,19 @@ class CodeGenAttentionBridge(JointQKVAttentionBridge):  # type: ignore[misc]
         """
         cache = kwargs["layer_past"]
         query, key = self._rotate(q, k, kwargs["position_ids"])
-        query = self.hook_rot_q(query.transpose(1, 2))
-        key = self.hook_rot_k(key.transpose(1, 2))
+        query = show(self, "hook_rot_q", query.transpose(1, 2))
+        key = show(self, "hook_rot_k", key.transpose(1, 2))
         value = v.transpose(1, 2)
         if cache is not None:
             key, value = self._extend_cache(cache, key.to(kwargs["cache_dtype"]), value)
         mask = self._normalize_compatibility_mask_sentinel(kwargs["attention_mask"])
-        scores = self.hook_attn_scores(self._scores(query, key, mask))
-        pattern = self.hook_pattern(self._pattern_of(scores, value.dtype))
+        scores = show(self, "hook_attn_scores", self._scores(query, key, mask))
+        pattern = show(self, "hook_pattern", self._pattern_of(scores, value.dtype))
         return self._output(self._mix(pattern, value)), pattern
 
     def _process_output(self, output: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         attended, pattern = output
-        return self.hook_out(self.hook_hidden_states(attended)), pattern
+        return show(self, "hook_out", show(self, "hook_hidden_states", attended)), pattern
 
     def _rotary_dim(self) -> int:
         """How many dimensions of a head turn; all of them where the module's `rotary_dim` is None."""
@@ -249,22 +249,22 @@ class CodeGenAttentionBridge(JointQKVAttentionBridge):  # type: ignore[misc]
         if self._is_split_qkv_fork_active():
             forked: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = self._split_forward_qkv(hidden_states)
             return forked
-        if "qkv" in self.submodules and (is_heard(self.qkv.hook_in) or is_heard(self.qkv.hook_out)):
-            projected = self._project_fused(hidden_states)
+        fused = self._modules.get("qkv")
+        if fused is not None and (is_heard(fused._modules["hook_in"]) or is_heard(fused._modules["hook_out"])):
+            projected = self._project_fused(fused, hidden_states)
         else:
-            projected = self.q(hidden_states), self.k(hidden_states), self.v(hidden_states)
+            projected = tuple(run_linear(self._modules[name], hidden_states) for name in "qkv")
         heads = cast(Any, self.config).n_heads
         query, key, value = (tensor.unflatten(-1, (heads, -1)) for tensor in projected)
         return query, key, value
 
-    def _project_fused(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def _project_fused(self, fused: Any, hidden_states: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """q, k and v, `[batch, seq, d_model]`, shown to the hooks of `qkv` as the one tensor of the fused weight."""
-        hidden_states = self.qkv.hook_in(hidden_states)
+        hidden_states = fused.hook_in(hidden_states)
         projections = (self.q, self.k, self.v)
         apart = (projection.original_component(projection.hook_in(hidden_states)) for projection in projections)
-        fused = self.qkv.hook_out(join_features(*apart))
-        parts = zip(projections, split_features(fused), strict=True)
-        return tuple(projection.hook_out(part) for projection, part in parts)
+        parts = split_features(fused.hook_out(join_features(*apart)))
+        return tuple(projection.hook_out(part) for projection, part in zip(projections, parts, strict=True))
 
     def _rotate(
         self, query: torch.Tensor, key: torch.Tensor, position_ids: torch.Tensor
@@ -311,6 +311,6 @@ class CodeGenAttentionBridge(JointQKVAttentionBridge):  # type: ignore[misc]
             per_head = self.o.hook_in(z).unflatten(-1, (config.n_heads, -1))
             projected = self._compute_per_head_result(per_head, config.n_heads, per_head.shape[-1])
         else:
-            projected = self.o(z)
-        dropout = getattr(self.original_component, "resid_dropout", nn.Identity())
-        return cast(torch.Tensor, dropout(projected))
+            projected = run_linear(self._modules["o"], z)
+        dropout = getattr(self.original_component, "resid_dropout", None)
+        return cast(torch.Tensor, projected if dropout is None else dropout(projected))

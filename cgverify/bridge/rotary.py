@@ -33,10 +33,10 @@ def check_positions(position_ids: torch.Tensor | None, *, batch: int, queries: i
         )
     if position_ids.device.type != "cpu" or position_ids.numel() == 0 or torch.compiler.is_compiling():
         return
-    lowest, highest = torch.aminmax(position_ids)
+    lowest, highest = (int(position) for position in torch.aminmax(position_ids))
     if lowest < 0 or highest >= table.shape[0]:
         raise ValueError(
-            f"position_ids lie between {int(lowest)} and {int(highest)}, and embed_positions has rows for 0 to "
+            f"position_ids lie between {lowest} and {highest}, and embed_positions has rows for 0 to "
             f"{table.shape[0] - 1}."
         )
 
