@@ -86,6 +86,7 @@ class CodeGenAttentionBridge(JointQKVAttentionBridge):  # type: ignore[misc]
         )
         self._given_qkv_conversion = qkv_conversion_rule
         self._split_from = FusedWeight(None)
+        self.register_load_state_dict_post_hook(lambda module, _: module._note_fused())
         for hook in ("hook_rot_q", "hook_rot_k"):
             if not hasattr(self, hook):  # the base makes them only where the config says "rotary"
                 setattr(self, hook, type(self.hook_pattern)())
@@ -103,7 +104,11 @@ class CodeGenAttentionBridge(JointQKVAttentionBridge):  # type: ignore[misc]
         width = cast(torch.Tensor, original_component.embed_positions).shape[-1]
         if width != turning:
             raise ValueError(f"embed_positions has {width} columns where rotary_dim wants {turning}.")
-        self._split_from = FusedWeight.of(original_component)
+        self._note_fused()
+
+    def _note_fused(self) -> None:
+        """Take the fused weight as it is now for the one that Q, K and V belong to."""
+        self._split_from = FusedWeight.of(cast(nn.Module, self.original_component))
 
     def refresh(self) -> None:
         """Split the fused weight anew, after it was edited or replaced. Q, K and V are written in place.

@@ -30,7 +30,9 @@ def adapter_with(attention: type[Any]) -> type[ArchitectureAdapter]:
     class Adapter(CodeGenArchitectureAdapter):  # type: ignore[misc]
         def __init__(self, cfg: Any) -> None:
             super().__init__(cfg)
-            block = self.component_mapping["blocks"].submodules
+            blocks = self.component_mapping["blocks"]
+            blocks.mlp_reads_resid_directly = True  # there is no norm before the MLP on which hook_mlp_in could fire
+            block = blocks.submodules
             block["ln1"] = _layer_norm("ln_1", self.cfg)
             self.component_mapping["ln_final"] = _layer_norm("transformer.ln_f", self.cfg)
             block["attn"] = attention(
@@ -48,7 +50,16 @@ def _layer_norm(name: str, config: Any) -> NormalizationBridge:
     return NormalizationBridge(name=name, config=config, use_native_layernorm_autograd=True)
 
 
+class LeanCodeGenAttentionBridge(CodeGenAttentionBridge):
+    """Drops each fused weight as soon as it is split, so that a boot never holds more than one twice."""
+
+    def set_original_component(self, original_component: nn.Module) -> None:
+        super().set_original_component(original_component)
+        self.drop_fused()
+
+
 CodeGenAdapter = adapter_with(CodeGenAttentionBridge)
+LeanCodeGenAdapter = adapter_with(LeanCodeGenAttentionBridge)
 
 
 def boot(
@@ -57,6 +68,7 @@ def boot(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     tokenizer: PreTrainedTokenizerBase | None = None,
+    keep_fused: bool = True,
 ) -> TransformerBridge:
     """A TransformerBridge over a CodeGen checkpoint, in eval mode, with `CodeGenAttentionBridge` in every block.
 
@@ -66,6 +78,8 @@ def boot(
         dtype: to load the weights in; a model in memory keeps its own.
         device: to put the model on; a model in memory stays where it is.
         tokenizer: if None, the one that stands beside the weights is used, if any. Token ids need none.
+        keep_fused: keep each fused QKV weight beside Q, K and V, which are copies of it. It takes 3·d_model² values a
+            layer, and is what `refresh` splits anew; without it the bridge needs no more memory than the model.
 
     Raises:
         OSError: nothing of that name, from transformers.
@@ -76,7 +90,7 @@ def boot(
     else:
         model = _load(str(source), dtype, device)
         tokenizer = tokenizer or _tokenizer_beside(str(source))
-    return bridge_from(model, CodeGenAdapter, tokenizer=tokenizer)
+    return bridge_from(model, CodeGenAdapter if keep_fused else LeanCodeGenAdapter, tokenizer=tokenizer)
 
 
 def bridge_from(

@@ -36,7 +36,7 @@ class FusedWeight:
             warnings.warn(
                 "qkv_proj.weight has changed since Q, K and V were split from it, and the change has no effect: call "
                 "refresh() on the attention bridge to split it anew, or edit q, k and v themselves.",
-                stacklevel=4,
+                stacklevel=2,
             )
 
 

@@ -1,0 +1,68 @@
+"""A bridge's weights back in Hugging Face's layout: the inverse of booting."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformer_lens.model_bridge import TransformerBridge
+from transformers import CodeGenForCausalLM
+
+from cgverify.bridge.fused_qkv import join_weight
+
+_ENDS = {"embed": "transformer.wte", "ln_final": "transformer.ln_f", "unembed": "lm_head"}
+_IN_BLOCK = {"ln1": "ln_1", "attn.o": "attn.out_proj", "mlp.in": "mlp.fc_in", "mlp.out": "mlp.fc_out"}
+_JOINED = {"attn.q.weight", "attn.k.weight", "attn.v.weight"}
+
+
+def hugging_face_weights(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A bridge's `state_dict()` under the names and in the shapes of a `CodeGenForCausalLM`, fused QKV weights joined.
+
+    Raises:
+        ValueError: weights that CodeGen has no place for, as TransformerLens's compatibility mode leaves them.
+    """
+    exported: dict[str, torch.Tensor] = {}
+    for name, tensor in weights.items():
+        component, _, leaf = name.rpartition(".")
+        if component in _ENDS:
+            exported[f"{_ENDS[component]}.{leaf}"] = tensor
+            continue
+        _, layer, inside = name.split(".", 2)
+        block, component = f"transformer.h.{layer}", inside.rpartition(".")[0]
+        if component in _IN_BLOCK:
+            exported[f"{block}.{_IN_BLOCK[component]}.{leaf}"] = tensor
+        elif inside == "attn.q.weight":
+            joined = (weights[f"blocks.{layer}.attn.{which}.weight"] for which in "qkv")
+            exported[f"{block}.attn.qkv_proj.weight"] = join_weight(*joined)
+        elif inside not in _JOINED | {"attn.qkv.weight"}:
+            raise ValueError(_no_place_for(name))
+    return exported
+
+
+def save_pretrained(bridge: TransformerBridge, folder: str | Path) -> None:
+    """Write a bridge's weights and config as a Hugging Face folder that `from_pretrained` loads to the same logits.
+
+    Q, K and V are written as they are now, edits included; the fused weight that they were split from is not looked at.
+
+    Raises:
+        ValueError: the weights were processed (`enable_compatibility_mode`) and are no CodeGen's any more.
+    """
+    config: Any = copy.deepcopy(bridge.original_model.config)
+    with torch.device("meta"):
+        model: Any = CodeGenForCausalLM(config)
+    weights = hugging_face_weights(bridge.state_dict())
+    wanted = model.state_dict()
+    for name in wanted.keys() ^ weights.keys():
+        raise ValueError(_no_place_for(name))
+    model.load_state_dict(weights, assign=True)
+    model.save_pretrained(folder)
+
+
+def _no_place_for(name: str) -> str:
+    return (
+        f"{name} tells that these weights are no CodeGen's any more: export the bridge before enable_compatibility_mode "
+        "folds and centres them, or boot it anew."
+    )

@@ -1,0 +1,147 @@
+"""Weights in and out: what is split from what, who notices an edit, and the way back to Hugging Face."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from sides import both, small_config
+from transformers import CodeGenForCausalLM
+
+from cgverify.bridge import boot, hugging_face_weights, save_pretrained
+
+
+@pytest.fixture
+def lively() -> CodeGenForCausalLM:
+    """A small model whose biases are not 0 and whose gains are not 1, so that folding them does something."""
+    torch.manual_seed(3)
+    model = CodeGenForCausalLM(small_config(initializer_range=0.1)).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias") or "ln_" in name:
+                parameter.add_(torch.randn_like(parameter) * 0.2)
+    return model
+
+
+@pytest.fixture
+def tokens() -> torch.Tensor:
+    return torch.randint(101, (2, 9), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("replace", [False, True])
+@torch.no_grad()
+def test_an_edit_of_the_fused_weight_warns_and_refresh_picks_it_up(model: CodeGenForCausalLM, replace: bool) -> None:
+    theirs, ours = both(model)
+    given = ours.get_random_inputs()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        before = ours(**given)[0]
+    fused = ours.original_component.qkv_proj
+    if replace:
+        fused.weight = torch.nn.Parameter(fused.weight * 2)
+    else:
+        fused.weight.mul_(2)
+    with pytest.warns(UserWarning, match="refresh"):
+        assert torch.equal(ours(**given)[0], before)
+    ours.refresh()
+    theirs.qkv_proj.weight.mul_(2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(ours(**given)[0], theirs(**given)[0])
+
+
+@torch.no_grad()
+def test_an_edit_through_data_cannot_be_seen_and_refresh_picks_it_up_all_the_same(model: CodeGenForCausalLM) -> None:
+    _, ours = both(model)
+    given = ours.get_random_inputs()
+    before = ours(**given)[0]
+    ours.original_component.qkv_proj.weight.data.mul_(2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(ours(**given)[0], before)
+    ours.refresh()
+    assert not torch.allclose(ours(**given)[0], before)
+
+
+def parameters(model: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@torch.no_grad()
+def test_without_the_fused_weights_the_bridge_has_no_more_parameters_than_the_model(
+    lively: CodeGenForCausalLM, tokens: torch.Tensor
+) -> None:
+    expected, count = lively(tokens).logits, parameters(lively)
+    assert parameters(boot(copy.deepcopy(lively))) == count + 2 * 3 * 64 * 64
+    bridge = boot(lively, keep_fused=False)
+    assert parameters(bridge) == count
+    assert torch.equal(bridge(tokens), expected)
+    with pytest.raises(ValueError, match="keep_fused=False"):
+        bridge.blocks[0].attn.refresh()
+
+
+@pytest.mark.parametrize("keep_fused", [True, False])
+@torch.no_grad()
+def test_state_dict_round_trips(lively: CodeGenForCausalLM, tokens: torch.Tensor, keep_fused: bool) -> None:
+    source = boot(copy.deepcopy(lively), keep_fused=keep_fused)
+    source.blocks[1].attn.q.original_component.weight.mul_(1.5)  # what is kept is Q, K and V as they are
+    target = boot(CodeGenForCausalLM(lively.config).eval(), keep_fused=keep_fused)
+    assert not torch.allclose(target(tokens), source(tokens))
+    target.load_state_dict(source.state_dict())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        target(tokens)
+    assert torch.equal(target(tokens), source(tokens))
+
+
+@pytest.mark.parametrize("keep_fused", [True, False])
+@torch.no_grad()
+def test_an_export_loads_to_the_same_logits(
+    lively: CodeGenForCausalLM, tokens: torch.Tensor, tmp_path: Path, keep_fused: bool
+) -> None:
+    bridge = boot(copy.deepcopy(lively), keep_fused=keep_fused)
+    bridge.blocks[0].attn.v.original_component.weight.mul_(1.5)
+    save_pretrained(bridge, tmp_path)
+    again = CodeGenForCausalLM.from_pretrained(tmp_path).eval()
+    assert torch.equal(again(tokens).logits, bridge(tokens))
+    assert again.config.to_diff_dict().keys() <= {*lively.config.to_diff_dict(), "dtype", "transformers_version"}
+
+
+def test_unedited_weights_come_back_bit_for_bit(lively: CodeGenForCausalLM) -> None:
+    expected = {name: tensor.clone() for name, tensor in lively.state_dict().items()}
+    found = hugging_face_weights(boot(lively).state_dict())
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
+
+
+@pytest.mark.parametrize("keep_fused", [True, False])
+@torch.no_grad()
+def test_compatibility_mode_keeps_log_probabilities(
+    lively: CodeGenForCausalLM, tokens: torch.Tensor, keep_fused: bool
+) -> None:
+    """fold_ln, centring of weights that write and of the unembedding, value biases: TransformerLens's defaults."""
+    expected = lively(tokens).logits.log_softmax(-1)
+    bridge = boot(lively, keep_fused=keep_fused)
+    plain = bridge(tokens)
+    bridge.enable_compatibility_mode()
+    processed = bridge(tokens)
+    torch.testing.assert_close(processed.log_softmax(-1), expected, rtol=0, atol=2e-5)
+    assert not torch.allclose(processed, plain)  # something was processed
+    with pytest.raises(ValueError, match="enable_compatibility_mode"):
+        hugging_face_weights(bridge.state_dict())
+
+
+@torch.no_grad()
+def test_compatibility_mode_gives_no_nan_for_a_query_that_sees_nothing(lively: CodeGenForCausalLM) -> None:
+    bridge = boot(lively)
+    bridge.enable_compatibility_mode()
+    attention = bridge.blocks[0].attn
+    given = attention.get_random_inputs(1, 4)
+    given["attention_mask"][..., 1, :] = torch.finfo(torch.float32).min
+    output, pattern = attention(**given)
+    assert output.isfinite().all()
+    assert (pattern[:, :, 1] == 0).all()

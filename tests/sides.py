@@ -1,0 +1,49 @@
+"""Hugging Face's attention and a bridge of it, with equal weights, side by side."""
+
+from __future__ import annotations
+
+import copy
+from functools import cache
+from typing import Any
+
+import torch
+from transformers import CodeGenConfig, CodeGenForCausalLM
+
+from cgverify.bridge import CodeGenAttentionBridge
+from cgverify.bridge.boot import adapter_with, bridge_from
+
+
+def small_config(**changes: Any) -> CodeGenConfig:
+    """Two blocks of four heads of size 16, of which 8 dimensions turn, unless told otherwise."""
+    given = {
+        **{"vocab_size": 101, "n_positions": 64, "n_ctx": 64, "n_embd": 64, "n_layer": 2, "n_head": 4, "rotary_dim": 8},
+        **{"bos_token_id": 0, "eos_token_id": 0, "architectures": ["CodeGenForCausalLM"]},
+    }
+    return CodeGenConfig(**{**given, **changes})
+
+
+def both(
+    model: CodeGenForCausalLM,
+    dtype: torch.dtype = torch.float32,
+    layer: int = 1,
+    *,
+    cast_table: bool = False,
+    attention: type[Any] = CodeGenAttentionBridge,
+) -> tuple[Any, Any]:
+    """Hugging Face's attention and the bridge's. The table stays as `from_pretrained` leaves it, unless it is cast."""
+    tables = [block.attn.embed_positions.clone() for block in model.transformer.h]
+    model = model.to(dtype)
+    if not cast_table:
+        for block, table in zip(model.transformer.h, tables, strict=True):
+            block.attn.embed_positions = table.to(torch.promote_types(torch.float32, dtype))
+    bridge: Any = bridge_from(copy.deepcopy(model), adapter_with(attention))
+    return model.transformer.h[layer].attn, bridge.blocks[layer].attn
+
+
+@cache
+def of_shape(heads: int, head_dim: int, rotary_dim: int, dtype: torch.dtype, **options: Any) -> tuple[Any, Any]:
+    """Both sides of one random attention of that shape; scores spread, so that the pattern is far from uniform."""
+    torch.manual_seed(heads * head_dim + rotary_dim)
+    shape = {"n_head": heads, "n_embd": heads * head_dim, "rotary_dim": rotary_dim}
+    config = small_config(**shape, n_layer=1, initializer_range=1.5 / (heads * head_dim) ** 0.5)
+    return both(CodeGenForCausalLM(config).eval(), dtype, layer=0, **options)
