@@ -7,7 +7,8 @@ from functools import cache
 from typing import Any
 
 import torch
-from transformers import CodeGenConfig, CodeGenForCausalLM
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import CodeGenConfig, CodeGenForCausalLM, PreTrainedTokenizerFast
 
 from cgverify.bridge import CodeGenAttentionBridge
 from cgverify.bridge.boot import adapter_with, bridge_from
@@ -47,3 +48,13 @@ def of_shape(heads: int, head_dim: int, rotary_dim: int, dtype: torch.dtype, **o
     shape = {"n_head": heads, "n_embd": heads * head_dim, "rotary_dim": rotary_dim}
     config = small_config(**shape, n_layer=1, initializer_range=1.5 / (heads * head_dim) ** 0.5)
     return both(CodeGenForCausalLM(config).eval(), dtype, layer=0, **options)
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """One token per byte."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    bytes_only = Tokenizer(models.BPE(vocab={"<|end|>": 0, **{c: i for i, c in enumerate(letters, 1)}}, merges=[]))
+    bytes_only.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bytes_only.decoder = decoders.ByteLevel()
+    special = dict.fromkeys(("bos_token", "eos_token", "pad_token"), "<|end|>")
+    return PreTrainedTokenizerFast(tokenizer_object=bytes_only, **special)

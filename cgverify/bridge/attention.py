@@ -110,6 +110,14 @@ class CodeGenAttentionBridge(JointQKVAttentionBridge):  # type: ignore[misc]
         """Take the fused weight as it is now for the one that Q, K and V belong to."""
         self._split_from = FusedWeight.of(cast(nn.Module, self.original_component))
 
+    def _apply(self, fn: Any, recurse: bool = True) -> CodeGenAttentionBridge:
+        """`to`, `half`, `cuda`: all weights move together, which is no edit of one of them."""
+        edited = self.original_component is None or self._split_from.has_changed_in(self.original_component)
+        moved: CodeGenAttentionBridge = super()._apply(fn, recurse)
+        if not edited:
+            self._note_fused()
+        return moved
+
     def refresh(self) -> None:
         """Split the fused weight anew, after it was edited or replaced. Q, K and V are written in place.
 

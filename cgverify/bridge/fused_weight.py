@@ -27,12 +27,15 @@ class FusedWeight:
         weight = cast(torch.Tensor | None, cast(nn.Linear, attention.qkv_proj).weight)
         return cls(weight, _version(weight))
 
-    def warn_if_changed(self, attention: nn.Module) -> None:
-        """Warn if an attention's fused weight is no longer this one."""
+    def has_changed_in(self, attention: nn.Module) -> bool:
+        """Whether an attention's fused weight is no longer this one."""
         if self.weight is None:
-            return
+            return False
         now = cast(torch.Tensor | None, cast(nn.Linear, attention.qkv_proj).weight)
-        if now is not self.weight or _version(now) != self.version:
+        return now is not self.weight or _version(now) != self.version
+
+    def warn_if_changed(self, attention: nn.Module) -> None:
+        if self.has_changed_in(attention):
             warnings.warn(
                 "qkv_proj.weight has changed since Q, K and V were split from it, and the change has no effect: call "
                 "refresh() on the attention bridge to split it anew, or edit q, k and v themselves.",

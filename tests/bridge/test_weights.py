@@ -145,3 +145,17 @@ def test_compatibility_mode_gives_no_nan_for_a_query_that_sees_nothing(lively: C
     output, pattern = attention(**given)
     assert output.isfinite().all()
     assert (pattern[:, :, 1] == 0).all()
+
+
+@torch.no_grad()
+def test_a_move_to_another_dtype_or_device_is_no_edit(model: CodeGenForCausalLM) -> None:
+    _, ours = both(model)
+    for target in (torch.bfloat16, "meta"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            ours.to(target)
+            ours._split_from.warn_if_changed(ours.original_component)
+    _, edited = both(model)
+    edited.original_component.qkv_proj.weight.mul_(2)
+    with pytest.warns(UserWarning, match="refresh"):
+        edited.to(torch.float64)(**edited.get_random_inputs(dtype=torch.float64))

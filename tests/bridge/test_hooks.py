@@ -1,0 +1,233 @@
+"""Hooks: every one fires in the setting it is for, and what it returns is what the computation goes on with."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sides import both, small_config, tokenizer
+from transformer_lens import patching
+from transformer_lens.benchmarks import backward_gradients, hook_registration
+from transformers import CodeGenForCausalLM
+
+from cgverify.bridge import boot
+
+TOKENS = torch.randint(101, (2, 6), generator=torch.Generator().manual_seed(0))
+ALWAYS = (
+    *("hook_in", "q.hook_in", "k.hook_in", "v.hook_in", "qkv.hook_in", "qkv.hook_out"),
+    *("q.hook_out", "k.hook_out", "v.hook_out", "hook_rot_q", "hook_rot_k", "hook_attn_scores", "hook_pattern"),
+    *("o.hook_in", "o.hook_out", "hook_hidden_states", "hook_out"),
+)
+UNDER_A_FLAG = {
+    "use_attn_result": ("hook_result",),
+    "use_split_qkv_input": ("hook_q_input", "hook_k_input", "hook_v_input"),
+    "use_attn_in": ("hook_attn_in",),
+}
+
+
+def hooks_of(attention: Any) -> set[str]:
+    return {name for name, module in attention.named_modules() if type(module).__name__ == "HookPoint"}
+
+
+@torch.no_grad()
+def test_every_registered_hook_fires_in_its_setting(model: CodeGenForCausalLM) -> None:
+    bridge = boot(model)
+    _, cache = bridge.run_with_cache(TOKENS)
+    fired = {name.removeprefix("blocks.1.attn.") for name in cache if name.startswith("blocks.1.attn.")}
+    for flag in UNDER_A_FLAG:
+        getattr(bridge, f"set_{flag}")(True)
+        _, cache = bridge.run_with_cache(TOKENS)
+        fired |= {name.removeprefix("blocks.1.attn.") for name in cache if name.startswith("blocks.1.attn.")}
+        getattr(bridge, f"set_{flag}")(False)
+    registered = {name for name in hooks_of(bridge.blocks[1].attn) if not name.startswith("_original_component")}
+    assert registered <= fired
+    assert registered == {*ALWAYS, *(hook for hooks in UNDER_A_FLAG.values() for hook in hooks)}
+
+
+@torch.no_grad()
+def test_hook_mlp_in_fires_under_its_flag_with_what_the_mlp_reads(model: CodeGenForCausalLM) -> None:
+    bridge = boot(model)
+    bridge.set_use_hook_mlp_in(True)
+    logits, cache = bridge.run_with_cache(TOKENS)
+    assert torch.equal(cache["blocks.0.hook_mlp_in"], cache["blocks.0.mlp.hook_in"])
+    changed = bridge.run_with_hooks(TOKENS, fwd_hooks=[("blocks.0.hook_mlp_in", lambda x, hook: x * 2)])
+    assert not torch.allclose(changed, logits)
+
+
+@torch.no_grad()
+def test_the_fused_hooks_see_hugging_faces_own_tensor(model: CodeGenForCausalLM) -> None:
+    theirs, ours = both(model)
+    given = ours.get_random_inputs()
+    seen: dict[str, torch.Tensor] = {}
+    handle = theirs.qkv_proj.register_forward_hook(lambda module, args, output: seen.update(theirs=output))
+    theirs(**given)
+    handle.remove()
+    ours.qkv.hook_out.add_hook(lambda tensor, hook: seen.update(ours=tensor))
+    ours(**given)
+    assert torch.equal(seen["ours"], seen["theirs"])
+
+
+@pytest.mark.parametrize("name", ALWAYS)
+def test_what_a_hook_returns_is_used_by_all_that_follows(model: CodeGenForCausalLM, name: str) -> None:
+    """Also under autograd: the gradient reaches what the hook put in its place."""
+    _, ours = both(model)
+    given = ours.get_random_inputs()
+    before = ours(**given)[0].detach()
+    stand_in: dict[str, torch.Tensor] = {}
+
+    def replace(tensor: torch.Tensor, hook: Any) -> torch.Tensor:
+        stand_in["tensor"] = tensor.detach().flip(-1).clone().requires_grad_()
+        return stand_in["tensor"]
+
+    ours.get_submodule(name).add_hook(replace)
+    output = ours(**given)[0]
+    assert not torch.allclose(output, before)
+    output.square().sum().backward()
+    assert stand_in["tensor"].grad is not None
+    assert stand_in["tensor"].grad.abs().max() > 0
+    ours.get_submodule(name).remove_hooks()
+    assert torch.equal(ours(**given)[0], before)
+
+
+@pytest.mark.parametrize(("flag", "name"), [(flag, hook) for flag, hooks in UNDER_A_FLAG.items() for hook in hooks])
+@torch.no_grad()
+def test_hooks_behind_a_flag_are_per_head_and_are_used(flag: str, name: str) -> None:
+    torch.manual_seed(0)
+    bridge = boot(CodeGenForCausalLM(small_config(initializer_range=0.2)).eval())
+    plain = bridge(TOKENS)
+    getattr(bridge, f"set_{flag}")(True)
+    seen: list[torch.Tensor] = []
+    shown = bridge.run_with_hooks(TOKENS, fwd_hooks=[(f"blocks.0.attn.{name}", lambda x, hook: seen.append(x))])
+    assert seen[0].shape == (2, 6, 4, 64)
+    torch.testing.assert_close(shown, plain)
+
+    def without_head_2(tensor: torch.Tensor, hook: Any) -> torch.Tensor:
+        tensor = tensor.clone()
+        tensor[:, :, 2] = 0
+        return tensor
+
+    changed = bridge.run_with_hooks(TOKENS, fwd_hooks=[(f"blocks.0.attn.{name}", without_head_2)])
+    assert not torch.allclose(changed, plain)
+
+
+@torch.no_grad()
+def test_an_input_fork_starts_before_the_layer_norm(model: CodeGenForCausalLM) -> None:
+    bridge = boot(model)
+    bridge.set_use_split_qkv_input(True)
+    _, cache = bridge.run_with_cache(TOKENS)
+    for name in ("hook_q_input", "hook_k_input", "hook_v_input"):
+        for head in range(4):
+            assert torch.equal(cache[f"blocks.1.attn.{name}"][:, :, head], cache["blocks.1.hook_resid_pre"])
+
+
+@torch.no_grad()
+def test_one_heads_forked_query_input_changes_that_heads_query_alone(model: CodeGenForCausalLM) -> None:
+    bridge = boot(model)
+    bridge.set_use_split_qkv_input(True)
+    _, plain = bridge.run_with_cache(TOKENS)
+
+    def change_head_1(tensor: torch.Tensor, hook: Any) -> torch.Tensor:
+        tensor = tensor.clone()
+        tensor[:, :, 1] = tensor[:, :, 1].flip(-1)
+        return tensor
+
+    with bridge.hooks(fwd_hooks=[("blocks.0.attn.hook_q_input", change_head_1)]):
+        _, changed = bridge.run_with_cache(TOKENS)
+    same = (plain["blocks.0.attn.hook_q"] == changed["blocks.0.attn.hook_q"]).all(-1).all(0).all(0)
+    assert same.tolist() == [True, False, True, True]
+    assert torch.equal(plain["blocks.0.attn.hook_k"], changed["blocks.0.attn.hook_k"])
+
+
+def test_the_two_forks_exclude_each_other(model: CodeGenForCausalLM) -> None:
+    bridge = boot(model)
+    bridge.set_use_attn_in(True)
+    with pytest.raises(ValueError, match="use_attn_in"):
+        bridge.set_use_split_qkv_input(True)
+
+
+@torch.no_grad()
+def test_per_head_results_add_up_to_the_output(model: CodeGenForCausalLM) -> None:
+    bridge = boot(model)
+    bridge.set_use_attn_result(True)
+    _, cache = bridge.run_with_cache(TOKENS)
+    total = cache["blocks.0.attn.hook_result"].sum(-2)
+    torch.testing.assert_close(cache["blocks.0.attn.hook_out"], total)
+
+
+PATCHES = [
+    patching.get_act_patch_resid_pre,
+    patching.get_act_patch_attn_out,
+    patching.get_act_patch_mlp_out,
+    patching.get_act_patch_attn_head_out_by_pos,
+    patching.get_act_patch_attn_head_q_by_pos,
+    patching.get_act_patch_attn_head_k_by_pos,
+    patching.get_act_patch_attn_head_v_by_pos,
+    patching.get_act_patch_attn_head_pattern_by_pos,
+    patching.get_act_patch_attn_head_pattern_all_pos,
+]
+
+
+@pytest.mark.parametrize("patch", PATCHES, ids=lambda patch: str(patch.keywords["activation_name"]))
+@torch.no_grad()
+def test_activation_patching_works(patch: Any) -> None:
+    torch.manual_seed(0)
+    bridge = boot(CodeGenForCausalLM(small_config(initializer_range=0.2)).eval())
+    clean, corrupted = TOKENS[:1], TOKENS[1:]
+    clean_logits, cache = bridge.run_with_cache(clean)
+    base = bridge(corrupted)
+
+    def metric(logits: torch.Tensor) -> torch.Tensor:
+        return (logits[0, -1] - base[0, -1]).norm() / (clean_logits[0, -1] - base[0, -1]).norm()
+
+    effects = patch(bridge, corrupted, cache, metric)
+    assert effects.isfinite().all()
+    assert effects.max() > 0.01
+    if patch is patching.get_act_patch_resid_pre:  # what is left of a patch at the last layer and position is all
+        assert effects[0].max() <= 1.5
+
+
+@pytest.fixture
+def with_text(tmp_path: Path) -> Any:
+    torch.manual_seed(0)
+    CodeGenForCausalLM(small_config(vocab_size=300, initializer_range=0.1)).save_pretrained(tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    return boot(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        hook_registration.benchmark_hook_registry,
+        hook_registration.benchmark_gated_hooks_fire,
+        hook_registration.benchmark_forward_hooks,
+        hook_registration.benchmark_critical_forward_hooks,
+        hook_registration.benchmark_hook_functionality,
+        backward_gradients.benchmark_backward_hooks,
+        backward_gradients.benchmark_critical_backward_hooks,
+        backward_gradients.benchmark_gradient_computation,
+    ],
+    ids=lambda check: check.__name__,
+)
+@pytest.mark.filterwarnings("ignore")
+def test_transformer_lens_own_checks_pass(with_text: Any, check: Any) -> None:
+    alone = check in (hook_registration.benchmark_hook_registry, hook_registration.benchmark_gated_hooks_fire)
+    result = check(with_text) if alone else check(with_text, "def f(x):")
+    assert result.passed, result
+    if check is hook_registration.benchmark_gated_hooks_fire:
+        assert not result.details["skipped"]
+        assert set(result.details["fired_counts"]) == {hook for hooks in UNDER_A_FLAG.values() for hook in hooks}
+
+
+def test_all_forward_hooks_agree_with_those_of_another_boot(with_text: Any) -> None:
+    """Deterministic: nothing depends on what was in freshly allocated memory."""
+    again = copy.deepcopy(with_text)
+    tokens = torch.randint(300, (1, 9))
+    with torch.no_grad():
+        _, first = with_text.run_with_cache(tokens)
+        _, second = again.run_with_cache(tokens)
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), name

@@ -1,0 +1,112 @@
+"""Training: the same dropout, the same gradients, the same course of the loss."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from sides import both, small_config
+from transformers import CodeGenForCausalLM
+
+from cgverify.bridge import CodeGenAttentionBridge, boot, join_weight
+
+
+@pytest.mark.parametrize("which", ["attn_pdrop", "resid_pdrop"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropout_draws_what_hugging_face_draws(which: str, dtype: torch.dtype) -> None:
+    theirs, ours = both(CodeGenForCausalLM(small_config(**{which: 0.3})), dtype)
+    given = ours.get_random_inputs(2, 8, dtype=dtype)
+    found = []
+    for side in (theirs.train(), ours.train()):
+        torch.manual_seed(5)
+        found.append(side(**given))
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][1], found[1][1])
+    assert (found[0][which == "attn_pdrop"] == 0).any()
+
+
+def gradients(
+    model: CodeGenForCausalLM, dtype: torch.dtype
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Of the input and every weight, on both sides, of one scalar; q, k and v joined into the fused layout."""
+    theirs, ours = both(model, dtype)
+    given = ours.get_random_inputs(2, 9, dtype=dtype)
+    weights = torch.randn(2, 9, 64, generator=torch.Generator().manual_seed(1)).to(dtype)
+    found = []
+    for side in (theirs, ours):
+        hidden = given["hidden_states"].clone().requires_grad_()
+        (side(**{**given, "hidden_states": hidden})[0] * weights).sum().backward()
+        found.append({"hidden_states": hidden.grad})
+    found[0] |= {"qkv_proj": theirs.qkv_proj.weight.grad, "out_proj": theirs.out_proj.weight.grad}
+    joined = join_weight(*(side.original_component.weight.grad for side in (ours.q, ours.k, ours.v)))
+    found[1] |= {"qkv_proj": joined, "out_proj": ours.o.original_component.weight.grad}
+    return found[0], found[1]
+
+
+def test_gradients_of_the_input_and_of_every_weight_agree() -> None:
+    """In float64, where a product of another grouping differs by 1e-16 and a wrong gradient by far more."""
+    torch.manual_seed(0)
+    theirs, ours = gradients(CodeGenForCausalLM(small_config(initializer_range=0.2)).eval(), torch.float64)
+    assert theirs.keys() == ours.keys()
+    for name, gradient in theirs.items():
+        # Scores are float32 products on both sides, whatever the model's dtype.
+        torch.testing.assert_close(ours[name], gradient, rtol=1e-5, atol=1e-6)
+        assert gradient.abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_are_as_near_to_the_truth_as_hugging_faces(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model = CodeGenForCausalLM(small_config(initializer_range=0.2)).eval().to(dtype)
+    truth = gradients(copy.deepcopy(model).to(torch.float64), torch.float64)[0]
+    theirs, ours = gradients(model, dtype)
+    for name, exact in truth.items():
+        their_error = (theirs[name].double() - exact).norm()
+        assert (ours[name].double() - exact).norm() <= 2 * their_error, name
+
+
+def losses(model: Any, batches: list[torch.Tensor], threads: int) -> list[float]:
+    """The loss of every step of SGD on batches of tokens."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+        curve = []
+        for tokens in batches:
+            logits = model(tokens)
+            logits = logits if isinstance(logits, torch.Tensor) else logits.logits
+            loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            curve.append(loss.item())
+        return curve
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("keep_fused", [True, False])
+def test_ten_steps_of_sgd_take_the_same_course(keep_fused: bool) -> None:
+    torch.manual_seed(0)
+    model = CodeGenForCausalLM(small_config(n_embd=128, n_head=8, vocab_size=256, initializer_range=0.1)).train()
+    batches = list(torch.randint(256, (10, 8, 48), generator=torch.Generator().manual_seed(1)))
+    one, two = (losses(copy.deepcopy(model), batches, threads) for threads in (1, 2))
+    ours = losses(boot(copy.deepcopy(model), keep_fused=keep_fused).train(), batches, 2)
+    apart = max(abs(a - b) for a, b in zip(one, two, strict=True))
+    assert max(abs(a - b) for a, b in zip(ours, two, strict=True)) <= 4 * apart
+    assert two[-1] < two[0]
+
+
+def test_a_learned_weight_moves_with_its_gradient(model: CodeGenForCausalLM) -> None:
+    """Unlike upstream's: the Linears are parameters of the bridge, and reach the optimizer."""
+    bridge = boot(model)
+    names = {name for name, _ in bridge.named_parameters()}
+    for which in "qkv":
+        assert any(f"attn.{which}." in name for name in names)
+    attention: Any = bridge.blocks[0].attn
+    assert isinstance(attention, CodeGenAttentionBridge)
+    before = attention.q.original_component.weight.clone()
+    losses(bridge, [torch.randint(101, (2, 8))], 2)
+    assert not torch.equal(attention.q.original_component.weight, before)
