@@ -85,7 +85,7 @@ class CodeGenAttentionBridge(JointQKVAttentionBridge):  # type: ignore[misc]
             pattern_conversion_rule=pattern_conversion_rule,
         )
         self._given_qkv_conversion = qkv_conversion_rule
-        self._split_from = FusedWeight(None)
+        self._split_from = FusedWeight.absent()
         self.register_load_state_dict_post_hook(lambda module, _: module._note_fused())
         for hook in ("hook_rot_q", "hook_rot_k"):
             if not hasattr(self, hook):  # the base makes them only where the config says "rotary"
@@ -112,9 +112,9 @@ class CodeGenAttentionBridge(JointQKVAttentionBridge):  # type: ignore[misc]
 
     def _apply(self, fn: Any, recurse: bool = True) -> CodeGenAttentionBridge:
         """`to`, `half`, `cuda`: all weights move together, which is no edit of one of them."""
-        edited = self.original_component is None or self._split_from.has_changed_in(self.original_component)
+        edited = self._split_from.has_changed
         moved: CodeGenAttentionBridge = super()._apply(fn, recurse)
-        if not edited:
+        if self.original_component is not None and not edited:
             self._note_fused()
         return moved
 
@@ -135,8 +135,7 @@ class CodeGenAttentionBridge(JointQKVAttentionBridge):  # type: ignore[misc]
 
     def drop_fused(self) -> None:
         """Free the fused weight, of which Q, K and V are copies; `join_weight` gives it back."""
-        cast(Any, self.original_component).qkv_proj.register_parameter("weight", None)
-        self._split_from = FusedWeight(None)
+        self._split_from = self._split_from.drop()
 
     def setup_hook_compatibility(self) -> None:
         """Let TransformerLens set the shapes that hooks see, then put back the rule that was given for q, k and v."""
@@ -200,7 +199,7 @@ class CodeGenAttentionBridge(JointQKVAttentionBridge):  # type: ignore[misc]
             ValueError: no `position_ids`, positions that the table has not (seen on the CPU; other devices raise what
                 indexing raises there), or a mask of the wrong shape.
         """
-        self._split_from.warn_if_changed(cast(nn.Module, self.original_component))
+        self._split_from.warn_if_changed()
         cache = layer_past if layer_past is not None else past_key_values
         batch, queries = hidden_states.shape[:2]
         check_positions(position_ids, batch=batch, queries=queries, table=self._table())

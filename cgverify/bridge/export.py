@@ -63,6 +63,6 @@ def save_pretrained(bridge: TransformerBridge, folder: str | Path) -> None:
 
 def _no_place_for(name: str) -> str:
     return (
-        f"{name} tells that these weights are no CodeGen's any more: export the bridge before enable_compatibility_mode "
-        "folds and centres them, or boot it anew."
+        f"{name} tells that these weights are no CodeGen's any more: export the bridge before "
+        "enable_compatibility_mode folds and centres them, or boot it anew."
     )

@@ -18,29 +18,43 @@ class FusedWeight:
     through `.data` is not counted and cannot be seen.
     """
 
+    owner: nn.Module | None
     weight: torch.Tensor | None
-    version: int = 0
+    version: int
 
     @classmethod
     def of(cls, attention: nn.Module) -> FusedWeight:
-        """As it is in a `CodeGenAttention` now."""
-        weight = cast(torch.Tensor | None, cast(nn.Linear, attention.qkv_proj).weight)
-        return cls(weight, _version(weight))
+        """As it is in a `CodeGenAttention` now, whose `qkv_proj` may be a bridge of the Linear already."""
+        projection = cast(nn.Module, attention.qkv_proj)
+        owner = cast(nn.Module, projection._modules.get("_original_component", projection))
+        weight = owner._parameters["weight"]
+        return cls(owner, weight, _version(weight))
 
-    def has_changed_in(self, attention: nn.Module) -> bool:
-        """Whether an attention's fused weight is no longer this one."""
-        if self.weight is None:
+    @classmethod
+    def absent(cls) -> FusedWeight:
+        return cls(None, None, 0)
+
+    @property
+    def has_changed(self) -> bool:
+        """Whether its owner has another weight, or this one was written to."""
+        if self.owner is None or self.weight is None:
             return False
-        now = cast(torch.Tensor | None, cast(nn.Linear, attention.qkv_proj).weight)
+        now = self.owner._parameters["weight"]
         return now is not self.weight or _version(now) != self.version
 
-    def warn_if_changed(self, attention: nn.Module) -> None:
-        if self.has_changed_in(attention):
+    def warn_if_changed(self) -> None:
+        if self.has_changed:
             warnings.warn(
                 "qkv_proj.weight has changed since Q, K and V were split from it, and the change has no effect: call "
                 "refresh() on the attention bridge to split it anew, or edit q, k and v themselves.",
                 stacklevel=2,
             )
+
+    def drop(self) -> FusedWeight:
+        """Free the weight: its owner has none from now on."""
+        if self.owner is not None:
+            self.owner._parameters["weight"] = None
+        return FusedWeight(self.owner, None, 0)
 
 
 def _version(weight: torch.Tensor | None) -> int:

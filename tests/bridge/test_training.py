@@ -27,9 +27,7 @@ def test_dropout_draws_what_hugging_face_draws(which: str, dtype: torch.dtype) -
     assert (found[0][which == "attn_pdrop"] == 0).any()
 
 
-def gradients(
-    model: CodeGenForCausalLM, dtype: torch.dtype
-) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+def gradients(model: CodeGenForCausalLM, dtype: torch.dtype) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """Of the input and every weight, on both sides, of one scalar; q, k and v joined into the fused layout."""
     theirs, ours = both(model, dtype)
     given = ours.get_random_inputs(2, 9, dtype=dtype)

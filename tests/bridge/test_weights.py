@@ -154,7 +154,7 @@ def test_a_move_to_another_dtype_or_device_is_no_edit(model: CodeGenForCausalLM)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             ours.to(target)
-            ours._split_from.warn_if_changed(ours.original_component)
+            ours._split_from.warn_if_changed()
     _, edited = both(model)
     edited.original_component.qkv_proj.weight.mul_(2)
     with pytest.warns(UserWarning, match="refresh"):
