@@ -7,7 +7,8 @@ inputs that met it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -16,7 +17,9 @@ from torch import nn
 from transformers import CodeGenConfig, DynamicCache
 
 from cgverify import probe
-from cgverify.checking import Observed, Side, check_stages
+from cgverify.cases import CASES
+from cgverify.cases.case import Case
+from cgverify.checking import Observed, ObservedStep, Side, check_stages
 from cgverify.components import COMPONENTS, Component
 from cgverify.findings import described, findings_of, silent_hooks
 from cgverify.oracle.parameters import Parameters
@@ -46,16 +49,32 @@ class Reference:
         self.config = config
         self.spread = spread
         self._model = model
-        self._runs: dict[tuple[object, ...], tuple[probe.Probe, list[Side]]] = {}
+        self._runs: dict[tuple[object, ...], tuple[probe.Probe, list[_ReferenceStep]]] = {}
 
-    def run(self, cell: Cell, built: probe.Probe) -> list[Side]:
+    def run(self, cell: Cell, built: probe.Probe) -> list[_ReferenceStep]:
         """The reference's side of every step, up to the first that it refuses."""
         key = (cell.kind, cell.case, cell.seed, cell.batch_size, cell.seq_len)
         known = self._runs.get(key)
         if known is None or not known[0].same_inputs(built):
-            run = COMPONENTS[cell.kind].run_reference
-            known = self._runs[key] = (built, _run(cell, built, self.config, partial(run, self._model)))
+            known = self._runs[key] = (built, self._sides(cell, built))
         return known[1]
+
+    def _sides(self, cell: Cell, built: probe.Probe) -> list[_ReferenceStep]:
+        run = partial(COMPONENTS[cell.kind].run_reference, self._model)
+        sides = []
+        for step, given, observation in _forwards(cell, built, self.config, run):
+            shared = CASES[cell.case].shared(observation.taps)
+            # What the reference computed is no measure of what follows from another tensor.
+            taps = observation.taps if step.conditions.patch is None else {}
+            sides.append(_ReferenceStep(Side(observation, {**given, **shared, **taps}), shared))
+        return sides
+
+
+@dataclass(frozen=True)
+class _ReferenceStep:
+    side: Side
+    shared: Mapping[str, torch.Tensor]
+    """What the candidate's stages take from it."""
 
 
 def observe(cell: Cell, reference: Reference, bridge: nn.Module) -> Observed:
@@ -68,55 +87,60 @@ def observe(cell: Cell, reference: Reference, bridge: nn.Module) -> Observed:
         CandidateFailedError: before anything could be compared.
     """
     started = time.perf_counter()
-    component = COMPONENTS[cell.kind]
-    config = reference.config
-    recipe = probe.Recipe(cell.seed, cell.batch_size, cell.seq_len, config.n_positions, reference.spread)
-    built = _probe(cell, component, recipe, config, bridge)
-    theirs = reference.run(cell, built)
-    ours = _run(cell, built, config, partial(component.run_candidate, bridge), unhooked=cell.case != "stress")
-    names = [step.name for step in built.steps]
-    steps = list(zip(names, theirs, ours, strict=False))
-    return Observed(cell, component, component.stages(built.with_cache), steps, started)
+    component, case = COMPONENTS[cell.kind], CASES[cell.case]
+    recipe = probe.Recipe(cell.seed, cell.batch_size, cell.seq_len, reference.config.n_positions, reference.spread)
+    built = _probe(component, case, recipe, reference.config, bridge)
+    run = partial(component.run_candidate, bridge)
+    ours = _forwards(cell, built, reference.config, run, first=partial(run, unhooked=case.unhooked))
+    steps = []
+    for theirs, (step, given, observation) in zip(reference.run(cell, built), ours, strict=False):
+        candidate = Side(observation, {**given, **theirs.shared, **observation.taps})
+        steps.append(ObservedStep(step.name, case.stages(component, step), theirs.side, candidate, step.conditions))
+    return Observed(cell, component, steps, started)
 
 
 def _probe(
-    cell: Cell, component: Component, recipe: probe.Recipe, config: CodeGenConfig, bridge: nn.Module
+    component: Component, case: Case, recipe: probe.Recipe, config: CodeGenConfig, bridge: nn.Module
 ) -> probe.Probe:
-    """The cell's probe, from the candidate's own inputs where it has a method for them."""
+    """The case's probe, from the candidate's own inputs where it has a method for them."""
     ours = component.random_inputs(config)
     try:
         own = getattr(bridge.get_submodule(component.bridge_path), "get_random_inputs", None)
     except AttributeError as error:
         raise CandidateFailedError("boot", error) from error
     if own is None:
-        return probe.build(cell.case, recipe, ours, component.stress(config))
+        return case.probe(component, recipe, ours, component.stress(config))
     try:
-        return probe.build(cell.case, recipe, probe.held_to(ours, own), component.stress(config))
+        return case.probe(component, recipe, probe.held_to(ours, own), component.stress(config))
     except (Exception, SystemExit) as error:
         raise CandidateFailedError("get_random_inputs", error) from error
 
 
-def _run(
-    cell: Cell, built: probe.Probe, config: CodeGenConfig, run: Callable[..., Observation], unhooked: bool = False
-) -> list[Side]:
-    """One side of every step; after a step that raised, the next would start from a cache that is not what it seems.
+def _forwards(
+    cell: Cell,
+    built: probe.Probe,
+    config: CodeGenConfig,
+    run: Callable[..., Observation],
+    first: Callable[..., Observation] | None = None,
+) -> Iterator[tuple[probe.Step, dict[str, torch.Tensor], Observation]]:
+    """One side of every step: the step, what it was given, what was observed.
+
+    After a step that raised, the next would start from a cache that is not what it seems.
 
     Args:
-        unhooked: look at the first step without hooks as well.
+        first: runs the first step instead of `run`.
     """
     cache = DynamicCache() if built.with_cache else None
-    sides: list[Side] = []
-    for step in built.steps:
+    for number, step in enumerate(built.steps):
         inputs = probe.convert(step.inputs, getattr(torch, cell.dtype), torch.device(cell.device))
         if cache is not None:
             _fill_layers_below(cache, cell.layer or 0, inputs["hidden_states"], config)
         given = {f"given.{name}": value.clone() for name, value in inputs.items()} | _cached(cache, cell.layer)
-        first = {"unhooked": True} if unhooked and not sides else {}
-        observation = run(inputs, cache, cell.layer, **first)
-        sides.append(Side(observation, {**given, **observation.taps}))
-        if observation.raised is not None:
+        runs = first if first is not None and number == 0 else run
+        observation = runs(inputs, cache, cell.layer, step.conditions)
+        yield step, given, observation
+        if observation.raised is not None and cache is not None:
             break
-    return sides
 
 
 def judge(observed: Sequence[Observed], parameters: Parameters) -> list[CellResult]:
@@ -125,7 +149,7 @@ def judge(observed: Sequence[Observed], parameters: Parameters) -> list[CellResu
     return [
         CellResult(
             cell=one.cell,
-            findings=tuple(finding for step in one.steps for finding in findings_of(one, *step)),
+            findings=tuple(finding for step in one.steps for finding in findings_of(step)),
             silent_hooks=silent_hooks(one),
             seconds=time.perf_counter() - one.started,
         )

@@ -1,0 +1,13 @@
+"""The cases: recipes for probes, each with what it alone can see. One small file a case, and this table of all.
+
+Their names and the kinds of component that they are for stand in `plan.CASES`, which needs no torch.
+"""
+
+from cgverify.cases import decode, default, stress
+from cgverify.cases.case import Case
+
+CASES: dict[str, Case] = {
+    "default": default.CASE,
+    "stress": stress.CASE,
+    "decode": decode.CASE,
+}
