@@ -21,6 +21,8 @@ CASES = {
     "default": (*BEFORE, *PER_LAYER, *AFTER),
     "stress": (*BEFORE, *PER_LAYER, *AFTER),
     "decode": ("attn", "block"),
+    "masked_row": ("attn", "block"),
+    "cast_table": ("attn", "block"),
 }
 """Each case, with the kinds of component that it is for. What it does is in `cgverify/cases/`."""
 

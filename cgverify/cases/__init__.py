@@ -3,11 +3,13 @@
 Their names and the kinds of component that they are for stand in `plan.CASES`, which needs no torch.
 """
 
-from cgverify.cases import decode, default, stress
+from cgverify.cases import cast_table, decode, default, masked_row, stress
 from cgverify.cases.case import Case
 
 CASES: dict[str, Case] = {
     "default": default.CASE,
     "stress": stress.CASE,
     "decode": decode.CASE,
+    "masked_row": masked_row.CASE,
+    "cast_table": cast_table.CASE,
 }
