@@ -72,6 +72,8 @@ def _finding(step: ObservedStep, place: int, stage: Stage) -> Finding:
         found |= {"at": _place(_worst_index(checked, against), ours.shape, stage.axes)}
     if said is Verdict.DIVERGED:
         message = _divergence(stage, checked, against, str(found["at"]))
+        if stage.meaning:
+            message = f"{stage.meaning}: {message}"
         patch = step.conditions.patch
         if patch is not None and patch.tap in candidate.read.get(place, ()):
             message = f"what {patch.tap} returned was not used, or not wholly: {message}"
@@ -115,7 +117,7 @@ def _against_reference(
 def _divergence(stage: Stage, checked: Checked | None, against: Difference | None, at: str) -> str:
     apart = f", {against.max_abs:.3g} from the reference ({against.max_ulp:.3g} ULP)" if against else ""
     if checked is None:
-        return f"{stage.tap} differs, and a tap that it is computed from never fired{apart}"
+        return f"{stage.tap} differs, and a tap that it is computed from never fired or has another shape{apart}"
     if against is not None and math.isinf(against.max_abs):
         return f"{stage.name} is not finite at other elements than the reference, first at {at}"
     return f"{stage.name} is off by {checked.r:.3g} times its bound at {at}{apart}"

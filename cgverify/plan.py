@@ -22,6 +22,7 @@ CASES = {
     "stress": (*BEFORE, *PER_LAYER, *AFTER),
     "decode": ("attn", "block"),
     "masked_row": ("attn", "block"),
+    "train": ("attn", "mlp", "block"),
     "cast_table": ("attn", "block"),
 }
 """Each case, with the kinds of component that it is for. What it does is in `cgverify/cases/`."""

@@ -3,7 +3,7 @@
 Their names and the kinds of component that they are for stand in `plan.CASES`, which needs no torch.
 """
 
-from cgverify.cases import cast_table, decode, default, masked_row, stress
+from cgverify.cases import cast_table, decode, default, masked_row, stress, train
 from cgverify.cases.case import Case
 
 CASES: dict[str, Case] = {
@@ -11,5 +11,6 @@ CASES: dict[str, Case] = {
     "stress": stress.CASE,
     "decode": decode.CASE,
     "masked_row": masked_row.CASE,
+    "train": train.CASE,
     "cast_table": cast_table.CASE,
 }

@@ -50,6 +50,15 @@ def products(
         yield columns, [expected(v, rounded(v, e, x.dtype), x.dtype) for v, e, x in pieces]
 
 
+def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Expected:
+    """x·weightᵀ + bias, `[…, m]`, all columns at once: for where another stage goes on from it."""
+    blocks = [block for _, (block,) in products([x], weight, bias)]
+    shape = (*x.shape[:-1], len(weight))
+    value = torch.cat([block.value for block in blocks], dim=-1).reshape(shape)
+    bound = torch.cat([block.bound for block in blocks], dim=-1).reshape(shape)
+    return Expected(value, bound, x.dtype)
+
+
 def _sums_of_squares(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """Σ (x_i w_i)², never less than the true value and at most 6·10⁻³ more: a bound needs no more digits than that.
 
