@@ -98,7 +98,8 @@ class Component:
                 _see_cache(cache, layer, self._attention_prefix, observation.see)
             if again is not None:
                 plain = Observation()
-                _see_returned(self._call(node, *again), plain)
+                with under(conditions, node, device, bridge.cfg):
+                    _see_returned(self._call(node, *again), plain)
                 for name, tap in plain.taps.items():
                     if name not in observation.taps or not same_tensor(tap, observation.taps[name]):
                         observation.misdeeds.append((name, f"{name} is another tensor when no hook is attached"))

@@ -24,6 +24,7 @@ CASES = {
     "masked_row": ("attn", "block"),
     "train": ("attn", "mlp", "block"),
     "cast_table": ("attn", "block"),
+    "gated": ("attn", "block"),
 }
 """Each case, with the kinds of component that it is for. What it does is in `cgverify/cases/`."""
 

@@ -2,9 +2,9 @@
 
 Both sides draw from the same state, so that the same elements must be kept. That needs the same dropouts in the same
 order on tensors of the same memory layout: the random numbers follow the memory, not the indices. Only this case sees
-a dropout that is missing, applied twice, drawn in another order or from another state, scaled wrongly, or applied where
-the reference has none. p is set on the modules (`attn_dropout`, `resid_dropout`, `mlp.dropout`), since Hugging Face asks
-those and not the config.
+a dropout that is missing, applied twice, drawn in another order or from another state, scaled wrongly, or applied
+where the reference has none. p is set on the modules (`attn_dropout`, `resid_dropout`, `mlp.dropout`), since Hugging
+Face asks those and not the config.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def _seen_or_multiplied(tap: str, oracle: object) -> Local:
     def compute(side: View, parameters: Parameters) -> Expected:
         if (seen := side.get(tap)) is not None:
             return observed(seen)
-        x = side[oracle.input].flatten(2)
+        x = observed(side[oracle.input].flatten(2))
         return product(x, parameters.tensor(oracle.weight), parameters.bias(oracle.weight))
 
     return Local(compute)

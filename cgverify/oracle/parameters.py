@@ -29,6 +29,10 @@ class Parameters:
         """The layer norms' ε."""
         return float(self._model.config.layer_norm_epsilon)
 
+    @property
+    def n_heads(self) -> int:
+        return int(self._model.config.n_head)
+
     def with_cast_table(self) -> Parameters:
         """The same, with the sin/cos table in the weights' dtype, as `model.to(dtype)` leaves it."""
         return Parameters(self._model, self.tensor("attn.o").dtype)
