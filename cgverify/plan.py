@@ -25,6 +25,7 @@ CASES = {
     "train": ("attn", "mlp", "block"),
     "cast_table": ("attn", "block"),
     "gated": ("attn", "block"),
+    "patched": ("attn", "mlp", "block"),
 }
 """Each case, with the kinds of component that it is for. What it does is in `cgverify/cases/`."""
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -21,10 +20,15 @@ from cgverify.cases import CASES
 from cgverify.cases.case import Case
 from cgverify.checking import Observed, ObservedStep, Side, check_stages
 from cgverify.components import COMPONENTS, Component
+from cgverify.conditions import Conditions
 from cgverify.findings import described, findings_of, silent_hooks
 from cgverify.oracle.parameters import Parameters
 from cgverify.records import Cell, CellResult, Finding, Verdict
+from cgverify.stages import Stage
 from cgverify.tap import Observation
+
+Run = Callable[[probe.Step, dict[str, Any], Any], Observation]
+"""One side's forward: a step, its inputs cast and moved, the cache."""
 
 
 class CandidateFailedError(Exception):
@@ -60,7 +64,16 @@ class Reference:
         return known[1]
 
     def _sides(self, cell: Cell, built: probe.Probe) -> list[_ReferenceStep]:
-        run = partial(COMPONENTS[cell.kind].run_reference, self._model)
+        component = COMPONENTS[cell.kind]
+        known: dict[tuple[int, Conditions], Observation] = {}
+
+        def run(step: probe.Step, inputs: dict[str, Any], cache: Any) -> Observation:
+            """One forward serves all steps that differ only in what Hugging Face has not."""
+            key = id(step.inputs), step.conditions.of_reference
+            if cache is not None or key not in known:
+                known[key] = component.run_reference(self._model, inputs, cache, cell.layer, key[1])
+            return known[key]
+
         sides = []
         for step, given, observation in _forwards(cell, built, self.config, run):
             shared = CASES[cell.case].shared(observation.taps)
@@ -90,13 +103,26 @@ def observe(cell: Cell, reference: Reference, bridge: nn.Module) -> Observed:
     component, case = COMPONENTS[cell.kind], CASES[cell.case]
     recipe = probe.Recipe(cell.seed, cell.batch_size, cell.seq_len, reference.config.n_positions, reference.spread)
     built = _probe(component, case, recipe, reference.config, bridge)
-    run = partial(component.run_candidate, bridge)
-    ours = _forwards(cell, built, reference.config, run, first=partial(run, unhooked=case.unhooked))
+
+    def run(step: probe.Step, inputs: dict[str, Any], cache: Any) -> Observation:
+        unhooked = case.unhooked and step is built.steps[0]
+        return component.run_candidate(bridge, inputs, cache, cell.layer, step.conditions, unhooked)
+
     steps = []
+    ours = _forwards(cell, built, reference.config, run)
     for theirs, (step, given, observation) in zip(reference.run(cell, built), ours, strict=False):
         candidate = Side(observation, {**given, **theirs.shared, **observation.taps})
-        steps.append(ObservedStep(step.name, case.stages(component, step), theirs.side, candidate, step.conditions))
+        stages = _applicable(case.stages(component, step), step.conditions, observation)
+        steps.append(ObservedStep(step.name, stages, theirs.side, candidate, step.conditions))
     return Observed(cell, component, steps, started)
+
+
+def _applicable(stages: tuple[Stage, ...], conditions: Conditions, observation: Observation) -> tuple[Stage, ...]:
+    """All stages, unless a hook that was to return another tensor never fired: then nothing can follow from it."""
+    patch = conditions.patch
+    if patch is None or patch.tap in observation.taps:
+        return stages
+    return tuple(stage for stage in stages if stage.tap == patch.tap)
 
 
 def _probe(
@@ -117,27 +143,19 @@ def _probe(
 
 
 def _forwards(
-    cell: Cell,
-    built: probe.Probe,
-    config: CodeGenConfig,
-    run: Callable[..., Observation],
-    first: Callable[..., Observation] | None = None,
+    cell: Cell, built: probe.Probe, config: CodeGenConfig, run: Run
 ) -> Iterator[tuple[probe.Step, dict[str, torch.Tensor], Observation]]:
     """One side of every step: the step, what it was given, what was observed.
 
     After a step that raised, the next would start from a cache that is not what it seems.
-
-    Args:
-        first: runs the first step instead of `run`.
     """
     cache = DynamicCache() if built.with_cache else None
-    for number, step in enumerate(built.steps):
+    for step in built.steps:
         inputs = probe.convert(step.inputs, getattr(torch, cell.dtype), torch.device(cell.device))
         if cache is not None:
             _fill_layers_below(cache, cell.layer or 0, inputs["hidden_states"], config)
         given = {f"given.{name}": value.clone() for name, value in inputs.items()} | _cached(cache, cell.layer)
-        runs = first if first is not None and number == 0 else run
-        observation = runs(inputs, cache, cell.layer, step.conditions)
+        observation = run(step, inputs, cache)
         yield step, given, observation
         if observation.raised is not None and cache is not None:
             break

@@ -31,6 +31,13 @@ RESULT = "use_attn_result"
 SPLIT = "use_split_qkv_input"
 SHARED = "use_attn_in"
 
+HOOKS = {
+    RESULT: ("hook_result",),
+    SPLIT: ("hook_q_input", "hook_k_input", "hook_v_input"),
+    SHARED: ("hook_attn_in",),
+}
+"""What each flag turns on, on attention."""
+
 
 @dataclass(frozen=True)
 class _Place:
@@ -48,16 +55,17 @@ _IN_BLOCK = _Place(prefix="attn.", residual="hook_in", norm="ln1")
 
 
 def _steps(_: Component, inputs: Inputs, __: Recipe) -> tuple[Step, ...]:
-    return tuple(Step(flag, inputs, Conditions(flags=(flag,))) for flag in (RESULT, SPLIT, SHARED))
+    return tuple(Step(flag, inputs, Conditions(flags=(flag,))) for flag in HOOKS)
 
 
-def _stages(component: Component, step: Step) -> tuple[Stage, ...]:
+def stages(component: Component, flag: str) -> tuple[Stage, ...]:
+    """The stages of attention or of a block under a flag."""
     place = _IN_BLOCK if component.kind == "block" else _ALONE
-    change = _summed if step.name == RESULT else _forked
-    return tuple(change(component.stages(False), place, step.name))
+    change = _summed if flag == RESULT else _forked
+    return tuple(change(component.stages(False), place, flag))
 
 
-def _summed(stages: tuple[Stage, ...], place: _Place, _: str) -> Iterator[Stage]:
+def _summed(plain: tuple[Stage, ...], place: _Place, _: str) -> Iterator[Stage]:
     """The output as the sum of what each head gives."""
     z, result = f"{place.prefix}hook_z", f"{place.prefix}hook_result"
 
@@ -69,7 +77,7 @@ def _summed(stages: tuple[Stage, ...], place: _Place, _: str) -> Iterator[Stage]
             return head_sum(observed(seen))
         return unseen_head_sum(observed(side[z]), parameters.tensor("attn.o"))
 
-    for stage in stages:
+    for stage in plain:
         if stage.tap == f"{place.prefix}hook_out":
             yield Stage("result", result, Local(given), HEADS)
             yield Stage("result_sum", stage.tap, Local(summed), RESIDUAL)
@@ -77,7 +85,7 @@ def _summed(stages: tuple[Stage, ...], place: _Place, _: str) -> Iterator[Stage]
             yield stage
 
 
-def _forked(stages: tuple[Stage, ...], place: _Place, flag: str) -> Iterator[Stage]:
+def _forked(plain: tuple[Stage, ...], place: _Place, flag: str) -> Iterator[Stage]:
     """The projections, each head's from its own copy of the residual."""
     inputs = {w: f"{place.prefix}{'hook_attn_in' if flag == SHARED else f'hook_{w}_input'}" for w in "qkv"}
 
@@ -97,7 +105,7 @@ def _forked(stages: tuple[Stage, ...], place: _Place, flag: str) -> Iterator[Sta
 
         return Local(compute)
 
-    for stage in stages:
+    for stage in plain:
         w = stage.name.removeprefix("project_")
         if w not in inputs:
             yield stage
@@ -107,4 +115,6 @@ def _forked(stages: tuple[Stage, ...], place: _Place, flag: str) -> Iterator[Sta
         yield Stage(stage.name, stage.tap, projected(w), HEADS)
 
 
-CASE = Case(bend=lambda stress: stress, steps=_steps, stages=_stages, unhooked=True)
+CASE = Case(
+    bend=lambda stress: stress, steps=_steps, stages=lambda component, step: stages(component, step.name), unhooked=True
+)
