@@ -86,7 +86,7 @@ class Component:
         """
         node = bridge.get_submodule(self.bridge_path)
         device = next(value.device for value in inputs.values())
-        patches = {} if conditions.patch is None else {self._hook_path(conditions.patch.tap): conditions.patch}
+        patches = {} if conditions.patch is None else {self.hook_path(conditions.patch.tap): conditions.patch}
 
         def run(observation: Observation) -> None:
             again = copy.deepcopy((inputs, cache)) if unhooked else None
@@ -163,7 +163,7 @@ class Component:
         with attention_taps(attention, see):
             attention(hidden, position_ids=positions)
 
-    def _hook_path(self, tap: str) -> str:
+    def hook_path(self, tap: str) -> str:
         """The hook, by its path in the component, that a tap of the stages is seen at."""
         return next((path for path in _ATTENTION_PATHS if self._tap_name(path) == tap), tap)
 

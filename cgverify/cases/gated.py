@@ -78,10 +78,11 @@ def _summed(plain: tuple[Stage, ...], place: _Place, _: str) -> Iterator[Stage]:
         return unseen_head_sum(observed(side[z]), parameters.tensor("attn.o"))
 
     for stage in plain:
-        if stage.tap == f"{place.prefix}hook_out":
+        if stage.tap == f"{place.prefix}o.hook_out":  # heads are not multiplied together
             yield Stage("result", result, Local(given), HEADS)
+        elif stage.tap == f"{place.prefix}hook_out":
             yield Stage("result_sum", stage.tap, Local(summed), RESIDUAL)
-        elif stage.tap != f"{place.prefix}o.hook_out":  # heads are not multiplied together
+        else:
             yield stage
 
 

@@ -2,22 +2,22 @@
 
 People use hooks to intervene; a hook that only shows is half a hook. One forward for each hook of attention (under its
 flag for those that have one) and MLP, and for those of the block around them: residual stream, layer norm, what
-attention and MLP take and give. What a hook returns is drawn from the seed and has nothing to do with what it was shown.
-It then stands for the tap: the stage that made it is not judged, all later ones are, from what was returned on, and by
-their bounds alone, since Hugging Face has no hooks and computes with other tensors. Only this case sees a return value
-that is ignored, used in part (some heads, the values but not the returned pattern), or used where it does not belong.
+attention and MLP take and give. What a hook returns is drawn from the seed and has nothing to do with what it was
+shown. It then stands for the tap: the stage that made it is not judged, all later ones are, from what was returned on,
+and by their bounds alone, since Hugging Face has no hooks and computes with other tensors. Only this case sees a return
+value that is ignored, used in part (some heads, the values but not the returned pattern), or used elsewhere too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 from cgverify.cases import gated
 from cgverify.cases.case import Case
 from cgverify.components import Component
 from cgverify.conditions import Conditions, Patch
-from cgverify.oracle.arithmetic import Expected, exactly
+from cgverify.oracle.arithmetic import Expected, exactly, observed
 from cgverify.oracle.layer_norm import affine, normalized_by
 from cgverify.oracle.parameters import Parameters
 from cgverify.probe import Inputs, Recipe, Step, as_it_comes
@@ -33,8 +33,10 @@ def hooks(component: Component) -> dict[str, tuple[str, ...]]:
     if component.kind == "block":
         taps = [tap for tap in taps if tap.startswith(IN_BLOCK)]
     prefix = {"attn": "", "block": "attn."}.get(component.kind)
-    gates = {} if prefix is None else {prefix + hook: (flag,) for flag, own in gated.HOOKS.items() for hook in own}
-    return dict.fromkeys(taps, ()) | gates
+    plain: dict[str, tuple[str, ...]] = dict.fromkeys(taps, ())
+    if prefix is None:
+        return plain
+    return plain | {prefix + hook: (flag,) for flag, own in gated.HOOKS.items() for hook in own}
 
 
 def _steps(component: Component, inputs: Inputs, recipe: Recipe) -> tuple[Step, ...]:
@@ -55,8 +57,6 @@ def _from(tap: str, stages: tuple[Stage, ...], next_steps: Mapping[str, Oracle])
     start = next(place for place, stage in enumerate(stages) if stage.tap == tap)
     yield Stage("patched", tap, _same(tap), stages[start].axes, stages[start].required)
     for stage in stages[start + 1 :]:
-        if tap.endswith("hook_out") and stage.tap == f"{tap.removesuffix('hook_out')}hook_hidden_states":
-            continue  # it fires before, under another name
         yield replace(stage, oracle=next_steps.get(stage.tap, stage.oracle), required=False)
 
 
@@ -75,16 +75,19 @@ def _next_steps(kind: str) -> dict[str, dict[str, Oracle]]:
         f"{mlp}out.hook_out": {f"{mlp}hook_out": _same(f"{mlp}out.hook_out")},
     }
 
-    def centred_and_scaled(side: View, _: Parameters) -> Expected:
+    def scaled(side: View, _: Parameters) -> Expected:
         return normalized_by(side["ln1.hook_in"], side[scale])
 
-    def with_gain_and_bias(side: View, parameters: Parameters) -> Expected:
-        gain, bias = parameters.tensor("ln1"), parameters.required_bias("ln1")
-        return affine(side[normalized], gain, bias, side["ln1.hook_in"].dtype)
+    def with_gain_and_bias(x_hat: Callable[[View, Parameters], Expected]) -> Local:
+        def compute(side: View, parameters: Parameters) -> Expected:
+            gain, bias = parameters.tensor("ln1"), parameters.required_bias("ln1")
+            return affine(x_hat(side, parameters), gain, bias, side["ln1.hook_in"].dtype)
+
+        return Local(compute)
 
     of_norm: dict[str, dict[str, Oracle]] = {
-        scale: {normalized: Local(centred_and_scaled), "ln1.hook_out": Local(with_gain_and_bias)},
-        normalized: {"ln1.hook_out": Local(with_gain_and_bias)},
+        scale: {normalized: Local(scaled), "ln1.hook_out": with_gain_and_bias(scaled)},
+        normalized: {"ln1.hook_out": with_gain_and_bias(lambda side, _: observed(side[normalized]))},
     }
     return {"attn": of_attention, "mlp": of_mlp, "block": of_attention | of_mlp | of_norm}[kind]
 

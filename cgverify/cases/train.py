@@ -25,7 +25,7 @@ from cgverify.stages import Local, Product, Stage, View
 
 P = 0.1
 
-_OTHER_DRAW = "dropout is not applied, or keeps other elements than the reference's"
+_ANOTHER = "dropout is missing, keeps other elements than the reference's, or scales them otherwise"
 
 
 def _steps(_: Component, inputs: Inputs, recipe: Recipe) -> tuple[Step, ...]:
@@ -62,7 +62,7 @@ def _after(stage: Stage, name: str, before: Local) -> Stage:
     def compute(side: View, parameters: Parameters) -> Expected:
         return dropout(before.compute(side, parameters), side[_kept(stage.tap)], P)
 
-    return replace(stage, name=name, oracle=Local(compute), meaning=_OTHER_DRAW)
+    return replace(stage, name=name, oracle=Local(compute), meaning=_ANOTHER)
 
 
 def _seen_or_multiplied(tap: str, oracle: object) -> Local:

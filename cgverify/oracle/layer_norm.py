@@ -11,7 +11,7 @@ enters the variance squared only, since Σ(x − μ) = 0. The inverse root halve
 Where a hook has returned the scale s, or x̂, the stages part:
 
     x̂ from s     B = R(o, (e + 2a(|x| + |μ|))/|s|)
-    output       B = R(o, 2a(|g x̂| + |b|))
+    output       B = R(o, β|g|(1 + 2a) + 2a(|g x̂| + |b|)) with β the bound of x̂, 0 where it was seen
 """
 
 from __future__ import annotations
@@ -74,12 +74,14 @@ def normalized_by(x: torch.Tensor, given_scale: torch.Tensor) -> Expected:
     return expected(value, rounded(value, error, given_scale.dtype), given_scale.dtype)
 
 
-def affine(x_hat: torch.Tensor, gain: torch.Tensor, bias: torch.Tensor, dtype: torch.dtype) -> Expected:
-    """g·x̂ + b in `dtype`, for an x̂ that a hook returned."""
+def affine(x_hat: Expected, gain: torch.Tensor, bias: torch.Tensor, dtype: torch.dtype) -> Expected:
+    """g·x̂ + b in `dtype`, for an x̂ that a hook returned or that comes from such a scale."""
     a = UNIT_ROUNDOFF[accumulator(x_hat.dtype)]
-    scaled, b = gain.to(torch.float64) * x_hat.to(torch.float64), bias.to(torch.float64)
+    g, b = gain.to(torch.float64), bias.to(torch.float64)
+    scaled = g * x_hat.value
     value = scaled + b
-    return expected(value, rounded(value, 2 * a * (scaled.abs() + b.abs()), dtype), dtype)
+    error = g.abs() * x_hat.bound * (1 + 2 * a) + 2 * a * (scaled.abs() + b.abs())
+    return expected(value, rounded(value, error, dtype), dtype)
 
 
 def _moments(x: torch.Tensor, eps: float) -> _Moments:
