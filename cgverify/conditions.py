@@ -28,7 +28,8 @@ class Patch:
 
         Drawn on the CPU in float32 from the seed and the tap's name: one seed is one tensor everywhere.
         """
-        generator = torch.Generator().manual_seed((self.seed << 32 | crc32(self.tap.encode())) & (1 << 63) - 1)
+        # torch's CPU generator keeps 32 bits of a seed.
+        generator = torch.Generator().manual_seed(crc32(f"{self.tap} {self.seed}".encode()))
         return torch.randn(seen.shape, generator=generator).to(seen.device, seen.dtype)
 
 

@@ -10,8 +10,8 @@ the bound on what dropout was given (0 where that was seen):
 
 Since e <= 2u, R(o', 2u|o'|) holds as well; for 16-bit operands it is looser by half.
 
-A kept element may itself be, or underflow to, 0: the reference then looks as if it had dropped it. Where |o'| <= B
-nothing can be told, and B holds.
+A kept element may be 0, or have become 0 before dropout (a small entry of a softmax, rounded to 16 bits): the reference
+then looks as if it had dropped it. Where |o'| <= B nothing can be told, and B holds.
 """
 
 from __future__ import annotations
