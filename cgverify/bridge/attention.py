@@ -16,6 +16,7 @@ from cgverify.bridge.fused_weight import FusedWeight
 from cgverify.bridge.listeners import is_heard, is_plain, run_linear, show
 from cgverify.bridge.mask import additive_mask
 from cgverify.bridge.rotary import check_positions, rotate, sin_cos
+from cgverify.bridge.stacked import project_row, stack
 
 Split = Callable[[nn.Module], tuple[nn.Linear, nn.Linear, nn.Linear]]
 
@@ -105,6 +106,10 @@ class CodeGenAttentionBridge(JointQKVAttentionBridge):  # type: ignore[misc]
         if width != turning:
             raise ValueError(f"embed_positions has {width} columns where rotary_dim wants {turning}.")
         self._note_fused()
+        self._stack_projections()
+
+    def _stack_projections(self) -> None:
+        stack([projection.original_component for projection in (self.q, self.k, self.v)])
 
     def _note_fused(self) -> None:
         """Take the fused weight as it is now for the one that Q, K and V belong to."""
@@ -114,8 +119,10 @@ class CodeGenAttentionBridge(JointQKVAttentionBridge):  # type: ignore[misc]
         """`to`, `half`, `cuda`: all weights move together, which is no edit of one of them."""
         edited = self._split_from.has_changed
         moved: CodeGenAttentionBridge = super()._apply(fn, recurse)
-        if self.original_component is not None and not edited:
-            self._note_fused()
+        if self.original_component is not None:
+            self._stack_projections()
+            if not edited:
+                self._note_fused()
         return moved
 
     def refresh(self) -> None:
@@ -265,7 +272,8 @@ class CodeGenAttentionBridge(JointQKVAttentionBridge):  # type: ignore[misc]
         if fused is not None and (is_heard(fused._modules["hook_in"]) or is_heard(fused._modules["hook_out"])):
             projected = self._project_fused(fused, hidden_states)
         else:
-            projected = tuple(run_linear(self._modules[name], hidden_states) for name in "qkv")
+            apart = [self._modules[name] for name in "qkv"]
+            projected = project_row(apart, hidden_states) or tuple(run_linear(one, hidden_states) for one in apart)
         heads = cast(Any, self.config).n_heads
         query, key, value = (tensor.unflatten(-1, (heads, -1)) for tensor in projected)
         return query, key, value

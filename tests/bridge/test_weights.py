@@ -12,6 +12,7 @@ from sides import both, small_config
 from transformers import CodeGenForCausalLM
 
 from cgverify.bridge import boot, hugging_face_weights, save_pretrained
+from cgverify.bridge.stacked import project_row
 
 
 @pytest.fixture
@@ -159,3 +160,34 @@ def test_a_move_to_another_dtype_or_device_is_no_edit(model: CodeGenForCausalLM)
     edited.original_component.qkv_proj.weight.mul_(2)
     with pytest.warns(UserWarning, match="refresh"):
         edited.to(torch.float64)(**edited.get_random_inputs(dtype=torch.float64))
+
+
+def test_q_k_and_v_lie_in_one_piece_and_one_product_serves_a_single_token(model: CodeGenForCausalLM) -> None:
+    _, ours = both(model)
+    projections = (ours.q, ours.k, ours.v)
+    token = torch.randn(1, 1, 64)
+    for dtype in (torch.float32, torch.bfloat16):
+        ours.to(dtype)
+        with torch.no_grad():
+            found = project_row(projections, token.to(dtype))
+            assert found is not None
+            for projection, row in zip(projections, found, strict=True):
+                assert torch.equal(row, projection(token.to(dtype)))
+    with torch.no_grad():
+        assert project_row(projections, torch.randn(1, 2, 64, dtype=dtype)) is None
+        ours.k.hook_out.add_hook(lambda tensor, hook: None)
+        assert project_row(projections, token.to(dtype)) is None
+        ours.k.hook_out.remove_hooks()
+        assert project_row(projections, token.to(dtype)) is not None
+    assert project_row(projections, token.to(dtype)) is None  # each weight must get a gradient for itself
+
+
+@torch.no_grad()
+def test_another_weight_for_one_projection_is_used_for_a_single_token(model: CodeGenForCausalLM) -> None:
+    _, ours = both(model)
+    given = ours.get_random_inputs(1, 1)
+    before = ours(**given)[0]
+    ours.v.original_component.weight = torch.nn.Parameter(ours.v.original_component.weight * 2)
+    torch.testing.assert_close(ours(**given)[0], before * 2)
+    ours.v.original_component.weight.mul_(2)
+    torch.testing.assert_close(ours(**given)[0], before * 4)
