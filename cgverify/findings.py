@@ -105,7 +105,7 @@ def _against_reference(
 def _divergence(stage: Stage, checked: Checked | None, against: Difference | None, at: str) -> str:
     apart = f", {against.max_abs:.3g} from the reference ({against.max_ulp:.3g} ULP)" if against else ""
     if checked is None:
-        return f"{stage.tap} differs, and a tap that it is computed from never fired{apart}"
+        return f"{stage.tap} differs, and a tap that it is computed from never fired or has another shape{apart}"
     if against is not None and math.isinf(against.max_abs):
         return f"{stage.name} is not finite at other elements than the reference, first at {at}"
     return f"{stage.name} is off by {checked.r:.3g} times its bound at {at}{apart}"

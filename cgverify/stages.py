@@ -34,11 +34,14 @@ class Local:
     compute: Callable[[View, Parameters], Expected]
 
     def expect(self, side: View, parameters: Parameters) -> tuple[Expected | None, list[str]]:
-        """What the tap must be (None if a tap that the stage starts from never fired), and the names it came from."""
+        """What the tap must be, and the names it came from.
+
+        None if a tap that the stage starts from never fired, or has a shape that it cannot be computed from.
+        """
         read = _Recorder(side)
         try:
             return self.compute(read, parameters), read.names
-        except KeyError:
+        except (KeyError, RuntimeError):  # the second is how torch says that shapes do not fit
             return None, read.names
 
 
