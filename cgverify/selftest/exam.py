@@ -50,9 +50,10 @@ class Exam:
 
     def plan(self, source: Source) -> list[Cell]:
         """Every cell of the exam."""
-        return [cell for entry in self.asked for cell in self._cells(entry, source)]
+        return [cell for entry in self.asked for cell in self.cells_of(entry, source)]
 
-    def _cells(self, entry: Entry, source: Source) -> list[Cell]:
+    def cells_of(self, entry: Entry, source: Source) -> list[Cell]:
+        """An entry's cells, in plan order."""
         cases = self._cases(entry)
         kinds = [kind for kind in entry.kinds if any(kind in CASES[case] for case in cases)]
         config = source.config
@@ -84,7 +85,7 @@ def mark(exam: Exam, results: Iterable[CellResult], source: Source) -> Iterator[
     finished = {result.cell.id: result for result in results}
     candidates = exam.candidates()
     for entry in exam.asked:
-        plan = exam._cells(entry, source)
+        plan = exam.cells_of(entry, source)
         for dtype in exam.dtypes:
             for device in exam.devices:
                 own = [cell for cell in plan if (cell.dtype, cell.device) == (dtype, device)]

@@ -127,9 +127,7 @@ def _holds(stage: Stage, wide: Side, exact: Parameters, narrow: Side, rounded: P
     return True
 
 
-def _expected(
-    stage: Stage, side: Side, parameters: Parameters
-) -> Iterator[tuple[slice | None, Expected | None]]:
+def _expected(stage: Stage, side: Side, parameters: Parameters) -> Iterator[tuple[slice | None, Expected | None]]:
     """The stage's answer for a side, whole or in blocks of columns."""
     if isinstance(stage.oracle, Local):
         yield None, stage.oracle.expect(side.view, parameters)[0]

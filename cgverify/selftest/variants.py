@@ -12,6 +12,7 @@ from torch import nn
 from cgverify.bridge import CodeGenAttentionBridge
 from cgverify.bridge.fused_qkv import PARTITIONS
 from cgverify.selftest.entry import ATTENTION, Variant
+from cgverify.selftest.seeded.feed_forward import activated_by
 
 Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 Product = Callable[[nn.Linear, torch.Tensor], torch.Tensor]
@@ -115,7 +116,7 @@ class FusedProjection(CodeGenAttentionBridge):
     """Q, K and V come from one product with the fused weight."""
 
     def _project(self, hidden_states: torch.Tensor) -> Tensors:
-        heads = self.config.n_heads  # type: ignore[union-attr]
+        heads = self.config.n_heads
         hidden_states = self.v.hook_in(self.k.hook_in(self.q.hook_in(hidden_states)))
         weight = torch.cat([p.original_component.weight for p in (self.q, self.k, self.v)])
         fused = nn.functional.linear(hidden_states, weight).chunk(3, -1)
@@ -130,7 +131,7 @@ class StoredFusedProjection(CodeGenAttentionBridge):
     """The fused weight is multiplied as it is stored, and the result split."""
 
     def _project(self, hidden_states: torch.Tensor) -> Tensors:
-        heads = self.config.n_heads  # type: ignore[union-attr]
+        heads = self.config.n_heads
         hidden_states = self.v.hook_in(self.k.hook_in(self.q.hook_in(hidden_states)))
         original: Any = self.original_component
         fused = original.qkv_proj(hidden_states)
@@ -274,16 +275,17 @@ def gelu_by_hand(bridge: Any) -> Any:
         inner = math.sqrt(2 / math.pi) * (x + 0.044715 * (x * x * x))
         return x * (0.5 * (1 + inner.tanh()))
 
-    bridge.blocks[0].mlp.original_component.act = gelu
-    return bridge
+    return activated_by(bridge, gelu)
 
 
 def gelu_in_float32(bridge: Any) -> Any:
-    """gelu_new cast up, computed and rounded once: closer to the exact value than Hugging Face's, and within its bound."""
-    bridge.blocks[0].mlp.original_component.act = lambda x: nn.functional.gelu(
-        x.to(torch.promote_types(x.dtype, torch.float32)), approximate="tanh"
-    ).to(x.dtype)
-    return bridge
+    """gelu_new in float32, rounded once: closer to the exact value than Hugging Face's own."""
+
+    def gelu(x: torch.Tensor) -> torch.Tensor:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        return nn.functional.gelu(wide, approximate="tanh").to(x.dtype)
+
+    return activated_by(bridge, gelu)
 
 
 def residual_first(bridge: Any) -> Any:

@@ -82,7 +82,7 @@ class OwnExam(CodeGenAttentionBridge):
 
 
 FAULTS = (
-    fault(ChangesItsInput, "conduct"),
+    fault(ChangesItsInput, "conduct", "input"),
     fault(ChangesTheMask, "conduct"),
     fault(ChangesSettings, "conduct"),
     fault(Raises, "forward"),

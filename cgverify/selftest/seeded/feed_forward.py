@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,51 +20,63 @@ def _linear(bridge: Any, name: str) -> Any:
     return getattr(_mlp(bridge), name).original_component
 
 
-def _activated_by(bridge: Any, activation: Any) -> Any:
-    _mlp(bridge).original_component.act = activation
+class Activation(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.function(x)
+
+
+def activated_by(bridge: Any, function: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """Let a bridge's MLP have another activation."""
+    _mlp(bridge).original_component.act = Activation(function)
     return bridge
 
 
 def erf_gelu(bridge: Any) -> Any:
     """GELU with the error function, where CodeGen's has tanh."""
-    return _activated_by(bridge, nn.GELU())
+    return activated_by(bridge, nn.GELU())
 
 
 def quick_gelu(bridge: Any) -> Any:
     """x·sigmoid(1.702x)."""
-    return _activated_by(bridge, lambda x: x * torch.sigmoid(1.702 * x))
+    return activated_by(bridge, lambda x: x * torch.sigmoid(1.702 * x))
 
 
 def relu(bridge: Any) -> Any:
     """ReLU."""
-    return _activated_by(bridge, nn.ReLU())
+    return activated_by(bridge, nn.ReLU())
 
 
 def silu(bridge: Any) -> Any:
     """x·sigmoid(x)."""
-    return _activated_by(bridge, nn.SiLU())
+    return activated_by(bridge, nn.SiLU())
 
 
 def activation_missing(bridge: Any) -> Any:
     """No activation at all."""
-    return _activated_by(bridge, nn.Identity())
+    return activated_by(bridge, nn.Identity())
 
 
 def gelu_constant_off(bridge: Any) -> Any:
     """0.0447 where it must be 0.044715."""
-    return _activated_by(bridge, lambda x: 0.5 * x * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.0447 * x**3))))
+    return activated_by(bridge, lambda x: 0.5 * x * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.0447 * x**3))))
 
 
 def gelu_in_bfloat16(bridge: Any) -> Any:
     """The activation's input is rounded to bfloat16."""
     activation = _mlp(bridge).original_component.act
-    return _activated_by(bridge, lambda x: activation(through(x, torch.bfloat16)))
+    return activated_by(bridge, lambda x: activation(through(x, torch.bfloat16)))
 
 
 def gelu_clipped(bridge: Any) -> Any:
     """The activation stops at 5."""
     activation = _mlp(bridge).original_component.act
-    return _activated_by(bridge, lambda x: activation(x).clamp(max=5))
+    return activated_by(bridge, lambda x: activation(x).clamp(max=5))
 
 
 def mlp_in_bias_missing(bridge: Any) -> Any:
@@ -123,9 +136,7 @@ _IN, _OUT, _ACT = ("mlp", "mlp.in", "block"), ("mlp", "mlp.out", "block"), ("mlp
 FAULTS = (
     *(
         fault(candidate, "activation", kinds=_ACT)
-        for candidate in (
-            *(erf_gelu, quick_gelu, relu, silu, activation_missing, gelu_constant_off, gelu_in_bfloat16),
-        )
+        for candidate in (*(erf_gelu, quick_gelu, relu, silu, activation_missing, gelu_constant_off, gelu_in_bfloat16),)
     ),
     fault(gelu_clipped, "activation", kinds=_ACT, case="stress"),
     *(

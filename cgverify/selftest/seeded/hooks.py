@@ -35,7 +35,7 @@ class ShowsUnscaledScores(CodeGenAttentionBridge):
         return super()._pattern_of(scores / self._scale(), dtype)
 
     def _scale(self) -> float:
-        return float(self.original_component.scale_attn)  # type: ignore[union-attr, arg-type]
+        return float(self.original_component.scale_attn)
 
 
 class ShowsPatternUncast(CodeGenAttentionBridge):

@@ -94,13 +94,12 @@ def mean_kept(bridge: Any) -> Any:
 
 
 def variance_by_cancellation(bridge: Any) -> Any:
-    """var = mean(x²) − mean(x)², which loses digits where the mean is large."""
+    """var = mean(x²) − mean(x)² in the model's dtype, which loses its digits where the mean is large."""
 
     def normed(module: nn.LayerNorm, x: torch.Tensor) -> torch.Tensor:
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        mean = wide.mean(-1, keepdim=True)
-        variance = (wide.square().mean(-1, keepdim=True) - mean.square()).clamp(min=0)
-        return _affine(module, (wide - mean) / (variance + module.eps).sqrt()).to(x.dtype)
+        mean = x.mean(-1, keepdim=True)
+        variance = (x.square().mean(-1, keepdim=True) - mean.square()).clamp(min=0)
+        return _affine(module, (x - mean) / (variance + module.eps).sqrt())
 
     return _computed(bridge, normed)
 
@@ -125,8 +124,8 @@ def normed_twice(bridge: Any) -> Any:
 _KINDS = ("ln1", "ln_final", "block")
 
 FAULTS = (
-    fault(wrong_eps, "layer_norm", "scale", kinds=_KINDS),
-    fault(eps_missing, "layer_norm", "scale", kinds=_KINDS),
+    fault(wrong_eps, "layer_norm", "scale", kinds=_KINDS, case="stress"),
+    fault(eps_missing, "layer_norm", "scale", kinds=_KINDS, case="stress"),
     *(
         fault(candidate, "layer_norm", kinds=_KINDS)
         for candidate in (

@@ -223,7 +223,7 @@ class OutputOfOneHeadLost(CodeGenAttentionBridge):
 
     def _output(self, z: torch.Tensor) -> torch.Tensor:
         lost = z.clone()
-        lost[..., z.shape[-1] // self.config.n_heads :] = 0  # type: ignore[union-attr]
+        lost[..., z.shape[-1] // self.config.n_heads :] = 0
         return super()._output(z) - self.o.original_component(lost)
 
 

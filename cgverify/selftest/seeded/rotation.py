@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from cgverify.bridge import CodeGenAttentionBridge
@@ -17,7 +15,7 @@ class Rotation(CodeGenAttentionBridge):
     """A bridge that turns q and k by `turn`."""
 
     def _table(self) -> torch.Tensor:
-        table: torch.Tensor = self.original_component.embed_positions  # type: ignore[union-attr, assignment]
+        table: torch.Tensor = self.original_component.embed_positions
         return table
 
     def _rotate(self, query: torch.Tensor, key: torch.Tensor, position_ids: torch.Tensor) -> Pair:

@@ -22,7 +22,7 @@ class Scale(CodeGenAttentionBridge):
         return super()._scores(query, key, mask) * self.factor()
 
     def _head_dim(self) -> int:
-        return int(self.original_component.head_dim)  # type: ignore[union-attr, arg-type]
+        return int(self.original_component.head_dim)
 
 
 class ScaleSlightlyOff(Scale):
@@ -50,14 +50,14 @@ class ScaledByHeads(Scale):
     """Divided by √heads instead of √head_dim."""
 
     def factor(self) -> float:
-        return float((self._head_dim() / self.config.n_heads) ** 0.5)  # type: ignore[union-attr]
+        return float((self._head_dim() / self.config.n_heads) ** 0.5)
 
 
 class ScaledByModelWidth(Scale):
     """Divided by √d_model."""
 
     def factor(self) -> float:
-        return float(self.config.n_heads**-0.5)  # type: ignore[union-attr]
+        return float(self.config.n_heads**-0.5)
 
 
 class ScaledByHeadDim(Scale):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from cgverify.bridge import CodeGenAttentionBridge
@@ -40,7 +38,7 @@ class ResultFlagIgnored(CodeGenAttentionBridge):
     """`use_attn_result` does nothing, as in TransformerLens."""
 
     def _output(self, z: torch.Tensor) -> torch.Tensor:
-        projected: torch.Tensor = self.original_component.resid_dropout(self.o(z))  # type: ignore[union-attr, operator]
+        projected: torch.Tensor = self.original_component.resid_dropout(self.o(z))
         return projected
 
 
@@ -69,14 +67,6 @@ class ScoresOutsideAutocast(CodeGenAttentionBridge):
             return super()._scores(query, key, mask)
 
 
-def heads_unmerged_input(bridge: Any) -> Any:
-    """The forked inputs of head 0 reach every head of Q."""
-    attention = bridge.blocks[0].attn
-    fork = attention.hook_q_input
-    fork.register_forward_hook(lambda _, __, x: x[:, :, :1].expand_as(x) * 2)
-    return bridge
-
-
 FAULTS = (
     fault(TableAlwaysFloat32, "rope", case="cast_table"),
     fault(MaskedRowZeroed, "softmax", case="masked_row"),
@@ -84,6 +74,5 @@ FAULTS = (
     fault(ResultFlagIgnored, "result", "output", case="gated"),
     fault(ResultOfAnotherHead, "result", "output", case="gated"),
     fault(SplitInputFlagIgnored, "split_input", "input", case="gated"),
-    fault(heads_unmerged_input, "split_input", "input", "project_q", case="gated"),
     fault(ScoresOutsideAutocast, "scores", case="autocast"),
 )

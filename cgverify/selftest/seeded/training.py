@@ -9,6 +9,7 @@ from torch import nn
 
 from cgverify.bridge import CodeGenAttentionBridge
 from cgverify.selftest.entry import fault
+from cgverify.selftest.seeded.feed_forward import activated_by
 
 Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -39,7 +40,7 @@ class DropoutScaleMissing(CodeGenAttentionBridge):
     """What is kept is not scaled by 1 / (1 − p)."""
 
     def _apply_attn_dropout(self, attn_weights: torch.Tensor) -> torch.Tensor:
-        dropout: Any = self.original_component.attn_dropout  # type: ignore[union-attr]
+        dropout: Any = self.original_component.attn_dropout
         kept: torch.Tensor = super()._apply_attn_dropout(attn_weights)
         return kept * (1 - dropout.p) if dropout.training and dropout.p else kept
 
@@ -120,10 +121,8 @@ class ProjectionWeightsDetached(CodeGenAttentionBridge):
 
 def mlp_gradient_missing(bridge: Any) -> Any:
     """No gradient passes through the activation."""
-    mlp = bridge.blocks[0].mlp.original_component
-    activation = mlp.act
-    mlp.act = lambda x: activation(x).detach()
-    return bridge
+    activation = bridge.blocks[0].mlp.original_component.act
+    return activated_by(bridge, lambda x: activation(x).detach())
 
 
 FAULTS = (
