@@ -14,6 +14,7 @@ import torch
 
 from cgverify.bits import same_tensor
 from cgverify.components import Component
+from cgverify.conditions import Conditions
 from cgverify.judge import Worst, assess
 from cgverify.oracle.arithmetic import Expected, rounded
 from cgverify.oracle.parameters import Parameters
@@ -49,15 +50,24 @@ class Side:
     """The names that a stage's answer came from, likewise."""
 
 
+@dataclass(frozen=True)
+class ObservedStep:
+    """One forward of both sides, with the stages that it is judged by."""
+
+    name: str
+    stages: tuple[Stage, ...]
+    reference: Side
+    candidate: Side
+    conditions: Conditions
+
+
 @dataclass
 class Observed:
     """A cell that has been run and waits to be judged."""
 
     cell: Cell
     component: Component
-    stages: tuple[Stage, ...]
-    steps: list[tuple[str, Side, Side]]
-    """Name, reference, candidate."""
+    steps: list[ObservedStep]
     started: float
 
 
@@ -70,10 +80,11 @@ def check_stages(observed: Sequence[Observed], parameters: Parameters) -> None:
     products: dict[str, list[Question]] = {}
     agreeing: list[tuple[Side, Side, int]] = []
     for one in observed:
-        for _, reference, candidate in one.steps:
+        for step in one.steps:
+            reference, candidate = step.reference, step.candidate
             if reference.observation.raised is not None:
                 continue
-            for place, stage in enumerate(one.stages):
+            for place, stage in enumerate(step.stages):
                 reads = _question(reference, place, stage, parameters, products)
                 # Where both sides agree bit for bit on the tap and on all that it comes from, one answer serves both.
                 if reads is not None and _agree(reference, candidate, (stage.tap, *reads)):

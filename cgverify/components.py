@@ -26,6 +26,7 @@ from transformers import CodeGenConfig
 
 from cgverify import probe, stages
 from cgverify.bits import same_tensor
+from cgverify.conditions import PLAIN, Conditions, under
 from cgverify.stages import Stage
 from cgverify.tap import Observation, attention_taps, hooks_of, module_io, observe
 
@@ -34,6 +35,8 @@ Watch = Callable[[Any, See], contextlib.AbstractContextManager[None]]
 
 CANDIDATE_NAMES = {"q.hook_out": "hook_q", "k.hook_out": "hook_k", "v.hook_out": "hook_v", "o.hook_in": "hook_z"}
 """TransformerLens's aliases on attention: a tap bears the name that researchers use."""
+
+_ATTENTION_PATHS = [prefix + path for prefix in ("", "attn.") for path in CANDIDATE_NAMES]
 
 HOOK_ALIASES = {
     "attn": {alias: path for path, alias in CANDIDATE_NAMES.items()},
@@ -67,26 +70,36 @@ class Component:
     """For q, k and v, which have no module in Hugging Face: the tap of attention that is their output."""
 
     def run_candidate(
-        self, bridge: nn.Module, inputs: dict[str, Any], cache: Any, layer: int | None, unhooked: bool = False
+        self,
+        bridge: Any,
+        inputs: dict[str, Any],
+        cache: Any,
+        layer: int | None,
+        conditions: Conditions = PLAIN,
+        unhooked: bool = False,
     ) -> Observation:
         """Run the bridge's component on inputs and observe it.
 
         Args:
+            conditions: under which it runs; a patch is named by the tap that it replaces.
             unhooked: run it once more afterwards, without a hook, and note if it returns something else then.
         """
         node = bridge.get_submodule(self.bridge_path)
+        device = next(value.device for value in inputs.values())
+        patches = {} if conditions.patch is None else {self.hook_path(conditions.patch.tap): conditions.patch}
 
         def run(observation: Observation) -> None:
             again = copy.deepcopy((inputs, cache)) if unhooked else None
             try:
-                with hooks_of(node, observation):
+                with under(conditions, node, device, bridge.cfg), hooks_of(node, observation, patches):
                     returned = self._call(node, inputs, cache)
                 _see_returned(returned, observation)
             finally:  # a candidate may fail on what it put into the cache
                 _see_cache(cache, layer, self._attention_prefix, observation.see)
             if again is not None:
                 plain = Observation()
-                _see_returned(self._call(node, *again), plain)
+                with under(conditions, node, device, bridge.cfg):
+                    _see_returned(self._call(node, *again), plain)
                 for name, tap in plain.taps.items():
                     if name not in observation.taps or not same_tensor(tap, observation.taps[name]):
                         observation.misdeeds.append((name, f"{name} is another tensor when no hook is attached"))
@@ -103,15 +116,18 @@ class Component:
         observation.silent_hooks = [self._tap_name(name) for name in observation.silent_hooks]
         return observation
 
-    def run_reference(self, model: nn.Module, inputs: dict[str, Any], cache: Any, layer: int | None) -> Observation:
-        """Run Hugging Face's module on inputs and observe it."""
+    def run_reference(
+        self, model: nn.Module, inputs: dict[str, Any], cache: Any, layer: int | None, conditions: Conditions = PLAIN
+    ) -> Observation:
+        """Run Hugging Face's module on inputs and observe it; flags and patches of the conditions are not for it."""
+        device = next(value.device for value in inputs.values())
 
         def run(observation: Observation) -> None:
             module = model.get_submodule(self.reference_path)
             if self.projection is not None:
                 self._run_projection(module, inputs, observation)
                 return
-            with self.watch(module, observation.see):
+            with under(conditions.of_reference, module, device), self.watch(module, observation.see):
                 returned = self._call(module, inputs, cache)
             _see_returned(returned, observation)
             _see_cache(cache, layer, self._attention_prefix, observation.see)
@@ -146,6 +162,10 @@ class Component:
 
         with attention_taps(attention, see):
             attention(hidden, position_ids=positions)
+
+    def hook_path(self, tap: str) -> str:
+        """The hook, by its path in the component, that a tap of the stages is seen at."""
+        return next((path for path in _ATTENTION_PATHS if self._tap_name(path) == tap), tap)
 
     def _tap_name(self, name: str) -> str:
         """The name that a hook's tap has in the stages."""

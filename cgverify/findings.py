@@ -8,43 +8,49 @@ from typing import Any
 
 import torch
 
-from cgverify.checking import Checked, Observed, Side
+from cgverify.checking import Checked, Observed, ObservedStep
 from cgverify.judge import Difference, difference, verdict
 from cgverify.records import Finding, Verdict
 from cgverify.stages import Stage
 
 
-def findings_of(observed: Observed, step: str, reference: Side, candidate: Side) -> list[Finding]:
+def findings_of(step: ObservedStep) -> list[Finding]:
     """What was found in one step of a cell, tap by tap in the order of the computation."""
+    reference, candidate = step.reference, step.candidate
     refused, raised = reference.observation.raised, candidate.observation.raised
     if refused is not None:
         accepts = "" if raised is not None else "; the candidate accepts it"
         message = f"the reference refuses: {described(refused)}{accepts}"
-        return [Finding(step=step, tap="", stage="", verdict=Verdict.UNSUPPORTED, message=message)]
+        return [Finding(step=step.name, tap="", stage="", verdict=Verdict.UNSUPPORTED, message=message)]
     findings = []
     if raised is not None:
         message = f"the candidate raised where the reference did not: {described(raised)}"
-        findings.append(Finding(step=step, tap="raised", stage="forward", verdict=Verdict.DIVERGED, message=message))
+        findings.append(
+            Finding(step=step.name, tap="raised", stage="forward", verdict=Verdict.DIVERGED, message=message)
+        )
     findings += [
-        _finding(observed, step, place, stage, reference, candidate)
-        for place, stage in enumerate(observed.stages)
+        _finding(step, place, stage)
+        for place, stage in enumerate(step.stages)
         if stage.tap in candidate.view or (stage.required and raised is None)
     ]
     if raised is None and candidate.observation.returned != reference.observation.returned:
         message = (
             f"{candidate.observation.returned} was returned, and {reference.observation.returned} by the reference"
         )
-        findings.append(Finding(step=step, tap="returned", stage="form", verdict=Verdict.DIVERGED, message=message))
+        findings.append(
+            Finding(step=step.name, tap="returned", stage="form", verdict=Verdict.DIVERGED, message=message)
+        )
     for tap, message in candidate.observation.misdeeds:
-        findings.append(Finding(step=step, tap=tap, stage="conduct", verdict=Verdict.DIVERGED, message=message))
+        findings.append(Finding(step=step.name, tap=tap, stage="conduct", verdict=Verdict.DIVERGED, message=message))
     return findings
 
 
-def _finding(observed: Observed, step: str, place: int, stage: Stage, reference: Side, candidate: Side) -> Finding:
+def _finding(step: ObservedStep, place: int, stage: Stage) -> Finding:
+    reference, candidate = step.reference, step.candidate
     ours, theirs = candidate.view.get(stage.tap), reference.view.get(stage.tap)
     checked, counterpart = candidate.checked.get(place), reference.checked.get(place)
     found: dict[str, Any] = {
-        "step": step,
+        "step": step.name,
         "tap": stage.tap,
         "stage": stage.name,
         "reference_r": counterpart.r if counterpart else None,
@@ -65,7 +71,13 @@ def _finding(observed: Observed, step: str, place: int, stage: Stage, reference:
     if said is not Verdict.BITWISE:
         found |= {"at": _place(_worst_index(checked, against), ours.shape, stage.axes)}
     if said is Verdict.DIVERGED:
-        return Finding(**found, verdict=said, message=_divergence(stage, checked, against, str(found["at"])))
+        message = _divergence(stage, checked, against, str(found["at"]))
+        if stage.meaning:
+            message = f"{stage.meaning}: {message}"
+        patch = step.conditions.patch
+        if patch is not None and patch.tap in candidate.read.get(place, ()):
+            message = f"what {patch.tap} returned was not used, or not wholly: {message}"
+        return Finding(**found, verdict=said, message=message)
     suspect = counterpart is not None and counterpart.r > 1
     message = "reference suspect: it breaks its own bound" if suspect else ""
     return Finding(**found, verdict=said, message=message)
@@ -124,8 +136,8 @@ def _place(index: int, shape: torch.Size, axes: tuple[str, ...]) -> str:
 
 def silent_hooks(observed: Observed) -> tuple[str, ...]:
     """Hooks that fired in no step, other than those whose absence is a finding."""
-    required = {stage.tap for stage in observed.stages if stage.required}
-    silent = [set(candidate.observation.silent_hooks) for _, _, candidate in observed.steps]
+    required = {stage.tap for step in observed.steps for stage in step.stages if stage.required}
+    silent = [set(step.candidate.observation.silent_hooks) for step in observed.steps]
     return tuple(sorted(set.intersection(*silent) - required))
 
 

@@ -21,8 +21,16 @@ CASES = {
     "default": (*BEFORE, *PER_LAYER, *AFTER),
     "stress": (*BEFORE, *PER_LAYER, *AFTER),
     "decode": ("attn", "block"),
+    "masked_row": ("attn", "block"),
+    "train": ("attn", "mlp", "block"),
+    "cast_table": ("attn", "block"),
+    "gated": ("attn", "block"),
+    "patched": ("attn", "mlp", "block"),
 }
-"""Each case, with the kinds of component that it is for."""
+"""Each case, with the kinds of component that it is for. What it does is in `cgverify/cases/`."""
+
+DEFAULT_CASES = ("default", "stress", "decode")
+"""What a plain run verifies; the others are asked for by name, or by `all`."""
 
 DECODE_STEPS = (("token 1", 1), ("token 2", 1), ("chunk", 3))
 """What follows the prefill of `--seq-len` tokens in the `decode` case: names and lengths."""
@@ -38,7 +46,7 @@ class Axes:
     dtypes: Sequence[str] = ("float32",)
     devices: Sequence[str] = ("cpu",)
     rotary_dims: Sequence[RotaryDim] = ()
-    cases: Sequence[str] = ("default", "stress", "decode")
+    cases: Sequence[str] = DEFAULT_CASES
     layers: Sequence[int] | None = None
     components: Sequence[str] = ()
     """Globs over names such as `blocks.3.attn` or kinds such as `attn.*`; none means all."""

@@ -1,4 +1,4 @@
-"""Matched inputs: a case makes probes, and both sides are given the same.
+"""Matched inputs: a probe is what both sides are given, alike.
 
 A probe starts from `get_random_inputs(batch_size, seq_len, device, dtype)`: the component's own where it has one, else
 a builder of ours with that signature. It is called on the CPU in float32 with the global random state put back
@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import torch
 
-from cgverify.plan import DECODE_STEPS, DECODED_TOKENS
+from cgverify.conditions import PLAIN, Conditions
 
 Inputs = dict[str, torch.Tensor]
 LOWEST = torch.finfo(torch.float32).min
@@ -33,6 +33,7 @@ class Step:
 
     name: str
     inputs: Inputs
+    conditions: Conditions = PLAIN
 
 
 @dataclass(frozen=True)
@@ -64,21 +65,19 @@ class Recipe:
 
 
 Stress = Callable[[Inputs, Recipe], Inputs]
+"""Bends inputs so that they show what random ones hide."""
 
 
-def build(case: str, recipe: Recipe, random_inputs: RandomInputs, stress: Stress) -> Probe:
-    """The probe of a case, on the CPU in float32. The global random state is left as it was."""
-    extra = DECODED_TOKENS if case == "decode" else 0
+def as_it_comes(inputs: Inputs, _: Recipe) -> Inputs:
+    return inputs
+
+
+def draw(random_inputs: RandomInputs, recipe: Recipe, bend: Stress, extra: int = 0) -> Inputs:
+    """Inputs of `seq_len + extra` tokens, bent, on the CPU in float32. The global random state is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         inputs = dict(random_inputs(recipe.batch_size, recipe.seq_len + extra, torch.device("cpu"), torch.float32))
-        if case == "stress":
-            inputs = stress(inputs, recipe)
-        if case == "decode":
-            inputs = _stress_context(inputs, recipe)
-    if case == "decode":
-        return Probe(_decoding(inputs, recipe.seq_len), with_cache=True)
-    return Probe((Step("forward", inputs),))
+        return bend(inputs, recipe)
 
 
 def convert(inputs: Mapping[str, Any], dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
@@ -92,26 +91,6 @@ def _convert(value: Any, dtype: torch.dtype, device: torch.device) -> Any:
     if not value.is_floating_point():
         return value.to(device, copy=True)
     return value.to(dtype).masked_fill(value <= LOWEST, torch.finfo(dtype).min).to(device)
-
-
-def _decoding(inputs: Inputs, prefill: int) -> tuple[Step, ...]:
-    """The sequence cut into a prefill, single tokens and a chunk; each sees all keys up to its own."""
-    steps = []
-    start = 0
-    for name, length in (("prefill", prefill), *DECODE_STEPS):
-        now = slice(start, start + length)
-        steps.append(
-            Step(
-                name,
-                {
-                    "hidden_states": inputs["hidden_states"][:, now],
-                    "position_ids": inputs["position_ids"][:, now],
-                    "attention_mask": inputs["attention_mask"][:, :, now, : now.stop],
-                },
-            )
-        )
-        start = now.stop
-    return tuple(steps)
 
 
 def held_to(contract: RandomInputs, own: RandomInputs) -> RandomInputs:
@@ -236,18 +215,18 @@ def stress_attention(inputs: Inputs, recipe: Recipe) -> Inputs:
     Without it attention is almost uniform; an ignored `position_ids` and a mask added after scaling do not show.
     """
     return {
-        **_stress_context(inputs, recipe),
+        **stress_context(inputs, recipe),
         "hidden_states": inputs["hidden_states"] * recipe.spread,
     }
 
 
 def stress_block(inputs: Inputs, recipe: Recipe) -> Inputs:
     """The rows of layer norm's stress with the positions and the mask of attention's."""
-    return {**_stress_context(inputs, recipe), **stress_rows({"hidden_states": inputs["hidden_states"]}, recipe)}
+    return {**stress_context(inputs, recipe), **stress_rows({"hidden_states": inputs["hidden_states"]}, recipe)}
 
 
-def _stress_context(inputs: Inputs, recipe: Recipe) -> Inputs:
-    """Positions and mask of the stress case."""
+def stress_context(inputs: Inputs, recipe: Recipe) -> Inputs:
+    """Positions and mask of the stress case; hidden states as they come."""
     batch, seq = inputs["hidden_states"].shape[:2]
     positions = torch.stack([torch.randperm(recipe.n_positions)[:seq].sort().values for _ in range(batch)])
     positions[:, -1] = recipe.n_positions - 1  # the table's last row

@@ -102,6 +102,8 @@ class Stage:
     """Whether a candidate on which the tap never fires has failed."""
     masked: bool = False
     """Whether elements that the attention mask hides are left out of direct comparison."""
+    meaning: str = ""
+    """What it means if this stage breaks, where its name does not say so."""
 
 
 RESIDUAL = ("batch", "position", "dimension")
@@ -229,8 +231,8 @@ def attention(prefix: str, source: str, with_cache: bool) -> tuple[Stage, ...]:
         Stage("softmax", tap["hook_pattern"], Local(patterned), PATTERN),
         Stage("mix", tap["hook_z"], Local(mixed), HEADS),
         linear("output", f"{prefix}o.hook_out", tap["hook_z"], "attn.o", required=False),
-        linear("output", tap["hook_out"], tap["hook_z"], "attn.o"),
         copy("output", f"{prefix}hook_hidden_states", tap["hook_out"], RESIDUAL, required=False),
+        linear("output", tap["hook_out"], tap["hook_z"], "attn.o"),
     )
 
 

@@ -76,17 +76,27 @@ def _restore(numerics: tuple[torch.dtype, str, int]) -> None:
 
 
 @contextlib.contextmanager
-def hooks_of(node: nn.Module, observation: Observation) -> Iterator[None]:
-    """Show every hook of a bridge component, under its path in the component: `hook_pattern`, `q.hook_out`, …"""
+def hooks_of(
+    node: nn.Module, observation: Observation, patches: Mapping[str, Callable[[torch.Tensor], torch.Tensor]]
+) -> Iterator[None]:
+    """Show every hook of a bridge component, under its path in the component: `hook_pattern`, `q.hook_out`, …
+
+    Args:
+        patches: by path, what makes another tensor of the one that a hook is shown. The hook returns it, and it stands
+            for the tap from there on.
+    """
     shown: dict[str, torch.Tensor] = {}
     fired: Counter[str] = Counter()
     points = dict(hook_points(node))
 
-    def watch(name: str) -> Callable[..., None]:
-        def see(tensor: torch.Tensor, hook: HookPoint) -> None:
-            observation.see(name, tensor)
-            shown[name] = tensor
+    def watch(name: str) -> Callable[..., torch.Tensor | None]:
+        def see(tensor: torch.Tensor, hook: HookPoint) -> torch.Tensor | None:
+            patch = patches.get(name)
+            stands = tensor if patch is None else patch(tensor)
+            observation.see(name, stands)
+            shown[name] = stands
             fired[name] += 1
+            return None if patch is None else stands
 
         return see
 

@@ -7,8 +7,8 @@ inputs that met it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,12 +16,19 @@ from torch import nn
 from transformers import CodeGenConfig, DynamicCache
 
 from cgverify import probe
-from cgverify.checking import Observed, Side, check_stages
+from cgverify.cases import CASES
+from cgverify.cases.case import Case
+from cgverify.checking import Observed, ObservedStep, Side, check_stages
 from cgverify.components import COMPONENTS, Component
+from cgverify.conditions import Conditions
 from cgverify.findings import described, findings_of, silent_hooks
 from cgverify.oracle.parameters import Parameters
 from cgverify.records import Cell, CellResult, Finding, Verdict
+from cgverify.stages import Stage
 from cgverify.tap import Observation
+
+Run = Callable[[probe.Step, dict[str, Any], Any], Observation]
+"""One side's forward: a step, its inputs cast and moved, the cache."""
 
 
 class CandidateFailedError(Exception):
@@ -46,16 +53,41 @@ class Reference:
         self.config = config
         self.spread = spread
         self._model = model
-        self._runs: dict[tuple[object, ...], tuple[probe.Probe, list[Side]]] = {}
+        self._runs: dict[tuple[object, ...], tuple[probe.Probe, list[_ReferenceStep]]] = {}
 
-    def run(self, cell: Cell, built: probe.Probe) -> list[Side]:
+    def run(self, cell: Cell, built: probe.Probe) -> list[_ReferenceStep]:
         """The reference's side of every step, up to the first that it refuses."""
         key = (cell.kind, cell.case, cell.seed, cell.batch_size, cell.seq_len)
         known = self._runs.get(key)
         if known is None or not known[0].same_inputs(built):
-            run = COMPONENTS[cell.kind].run_reference
-            known = self._runs[key] = (built, _run(cell, built, self.config, partial(run, self._model)))
+            known = self._runs[key] = (built, self._sides(cell, built))
         return known[1]
+
+    def _sides(self, cell: Cell, built: probe.Probe) -> list[_ReferenceStep]:
+        component = COMPONENTS[cell.kind]
+        known: dict[tuple[int, Conditions], Observation] = {}
+
+        def run(step: probe.Step, inputs: dict[str, Any], cache: Any) -> Observation:
+            """One forward serves all steps that differ only in what Hugging Face has not."""
+            key = id(step.inputs), step.conditions.of_reference
+            if cache is not None or key not in known:
+                known[key] = component.run_reference(self._model, inputs, cache, cell.layer, key[1])
+            return known[key]
+
+        sides = []
+        for step, given, observation in _forwards(cell, built, self.config, run):
+            shared = CASES[cell.case].shared(observation.taps)
+            # What the reference computed is no measure of what follows from another tensor.
+            taps = observation.taps if step.conditions.patch is None else {}
+            sides.append(_ReferenceStep(Side(observation, {**given, **shared, **taps}), shared))
+        return sides
+
+
+@dataclass(frozen=True)
+class _ReferenceStep:
+    side: Side
+    shared: Mapping[str, torch.Tensor]
+    """What the candidate's stages take from it."""
 
 
 def observe(cell: Cell, reference: Reference, bridge: nn.Module) -> Observed:
@@ -68,55 +100,65 @@ def observe(cell: Cell, reference: Reference, bridge: nn.Module) -> Observed:
         CandidateFailedError: before anything could be compared.
     """
     started = time.perf_counter()
-    component = COMPONENTS[cell.kind]
-    config = reference.config
-    recipe = probe.Recipe(cell.seed, cell.batch_size, cell.seq_len, config.n_positions, reference.spread)
-    built = _probe(cell, component, recipe, config, bridge)
-    theirs = reference.run(cell, built)
-    ours = _run(cell, built, config, partial(component.run_candidate, bridge), unhooked=cell.case != "stress")
-    names = [step.name for step in built.steps]
-    steps = list(zip(names, theirs, ours, strict=False))
-    return Observed(cell, component, component.stages(built.with_cache), steps, started)
+    component, case = COMPONENTS[cell.kind], CASES[cell.case]
+    recipe = probe.Recipe(cell.seed, cell.batch_size, cell.seq_len, reference.config.n_positions, reference.spread)
+    built = _probe(component, case, recipe, reference.config, bridge)
+
+    def run(step: probe.Step, inputs: dict[str, Any], cache: Any) -> Observation:
+        unhooked = case.unhooked and step is built.steps[0]
+        return component.run_candidate(bridge, inputs, cache, cell.layer, step.conditions, unhooked)
+
+    steps = []
+    ours = _forwards(cell, built, reference.config, run)
+    for theirs, (step, given, observation) in zip(reference.run(cell, built), ours, strict=False):
+        candidate = Side(observation, {**given, **theirs.shared, **observation.taps})
+        stages = _applicable(case.stages(component, step), step.conditions, observation)
+        steps.append(ObservedStep(step.name, stages, theirs.side, candidate, step.conditions))
+    return Observed(cell, component, steps, started)
+
+
+def _applicable(stages: tuple[Stage, ...], conditions: Conditions, observation: Observation) -> tuple[Stage, ...]:
+    """All stages, unless a hook that was to return another tensor never fired: then nothing can follow from it."""
+    patch = conditions.patch
+    if patch is None or patch.tap in observation.taps:
+        return stages
+    return tuple(stage for stage in stages if stage.tap == patch.tap)
 
 
 def _probe(
-    cell: Cell, component: Component, recipe: probe.Recipe, config: CodeGenConfig, bridge: nn.Module
+    component: Component, case: Case, recipe: probe.Recipe, config: CodeGenConfig, bridge: nn.Module
 ) -> probe.Probe:
-    """The cell's probe, from the candidate's own inputs where it has a method for them."""
+    """The case's probe, from the candidate's own inputs where it has a method for them."""
     ours = component.random_inputs(config)
     try:
         own = getattr(bridge.get_submodule(component.bridge_path), "get_random_inputs", None)
     except AttributeError as error:
         raise CandidateFailedError("boot", error) from error
     if own is None:
-        return probe.build(cell.case, recipe, ours, component.stress(config))
+        return case.probe(component, recipe, ours, component.stress(config))
     try:
-        return probe.build(cell.case, recipe, probe.held_to(ours, own), component.stress(config))
+        return case.probe(component, recipe, probe.held_to(ours, own), component.stress(config))
     except (Exception, SystemExit) as error:
         raise CandidateFailedError("get_random_inputs", error) from error
 
 
-def _run(
-    cell: Cell, built: probe.Probe, config: CodeGenConfig, run: Callable[..., Observation], unhooked: bool = False
-) -> list[Side]:
-    """One side of every step; after a step that raised, the next would start from a cache that is not what it seems.
+def _forwards(
+    cell: Cell, built: probe.Probe, config: CodeGenConfig, run: Run
+) -> Iterator[tuple[probe.Step, dict[str, torch.Tensor], Observation]]:
+    """One side of every step: the step, what it was given, what was observed.
 
-    Args:
-        unhooked: look at the first step without hooks as well.
+    After a step that raised, the next would start from a cache that is not what it seems.
     """
     cache = DynamicCache() if built.with_cache else None
-    sides: list[Side] = []
     for step in built.steps:
         inputs = probe.convert(step.inputs, getattr(torch, cell.dtype), torch.device(cell.device))
         if cache is not None:
             _fill_layers_below(cache, cell.layer or 0, inputs["hidden_states"], config)
         given = {f"given.{name}": value.clone() for name, value in inputs.items()} | _cached(cache, cell.layer)
-        first = {"unhooked": True} if unhooked and not sides else {}
-        observation = run(inputs, cache, cell.layer, **first)
-        sides.append(Side(observation, {**given, **observation.taps}))
-        if observation.raised is not None:
+        observation = run(step, inputs, cache)
+        yield step, given, observation
+        if observation.raised is not None and cache is not None:
             break
-    return sides
 
 
 def judge(observed: Sequence[Observed], parameters: Parameters) -> list[CellResult]:
@@ -125,7 +167,7 @@ def judge(observed: Sequence[Observed], parameters: Parameters) -> list[CellResu
     return [
         CellResult(
             cell=one.cell,
-            findings=tuple(finding for step in one.steps for finding in findings_of(one, *step)),
+            findings=tuple(finding for step in one.steps for finding in findings_of(step)),
             silent_hooks=silent_hooks(one),
             seconds=time.perf_counter() - one.started,
         )

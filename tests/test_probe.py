@@ -10,13 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cgverify import probe
+from cgverify.cases import CASES
+from cgverify.components import COMPONENTS
 from cgverify.probe import LOWEST, Recipe
 
 RECIPE = Recipe(seed=3, batch_size=2, seq_len=8, n_positions=64, spread=2.0)
 
 
 def attention(case: str, recipe: Recipe = RECIPE) -> probe.Probe:
-    return probe.build(case, recipe, probe.attention_inputs(32), probe.stress_attention)
+    return CASES[case].probe(COMPONENTS["attn"], recipe, probe.attention_inputs(32), probe.stress_attention)
 
 
 @given(seed=st.integers(0, 1000), case=st.sampled_from(["default", "stress", "decode"]))
@@ -36,7 +38,7 @@ def test_a_component_is_asked_on_the_cpu_in_float32_whatever_the_setting() -> No
         asked.append((batch_size, seq_len, device, dtype))
         return {"hidden_states": torch.randn(batch_size, seq_len, 4)}
 
-    probe.build("default", RECIPE, own, probe.stress_channels)
+    probe.draw(own, RECIPE, probe.stress_channels)
     assert asked == [(2, 8, torch.device("cpu"), torch.float32)]
 
 
@@ -80,7 +82,7 @@ def test_decoding_cuts_one_sequence_into_steps_that_see_all_before() -> None:
 
 def test_tokens_are_first_last_and_repeated() -> None:
     stress = probe.stress_tokens(50, [7, None])
-    ids = probe.build("stress", RECIPE, probe.token_ids(50), stress).steps[0].inputs["input_ids"]
+    ids = probe.draw(probe.token_ids(50), RECIPE, stress)["input_ids"]
     assert ids[0, :3].tolist() == [0, 49, 7]
     assert len(ids[:, 4:].unique()) == 1
 
@@ -104,8 +106,7 @@ def test_a_candidate_may_not_choose_its_exam() -> None:
 
 
 def test_rows_for_layer_norm_have_variance_near_eps_offsets_and_outliers() -> None:
-    built = probe.build("stress", RECIPE, probe.hidden_states(200), probe.stress_rows)
-    rows = built.steps[0].inputs["hidden_states"].flatten(0, 1)
+    rows = probe.draw(probe.hidden_states(200), RECIPE, probe.stress_rows)["hidden_states"].flatten(0, 1)
     assert rows[0].var() < 2e-5
     assert rows[1].mean() > 29
     assert rows[2].abs().max() > 20 * rows[2].abs().median()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import faults
 import pytest
 import torch
 from transformer_lens.model_bridge.generalized_components import NormalizationBridge
+from verification import ALL_DTYPES, failed, findings, verify
 
 from cgverify.bridge import CodeGenAttentionBridge
 from cgverify.candidate import find
@@ -16,26 +16,9 @@ from cgverify.checkpoint.resolve import resolve
 from cgverify.components import COMPONENTS
 from cgverify.execute.serial import run
 from cgverify.plan import Axes, Subject, cells
-from cgverify.records import CellResult, Finding, Verdict
+from cgverify.records import CellResult, Verdict
 
 HERE = "test_verify"
-
-
-def verify(model: str = "codegen-nano", **axes: Any) -> list[CellResult]:
-    """Verify layer 0 (unless told otherwise) of a checkpoint."""
-    source = resolve(model)
-    config = source.config
-    subject = Subject(model, source.digest, config.n_layer, config.rotary_dim, config.n_positions)
-    asked = Axes(**{"layers": [0], **axes})
-    return list(run(cells(subject, asked), source, {name: find(name) for name in asked.candidates}))
-
-
-def findings(results: Sequence[CellResult]) -> Iterator[Finding]:
-    return (finding for result in results for finding in result.findings)
-
-
-def failed(results: Sequence[CellResult]) -> list[Finding]:
-    return [finding for finding in findings(results) if finding.verdict.fails]
 
 
 # --- our own bridge ---------------------------------------------------------------------------------------------------
@@ -43,7 +26,7 @@ def failed(results: Sequence[CellResult]) -> list[Finding]:
 
 @pytest.fixture(scope="module")
 def everything() -> list[CellResult]:
-    return verify(dtypes=["float64", "float32", "bfloat16", "float16"], layers=[0, 4])
+    return verify(dtypes=ALL_DTYPES, layers=[0, 4])
 
 
 def test_nothing_fails_and_nothing_is_left_out(everything: list[CellResult]) -> None:

@@ -7,6 +7,7 @@ import typer
 from cgverify.cli import options
 from cgverify.cli.exits import exit_codes
 from cgverify.cli.options import FORMATS, axes, known
+from cgverify.plan import DEFAULT_CASES
 
 
 def all_components(
@@ -17,7 +18,7 @@ def all_components(
     dtype: options.Dtype = ["float32"],  # noqa: B006
     device: options.Device = ["cpu"],  # noqa: B006
     rotary_dim: options.RotaryDims = None,
-    case: options.Case = ["default", "stress", "decode"],  # noqa: B006
+    case: options.Case = [*DEFAULT_CASES],  # noqa: B006
     layers: options.Layers = None,
     component: options.Components = None,
     seed: options.Seed = ["0"],  # noqa: B006

@@ -47,7 +47,7 @@ RotaryDims = Annotated[
     ),
 ]
 Case = Annotated[
-    list[str], typer.Option(help=f"{', '.join(CASES)}, or all.", envvar="CGVERIFY_CASE", rich_help_panel=_AXES)
+    list[str], typer.Option(help=f"{', '.join(CASES)}; or all.", envvar="CGVERIFY_CASE", rich_help_panel=_AXES)
 ]
 Layers = Annotated[
     str | None, typer.Option(help="0,5-7; all by default.", envvar="CGVERIFY_LAYERS", rich_help_panel=_AXES)

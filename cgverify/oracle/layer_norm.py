@@ -7,6 +7,11 @@ enters the variance squared only, since Σ(x − μ) = 0. The inverse root halve
     normalized   (e + 2a(|x| + |μ|))/σ + |x̂|(v/2 + 4a)                                  in float32
     scale σ      σ(v/2 + 3a)                                                            in float32
     output       B = R(o, |g|(e + 2a(|x| + |μ|))/σ + |g x̂|(v/2 + 4a) + 2a(|g x̂| + |b|))
+
+Where a hook has returned the scale s, or x̂, the stages part:
+
+    x̂ from s     B = R(o, (e + 2a(|x| + |μ|))/|s|)
+    output       B = R(o, β|g|(1 + 2a) + 2a(|g x̂| + |b|)) with β the bound of x̂, 0 where it was seen
 """
 
 from __future__ import annotations
@@ -58,6 +63,25 @@ def scale(x: torch.Tensor, eps: float) -> Expected:
     error = moments.sigma * (moments.variance / 2 + 3 * moments.a)
     dtype = accumulator(x.dtype)
     return expected(moments.sigma, rounded(moments.sigma, error, dtype), dtype)
+
+
+def normalized_by(x: torch.Tensor, given_scale: torch.Tensor) -> Expected:
+    """(x − μ)/s for a scale s that a hook returned, `[…, 1]`, of the result's dtype."""
+    moments = _moments(x, 0.0)
+    divisor = given_scale.to(torch.float64)
+    value = moments.centred / divisor
+    error = moments.numerator / divisor.abs()
+    return expected(value, rounded(value, error, given_scale.dtype), given_scale.dtype)
+
+
+def affine(x_hat: Expected, gain: torch.Tensor, bias: torch.Tensor, dtype: torch.dtype) -> Expected:
+    """g·x̂ + b in `dtype`, for an x̂ that a hook returned or that comes from such a scale."""
+    a = UNIT_ROUNDOFF[accumulator(x_hat.dtype)]
+    g, b = gain.to(torch.float64), bias.to(torch.float64)
+    scaled = g * x_hat.value
+    value = scaled + b
+    error = g.abs() * x_hat.bound * (1 + 2 * a) + 2 * a * (scaled.abs() + b.abs())
+    return expected(value, rounded(value, error, dtype), dtype)
 
 
 def _moments(x: torch.Tensor, eps: float) -> _Moments:

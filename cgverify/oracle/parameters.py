@@ -15,14 +15,27 @@ class Parameters:
     Names are the bridge's: `embed`, `ln1`, `attn.q`, `attn.o`, `attn.table`, `mlp.in`, `ln_final`, `unembed`.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, table_dtype: torch.dtype | None = None) -> None:
+        """
+        Args:
+            table_dtype: what the sin/cos table is cast to; None leaves it as it is stored.
+        """
         self._model = model
+        self._table_dtype = table_dtype
         self._projections: dict[str, torch.Tensor] = {}
 
     @property
     def eps(self) -> float:
         """The layer norms' ε."""
         return float(self._model.config.layer_norm_epsilon)
+
+    @property
+    def n_heads(self) -> int:
+        return int(self._model.config.n_head)
+
+    def with_cast_table(self) -> Parameters:
+        """The same, with the sin/cos table in the weights' dtype, as `model.to(dtype)` leaves it."""
+        return Parameters(self._model, self.tensor("attn.o").dtype)
 
     def tensor(self, name: str) -> torch.Tensor:
         """The weight `[out, in]` of a linear, the gain of a norm, the table of `attn.table` or `embed`."""
@@ -34,7 +47,7 @@ class Parameters:
             return self._projections[name]
         if name == "attn.table":
             table: torch.Tensor = self._module("attn").embed_positions
-            return table
+            return table if self._table_dtype is None else table.to(self._table_dtype)
         weight: torch.Tensor = self._module(name).weight.detach()
         return weight
 

@@ -41,13 +41,37 @@ def products(
         return
     rows = [x.reshape(-1, x.shape[-1]) for x in inputs]
     stacked = torch.cat([x.to(torch.float64) for x in rows])
-    m, n = weight.shape
-    block = max(1, min(m, BLOCK_ELEMENTS // n))
-    for start in range(0, m, block):
-        columns = slice(start, min(start + block, m))
+    for columns in _blocks(weight):
         value, error = _product(stacked, weight[columns], None if bias is None else bias[columns], weight.dtype)
         pieces = zip(value.split([len(x) for x in rows]), error.split([len(x) for x in rows]), inputs, strict=True)
         yield columns, [expected(v, rounded(v, e, x.dtype), x.dtype) for v, e, x in pieces]
+
+
+def product(x: Expected, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Expected:
+    """x·weightᵀ + bias, `[…, m]`, all columns at once: for where another stage goes on from it.
+
+    Args:
+        x: `[…, n]`. Where it was not seen, its own bound β adds β|weight|ᵀ and that product's roundings.
+        weight: `[m, n]`, bias: `[m]`, as stored.
+    """
+    rows, inherited = x.value.flatten(0, -2), x.bound.flatten(0, -2)
+    values, errors = [], []
+    for columns in _blocks(weight):
+        value, error = _product(rows, weight[columns], None if bias is None else bias[columns], weight.dtype)
+        if inherited.any():
+            growth = 1 + gamma(weight.shape[1] + 2, UNIT_ROUNDOFF[accumulator(weight.dtype)])
+            error = error + inherited @ weight[columns].to(torch.float64).abs().T * growth
+        values.append(value)
+        errors.append(rounded(value, error, x.dtype))
+    shape = (*x.value.shape[:-1], len(weight))
+    return expected(torch.cat(values, -1).reshape(shape), torch.cat(errors, -1).reshape(shape), x.dtype)
+
+
+def _blocks(weight: torch.Tensor) -> Iterator[slice]:
+    """Slices of the rows of a weight, each of which may be upcast at once."""
+    m, n = weight.shape
+    block = max(1, min(m, BLOCK_ELEMENTS // n))
+    return (slice(start, min(start + block, m)) for start in range(0, m, block))
 
 
 def _sums_of_squares(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

@@ -15,6 +15,7 @@ import pytest
 from conftest import ROOT, Cli, command
 from safetensors.torch import load_file, save_file
 
+from cgverify.plan import CASES, DEFAULT_CASES
 from cgverify.store import read
 
 QUICK = ("all-components", "--model", "codegen-nano", "--layers", "1", "--case", "default")
@@ -39,6 +40,14 @@ def test_the_table_and_the_run_folder(cli: Cli, tmp_path: Path) -> None:
     assert run["weights_digest"]
     assert run["environment"]["numerics"]["threads"] >= 1
     assert run["environment"]["versions"]["torch"].startswith("2")
+
+
+def test_all_cases_hold_and_a_plain_run_has_the_default_ones(cli: Cli, tmp_path: Path) -> None:
+    for options, cases in (("--case", "all"), set(CASES)), ((), set(DEFAULT_CASES)):
+        arguments = ("all-components", "--model", "codegen-nano", "--layers", "1", *options, "--format", "json", "-q")
+        done = cli(*arguments, "--output", f"run{len(cases)}")
+        assert done.returncode == 0, done.stderr
+        assert {finding["case"] for finding in json.loads(done.stdout)["findings"]} == cases
 
 
 def test_json_is_one_object_with_every_field(cli: Cli) -> None:

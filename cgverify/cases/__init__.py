@@ -1,0 +1,18 @@
+"""The cases: recipes for probes, each with what it alone can see. One small file a case, and this table of all.
+
+Their names and the kinds of component that they are for stand in `plan.CASES`, which needs no torch.
+"""
+
+from cgverify.cases import cast_table, decode, default, gated, masked_row, patched, stress, train
+from cgverify.cases.case import Case
+
+CASES: dict[str, Case] = {
+    "default": default.CASE,
+    "stress": stress.CASE,
+    "decode": decode.CASE,
+    "masked_row": masked_row.CASE,
+    "train": train.CASE,
+    "cast_table": cast_table.CASE,
+    "gated": gated.CASE,
+    "patched": patched.CASE,
+}

@@ -1,0 +1,43 @@
+"""`decode`: a prefill, then single tokens and a chunk, through one `DynamicCache` whose contents are compared too.
+
+Positions have gaps, the mask is soft under the causal one and pads on the left, as in `stress`. Only this case sees
+keys or values that are cast, placed or rotated wrongly on their way into the cache, a uniform offset of all positions,
+and a mask or positions that are ignored once there is a cache.
+"""
+
+from __future__ import annotations
+
+from cgverify.cases.case import Case
+from cgverify.components import Component
+from cgverify.plan import DECODE_STEPS, DECODED_TOKENS
+from cgverify.probe import Inputs, Recipe, Step, stress_context
+
+
+def _steps(_: Component, inputs: Inputs, recipe: Recipe) -> tuple[Step, ...]:
+    """The sequence cut into a prefill, single tokens and a chunk; each sees all keys up to its own."""
+    steps = []
+    start = 0
+    for name, length in (("prefill", recipe.seq_len), *DECODE_STEPS):
+        now = slice(start, start + length)
+        steps.append(
+            Step(
+                name,
+                {
+                    "hidden_states": inputs["hidden_states"][:, now],
+                    "position_ids": inputs["position_ids"][:, now],
+                    "attention_mask": inputs["attention_mask"][:, :, now, : now.stop],
+                },
+            )
+        )
+        start = now.stop
+    return tuple(steps)
+
+
+CASE = Case(
+    bend=lambda _: stress_context,
+    steps=_steps,
+    stages=lambda component, _: component.stages(True),
+    extra_tokens=DECODED_TOKENS,
+    with_cache=True,
+    unhooked=True,
+)

@@ -1,0 +1,99 @@
+"""`patched`: every hook in turn returns another tensor, and what comes next must have used it.
+
+People use hooks to intervene; a hook that only shows is half a hook. One forward for each hook of attention (under its
+flag for those that have one) and MLP, and for those of the block around them: residual stream, layer norm, what
+attention and MLP take and give. What a hook returns is drawn from the seed and has nothing to do with what it was
+shown. It then stands for the tap: the stage that made it is not judged, all later ones are, from what was returned on,
+and by their bounds alone, since Hugging Face has no hooks and computes with other tensors. Only this case sees a return
+value that is ignored, used in part (some heads, the values but not the returned pattern), or used elsewhere too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+
+from cgverify.cases import gated
+from cgverify.cases.case import Case
+from cgverify.components import Component
+from cgverify.conditions import Conditions, Patch
+from cgverify.oracle.arithmetic import Expected, exactly, observed
+from cgverify.oracle.layer_norm import affine, normalized_by
+from cgverify.oracle.parameters import Parameters
+from cgverify.probe import Inputs, Recipe, Step, as_it_comes
+from cgverify.stages import Local, Oracle, Product, Stage, View
+
+IN_BLOCK = ("hook_in", "ln1.", "attn.hook_in", "attn.hook_out", "mlp.", "hook_out")
+"""What is patched in a block; the rest of attention is patched where it stands by itself."""
+
+
+def hooks(component: Component) -> dict[str, tuple[str, ...]]:
+    """The taps that are patched, in the order of the computation, each with the flags that it needs."""
+    taps = [stage.tap for stage in component.stages(False) if not stage.tap.startswith("returned")]
+    if component.kind == "block":
+        taps = [tap for tap in taps if tap.startswith(IN_BLOCK)]
+    prefix = {"attn": "", "block": "attn."}.get(component.kind)
+    plain: dict[str, tuple[str, ...]] = dict.fromkeys(taps, ())
+    if prefix is None:
+        return plain
+    return plain | {prefix + hook: (flag,) for flag, own in gated.HOOKS.items() for hook in own}
+
+
+def _steps(component: Component, inputs: Inputs, recipe: Recipe) -> tuple[Step, ...]:
+    return tuple(
+        Step(tap, inputs, Conditions(flags=flags, patch=Patch(tap, recipe.seed)))
+        for tap, flags in hooks(component).items()
+    )
+
+
+def _stages(component: Component, step: Step) -> tuple[Stage, ...]:
+    flags = step.conditions.flags
+    stages = gated.stages(component, *flags) if flags else component.stages(False)
+    return tuple(_from(step.name, stages, _next_steps(component.kind).get(step.name, {})))
+
+
+def _from(tap: str, stages: tuple[Stage, ...], next_steps: Mapping[str, Oracle]) -> Iterator[Stage]:
+    """The stages from a patched tap on; other taps need not exist, which other cases ask for."""
+    start = next(place for place, stage in enumerate(stages) if stage.tap == tap)
+    yield Stage("patched", tap, _same(tap), stages[start].axes, stages[start].required)
+    for stage in stages[start + 1 :]:
+        yield replace(stage, oracle=next_steps.get(stage.tap, stage.oracle), required=False)
+
+
+def _next_steps(kind: str) -> dict[str, dict[str, Oracle]]:
+    """Where a stage of the table starts from a tap further back: the single steps from patched taps to the next."""
+    attn, mlp = ("attn.", "mlp.") if kind == "block" else ("", "")
+    scale, normalized = "ln1.hook_scale", "ln1.hook_normalized"
+    output, hidden = f"{attn}o.hook_out", f"{attn}hook_hidden_states"
+    of_attention: dict[str, dict[str, Oracle]] = {
+        **{f"{attn}{w}.hook_in": {f"{attn}hook_{w}": Product(f"{attn}{w}.hook_in", f"attn.{w}")} for w in "qkv"},
+        output: {f"{attn}hook_out": _same(output), hidden: _same(output)},
+        hidden: {f"{attn}hook_out": _same(hidden)},
+    }
+    of_mlp: dict[str, dict[str, Oracle]] = {
+        f"{mlp}in.hook_in": {f"{mlp}in.hook_out": Product(f"{mlp}in.hook_in", "mlp.in")},
+        f"{mlp}out.hook_out": {f"{mlp}hook_out": _same(f"{mlp}out.hook_out")},
+    }
+
+    def scaled(side: View, _: Parameters) -> Expected:
+        return normalized_by(side["ln1.hook_in"], side[scale])
+
+    def with_gain_and_bias(x_hat: Callable[[View, Parameters], Expected]) -> Local:
+        def compute(side: View, parameters: Parameters) -> Expected:
+            gain, bias = parameters.tensor("ln1"), parameters.required_bias("ln1")
+            return affine(x_hat(side, parameters), gain, bias, side["ln1.hook_in"].dtype)
+
+        return Local(compute)
+
+    of_norm: dict[str, dict[str, Oracle]] = {
+        scale: {normalized: Local(scaled), "ln1.hook_out": with_gain_and_bias(scaled)},
+        normalized: {"ln1.hook_out": with_gain_and_bias(lambda side, _: observed(side[normalized]))},
+    }
+    return {"attn": of_attention, "mlp": of_mlp, "block": of_attention | of_mlp | of_norm}[kind]
+
+
+def _same(tap: str) -> Local:
+    return Local(lambda side, _: exactly(side[tap], side[tap].dtype))
+
+
+CASE = Case(bend=lambda _: as_it_comes, steps=_steps, stages=_stages)

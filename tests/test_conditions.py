@@ -1,0 +1,100 @@
+"""What a forward runs under, and that nothing of it stays behind."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+from transformers import CodeGenForCausalLM
+
+from cgverify.bridge import boot
+from cgverify.conditions import PLAIN, Conditions, Patch, under
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def attention(model: CodeGenForCausalLM) -> nn.Module:
+    return model.transformer.h[0].attn.to(torch.bfloat16)
+
+
+def test_dropout_is_on_in_training_mode_and_off_afterwards(attention: nn.Module) -> None:
+    rates = [part.p for part in attention.modules() if isinstance(part, nn.Dropout)]
+    with under(Conditions(dropout=0.25), attention, CPU):
+        assert all(part.training for part in attention.modules())
+        assert [part.p for part in attention.modules() if isinstance(part, nn.Dropout)] == [0.25, 0.25]
+    assert not any(part.training for part in attention.modules())
+    assert [part.p for part in attention.modules() if isinstance(part, nn.Dropout)] == rates
+
+
+def test_a_table_is_cast_and_put_back_bit_for_bit(model: CodeGenForCausalLM) -> None:
+    attention = model.transformer.h[0].attn
+    table = attention.embed_positions
+    for weight in attention.parameters():
+        weight.data = weight.data.to(torch.bfloat16)
+    with under(Conditions(cast_table=True), attention, CPU):
+        assert attention.embed_positions.dtype == torch.bfloat16
+        assert torch.equal(attention.embed_positions, table.to(torch.bfloat16))
+    assert attention.embed_positions is table
+
+
+@pytest.mark.parametrize("flag", ["use_attn_result", "use_split_qkv_input", "use_attn_in"])
+def test_a_flag_is_on_for_the_bridge_and_off_afterwards_even_when_the_forward_fails(
+    model: CodeGenForCausalLM, flag: str
+) -> None:
+    bridge = boot(model)
+    node = bridge.blocks[0].attn
+
+    def forward() -> None:
+        with under(Conditions(flags=(flag,)), node, CPU, bridge.cfg):
+            assert getattr(node.config, flag)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        forward()
+    assert not getattr(node.config, flag)
+
+
+def test_a_random_state_is_the_same_each_time_and_the_global_one_is_kept() -> None:
+    before = torch.get_rng_state()
+    drawn = []
+    for _ in range(2):
+        with under(Conditions(random_state=5), nn.Identity(), CPU):
+            drawn.append(torch.rand(3))
+    assert torch.equal(*drawn)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_gradients_and_autocast_are_as_asked_for() -> None:
+    linear, x = nn.Linear(4, 4), torch.randn(2, 4)
+    with torch.no_grad(), under(Conditions(gradients=True, autocast=torch.bfloat16), linear, CPU):
+        y = linear(x)
+    assert y.requires_grad
+    assert y.dtype == torch.bfloat16
+    with under(PLAIN, linear, CPU):
+        y = linear(x)
+    assert not y.requires_grad
+    assert y.dtype == torch.float32
+
+
+def test_hugging_face_has_neither_flags_nor_hooks() -> None:
+    both = Conditions(dropout=0.1, random_state=3, flags=("use_attn_in",), patch=Patch("hook_q", 3))
+    assert both.of_reference == Conditions(dropout=0.1, random_state=3)
+
+
+def test_a_patch_is_one_tensor_in_every_dtype_and_another_for_every_tap_and_seed() -> None:
+    seen = torch.zeros(2, 3, 4)
+    patch = Patch("hook_q", 1)
+    assert torch.equal(patch(seen), patch(seen + 1))
+    assert torch.equal(patch(seen).to(torch.bfloat16), patch(seen.to(torch.bfloat16)))
+    for other in (Patch("hook_k", 1), Patch("hook_q", 2)):
+        assert (patch(seen) != other(seen)).all()
+
+
+def test_conditions_that_ask_for_no_flags_need_no_config() -> None:
+    config = SimpleNamespace(use_attn_in=False)
+    with under(PLAIN, nn.Identity(), CPU), under(Conditions(flags=("use_attn_in",)), nn.Identity(), CPU, config):
+        assert config.use_attn_in
+    assert not config.use_attn_in

@@ -1,0 +1,31 @@
+"""What tests of the verdict share: verify some components of a checkpoint, and ask what was found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from cgverify.candidate import find
+from cgverify.checkpoint.resolve import resolve
+from cgverify.execute.serial import run
+from cgverify.plan import Axes, Subject, cells
+from cgverify.records import CellResult, Finding
+
+ALL_DTYPES = ["float64", "float32", "bfloat16", "float16"]
+
+
+def verify(model: str = "codegen-nano", **axes: Any) -> list[CellResult]:
+    """Verify layer 0 (unless told otherwise) of a checkpoint."""
+    source = resolve(model)
+    config = source.config
+    subject = Subject(model, source.digest, config.n_layer, config.rotary_dim, config.n_positions)
+    asked = Axes(**{"layers": [0], **axes})
+    return list(run(cells(subject, asked), source, {name: find(name) for name in asked.candidates}))
+
+
+def findings(results: Sequence[CellResult]) -> Iterator[Finding]:
+    return (finding for result in results for finding in result.findings)
+
+
+def failed(results: Sequence[CellResult]) -> list[Finding]:
+    return [finding for finding in findings(results) if finding.verdict.fails]
