@@ -40,7 +40,7 @@ class Seen:
     @property
     def sides(self) -> list[Side]:
         """The candidate's, step by step."""
-        return [side for _, _, side in self.observed.steps]
+        return [step.candidate for step in self.observed.steps]
 
 
 def explain(fault: Candidate, cells: Sequence[Cell], source: Source) -> Outcome:
@@ -102,9 +102,9 @@ def _within(wide: Seen, narrow: Seen) -> bool:
     if len(wide.sides) != len(narrow.sides):
         return False
     return all(
-        _conduct(one) == _conduct(other)
-        and all(_holds(stage, one, wide.parameters, other, narrow.parameters) for stage in wide.observed.stages)
-        for one, other in zip(wide.sides, narrow.sides, strict=True)
+        _conduct(step.candidate) == _conduct(other)
+        and all(_holds(stage, step.candidate, wide.parameters, other, narrow.parameters) for stage in step.stages)
+        for step, other in zip(wide.observed.steps, narrow.sides, strict=True)
     )
 
 

@@ -37,7 +37,7 @@ def row_by_row(bridge: Any) -> Any:
 
     def product(linear: nn.Linear, x: torch.Tensor) -> torch.Tensor:
         rows = [nn.functional.linear(row, linear.weight, linear.bias) for row in x.reshape(-1, x.shape[-1])]
-        return torch.stack(rows).unflatten(0, x.shape[:-1])
+        return torch.stack(rows).reshape(*x.shape[:-1], -1)
 
     return _multiplied(bridge, product)
 
@@ -205,7 +205,7 @@ class MaskInProduct(CodeGenAttentionBridge):
         q, k = query.to(torch.float32).flatten(0, 1), key.to(torch.float32).flatten(0, 1)
         start = mask.to(torch.promote_types(mask.dtype, torch.float32)).expand(*query.shape[:2], -1, -1).flatten(0, 1)
         scores = torch.baddbmm(start, q.to(start.dtype), k.to(start.dtype).mT)
-        return scores.unflatten(0, query.shape[:2]) / math.sqrt(query.shape[-1])
+        return scores.reshape(*query.shape[:2], *scores.shape[1:]) / math.sqrt(query.shape[-1])
 
 
 class SoftmaxByHand(CodeGenAttentionBridge):
@@ -255,7 +255,8 @@ def layer_norm_by_hand(bridge: Any) -> Any:
             wide = x.to(torch.promote_types(x.dtype, torch.float32))
             centred = wide - wide.mean(-1, keepdim=True)
             normalized = centred * torch.rsqrt(centred.square().mean(-1, keepdim=True) + module.eps)
-            return (normalized * module.weight + module.bias).to(x.dtype)
+            result: torch.Tensor = normalized * module.weight + module.bias
+            return result.to(x.dtype)
 
         module.forward = forward
     return bridge

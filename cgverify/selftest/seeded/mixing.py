@@ -224,7 +224,8 @@ class OutputOfOneHeadLost(CodeGenAttentionBridge):
     def _output(self, z: torch.Tensor) -> torch.Tensor:
         lost = z.clone()
         lost[..., z.shape[-1] // self.config.n_heads :] = 0
-        return super()._output(z) - self.o.original_component(lost)
+        of_others: torch.Tensor = self.o.original_component(lost)
+        return super()._output(z) - of_others
 
 
 class ResidualAddedInside(CodeGenAttentionBridge):

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformer_lens.hook_points import HookPoint
 
+from cgverify.bridge import CodeGenAttentionBridge
 from cgverify.selftest.entry import fault
 
 
@@ -83,6 +84,36 @@ def activation_patch_ignored(bridge: Any) -> Any:
     return _deafened(bridge, "mlp.out.hook_in")
 
 
+class OneHeadKeepsItsPattern(CodeGenAttentionBridge):
+    """Head 0 attends as the pattern was before a hook changed it."""
+
+    def _pattern_of(self, scores: Any, dtype: Any) -> Any:
+        self.before = super()._pattern_of(scores, dtype)
+        return self.before
+
+    def _mix(self, pattern: Any, value: Any) -> Any:
+        return super()._mix(torch.cat((self.before[:, :1], pattern[:, 1:]), dim=1), value)
+
+
+class ReturnsThePatternFromBefore(CodeGenAttentionBridge):
+    """z is mixed by what the hook returned, and what is returned is what it was shown."""
+
+    def _pattern_of(self, scores: Any, dtype: Any) -> Any:
+        self.before = super()._pattern_of(scores, dtype)
+        return self.before
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        output, _ = super().forward(*args, **kwargs)
+        return output, self.before
+
+
+class HeadsProjectTheirNeighbours(CodeGenAttentionBridge):
+    """Each head takes the copy of the next one, which is the same until somebody changes one of them."""
+
+    def _project_per_head_qkv(self, linear_bridge: Any, input_4d: Any, n_heads: int, d_head: int) -> Any:
+        return super()._project_per_head_qkv(linear_bridge, input_4d.roll(1, 2), n_heads, d_head)
+
+
 _MLP = ("mlp", "block")
 
 FAULTS = (
@@ -98,4 +129,7 @@ FAULTS = (
     fault(output_patch_ignored, "output", "returned", case="patched"),
     fault(pre_activation_patch_ignored, "activation", kinds=_MLP, case="patched"),
     fault(activation_patch_ignored, "mlp_out", kinds=_MLP, case="patched"),
+    fault(OneHeadKeepsItsPattern, "mix", case="patched"),
+    fault(ReturnsThePatternFromBefore, "returned", case="patched"),
+    fault(HeadsProjectTheirNeighbours, "project_q", "project_k", "project_v", case="patched"),
 )

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from torch import nn
 
 from cgverify.bridge import CodeGenAttentionBridge
 from cgverify.selftest.entry import fault
@@ -34,22 +37,12 @@ class MaskedRowNotANumber(CodeGenAttentionBridge):
         return super()._pattern_of(scores.masked_fill(hidden, -torch.inf), dtype)
 
 
-class ResultFlagIgnored(CodeGenAttentionBridge):
+class ResultsIgnored(CodeGenAttentionBridge):
     """`use_attn_result` does nothing, as in TransformerLens."""
 
     def _output(self, z: torch.Tensor) -> torch.Tensor:
         projected: torch.Tensor = self.original_component.resid_dropout(self.o(z))
         return projected
-
-
-class ResultOfAnotherHead(CodeGenAttentionBridge):
-    """`hook_result` sees the heads one place further; the sum is the same."""
-
-    def _compute_per_head_result(self, z_4d: torch.Tensor, n_heads: int, d_head: int) -> torch.Tensor:
-        weight = self.o.original_component.weight.unflatten(-1, (n_heads, d_head))
-        per_head = torch.einsum("bshd,mhd->bshm", z_4d, weight).roll(1, 2)
-        summed: torch.Tensor = self.o.hook_out(self.hook_result(per_head).sum(2))
-        return summed
 
 
 class SplitInputFlagIgnored(CodeGenAttentionBridge):
@@ -67,12 +60,76 @@ class ScoresOutsideAutocast(CodeGenAttentionBridge):
             return super()._scores(query, key, mask)
 
 
+class TokensSeeThemselves(CodeGenAttentionBridge):
+    """A query that sees nothing is let see its own key, unless it is padding: protection against NaN."""
+
+    def _scores(self, query: Any, key: Any, mask: Any) -> Any:
+        lowest = torch.finfo(mask.dtype).min
+        blind = (mask == lowest).all(-1, keepdim=True)
+        padding = (mask[:, :, -1:] == lowest).transpose(-1, -2)
+        if mask.shape[-1] == mask.shape[-2]:
+            own = torch.eye(mask.shape[-1], dtype=torch.bool, device=mask.device) & blind & ~padding
+            mask = mask.masked_fill(own, 0)
+        return super()._scores(query, key, mask)
+
+
+class TableOfItsOwn(CodeGenAttentionBridge):
+    """The table is kept as it was at boot, where `model.to(dtype)` does not reach it."""
+
+    def set_original_component(self, original_component: nn.Module) -> None:
+        super().set_original_component(original_component)
+        table: Any = original_component.embed_positions
+        object.__setattr__(self, "_kept", table.clone())
+
+    def _rotate(self, query: Any, key: Any, position_ids: Any) -> Any:
+        original: Any = self.original_component
+        current = original.embed_positions
+        original.embed_positions = self._kept
+        try:
+            return super()._rotate(query, key, position_ids)
+        finally:
+            original.embed_positions = current
+
+
+class ResultsInReverse(CodeGenAttentionBridge):
+    """The sum is right, and each head's result stands in another head's place."""
+
+    def _compute_per_head_result(self, z_4d: Any, n_heads: int, d_head: int) -> Any:
+        hook = self._modules["hook_result"]
+        object.__setattr__(self, "hook_result", lambda result: hook(result.flip(-2)).flip(-2))
+        try:
+            return super()._compute_per_head_result(z_4d, n_heads, d_head)
+        finally:
+            object.__delattr__(self, "hook_result")
+
+
+class CopiesAfterNorm(CodeGenAttentionBridge):
+    """In a block, too, the copies are made of what attention is given."""
+
+    def _project(self, hidden_states: Any) -> Any:
+        self._captured_pre_ln_residual = None
+        return super()._project(hidden_states)
+
+
+class NormalizedTwice(CodeGenAttentionBridge):
+    """ln1 goes over each head's copy once more."""
+
+    def _apply_ln1_per_head(self, x: Any) -> Any:
+        return super()._apply_ln1_per_head(super()._apply_ln1_per_head(x))
+
+
+_PROJECTIONS = ("project_q", "project_k", "project_v")
+
 FAULTS = (
     fault(TableAlwaysFloat32, "rope", case="cast_table"),
     fault(MaskedRowZeroed, "softmax", case="masked_row"),
     fault(MaskedRowNotANumber, "softmax", case="masked_row"),
-    fault(ResultFlagIgnored, "result", "output", case="gated"),
-    fault(ResultOfAnotherHead, "result", "output", case="gated"),
-    fault(SplitInputFlagIgnored, "split_input", "input", case="gated"),
+    fault(ResultsIgnored, "result", "patched", case="gated"),
+    fault(SplitInputFlagIgnored, "fork", "patched", case="gated"),
     fault(ScoresOutsideAutocast, "scores", case="autocast"),
+    fault(TokensSeeThemselves, "scores", case="masked_row"),
+    fault(TableOfItsOwn, "rope", case="cast_table"),
+    fault(ResultsInReverse, "result", case="gated"),
+    fault(CopiesAfterNorm, "fork", *_PROJECTIONS, kinds=("block",), case="gated"),
+    fault(NormalizedTwice, *_PROJECTIONS, kinds=("block",), case="gated"),
 )

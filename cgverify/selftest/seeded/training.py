@@ -33,7 +33,8 @@ class DropoutBeforeSoftmax(CodeGenAttentionBridge):
     """Scores are dropped, not weights."""
 
     def _pattern_of(self, scores: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        return super()._apply_attn_dropout(scores).softmax(-1).to(dtype)
+        dropped: torch.Tensor = super()._apply_attn_dropout(scores)
+        return dropped.softmax(-1).to(dtype)
 
 
 class DropoutScaleMissing(CodeGenAttentionBridge):
@@ -125,13 +126,36 @@ def mlp_gradient_missing(bridge: Any) -> Any:
     return activated_by(bridge, lambda x: activation(x).detach())
 
 
+class ScaledByOneAndP(CodeGenAttentionBridge):
+    """1 + p for 1 / (1 − p), one part in a hundred off."""
+
+    def _apply_attn_dropout(self, attn_weights: Any) -> Any:
+        dropped = super()._apply_attn_dropout(attn_weights)
+        return dropped * 0.99 if self.training else dropped
+
+
+class DrawsOnceMore(CodeGenAttentionBridge):
+    """Something else takes numbers from the random state first."""
+
+    def _pattern_of(self, scores: Any, dtype: Any) -> Any:
+        torch.rand(1)
+        return super()._pattern_of(scores, dtype)
+
+
+class DropsFromValuesToo(CodeGenAttentionBridge):
+    """Values are dropped out as well as weights."""
+
+    def _mix(self, pattern: Any, value: Any) -> Any:
+        return super()._mix(pattern, nn.functional.dropout(value, 0.1, self.training))
+
+
 FAULTS = (
-    fault(ResidualDropoutMissing, "dropout", "output", case="train"),
-    fault(PatternDropoutMissing, "dropout", "softmax", case="train"),
-    fault(DropoutBeforeSoftmax, "dropout", "softmax", case="train"),
-    fault(DropoutScaleMissing, "dropout", "softmax", case="train"),
-    fault(DropoutInEvalMode, "softmax"),
-    fault(mlp_dropout_missing, "dropout", "mlp_out", kinds=("mlp", "block"), case="train"),
+    fault(ResidualDropoutMissing, "resid_dropout", case="train"),
+    fault(PatternDropoutMissing, "attn_dropout", case="train"),
+    fault(DropoutBeforeSoftmax, "attn_dropout", case="train"),
+    fault(DropoutScaleMissing, "attn_dropout", case="train"),
+    fault(DropoutInEvalMode, "softmax", "attn_dropout"),
+    fault(mlp_dropout_missing, "resid_dropout", kinds=("mlp", "block"), case="train"),
     fault(PatternDetached, "gradient", case="backward"),
     fault(KeysDetached, "gradient", case="backward"),
     fault(OneHeadDetached, "gradient", case="backward"),
@@ -139,4 +163,7 @@ FAULTS = (
     fault(OutputGradientReversed, "gradient", case="backward"),
     fault(ProjectionWeightsDetached, "gradient", case="backward"),
     fault(mlp_gradient_missing, "gradient", kinds=("mlp", "block"), case="backward"),
+    fault(ScaledByOneAndP, "attn_dropout", case="train"),
+    fault(DrawsOnceMore, "attn_dropout", case="train"),
+    fault(DropsFromValuesToo, "mix", case="train"),
 )
