@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 
 import pandas as pd
+from rich.box import SIMPLE
 from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -113,10 +114,13 @@ def _names(entries: Iterable[Entry]) -> str:
 
 
 def _marks_table(answers: Sequence[Answer]) -> Table:
-    table = Table()
+    table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
     marks = marks_frame(answers)
     for column in marks.columns:
-        table.add_column(column, justify="left" if column in ("dtype", "device") else "right")
+        left = column in ("dtype", "device")
+        table.add_column(
+            column, justify="left" if left else "right", min_width=max(map(len, column.split())), no_wrap=left
+        )
     for row in marks.itertuples(index=False):
         table.add_row(*(str(figure) for figure in row))
     return table

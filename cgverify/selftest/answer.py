@@ -45,7 +45,7 @@ class Answer:
         """Whether every stage that was blamed is one of the entry's; None where nothing was rightly caught."""
         if self.outcome is not Outcome.CAUGHT or not isinstance(self.entry, Fault):
             return None
-        return set(self.blamed) <= self.entry.stages
+        return all(self.entry.may_be(stage) for stage in self.blamed)
 
 
 def answer(entry: Entry, dtype: str, device: str, results: Sequence[CellResult]) -> Answer:

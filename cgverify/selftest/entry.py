@@ -9,6 +9,13 @@ from typing import Any
 Candidate = Callable[..., Any]
 """What `--bridge` takes: an attention bridge class, or a function that takes a booted bridge and returns it."""
 
+IN_OTHER_CASES = {
+    "softmax": {"attn_dropout"},
+    "output": {"resid_dropout", "result", "result_sum"},
+    "mlp_out": {"resid_dropout"},
+}
+"""Where a stage is judged together with what follows it, or in parts: its names in `train` and `gated`."""
+
 ATTENTION = ("attn", "block")
 """The kinds of component in which a fault of attention must show."""
 
@@ -44,6 +51,10 @@ class Fault(Entry):
     """The stages that may be blamed."""
     case: str = "default"
     """The first case in which it can show."""
+
+    def may_be(self, blamed: str) -> bool:
+        """Whether blaming a stage is right, under the name that it has in the case at hand."""
+        return blamed in self.stages or any(blamed in IN_OTHER_CASES.get(stage, ()) for stage in self.stages)
 
 
 @dataclass(frozen=True)

@@ -116,6 +116,8 @@ class FusedProjection(CodeGenAttentionBridge):
     """Q, K and V come from one product with the fused weight."""
 
     def _project(self, hidden_states: torch.Tensor) -> Tensors:
+        if self._is_split_qkv_fork_active():  # each head has an input of its own: there is nothing to fuse
+            return super()._project(hidden_states)
         heads = self.config.n_heads
         hidden_states = self.v.hook_in(self.k.hook_in(self.q.hook_in(hidden_states)))
         weight = torch.cat([p.original_component.weight for p in (self.q, self.k, self.v)])
@@ -131,6 +133,8 @@ class StoredFusedProjection(CodeGenAttentionBridge):
     """The fused weight is multiplied as it is stored, and the result split."""
 
     def _project(self, hidden_states: torch.Tensor) -> Tensors:
+        if self._is_split_qkv_fork_active():  # each head has an input of its own: there is nothing to fuse
+            return super()._project(hidden_states)
         heads = self.config.n_heads
         hidden_states = self.v.hook_in(self.k.hook_in(self.q.hook_in(hidden_states)))
         original: Any = self.original_component

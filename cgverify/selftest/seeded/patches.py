@@ -126,7 +126,7 @@ FAULTS = (
     fault(scores_patch_ignored, "softmax", case="patched"),
     fault(pattern_patch_ignored, "mix", case="patched"),
     fault(z_patch_ignored, "output", case="patched"),
-    fault(output_patch_ignored, "output", "returned", case="patched"),
+    fault(output_patch_ignored, "output", "returned", "block_sum", case="patched"),
     fault(pre_activation_patch_ignored, "activation", kinds=_MLP, case="patched"),
     fault(activation_patch_ignored, "mlp_out", kinds=_MLP, case="patched"),
     fault(OneHeadKeepsItsPattern, "mix", case="patched"),

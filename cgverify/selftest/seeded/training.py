@@ -17,9 +17,9 @@ Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 class ResidualDropoutMissing(CodeGenAttentionBridge):
     """`resid_dropout` is not applied, as in TransformerLens."""
 
-    def _output(self, z: torch.Tensor) -> torch.Tensor:
-        projected: torch.Tensor = self.o(z)
-        return projected
+    def set_original_component(self, original_component: nn.Module) -> None:
+        super().set_original_component(original_component)
+        original_component.resid_dropout = nn.Identity()
 
 
 class PatternDropoutMissing(CodeGenAttentionBridge):
