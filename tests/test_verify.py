@@ -145,6 +145,13 @@ def test_what_goes_wrong_only_with_a_cache_is_seen_in_decode(name: str, stage: s
     assert {(r.cell.case, f.stage) for r in results for f in r.findings if f.verdict.fails} == {("decode", stage)}
 
 
+@pytest.mark.parametrize(("name", "tap"), [("CacheNotExtended", "cache_keys"), ("CacheOfAnotherLayer", "cache_values")])
+def test_a_cache_of_another_shape_or_never_filled_is_a_finding_and_no_crash(name: str, tap: str) -> None:
+    found = failed(verify(candidates=[SEEDED[name]], components=["attn"], cases=["decode"]))
+    assert tap in {finding.tap for finding in found if finding.stage == "cache"}
+    assert not any(finding.tap == "raised" and "'NoneType'" in finding.message for finding in found)
+
+
 # --- faults outside attention, through functions of a booted bridge ---------------------------------------------------
 
 
