@@ -112,39 +112,46 @@ def _with_threads(number: int, linear: nn.Linear, x: torch.Tensor) -> torch.Tens
         torch.set_num_threads(before)
 
 
-class FusedProjection(CodeGenAttentionBridge):
-    """Q, K and V come from one product with the fused weight."""
+class Fused(CodeGenAttentionBridge):
+    """A bridge whose Q, K and V come from one product, where nobody gives them inputs of their own."""
+
+    def fused(self, hidden_states: torch.Tensor) -> Tensors:
+        """q, k and v, each `[batch, seq, d_model]`."""
+        raise NotImplementedError
 
     def _project(self, hidden_states: torch.Tensor) -> Tensors:
-        if self._is_split_qkv_fork_active():  # each head has an input of its own: there is nothing to fuse
+        if self._is_split_qkv_fork_active():
             return super()._project(hidden_states)
-        heads = self.config.n_heads
-        hidden_states = self.v.hook_in(self.k.hook_in(self.q.hook_in(hidden_states)))
-        weight = torch.cat([p.original_component.weight for p in (self.q, self.k, self.v)])
-        fused = nn.functional.linear(hidden_states, weight).chunk(3, -1)
+        projections = (self.q, self.k, self.v)
+        inputs = [projection.hook_in(hidden_states) for projection in projections]
+        if all(x is hidden_states for x in inputs):
+            parts = self.fused(hidden_states)
+        else:  # a hook returned another tensor to one of them
+            query, key, value = (p.original_component(x) for p, x in zip(projections, inputs, strict=True))
+            parts = query, key, value
         query, key, value = (
-            projection.hook_out(part).unflatten(-1, (heads, -1))
-            for projection, part in zip((self.q, self.k, self.v), fused, strict=True)
+            projection.hook_out(part).unflatten(-1, (self.config.n_heads, -1))
+            for projection, part in zip(projections, parts, strict=True)
         )
         return query, key, value
 
 
-class StoredFusedProjection(CodeGenAttentionBridge):
+class FusedProjection(Fused):
+    """Q, K and V come from one product with the three weights, one below the other."""
+
+    def fused(self, hidden_states: torch.Tensor) -> Tensors:
+        weight = torch.cat([p.original_component.weight for p in (self.q, self.k, self.v)])
+        query, key, value = nn.functional.linear(hidden_states, weight).chunk(3, -1)
+        return query, key, value
+
+
+class StoredFusedProjection(Fused):
     """The fused weight is multiplied as it is stored, and the result split."""
 
-    def _project(self, hidden_states: torch.Tensor) -> Tensors:
-        if self._is_split_qkv_fork_active():  # each head has an input of its own: there is nothing to fuse
-            return super()._project(hidden_states)
-        heads = self.config.n_heads
-        hidden_states = self.v.hook_in(self.k.hook_in(self.q.hook_in(hidden_states)))
+    def fused(self, hidden_states: torch.Tensor) -> Tensors:
         original: Any = self.original_component
-        fused = original.qkv_proj(hidden_states)
-        parts = fused.unflatten(-1, (PARTITIONS, 3, -1))
+        parts = original.qkv_proj(hidden_states).unflatten(-1, (PARTITIONS, 3, -1))
         query, value, key = (parts[..., i, :].flatten(-2) for i in range(3))
-        query, key, value = (
-            projection.hook_out(part.contiguous()).unflatten(-1, (heads, -1))
-            for projection, part in zip((self.q, self.k, self.v), (query, key, value), strict=True)
-        )
         return query, key, value
 
 
