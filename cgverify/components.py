@@ -185,7 +185,7 @@ def _see_returned(returned: Any, observation: Observation) -> None:
 
 
 def _see_cache(cache: Any, layer: int | None, prefix: str, see: See) -> None:
-    if cache is not None and layer is not None and len(cache.layers) > layer:
+    if cache is not None and layer is not None and len(cache.layers) > layer and cache.layers[layer].is_initialized:
         see(f"{prefix}cache_keys", cache.layers[layer].keys)
         see(f"{prefix}cache_values", cache.layers[layer].values)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import faults
 import pytest
@@ -10,15 +10,20 @@ import torch
 from transformer_lens.model_bridge.generalized_components import NormalizationBridge
 from verification import ALL_DTYPES, failed, findings, verify
 
-from cgverify.bridge import CodeGenAttentionBridge
 from cgverify.candidate import find
 from cgverify.checkpoint.resolve import resolve
 from cgverify.components import COMPONENTS
 from cgverify.execute.serial import run
 from cgverify.plan import Axes, Subject, cells
 from cgverify.records import CellResult, Verdict
+from cgverify.selftest.seeded.block import mlp_reads_the_residual, residual_after_norm
+from cgverify.selftest.seeded.ends import embedding_shifted, unembedding_in_bfloat16
+from cgverify.selftest.seeded.feed_forward import erf_gelu, mlp_in_bias_missing
+from cgverify.selftest.seeded.layer_norm import wrong_eps
+from cgverify.selftest.table import FAULTS
 
 HERE = "test_verify"
+SEEDED = {fault.name: fault.bridge for fault in FAULTS}
 
 
 # --- our own bridge ---------------------------------------------------------------------------------------------------
@@ -106,120 +111,6 @@ class ShiftedAndSilent(faults.PositionsShifted):
         self.hook_rot_q = self.hook_rot_k = torch.nn.Identity()
 
 
-class ChangesItsInput(CodeGenAttentionBridge):
-    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        returned = super().forward(hidden_states, *args, **kwargs)
-        hidden_states += 1
-        return returned
-
-
-class ChangesWhatAHookSaw(CodeGenAttentionBridge):
-    """z is scaled in place after its hook: whoever kept the tensor has another one now."""
-
-    def _pattern_of(self, scores: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        pattern = super()._pattern_of(scores, dtype)
-        scores.mul_(2)
-        return pattern
-
-
-class ChangesItByData(CodeGenAttentionBridge):
-    """The same through `.data`, which leaves no trace in the version counter."""
-
-    def _output(self, z: torch.Tensor) -> torch.Tensor:
-        output = super()._output(z)
-        z.data.zero_()
-        return output
-
-
-class FiresTwice(CodeGenAttentionBridge):
-    def _mix(self, pattern: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        return super()._mix(self.hook_pattern(pattern), value)
-
-
-class OtherWithoutHooks(CodeGenAttentionBridge):
-    """A fused fast path that is wrong."""
-
-    def _output(self, z: torch.Tensor) -> torch.Tensor:
-        return super()._output(z) * (1 if self.hook_pattern.fwd_hooks else 2)
-
-
-class ChangesSettings(CodeGenAttentionBridge):
-    def _mix(self, pattern: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        torch.set_float32_matmul_precision("medium")
-        return super()._mix(pattern, value)
-
-
-class ReturnsMore(CodeGenAttentionBridge):
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return (*super().forward(*args, **kwargs), None)
-
-
-class Exits(CodeGenAttentionBridge):
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        raise SystemExit(0)
-
-
-class ShowsHiddenScores(CodeGenAttentionBridge):
-    """The hook sees scores of the future; the mask comes afterwards."""
-
-    def _scores(self, query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        self.future = mask
-        return super()._scores(query, key, mask.masked_fill(mask == torch.finfo(mask.dtype).min, 0))
-
-    def _pattern_of(self, scores: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        hidden = self.future == torch.finfo(self.future.dtype).min
-        return super()._pattern_of(scores.masked_fill(hidden, torch.finfo(scores.dtype).min), dtype)
-
-
-class OwnExam(CodeGenAttentionBridge):
-    def get_random_inputs(self, *args: Any, **kwargs: Any) -> Any:
-        return {name: tensor[:1, :1] for name, tensor in super().get_random_inputs(*args, **kwargs).items()}
-
-
-class AliasesSwapped(CodeGenAttentionBridge):
-    hook_aliases: ClassVar[dict[str, str]] = {
-        **CodeGenAttentionBridge.hook_aliases,
-        "hook_q": "v.hook_out",
-        "hook_v": "q.hook_out",
-    }
-
-
-class Raises(CodeGenAttentionBridge):
-    def _mix(self, pattern: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        raise RuntimeError("no mixing today")
-
-
-class WrongDtype(CodeGenAttentionBridge):
-    def _pattern_of(self, scores: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        return super()._pattern_of(scores, torch.float32)
-
-    def _mix(self, pattern: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        return super()._mix(pattern.to(value.dtype), value)
-
-
-class WrongShape(CodeGenAttentionBridge):
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        output, pattern = super().forward(*args, **kwargs)
-        return output, pattern[:, :1]
-
-
-class NotANumber(CodeGenAttentionBridge):
-    def _mix(self, pattern: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        z = super()._mix(pattern, value)
-        z[0, 0, 0] = torch.nan
-        return z
-
-
-class CannotBoot(CodeGenAttentionBridge):
-    def set_original_component(self, original_component: torch.nn.Module) -> None:
-        raise RuntimeError("not this module")
-
-
-class NoInputs(CodeGenAttentionBridge):
-    def get_random_inputs(self, *args: Any, **kwargs: Any) -> Any:
-        raise RuntimeError("nothing to give")
-
-
 @pytest.mark.parametrize(
     ("name", "told"),
     [
@@ -235,7 +126,7 @@ class NoInputs(CodeGenAttentionBridge):
         ("OwnExam", "raised in get_random_inputs: ValueError: its hidden_states is no"),
         ("AliasesSwapped", "hook_q is not the hook q.hook_out"),
         ("Raises", "the candidate raised where the reference did not: RuntimeError: no mixing today"),
-        ("WrongDtype", "hook_pattern is float32 where it must be bfloat16"),
+        ("ShowsPatternUncast", "hook_pattern is float32 where it must be bfloat16"),
         ("WrongShape", "returned_pattern has shape"),
         ("NotANumber", "not finite at other elements"),
         ("CannotBoot", "raised in boot: RuntimeError: not this module"),
@@ -243,94 +134,33 @@ class NoInputs(CodeGenAttentionBridge):
     ],
 )
 def test_what_else_can_be_wrong_is_a_failure_and_told(name: str, told: str) -> None:
-    results = verify(candidates=[f"{HERE}:{name}"], dtypes=["bfloat16"], components=["attn"], cases=["default"])
+    results = verify(candidates=[SEEDED[name]], dtypes=["bfloat16"], components=["attn"], cases=["default"])
     messages = [finding.message for finding in failed(results)]
     assert any(told in message for message in messages), messages
 
 
-class CachedPositionsIgnored(CodeGenAttentionBridge):
-    """With a cache, positions are counted instead of read: wrong for left-padded generation."""
-
-    def forward(self, hidden_states: torch.Tensor, layer_past: Any = None, *args: Any, **kwargs: Any) -> Any:
-        if layer_past is not None:
-            start = layer_past.get_seq_length(self._layer_idx)
-            kwargs["position_ids"] = torch.arange(start, start + hidden_states.shape[1])[None]
-        return super().forward(hidden_states, layer_past, *args, **kwargs)
-
-
-class CachedMaskIgnored(CodeGenAttentionBridge):
-    def forward(self, hidden_states: torch.Tensor, layer_past: Any = None, *args: Any, **kwargs: Any) -> Any:
-        if layer_past is not None:
-            kwargs["attention_mask"] = None
-        return super().forward(hidden_states, layer_past, *args, **kwargs)
-
-
 @pytest.mark.parametrize(("name", "stage"), [("CachedPositionsIgnored", "rope"), ("CachedMaskIgnored", "scores")])
 def test_what_goes_wrong_only_with_a_cache_is_seen_in_decode(name: str, stage: str) -> None:
-    results = verify(candidates=[f"{HERE}:{name}"], components=["attn"])
+    results = verify(candidates=[SEEDED[name]], components=["attn"])
     assert {(r.cell.case, f.stage) for r in results for f in r.findings if f.verdict.fails} == {("decode", stage)}
 
 
+@pytest.mark.parametrize(("name", "tap"), [("CacheNotExtended", "cache_keys"), ("CacheOfAnotherLayer", "cache_values")])
+def test_a_cache_of_another_shape_or_never_filled_is_a_finding_and_no_crash(name: str, tap: str) -> None:
+    found = failed(verify(candidates=[SEEDED[name]], components=["attn"], cases=["decode"]))
+    assert tap in {finding.tap for finding in found if finding.stage == "cache"}
+    assert not any(finding.tap == "raised" and "'NoneType'" in finding.message for finding in found)
+
+
 # --- faults outside attention, through functions of a booted bridge ---------------------------------------------------
-
-
-def wrong_eps(bridge: Any) -> Any:
-    bridge.blocks[0].ln1.original_component.eps = 1e-6
-    return bridge
-
-
-def bias_dropped(bridge: Any) -> Any:
-    getattr(bridge.blocks[0].mlp, "in").original_component.bias = None
-    return bridge
-
-
-def erf_gelu(bridge: Any) -> Any:
-    bridge.blocks[0].mlp.original_component.act = torch.nn.GELU()
-    return bridge
-
-
-def embedding_shifted(bridge: Any) -> Any:
-    weight = bridge.embed.original_component.weight
-    weight.data = weight.data.roll(1, 0)
-    return bridge
-
-
-def unembedding_in_bfloat16(bridge: Any) -> Any:
-    weight = bridge.unembed.original_component.weight
-    weight.data = weight.data.bfloat16().to(weight.dtype)
-    return bridge
-
-
-def residual_after_norm(bridge: Any) -> Any:
-    """The block adds what came out of ln1."""
-    block = bridge.blocks[0].original_component
-
-    def forward(hidden_states: torch.Tensor, **context: Any) -> Any:
-        normed = block.ln_1(hidden_states)
-        output, pattern = block.attn(hidden_states=normed, **context)
-        return output + block.mlp(normed) + normed, pattern
-
-    block.forward = forward
-    return bridge
-
-
-def mlp_reads_the_residual(bridge: Any) -> Any:
-    block = bridge.blocks[0].original_component
-
-    def forward(hidden_states: torch.Tensor, **context: Any) -> Any:
-        output, pattern = block.attn(hidden_states=block.ln_1(hidden_states), **context)
-        return output + block.mlp(hidden_states) + hidden_states, pattern
-
-    block.forward = forward
-    return bridge
 
 
 @pytest.mark.parametrize(
     ("fault", "kind", "stages"),
     [
         (wrong_eps, "ln1", {"layer_norm", "scale", "normalized"}),
-        (bias_dropped, "mlp", {"mlp_in"}),
-        (bias_dropped, "mlp.in", {"mlp_in"}),
+        (mlp_in_bias_missing, "mlp", {"mlp_in"}),
+        (mlp_in_bias_missing, "mlp.in", {"mlp_in"}),
         (erf_gelu, "mlp", {"activation"}),
         (embedding_shifted, "embed", {"embedding"}),
         (unembedding_in_bfloat16, "unembed", {"unembed"}),
@@ -395,7 +225,7 @@ def test_candidates_cost_one_load_of_the_checkpoint(monkeypatch: pytest.MonkeyPa
     read = source.read
     monkeypatch.setattr(source, "read", lambda name, shape: reads.append(name) or read(name, shape))
     seeded = [f"faults:{fault.__name__}" for fault in list(faults.STAGES)[:4]]
-    names = ["cgverify", f"{HERE}:Raises", "transformer_lens", *seeded]
+    names = ["cgverify", SEEDED["Raises"], "transformer_lens", *seeded]
     axes = Axes(candidates=names, dtypes=["float32", "bfloat16"], layers=[0, 1], components=["attn", "embed"])
     plan = cells(Subject("nano", "d", 5, 16, 512), axes)
     results = list(run(plan, source, {name: find(name) for name in names}))

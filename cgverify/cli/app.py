@@ -10,6 +10,7 @@ from cgverify import __version__
 from cgverify.cli.all_components import all_components
 from cgverify.cli.env import env
 from cgverify.cli.models import models
+from cgverify.cli.selftest import selftest
 
 app = typer.Typer(
     name="cgverify",
@@ -36,5 +37,6 @@ def cgverify(
 
 
 app.command()(all_components)
+app.command()(selftest)
 app.command()(models)
 app.command()(env)

@@ -40,7 +40,7 @@ class Verification:
             raise UsageError("--resume continues the run in --output: give the folder.")
         prefer_huge_pages()
         if self.verbosity == 0:
-            _hush_libraries()
+            hush_libraries()
         from cgverify.candidate import find
         from cgverify.checkpoint.resolve import resolve
         from cgverify.execute.serial import require_devices, run
@@ -72,7 +72,7 @@ class Verification:
         try:
             # What candidates print must not stand in the report.
             with contextlib.redirect_stdout(sys.stderr):
-                for result in _with_progress(run(left, source, candidates), len(left), quiet):
+                for result in with_progress(run(left, source, candidates), len(left), quiet):
                     folder.append(result)
                     results.append(result)
                     if stop_at_failure and result.verdict.fails:
@@ -118,7 +118,7 @@ def _report(
     return exit_code(ordered)
 
 
-def _with_progress(results: Iterator[CellResult], total: int, quiet: bool) -> Iterator[CellResult]:
+def with_progress(results: Iterator[CellResult], total: int, quiet: bool) -> Iterator[CellResult]:
     """The same results, with a bar on stderr where that is a terminal."""
     console = Console(stderr=True)
     if quiet or not console.is_terminal:
@@ -146,7 +146,7 @@ def _new_folder(model: str) -> Path:
     return path
 
 
-def _hush_libraries() -> None:
+def hush_libraries() -> None:
     """Libraries warn of things that are no concern of the user's; -v lets them."""
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)

@@ -1,0 +1,138 @@
+"""Why a fault was not caught: it changes no bit, it is below the dtype's resolution, or it was missed.
+
+Computed from the fault's own tensors, never declared. A fault *changes no bit* if, in every probe, it shows the same
+taps and does the same beside them as the bridge that it was seeded in. It is *below the resolution* of a dtype if, run
+in float64, it moves no tap of any probe by more than that dtype's bound: with tap and o those of the fault in float64,
+B₆₄ what float64 itself may err and B the stage's bound in the fault's run in the dtype,
+
+    |tap − o| <= B + B₆₄          at every element of every stage
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+
+import torch
+
+from cgverify import candidate, verify
+from cgverify.bits import same_tensor
+from cgverify.candidate import Candidate
+from cgverify.checking import Observed, Side
+from cgverify.checkpoint.source import Source
+from cgverify.checkpoint.window import Setting, View, Window
+from cgverify.judge import assess
+from cgverify.oracle.arithmetic import Expected
+from cgverify.oracle.parameters import Parameters
+from cgverify.records import Cell
+from cgverify.selftest.answer import Outcome
+from cgverify.stages import Local, Stage, expect_products
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A cell of one candidate, run and not judged, with the weights of its oracle."""
+
+    observed: Observed
+    parameters: Parameters
+
+    @property
+    def sides(self) -> list[Side]:
+        """The candidate's, step by step."""
+        return [step.candidate for step in self.observed.steps]
+
+
+def explain(fault: Candidate, cells: Sequence[Cell], source: Source) -> Outcome:
+    """Why none of its cells, all of one dtype and device, showed a fault."""
+    unseeded = [cell.model_copy(update={"candidate": "cgverify"}) for cell in cells]
+    try:
+        narrow = list(_run(fault, cells, source))
+        right = list(_run(candidate.find("cgverify"), unseeded, source))
+        if all(map(_same, narrow, right)):
+            return Outcome.NO_BIT
+        wide = list(_run(fault, [cell.model_copy(update={"dtype": "float64"}) for cell in cells], source))
+    except verify.CandidateFailedError:
+        return Outcome.MISSED
+    return Outcome.BELOW if all(map(_within, wide, narrow)) else Outcome.MISSED
+
+
+def _run(tried: Candidate, cells: Sequence[Cell], source: Source) -> Iterator[Seen]:
+    """Both sides of every cell, view after view."""
+    window = Window(source)
+    for view, in_view in groupby(sorted(cells, key=lambda cell: str(_view(cell))), key=_view):
+        window.show(view)
+        together = list(in_view)
+        first = together[0]
+        setting = Setting(getattr(torch, first.dtype), torch.device(first.device), first.rotary_dim)
+        reference = verify.Reference(window.model(setting), source.config, window.spread())
+        try:
+            bridge = tried.boot(window.model(setting))
+        except (Exception, SystemExit) as error:
+            raise verify.CandidateFailedError("boot", error) from error
+        for cell in together:
+            yield Seen(verify.observe(cell, reference, bridge), reference.parameters)
+
+
+def _view(cell: Cell) -> View:
+    return cell.kind if cell.layer is None else cell.layer
+
+
+def _same(one: Seen, other: Seen) -> bool:
+    """Whether two candidates showed the same taps and behaved alike."""
+    return len(one.sides) == len(other.sides) and all(map(_same_side, one.sides, other.sides))
+
+
+def _same_side(one: Side, other: Side) -> bool:
+    mine, theirs = one.observation, other.observation
+    return (
+        _conduct(one) == _conduct(other)
+        and mine.taps.keys() == theirs.taps.keys()
+        and all(same_tensor(tap, theirs.taps[name]) for name, tap in mine.taps.items())
+    )
+
+
+def _conduct(side: Side) -> tuple[object, ...]:
+    seen = side.observation
+    return seen.returned, repr(seen.raised), seen.misdeeds, seen.silent_hooks
+
+
+def _within(wide: Seen, narrow: Seen) -> bool:
+    """Whether no tap in float64 is farther from its oracle than the narrow dtype's bound."""
+    if len(wide.sides) != len(narrow.sides):
+        return False
+    return all(
+        _conduct(step.candidate) == _conduct(other)
+        and all(_holds(stage, step.candidate, wide.parameters, other, narrow.parameters) for stage in step.stages)
+        for step, other in zip(wide.observed.steps, narrow.sides, strict=True)
+    )
+
+
+def _holds(stage: Stage, wide: Side, exact: Parameters, narrow: Side, rounded: Parameters) -> bool:
+    if stage.tap not in wide.view:
+        return not stage.required
+    answers = zip(_expected(stage, wide, exact), _expected(stage, narrow, rounded), strict=True)
+    tap = wide.view[stage.tap]
+    for (columns, true), (_, allowed) in answers:
+        if true is None and allowed is None:  # a tap that it is computed from never fired
+            continue
+        if true is None or allowed is None or true.value.shape != allowed.value.shape:
+            return False
+        part = tap if columns is None else tap.reshape(true.value.shape[0], -1)[:, columns]
+        if part.shape != true.value.shape:
+            return False
+        worst, _ = assess(part, replace(true, bound=true.bound + allowed.bound))
+        if worst.value > 1:
+            return False
+    return True
+
+
+def _expected(stage: Stage, side: Side, parameters: Parameters) -> Iterator[tuple[slice | None, Expected | None]]:
+    """The stage's answer for a side, whole or in blocks of columns."""
+    if isinstance(stage.oracle, Local):
+        yield None, stage.oracle.expect(side.view, parameters)[0]
+    elif stage.oracle.input in side.view:
+        for columns, (answer,) in expect_products([side.view[stage.oracle.input]], stage.oracle.weight, parameters):
+            yield columns, answer
+    else:
+        yield None, None
