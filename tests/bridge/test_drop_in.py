@@ -78,6 +78,20 @@ def test_a_subclass_steps_in_where_it_does_upstream(model: CodeGenForCausalLM) -
     torch.testing.assert_close(halved(**given)[0], plain(**given)[0] / 2)
 
 
+class Uniform(CodeGenAttentionBridge):
+    def _masked_softmax(self, attn_scores: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+        return torch.full_like(attn_scores, 1 / attn_scores.shape[-1])
+
+
+@torch.no_grad()
+def test_a_subclass_with_another_softmax_has_it_with_and_without_hooks(model: CodeGenForCausalLM) -> None:
+    _, uniform = both(model, attention=Uniform)
+    given = uniform.get_random_inputs(2, 8)
+    assert (uniform(**given)[1] == 1 / 8).all()
+    uniform.hook_attn_scores.add_hook(lambda tensor, hook: None)
+    assert (uniform(**given)[1] == 1 / 8).all()
+
+
 def test_install_makes_transformer_lens_boot_ours_and_uninstall_undoes_it(
     model: CodeGenForCausalLM, tmp_path: Path
 ) -> None:
