@@ -95,6 +95,11 @@ class Finding(Record):
     candidate_error: float | None = None
     """Greatest absolute error against the oracle."""
     reference_error: float | None = None
+    bits: float | None = None
+    """Leading bits that can be trusted: −log2(candidate_error / greatest absolute value). Infinite where exact."""
+    head_bits: float | None = None
+    """The same of the worst head, where the tap has heads."""
+    worst_head: int | None = None
     shape: tuple[int, ...] = ()
     at: str = ""
     """Where the worst element is: `head 3, position 5`."""

@@ -23,6 +23,7 @@ ROOMS = [
     "components",
     "candidate",
     "judge",
+    "precision",
     "stages",
     "oracle",
     "tap",
