@@ -161,13 +161,21 @@ def _forwards(
             break
 
 
-def judge(observed: Sequence[Observed], parameters: Parameters) -> list[CellResult]:
+Keep = Callable[[list[Finding], Cell, ObservedStep, Parameters], list[Finding]]
+"""What becomes of a step's findings and tensors before the tensors are let go."""
+
+
+def keep_nothing(findings: list[Finding], _: Cell, __: ObservedStep, ___: Parameters) -> list[Finding]:
+    return findings
+
+
+def judge(observed: Sequence[Observed], parameters: Parameters, keep: Keep = keep_nothing) -> list[CellResult]:
     """Check every stage of every side, and write down what was found."""
     check_stages(observed, parameters)
     return [
         CellResult(
             cell=one.cell,
-            findings=tuple(finding for step in one.steps for finding in findings_of(step)),
+            findings=tuple(f for step in one.steps for f in keep(findings_of(step), one.cell, step, parameters)),
             silent_hooks=silent_hooks(one),
             seconds=time.perf_counter() - one.started,
         )

@@ -16,6 +16,7 @@ ROOMS = [
     "report",
     "execute",
     "store",
+    "evidence",
     "verify",
     "findings",
     "checking",

@@ -20,7 +20,7 @@ CELL = [
 ]
 FINDING = [
     *("step", "tap", "stage", "verdict", "r", "reference_r", "max_abs", "max_ulp"),
-    *("candidate_error", "reference_error", "bits", "head_bits", "worst_head", "shape", "at", "message"),
+    *("candidate_error", "reference_error", "bits", "head_bits", "worst_head", "shape", "at", "message", "tensors"),
 ]
 SETTING = ["candidate", "dtype", "device", "rotary_dim"]
 
