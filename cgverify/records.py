@@ -104,6 +104,8 @@ class Finding(Record):
     at: str = ""
     """Where the worst element is: `head 3, position 5`."""
     message: str = ""
+    cause: str = ""
+    """The known cause whose computation the tap agrees with."""
     tensors: str = ""
     """The safetensors file in the run folder that holds what this finding is about; empty where none was kept."""
 

@@ -16,6 +16,7 @@ from torch import nn
 from transformers import CodeGenConfig, DynamicCache
 
 from cgverify import probe
+from cgverify.blame import with_causes
 from cgverify.cases import CASES
 from cgverify.cases.case import Case
 from cgverify.checking import Observed, ObservedStep, Side, check_stages
@@ -175,7 +176,11 @@ def judge(observed: Sequence[Observed], parameters: Parameters, keep: Keep = kee
     return [
         CellResult(
             cell=one.cell,
-            findings=tuple(f for step in one.steps for f in keep(findings_of(step), one.cell, step, parameters)),
+            findings=tuple(
+                f
+                for step in one.steps
+                for f in keep(with_causes(findings_of(step), step, parameters), one.cell, step, parameters)
+            ),
             silent_hooks=silent_hooks(one),
             seconds=time.perf_counter() - one.started,
         )

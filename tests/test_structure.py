@@ -18,6 +18,7 @@ ROOMS = [
     "store",
     "evidence",
     "verify",
+    "blame",
     "findings",
     "checking",
     "cases",

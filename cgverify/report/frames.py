@@ -20,7 +20,18 @@ CELL = [
 ]
 FINDING = [
     *("step", "tap", "stage", "verdict", "r", "reference_r", "max_abs", "max_ulp"),
-    *("candidate_error", "reference_error", "bits", "head_bits", "worst_head", "shape", "at", "message", "tensors"),
+    *(
+        "candidate_error",
+        "reference_error",
+        "bits",
+        "head_bits",
+        "worst_head",
+        "shape",
+        "at",
+        "message",
+        "cause",
+        "tensors",
+    ),
 ]
 SETTING = ["candidate", "dtype", "device", "rotary_dim"]
 
