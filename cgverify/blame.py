@@ -12,11 +12,12 @@ import torch
 
 from cgverify.checking import ObservedStep
 from cgverify.judge import assess
-from cgverify.oracle.arithmetic import Expected, observed
+from cgverify.oracle.arithmetic import Expected, observed, rounded
 from cgverify.oracle.fused_qkv import PARTITIONS
 from cgverify.oracle.parameters import Parameters
 from cgverify.oracle.product import product
 from cgverify.oracle.rope import rope
+from cgverify.oracle.scores import scores
 from cgverify.records import Finding, Verdict
 from cgverify.stages import Product, Stage, View
 
@@ -51,10 +52,24 @@ def _hypotheses(stage: Stage, view: View, parameters: Parameters) -> Iterator[Hy
     if isinstance(stage.oracle, Product):
         if stage.oracle.weight in ("attn.q", "attn.k", "attn.v") and stage.oracle.input in view:
             yield from _other_rows(stage.oracle.weight[-1], view[stage.oracle.input], parameters)
+    elif stage.name == "scores":
+        yield from _other_mask(stage, view)
     elif stage.name == "rope":
         source = view.get(stage.tap.replace("hook_rot_", "hook_"))
         if source is not None:
             yield from _other_positions(source, view["given.position_ids"], parameters.tensor("attn.table"))
+
+
+def _other_mask(stage: Stage, view: View) -> Iterator[Hypothesis]:
+    """The scores with the mask added to what is scaled already; one more rounding of the sum. Not with a cache."""
+    prefix = stage.tap.removesuffix("hook_attn_scores")
+    query, key = (view.get(f"{prefix}hook_rot_{which}") for which in "qk")
+    mask = view.get("given.attention_mask")
+    if query is None or key is None or mask is None or f"{prefix}cache_keys" in view:
+        return
+    plain = scores(observed(query.transpose(1, 2)), observed(key.transpose(1, 2)), None)
+    value = plain.value + mask.to(torch.float64)
+    yield "mask after scaling", Expected(value, rounded(value, plain.bound, plain.dtype), plain.dtype)
 
 
 def _other_rows(which: str, x: torch.Tensor, parameters: Parameters) -> Iterator[Hypothesis]:

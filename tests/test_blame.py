@@ -11,6 +11,7 @@ CAUSES = {
     faults.QueryKeyValueOrder: {"V stands in the place of K", "K stands in the place of V"},
     faults.OnePartition: {"the fused weight is split as one partition, not four"},
     faults.PositionsShifted: {"positions shifted by +1"},
+    faults.MaskAfterScaling: {"mask after scaling"},
     faults.QueryOnlyRotated: {"not rotated"},
 }
 
