@@ -15,9 +15,10 @@ import torch
 from cgverify.bits import same_tensor
 from cgverify.components import Component
 from cgverify.conditions import Conditions
-from cgverify.judge import Worst, assess
+from cgverify.judge import Worst, errors, worst_ratio
 from cgverify.oracle.arithmetic import Expected, rounded
 from cgverify.oracle.parameters import Parameters
+from cgverify.precision import Precision
 from cgverify.records import Cell
 from cgverify.stages import Local, Stage, expect_products
 from cgverify.tap import Observation
@@ -28,6 +29,7 @@ class Checked:
     """What one stage of one side came to, put together from blocks of columns."""
 
     dtype: torch.dtype
+    precision: Precision
     r: float = 0.0
     index: int = 0
     error: float = 0.0
@@ -95,7 +97,7 @@ def check_stages(observed: Sequence[Observed], parameters: Parameters) -> None:
         inputs = [side.view[name] for side, _, _, name in questions]
         for columns, answers in expect_products(inputs, weight, parameters):
             for (side, place, stage, _), answer in zip(questions, answers, strict=True):
-                _check(side, place, side.view[stage.tap], answer, columns)
+                _check(side, place, stage, answer, columns)
     for reference, candidate, place in agreeing:
         if place in reference.checked:
             candidate.checked[place] = reference.checked[place]
@@ -111,7 +113,7 @@ def _question(
         return side.read[place]
     if isinstance(stage.oracle, Local):
         answer, side.read[place] = stage.oracle.expect(side.view, parameters)
-        _check(side, place, side.view[stage.tap], answer)
+        _check(side, place, stage, answer)
     else:
         side.read[place] = [stage.oracle.input]
         if stage.oracle.input in side.view:
@@ -127,14 +129,17 @@ def _agree(reference: Side, candidate: Side, names: Iterable[str]) -> bool:
     )
 
 
-def _check(side: Side, place: int, tap: torch.Tensor, answer: Expected | None, columns: slice | None = None) -> None:
+def _check(side: Side, place: int, stage: Stage, answer: Expected | None, columns: slice | None = None) -> None:
     """Hold a tap, or some columns of it seen as a matrix, against what it must be."""
     if answer is None:
         return
+    tap = side.view[stage.tap]
     if tap.dtype != answer.dtype and tap.is_floating_point():
         # Seen after a cast (a candidate's wrong dtype is found elsewhere): one more rounding.
         answer = Expected(answer.value, rounded(answer.value, answer.bound, tap.dtype), answer.dtype)
-    checked = side.checked.setdefault(place, Checked(answer.dtype))
+    checked = side.checked.get(place)
+    if checked is None:
+        checked = side.checked[place] = Checked(answer.dtype, Precision(_heads(stage, tap)))
     width = answer.value.shape[-1]
     if columns is None:
         part, first, stride = tap, 0, width
@@ -147,6 +152,49 @@ def _check(side: Side, place: int, tap: torch.Tensor, answer: Expected | None, c
     if not right_shape:
         checked.add(Worst(math.inf, 0), 0, math.inf)
         return
-    worst, error = assess(part, answer)
+    error = errors(part, answer)
+    worst = worst_ratio(error, answer)
     row, column = divmod(worst.index, width) if width else (0, 0)
-    checked.add(worst, row * stride + first + column, error)
+    checked.add(worst, row * stride + first + column, float(error.max()) if error.numel() else 0.0)
+    _measure(checked.precision, stage, side.view, error.reshape(answer.value.shape), answer.value.abs(), columns)
+
+
+def visible(stage: Stage, view: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
+    """Which elements of a tap the attention mask lets be seen, broadcastable to it; None where all count."""
+    mask = view.get("given.attention_mask") if stage.masked else None
+    if mask is None or mask.dtype == torch.bool:
+        return mask
+    return mask > torch.finfo(mask.dtype).min
+
+
+def _heads(stage: Stage, tap: torch.Tensor) -> int:
+    return tap.shape[stage.axes.index("head")] if "head" in stage.axes and tap.dim() == len(stage.axes) else 1
+
+
+def _measure(
+    precision: Precision,
+    stage: Stage,
+    view: Mapping[str, torch.Tensor],
+    error: torch.Tensor,
+    value: torch.Tensor,
+    columns: slice | None,
+) -> None:
+    """Take errors and absolute values, in the tap's shape or as a matrix of some of its columns, into its precision."""
+    if not error.numel():
+        return
+    seen = visible(stage, view)
+    if seen is not None:  # a mask's lowest value would dwarf every score
+        error, value = error.masked_fill(~seen, 0), value.masked_fill(~seen, 0)
+    if columns is not None:
+        width = view[stage.tap].numel() // len(error) // precision.heads
+        head = torch.arange(columns.start, columns.stop) // width
+        error, value = error.amax(0), value.amax(0)
+    elif precision.heads > 1:
+        axis = stage.axes.index("head")
+        others = [other for other in range(error.dim()) if other != axis]
+        head = torch.arange(precision.heads)
+        error, value = error.amax(others), value.amax(others)
+    else:
+        head = torch.zeros(1, dtype=torch.int64)
+        error, value = error.max().reshape(1), value.max().reshape(1)
+    precision.add(error, value.nan_to_num(nan=0.0), head)

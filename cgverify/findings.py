@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from cgverify.checking import Checked, Observed, ObservedStep
+from cgverify.checking import Checked, Observed, ObservedStep, visible
 from cgverify.judge import Difference, difference, verdict
 from cgverify.records import Finding, Verdict
 from cgverify.stages import Stage
@@ -60,7 +60,7 @@ def _finding(step: ObservedStep, place: int, stage: Stage) -> Finding:
         return Finding(**found, verdict=Verdict.MISSING, message=f"{stage.tap} never fired")
     found |= {"shape": tuple(ours.shape)}
     if checked is not None:
-        found |= {"r": checked.r, "candidate_error": checked.error}
+        found |= {"r": checked.r, "candidate_error": checked.error, **_bits(checked)}
     wrong = _wrong_form(stage, ours, theirs, checked)
     if wrong:
         return Finding(**found, verdict=Verdict.DIVERGED, message=wrong)
@@ -107,11 +107,16 @@ def _against_reference(
         return None
     # With a cache Hugging Face's rotated key is seen after its cast; ours is compared after the same.
     ours = ours.to(theirs.dtype)
-    mask = view.get("given.attention_mask") if stage.masked else None
-    if mask is None:
-        return difference(ours, theirs)
-    visible = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min
-    return difference(ours, theirs, visible)
+    return difference(ours, theirs, visible(stage, view))
+
+
+def _bits(checked: Checked) -> dict[str, Any]:
+    worst = checked.precision.worst_head
+    if math.isinf(checked.error):  # also where the shape did not fit, and nothing could be measured
+        return {"bits": 0.0}
+    if worst is None:
+        return {"bits": checked.precision.bits}
+    return {"bits": checked.precision.bits, "head_bits": worst[1], "worst_head": worst[0]}
 
 
 def _divergence(stage: Stage, checked: Checked | None, against: Difference | None, at: str) -> str:

@@ -41,11 +41,16 @@ class Difference:
 
 
 def assess(tap: torch.Tensor, expected: Expected) -> tuple[Worst, float]:
-    """r = max |tap − o| / B and max |tap − o| over all elements.
+    """r = max |tap − o| / B and max |tap − o| over all elements; see `errors` and `worst_ratio`."""
+    error = errors(tap, expected)
+    return worst_ratio(error, expected), float(_largest(error))
 
-    r is 0 where tap = o, and infinite where they differ though B = 0. NaN agrees with NaN and an infinity with the
-    same infinity; a tap may be infinite where |o| + B exceeds its dtype's largest finite value. The error is infinite
-    where only one of the two is finite.
+
+def errors(tap: torch.Tensor, expected: Expected) -> torch.Tensor:
+    """|tap − o| of every element, flat, in float64.
+
+    NaN agrees with NaN and an infinity with the same infinity; a tap may be infinite where |o| + B exceeds its dtype's
+    largest finite value. The error is infinite where only one of the two is finite.
     """
     value, bound = expected.value.reshape(-1), expected.bound.reshape(-1)
     wide = tap.reshape(-1).to(torch.float64)
@@ -56,9 +61,14 @@ def assess(tap: torch.Tensor, expected: Expected) -> tuple[Worst, float]:
             may_overflow = value.abs() + bound > torch.finfo(expected.dtype).max
             error = torch.where(wide.isinf() & may_overflow & (wide.sign() == value.sign()), 0.0, error)
         error = torch.where(error.isnan(), torch.inf, error)
-    ratio = (error / bound).nan_to_num_(nan=0.0, posinf=torch.inf)  # 0/0 where both are exact
+    return error
+
+
+def worst_ratio(error: torch.Tensor, expected: Expected) -> Worst:
+    """r = max error / B: 0 where there is no error, infinite where there is one though B = 0."""
+    ratio = (error / expected.bound.reshape(-1)).nan_to_num_(nan=0.0, posinf=torch.inf)  # 0/0 where both are exact
     ratio = torch.where(error.isinf(), torch.inf, ratio) if _largest(error).isinf() else ratio
-    return _worst(ratio), float(_largest(error))
+    return _worst(ratio)
 
 
 def difference(candidate: torch.Tensor, reference: torch.Tensor, visible: torch.Tensor | None = None) -> Difference:

@@ -95,10 +95,19 @@ class Finding(Record):
     candidate_error: float | None = None
     """Greatest absolute error against the oracle."""
     reference_error: float | None = None
+    bits: float | None = None
+    """Leading bits that can be trusted: −log2(candidate_error / greatest absolute value). Infinite where exact."""
+    head_bits: float | None = None
+    """The same of the worst head, where the tap has heads."""
+    worst_head: int | None = None
     shape: tuple[int, ...] = ()
     at: str = ""
     """Where the worst element is: `head 3, position 5`."""
     message: str = ""
+    cause: str = ""
+    """The known cause whose computation the tap agrees with."""
+    tensors: str = ""
+    """The safetensors file in the run folder that holds what this finding is about; empty where none was kept."""
 
 
 class CellResult(Record):

@@ -5,6 +5,7 @@
 | `run.json` | what the run was, written before its first cell |
 | `findings.jsonl` | the truth: a line per finished cell, flushed, in the order of completion |
 | `findings.csv`, `summary.csv` | made from it at the end, in the plan's order: the same bytes for the same run |
+| `tensors/` | a safetensors file per kept finding (`cgverify.evidence`) |
 | `timings.csv` | seconds per cell |
 
 The CSV files are the report's work (`cgverify.report.frames`).

@@ -16,6 +16,7 @@ from torch import nn
 from transformers import CodeGenConfig, DynamicCache
 
 from cgverify import probe
+from cgverify.blame import with_causes
 from cgverify.cases import CASES
 from cgverify.cases.case import Case
 from cgverify.checking import Observed, ObservedStep, Side, check_stages
@@ -161,13 +162,25 @@ def _forwards(
             break
 
 
-def judge(observed: Sequence[Observed], parameters: Parameters) -> list[CellResult]:
+Keep = Callable[[list[Finding], Cell, ObservedStep, Parameters], list[Finding]]
+"""What becomes of a step's findings and tensors before the tensors are let go."""
+
+
+def keep_nothing(findings: list[Finding], _: Cell, __: ObservedStep, ___: Parameters) -> list[Finding]:
+    return findings
+
+
+def judge(observed: Sequence[Observed], parameters: Parameters, keep: Keep = keep_nothing) -> list[CellResult]:
     """Check every stage of every side, and write down what was found."""
     check_stages(observed, parameters)
     return [
         CellResult(
             cell=one.cell,
-            findings=tuple(finding for step in one.steps for finding in findings_of(step)),
+            findings=tuple(
+                f
+                for step in one.steps
+                for f in keep(with_causes(findings_of(step), step, parameters), one.cell, step, parameters)
+            ),
             silent_hooks=silent_hooks(one),
             seconds=time.perf_counter() - one.started,
         )

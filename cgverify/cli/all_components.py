@@ -6,7 +6,7 @@ import typer
 
 from cgverify.cli import options
 from cgverify.cli.exits import exit_codes
-from cgverify.cli.options import FORMATS, axes, known
+from cgverify.cli.options import FORMATS, KEPT, axes, known
 from cgverify.plan import DEFAULT_CASES
 
 
@@ -26,6 +26,7 @@ def all_components(
     seq_len: options.SeqLen = 8,
     threads: options.Threads = None,
     output: options.Output = None,
+    keep_tensors: options.KeepTensors = "failed",
     resume: options.Resume = False,
     format: options.Format = "table",
     exitfirst: options.StopAtFailure = False,
@@ -51,9 +52,17 @@ def all_components(
             seq_len=seq_len,
         )
         known("format", [format], FORMATS)
+        known("keep-tensors", [keep_tensors], KEPT)
 
         from cgverify.cli.verification import Verification
 
-        verification = Verification(model=model, weights=weights, axes=asked, threads=threads, verbosity=verbose)
+        verification = Verification(
+            model=model,
+            weights=weights,
+            axes=asked,
+            threads=threads,
+            verbosity=verbose,
+            keep_tensors=keep_tensors,
+        )
         code = verification.run(output=output, resume=resume, stop_at_failure=exitfirst, format=format, quiet=quiet)
     raise typer.Exit(code)

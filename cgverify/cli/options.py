@@ -13,6 +13,7 @@ from cgverify.plan import CASES, DEVICES, DTYPES, Axes
 from cgverify.records import RotaryDim
 
 FORMATS = ("table", "json", "csv")
+KEPT = ("failed", "all", "none")
 MOST_LAYERS = 10_000
 
 _AXES = "What to verify"
@@ -70,6 +71,14 @@ Threads = Annotated[
 Output = Annotated[
     Path | None,
     typer.Option(help="Run folder; by default reports/MODEL-TIME.", envvar="CGVERIFY_OUTPUT", rich_help_panel=_RUN),
+]
+KeepTensors = Annotated[
+    str,
+    typer.Option(
+        help="Of which findings tensors are kept in the run folder: failed, all, none.",
+        envvar="CGVERIFY_KEEP_TENSORS",
+        rich_help_panel=_RUN,
+    ),
 ]
 Resume = Annotated[
     bool, typer.Option("--resume", help="Continue the run in --output.", envvar="CGVERIFY_RESUME", rich_help_panel=_RUN)

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ class Verification:
     axes: Axes
     threads: int | None
     verbosity: int
+    keep_tensors: str = "failed"
 
     def run(self, *, output: Path | None, resume: bool, stop_at_failure: bool, format: str, quiet: bool) -> int:
         """Run it, print the report on stdout, and return the exit code."""
@@ -43,6 +45,7 @@ class Verification:
             hush_libraries()
         from cgverify.candidate import find
         from cgverify.checkpoint.resolve import resolve
+        from cgverify.evidence import with_evidence
         from cgverify.execute.serial import require_devices, run
 
         require_devices(self.axes.devices)
@@ -72,7 +75,8 @@ class Verification:
         try:
             # What candidates print must not stand in the report.
             with contextlib.redirect_stdout(sys.stderr):
-                for result in with_progress(run(left, source, candidates), len(left), quiet):
+                keep = partial(with_evidence, folder=path, kept=self.keep_tensors)
+                for result in with_progress(run(left, source, candidates, keep), len(left), quiet):
                     folder.append(result)
                     results.append(result)
                     if stop_at_failure and result.verdict.fails:
@@ -90,7 +94,13 @@ class Verification:
             model=_name(self.model),
             weights_origin=origin,
             weights_digest=digest,
-            settings={"model": self.model, "weights": self.weights, **asdict(self.axes), "candidate_sources": sources},
+            settings={
+                "model": self.model,
+                "weights": self.weights,
+                **asdict(self.axes),
+                "candidate_sources": sources,
+                "keep_tensors": self.keep_tensors,
+            },
             environment={"versions": versions(), "machine": machine(), "numerics": numerics},
         )
 

@@ -19,11 +19,17 @@ from cgverify.errors import CandidateError, DeviceError, WeightsError
 from cgverify.records import Cell, CellResult, RotaryDim, Verdict
 
 
-def run(cells: Sequence[Cell], source: Source, candidates: Mapping[str, Candidate]) -> Iterator[CellResult]:
+def run(
+    cells: Sequence[Cell],
+    source: Source,
+    candidates: Mapping[str, Candidate],
+    keep: verify.Keep = verify.keep_nothing,
+) -> Iterator[CellResult]:
     """Verify cells of one checkpoint, each result as it is found.
 
     Args:
         candidates: by the name that cells have for them.
+        keep: what is done with the tensors of findings.
     """
     window = Window(source)
     refusals = {dim: refusal(source.config, dim) for dim in {cell.rotary_dim for cell in cells}}
@@ -32,11 +38,16 @@ def run(cells: Sequence[Cell], source: Source, candidates: Mapping[str, Candidat
         if (reason := refusals[cell.rotary_dim]) is not None:
             yield from verify.not_run([cell], Verdict.UNSUPPORTED, reason)
     for view, in_view in groupby(sorted(possible, key=_turn), key=_view):
-        yield from _run_view(view, list(in_view), window, source, candidates)
+        yield from _run_view(view, list(in_view), window, source, candidates, keep)
 
 
 def _run_view(
-    view: View, cells: list[Cell], window: Window, source: Source, candidates: Mapping[str, Candidate]
+    view: View,
+    cells: list[Cell],
+    window: Window,
+    source: Source,
+    candidates: Mapping[str, Candidate],
+    keep: verify.Keep,
 ) -> Iterator[CellResult]:
     try:
         window.show(view)
@@ -48,11 +59,16 @@ def _run_view(
         setting = Setting(getattr(torch, dtype), torch.device(device), rotary_dim)
         reference = verify.Reference(window.model(setting), source.config, spread)
         for name, of_candidate in groupby(in_setting, key=lambda cell: cell.candidate):
-            yield from _run_candidate(candidates[name], list(of_candidate), reference, window, setting)
+            yield from _run_candidate(candidates[name], list(of_candidate), reference, window, setting, keep)
 
 
 def _run_candidate(
-    candidate: Candidate, cells: list[Cell], reference: verify.Reference, window: Window, setting: Setting
+    candidate: Candidate,
+    cells: list[Cell],
+    reference: verify.Reference,
+    window: Window,
+    setting: Setting,
+    keep: verify.Keep,
 ) -> list[CellResult]:
     try:
         bridge = candidate.boot(window.model(setting))
@@ -66,7 +82,7 @@ def _run_candidate(
             observed.append(verify.observe(cell, reference, bridge))
         except verify.CandidateFailedError as error:
             results += verify.candidate_failed([cell], error)
-    return verify.judge(observed, reference.parameters) + results
+    return verify.judge(observed, reference.parameters, keep) + results
 
 
 def _view(cell: Cell) -> View:

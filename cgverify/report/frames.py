@@ -20,7 +20,18 @@ CELL = [
 ]
 FINDING = [
     *("step", "tap", "stage", "verdict", "r", "reference_r", "max_abs", "max_ulp"),
-    *("candidate_error", "reference_error", "shape", "at", "message"),
+    *(
+        "candidate_error",
+        "reference_error",
+        "bits",
+        "head_bits",
+        "worst_head",
+        "shape",
+        "at",
+        "message",
+        "cause",
+        "tensors",
+    ),
 ]
 SETTING = ["candidate", "dtype", "device", "rotary_dim"]
 
@@ -35,7 +46,7 @@ def findings_frame(results: Iterable[CellResult]) -> pd.DataFrame:
     """One row per finding, columns `CELL` and `FINDING`."""
     rows = [_row(result.cell, finding) for result in results for finding in result.findings]
     frame = pd.DataFrame(rows, columns=[*CELL, *FINDING])
-    return frame.astype({"layer": "Int64", "rotary_dim": "string"})
+    return frame.astype({"layer": "Int64", "worst_head": "Int64", "rotary_dim": "string"})
 
 
 def summary_frame(findings: pd.DataFrame) -> pd.DataFrame:
