@@ -17,8 +17,16 @@ from cgverify.bridge.boot import adapter_with, bridge_from
 def small_config(**changes: Any) -> CodeGenConfig:
     """Two blocks of four heads of size 16, of which 8 dimensions turn, unless told otherwise."""
     given = {
-        "vocab_size": 101, "n_positions": 64, "n_ctx": 64, "n_embd": 64, "n_layer": 2, "n_head": 4, "rotary_dim": 8,
-        "bos_token_id": 0, "eos_token_id": 0, "architectures": ["CodeGenForCausalLM"],
+        "vocab_size": 101,
+        "n_positions": 64,
+        "n_ctx": 64,
+        "n_embd": 64,
+        "n_layer": 2,
+        "n_head": 4,
+        "rotary_dim": 8,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+        "architectures": ["CodeGenForCausalLM"],
     }
     return CodeGenConfig(**{**given, **changes})
 

@@ -22,6 +22,7 @@ ROOMS = [
     "cases",
     "components",
     "candidate",
+    "gradients",
     "judge",
     "stages",
     "oracle",
