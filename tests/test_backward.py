@@ -64,7 +64,7 @@ def seeded() -> dict[tuple[str, str, str], set[str]]:
     cases = ["default", "stress", "backward"]
     results = verify(candidates=names, dtypes=ALL_DTYPES, cases=cases, components=["attn", "block"])
     plainly = [result for result in results if result.cell.case != "backward"]
-    assert {f.tap for f in failed(plainly)} <= set()
+    assert failed(plainly) == []
     return {
         (r.cell.candidate, r.cell.dtype, r.cell.kind): {finding.tap for finding in failed([r])}
         for r in results
@@ -86,11 +86,18 @@ def test_a_fault_is_found_in_the_gradients_that_it_reaches(seeded: Any, fault: t
 # --- TransformerLens's own --------------------------------------------------------------------------------------------
 
 
-def test_upstreams_gradients_are_told() -> None:
-    results = verify(candidates=["transformer_lens"], cases=["backward"], dtypes=["float32"])
-    for finding in failed(results):
-        assert finding.message
-        assert finding.tap.startswith(("grad.", "raised"))
+def test_upstreams_gradients_of_attention_hold() -> None:
+    results = verify(candidates=["transformer_lens"], cases=["backward"], components=["attn"])
+    assert failed(results) == []
+    assert len(list(findings(results))) == 2 * len(leaves("attn"))
+
+
+def test_a_gradient_that_does_not_arrive_is_told_with_its_head() -> None:
+    results = verify(candidates=["gradient_faults:KeyWeightFrozen"], cases=["backward"], components=["attn"])
+    messages = [finding.message for finding in failed(results)]
+    assert messages
+    for message in messages:
+        assert "times its bound at head " in message
 
 
 # --- Monte Carlo arithmetic -------------------------------------------------------------------------------------------
