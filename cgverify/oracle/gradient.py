@@ -16,8 +16,8 @@ threads; 19,968 figures): the largest r was .89 for elements and .76 for scales,
 would have given 1.78 and 1.51.
 
 Least r of five seeded faults of attention (`tests/gradient_faults.py`, one seed), in the gradient that each must break:
-a factor 1.01 gives 1.03 in bfloat16, where it is barely seen, 9 in float16, 2·10⁴ in float32; a detached key 18, 146 and
-3·10⁵; a frozen weight, a wrong transpose and a softmax passed straight through 71 and more.
+a factor 1.01 gives 1.03 in bfloat16, where it is barely seen, 9 in float16, 2·10⁴ in float32; a detached key 18, 146
+and 3·10⁵; a frozen weight, a wrong transpose and a softmax passed straight through 71 and more.
 """
 
 from __future__ import annotations
