@@ -18,15 +18,15 @@ import contextlib
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 from transformers import CodeGenConfig
 
-from cgverify import probe, stages
+from cgverify import gradients, probe, stages
 from cgverify.bits import same_tensor
-from cgverify.conditions import PLAIN, Conditions, under
+from cgverify.conditions import PLAIN, Conditions, Cotangent, under
 from cgverify.stages import Stage
 from cgverify.tap import Observation, attention_taps, hooks_of, module_io, observe
 
@@ -92,7 +92,13 @@ class Component:
             again = copy.deepcopy((inputs, cache)) if unhooked else None
             try:
                 with under(conditions, node, device, bridge.cfg), hooks_of(node, observation, patches):
-                    returned = self._call(node, inputs, cache)
+                    if conditions.cotangent is None:
+                        returned = self._call(node, inputs, cache)
+                    else:
+                        weights = gradients.candidate_weights(bridge.blocks[0], self.kind)
+                        returned = self._call_and_differentiate(
+                            node, inputs, weights, bridge.cfg.n_heads, conditions.cotangent, observation
+                        )
                 _see_returned(returned, observation)
             finally:  # a candidate may fail on what it put into the cache
                 _see_cache(cache, layer, self._attention_prefix, observation.see)
@@ -128,7 +134,15 @@ class Component:
                 self._run_projection(module, inputs, observation)
                 return
             with under(conditions.of_reference, module, device), self.watch(module, observation.see):
-                returned = self._call(module, inputs, cache)
+                if conditions.cotangent is None:
+                    returned = self._call(module, inputs, cache)
+                else:
+                    block = model.get_submodule("transformer.h.0")
+                    weights = gradients.reference_weights(block, self.kind)
+                    heads = block.get_submodule("attn").num_attention_heads
+                    returned = self._call_and_differentiate(
+                        module, inputs, weights, cast(int, heads), conditions.cotangent, observation
+                    )
             _see_returned(returned, observation)
             _see_cache(cache, layer, self._attention_prefix, observation.see)
 
@@ -146,6 +160,24 @@ class Component:
         if self.kind == "attn":  # a block calls its attention by keywords
             return module(**{first: inputs[first]}, **context)
         return module(inputs[first], **context)
+
+    def _call_and_differentiate(
+        self,
+        module: nn.Module,
+        inputs: dict[str, Any],
+        weights: gradients.Weights,
+        n_heads: int,
+        cotangent: Cotangent,
+        observation: Observation,
+    ) -> Any:
+        """Call, and see the gradients of sum(output · cotangent) in the hidden states and the weights."""
+        leaf = inputs["hidden_states"].detach().clone().requires_grad_()
+        with gradients.recorded(weights):
+            returned = self._call(module, inputs | {"hidden_states": leaf}, None)
+            output = returned[0] if isinstance(returned, tuple) else returned
+            for name, tap in gradients.taps(output, cotangent(output), leaf, weights, n_heads).items():
+                observation.see(name, tap)
+        return returned
 
     def _run_projection(self, attention: Any, inputs: dict[str, Any], observation: Observation) -> None:
         """Run the whole attention, without mask and at any positions, for the one tensor that comes before both."""

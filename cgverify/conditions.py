@@ -28,9 +28,24 @@ class Patch:
 
         Drawn on the CPU in float32 from the seed and the tap's name: one seed is one tensor everywhere.
         """
-        # torch's CPU generator keeps 32 bits of a seed.
-        generator = torch.Generator().manual_seed(crc32(f"{self.tap} {self.seed}".encode()))
-        return torch.randn(seen.shape, generator=generator).to(seen.device, seen.dtype)
+        return _drawn(f"{self.tap} {self.seed}", seen)
+
+
+@dataclass(frozen=True)
+class Cotangent:
+    """G: the gradients of a component are those of sum(output · G)."""
+
+    seed: int
+
+    def __call__(self, output: torch.Tensor) -> torch.Tensor:
+        """Standard normal values in the shape, dtype and on the device of the output, drawn as a patch is."""
+        return _drawn(f"cotangent {self.seed}", output)
+
+
+def _drawn(name: str, like: torch.Tensor) -> torch.Tensor:
+    # torch's CPU generator keeps 32 bits of a seed.
+    generator = torch.Generator().manual_seed(crc32(name.encode()))
+    return torch.randn(like.shape, generator=generator).to(like.device, like.dtype)
 
 
 @dataclass(frozen=True)
@@ -41,6 +56,8 @@ class Conditions:
     """The seed that torch is given before each side's forward; None leaves the state alone."""
     gradients: bool = False
     """Whether autograd records."""
+    cotangent: Cotangent | None = None
+    """Where gradients are asked for: what the output is multiplied with before it is summed."""
     autocast: torch.dtype | None = None
     cast_table: bool = False
     """Whether the sin/cos table was cast with the model, as `model.to(dtype)` does."""

@@ -26,6 +26,7 @@ CASES = {
     "cast_table": ("attn", "block"),
     "gated": ("attn", "block"),
     "patched": ("attn", "mlp", "block"),
+    "backward": ("ln1", "attn", "attn.o", "mlp", "mlp.in", "mlp.out", "block"),
 }
 """Each case, with the kinds of component that it is for. What it does is in `cgverify/cases/`."""
 

@@ -25,6 +25,7 @@ ROOMS = [
     "cases",
     "components",
     "candidate",
+    "gradients",
     "judge",
     "precision",
     "stages",
