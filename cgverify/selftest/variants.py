@@ -146,9 +146,12 @@ class FusedProjection(Fused):
 
 
 class StoredFusedProjection(Fused):
-    """The fused weight is multiplied as it is stored, and the result split."""
+    """The fused weight is multiplied as it is stored, and the result split; in training it would take the gradient."""
 
     def fused(self, hidden_states: torch.Tensor) -> Tensors:
+        if torch.is_grad_enabled():
+            apart: Tensors = tuple(each.original_component(hidden_states) for each in (self.q, self.k, self.v))
+            return apart
         original: Any = self.original_component
         parts = original.qkv_proj(hidden_states).unflatten(-1, (PARTITIONS, 3, -1))
         query, value, key = (parts[..., i, :].flatten(-2) for i in range(3))
