@@ -117,7 +117,7 @@ def _model(value: Any) -> Any:
         return {"model": value}
     if isinstance(value, Mapping | Model):
         return value
-    raise PydanticCustomError("model", "write a name, or {{model: NAME, weights: random}}")
+    raise PydanticCustomError("model", "write a name, or {model: NAME, weights: random}")
 
 
 class Limits(_Part):

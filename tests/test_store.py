@@ -125,7 +125,9 @@ def test_other_threads_or_versions_are_refused(tmp_path: Path, changed: dict[str
 def test_other_options_or_candidates_are_refused(tmp_path: Path) -> None:
     before = a_run().model_copy(update={"settings": {"dtypes": ("float32",), "candidate_sources": {"x:Y": "abc"}}})
     RunFolder.create(tmp_path / "run", before).close()
-    assert RunFolder.resume(tmp_path / "run", before)[1] == []
+    again, finished = RunFolder.resume(tmp_path / "run", before)
+    assert finished == []
+    again.close()
     for option, value in (("dtypes", ["float16"]), ("candidate_sources", {"x:Y": "abd"})):
         now = before.model_copy(update={"settings": {**before.settings, option: value}})
         with pytest.raises(RunFolderError, match=f"was made with {option}"):
