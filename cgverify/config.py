@@ -10,11 +10,12 @@
 |---|---|
 | `models` | names of `cgverify models`, folders, hub ids; the only key that must be there |
 | `weights` | `auto`, `pretrained`, `random` or `random:SEED`, for the models that say nothing else |
-| `candidates`, `dtypes`, `devices`, `rotary_dims`, `cases`, `seeds`, `layers`, `components` | the axes: every combination \
-becomes a cell. `rotary_dims` knows `own`, `cases` knows `all`, `layers` takes numbers and `5-7`, `components` globs |
+| `candidates`, `dtypes`, `devices`, `seeds` | axes: every combination becomes a cell |
+| `rotary_dims`, `cases` | axes; `own` is the checkpoint's rotary_dim, `all` is every case |
+| `layers`, `components` | axes: `all`, or numbers and ranges such as `5-7`; globs over names or kinds |
 | `batch_size`, `seq_len` | of the inputs |
-| `limits` | for an axis, how many of its values are taken at most: the first ones; of layers, evenly spread ones with the \
-first and the last. `cells` refuses a plan with more cells for a checkpoint |
+| `limits` | how many values of an axis are taken at most: the first ones; of layers, evenly spread ones with both ends. \
+`cells` refuses a plan with more cells for a checkpoint |
 | `include` | more products: each has keys as above, and takes those that it does not have from the top |
 | `exclude` | rules: a cell that fits every key of one of them is left out. Text is a glob |
 

@@ -43,7 +43,7 @@ DECODED_TOKENS = sum(length for _, length in DECODE_STEPS)
 
 @dataclass(frozen=True)
 class Axes:
-    """What to verify; every combination becomes a cell. An empty rotary_dims means the checkpoint's own, as `own` does."""
+    """What to verify; every combination becomes a cell. No rotary_dims means the checkpoint's own, as `own` does."""
 
     candidates: Sequence[str] = ("cgverify",)
     dtypes: Sequence[str] = ("float32",)

@@ -41,6 +41,10 @@ BEFORE_RUN = {"plan.jsonl", f"plan.jsonl{PARTIAL}", f"run.json{PARTIAL}"}
 """What a start that was killed may leave before there is a run."""
 
 
+TWICE = "twice"
+"""The stage of the finding that a cell ran twice and came out differently."""
+
+
 class Planned(Record):
     """A line of plan.jsonl: a cell, and its place in the whole plan, of which a shard has a part."""
 
@@ -170,6 +174,8 @@ def read_plan(path: Path) -> list[Planned]:
 
 def either(first: CellResult, second: CellResult) -> CellResult:
     """What counts of a cell that ran twice."""
+    if any(finding.stage == TWICE for finding in first.findings):
+        return first
     if first.verdict is Verdict.ERROR or second.verdict is Verdict.ERROR:
         return first if second.verdict is Verdict.ERROR and first.verdict is not Verdict.ERROR else second
     if _found(first) == _found(second):
@@ -183,7 +189,7 @@ def either(first: CellResult, second: CellResult) -> CellResult:
         f"it ran twice and the results differ at {where} ({then.verdict.value}, r {then.r}; then {now.verdict.value}, "
         f"r {now.r}): verify it alone, and do not trust this run"
     )
-    finding = Finding(step="", tap="", stage="twice", verdict=Verdict.ERROR, message=message)
+    finding = Finding(step="", tap="", stage=TWICE, verdict=Verdict.ERROR, message=message)
     return CellResult(cell=second.cell, findings=(finding,), seconds=second.seconds)
 
 
@@ -243,8 +249,8 @@ def _read_run(path: Path) -> Run:
         version = described["schema_version"]
         if version > SCHEMA_VERSION:
             raise RunFolderError(
-                f"{path} is of a newer cgverify (schema {version}; this one reads up to {SCHEMA_VERSION}): read it with "
-                "that one."
+                f"{path} is of a newer cgverify (schema {version}; this one reads up to {SCHEMA_VERSION}): read it "
+                "with that one."
             )
         return Run.model_validate(_migrated(described))
     except (FileNotFoundError, NotADirectoryError):

@@ -12,7 +12,11 @@ from pathlib import Path
 from typing import Protocol
 
 from cgverify.plan import View, view
-from cgverify.records import Cell, CellResult, Checkpoint
+from cgverify.records import Cell, CellResult, Checkpoint, Finding, Verdict
+
+
+UnitView = tuple[str, str, View]
+"""A checkpoint by name and digest, and what is in view of it."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,11 @@ class Unit:
     dtype: str
     device: str
     cells: tuple[Cell, ...]
+
+    @property
+    def in_view(self) -> UnitView:
+        """What must be read: units that have it in common are best run by one worker, one after another."""
+        return self.checkpoint.name, self.checkpoint.digest, self.view
 
 
 @dataclass(frozen=True)
@@ -91,3 +100,9 @@ def unfinished(planned: Sequence[Unit], finished: set[str]) -> list[Unit]:
         finished: ids of cells.
     """
     return [unit for unit in planned if not all(cell.id in finished for cell in unit.cells)]
+
+
+def lost(cells: Iterable[Cell], reason: str) -> list[CellResult]:
+    """Errors for cells whose worker was lost."""
+    finding = Finding(step="", tap="", stage="", verdict=Verdict.ERROR, message=reason)
+    return [CellResult(cell=cell, findings=(finding,), seconds=0.0) for cell in cells]
