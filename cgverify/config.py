@@ -14,8 +14,8 @@
 | `rotary_dims`, `cases` | axes; `own` is the checkpoint's rotary_dim, `all` is every case |
 | `layers`, `components` | axes: `all`, or numbers and ranges such as `5-7`; globs over names or kinds |
 | `batch_size`, `seq_len` | of the inputs |
-| `limits` | how many values of an axis are taken at most: the first ones; of layers, evenly spread ones with both ends. \
-`cells` refuses a plan with more cells for a checkpoint |
+| `limits` | how many values of an axis are taken at most, from the first on; layers evenly, with both ends. `cells` \
+refuses a plan with more cells for a checkpoint |
 | `include` | more products: each has keys as above, and takes those that it does not have from the top |
 | `exclude` | rules: a cell that fits every key of one of them is left out. Text is a glob |
 

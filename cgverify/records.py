@@ -161,3 +161,14 @@ class Run(Record):
     checkpoints: tuple[Checkpoint, ...] = ()
     settings: dict[str, Any]
     environment: dict[str, Any]
+
+    def checkpoint_of(self, cell: Cell) -> Checkpoint:
+        """The checkpoint that a cell is of.
+
+        Raises:
+            LookupError: none of this run's.
+        """
+        for checkpoint in self.checkpoints:
+            if (checkpoint.name, checkpoint.digest) == (cell.model, cell.weights):
+                return checkpoint
+        raise LookupError(f"{cell.model} with weights {cell.weights} is no checkpoint of this run")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,7 +14,7 @@ from cgverify import candidate
 from cgverify.config import SweepConfig
 from cgverify.environment import machine, pin_numerics, versions
 from cgverify.errors import NothingToVerifyError
-from cgverify.execute.checkpoints import Asked, Found, find, found_one, name_of
+from cgverify.execute.checkpoints import Asked, Found, find, found_one, name_of, sketch
 from cgverify.execute.in_process import InProcess
 from cgverify.execute.processes import Processes
 from cgverify.execute.work import Executor, Job, Unit, unfinished, units
@@ -103,7 +103,7 @@ def prepare(order: Order, means: Means) -> Prepared:
     """
     names = dict.fromkeys(name for request in order.requests for name in request.axes.candidates)
     sources = {name: candidate.find(name).source for name in names}
-    found = order.find((request.model, request.weights) for request in order.requests)
+    found = order.find(asked_by(order))
     cells = whole_plan(order, found)
     planned = tuple(Planned(place=place, cell=cell) for place, cell in enumerate(cells))
     if means.shard is not None:
@@ -116,6 +116,22 @@ def prepare(order: Order, means: Means) -> Prepared:
         "shard": means.shard and str(means.shard),
     }
     return Prepared(_describe(order, found, settings, _threads(means)), planned, found, means)
+
+
+def outline(order: Order, means: Means) -> list[Unit]:
+    """The units that an order comes to, without weights: nothing is fetched, read or imported.
+
+    Raises:
+        UsageError: see `whole_plan`.
+    """
+    found = Found({asked: sketch(*asked) for asked in asked_by(order)})
+    cells = whole_plan(order, found)
+    return units(cells if means.shard is None else means.shard.of(cells), found.checkpoints.values())
+
+
+def asked_by(order: Order) -> list[Asked]:
+    """The checkpoints of an order, each once."""
+    return list(dict.fromkeys((request.model, request.weights) for request in order.requests))
 
 
 def whole_plan(order: Order, found: Found) -> list[Cell]:
@@ -210,7 +226,7 @@ class Campaign:
         finished = {cell for cell, result in self.results.items() if result.verdict is not Verdict.ERROR}
         return unfinished(self.prepared.units, finished)
 
-    def carry_out(self, deadline: float | None = None) -> Iterator[CellResult]:
+    def carry_out(self, deadline: float | None = None) -> Generator[CellResult, None, None]:
         """Verify what is left, each result kept before it is seen.
 
         Args:
@@ -253,5 +269,3 @@ def require_cells(prepared: Prepared) -> None:
             f"Shard {prepared.means.shard} has no cell of this plan: give fewer shards. (Its run folder is there, for "
             "merge.)"
         )
-
-

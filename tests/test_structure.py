@@ -15,8 +15,10 @@ ROOMS = [
     "cli",
     "report",
     "selftest",
+    "cost",
     "runner",
     "execute",
+    "merging",
     "store",
     "evidence",
     "verify",
@@ -96,7 +98,7 @@ def test_light_rooms_name_no_heavy_package_at_the_top(room: str) -> None:
                 assert not HEAVY & {name.split(".")[0] for name in names}, path
 
 
-@pytest.mark.parametrize("arguments", [[], ["all-components"], ["selftest"], ["models"], ["env"]])
+@pytest.mark.parametrize("arguments", [[], ["all-components"], ["sweep"], ["merge"], ["selftest"], ["models"], ["env"]])
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     script = (
         "import sys\n"

@@ -55,6 +55,23 @@ def found_one(model: str, weights: str) -> Found:
     return Found({(model, weights): _described(model, weights, source)}, {(model, weights): source})
 
 
+def sketch(model: str, weights: str) -> Checkpoint:
+    """A checkpoint's shape, from its config alone; its weights are neither read nor fetched.
+
+    Raises:
+        UnknownNameError: a name that can be no checkpoint anywhere.
+    """
+    shape = architecture(model)
+    if shape is None or shape.hub is None:
+        try:
+            return _described(model, weights, resolve(model, "auto" if weights == "pretrained" else weights))
+        except UnknownNameError:
+            raise
+        except CgverifyError as error:
+            return _absent(model, weights, str(error))
+    return _absent(model, weights, "").model_copy(update={"digest": f"{model} {weights}"})
+
+
 def _described(model: str, weights: str, source: Source) -> Checkpoint:
     config = source.config
     return Checkpoint(

@@ -10,6 +10,7 @@ without it; a unit that two workers died of before its first cell, or while they
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import multiprocessing
 import os
@@ -110,10 +111,8 @@ class Queue:
 
 def _give(hand: _Hand, unit: Unit) -> None:
     hand.unit, hand.at, hand.seen = unit, None, unit.in_view
-    try:
+    with contextlib.suppress(OSError):  # it died while it waited; its pipe says so when it is read
         hand.pipe.send(unit)
-    except OSError:  # it died while it waited; its pipe says so when it is read
-        pass
 
 
 def _heard(hand: _Hand, what: str, told: Any) -> list[CellResult]:

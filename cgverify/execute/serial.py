@@ -11,7 +11,6 @@ from itertools import groupby
 
 import torch
 
-from cgverify import verify
 from cgverify.candidate import Candidate
 from cgverify.checkpoint.source import Source
 from cgverify.checkpoint.window import Setting, Window, refusal
@@ -19,6 +18,16 @@ from cgverify.errors import CandidateError, DeviceError, WeightsError
 from cgverify.execute.work import together
 from cgverify.plan import view
 from cgverify.records import Cell, CellResult, RotaryDim, Verdict
+from cgverify.verify import (
+    CandidateFailedError,
+    Keep,
+    Reference,
+    candidate_failed,
+    judge,
+    keep_nothing,
+    not_run,
+    observe,
+)
 
 Watch = Callable[[Cell | None], None]
 """Told of each cell before it is observed, and None before what was observed is judged."""
@@ -32,7 +41,7 @@ def run(
     cells: Sequence[Cell],
     source: Source,
     candidates: Mapping[str, Candidate],
-    keep: verify.Keep = verify.keep_nothing,
+    keep: Keep = keep_nothing,
 ) -> Iterator[CellResult]:
     """Verify cells of one checkpoint, each result as it is found.
 
@@ -60,23 +69,23 @@ class Reader:
         self,
         cells: Sequence[Cell],
         candidates: Mapping[str, Candidate],
-        keep: verify.Keep = verify.keep_nothing,
+        keep: Keep = keep_nothing,
         watch: Watch = unwatched,
     ) -> Iterator[CellResult]:
         """The results of one unit's cells."""
         dtype, device, rotary_dim = cells[0].dtype, cells[0].device, cells[0].rotary_dim
         if (reason := self._refusal(rotary_dim)) is not None:
-            yield from verify.not_run(cells, Verdict.UNSUPPORTED, reason)
+            yield from not_run(cells, Verdict.UNSUPPORTED, reason)
             return
         try:
             require_devices([device])
             if self._window.view != view(cells[0]):
                 self._window.show(view(cells[0]))
         except (DeviceError, WeightsError) as error:
-            yield from verify.not_run(cells, Verdict.ERROR, str(error))
+            yield from not_run(cells, Verdict.ERROR, str(error))
             return
         setting = Setting(getattr(torch, dtype), torch.device(device), rotary_dim)
-        reference = verify.Reference(self._window.model(setting), self._source.config, self._window.spread())
+        reference = Reference(self._window.model(setting), self._source.config, self._window.spread())
         for name, of_candidate in groupby(sorted(cells, key=_candidate), key=_candidate):
             yield from self._of_candidate(candidates[name], list(of_candidate), reference, setting, keep, watch)
 
@@ -84,9 +93,9 @@ class Reader:
         self,
         candidate: Candidate,
         cells: list[Cell],
-        reference: verify.Reference,
+        reference: Reference,
         setting: Setting,
-        keep: verify.Keep,
+        keep: Keep,
         watch: Watch,
     ) -> list[CellResult]:
         watch(cells[0])
@@ -95,16 +104,16 @@ class Reader:
         except CandidateError:
             raise
         except (Exception, SystemExit) as error:  # a candidate may fail in any way, and that is a finding
-            return verify.candidate_failed(cells, verify.CandidateFailedError("boot", error))
+            return candidate_failed(cells, CandidateFailedError("boot", error))
         results, observed = [], []
         for cell in cells:
             watch(cell)
             try:
-                observed.append(verify.observe(cell, reference, bridge))
-            except verify.CandidateFailedError as error:
-                results += verify.candidate_failed([cell], error)
+                observed.append(observe(cell, reference, bridge))
+            except CandidateFailedError as error:
+                results += candidate_failed([cell], error)
         watch(None)
-        return verify.judge(observed, reference.parameters, keep) + results
+        return judge(observed, reference.parameters, keep) + results
 
     def _refusal(self, rotary_dim: RotaryDim) -> str | None:
         if rotary_dim not in self._refusals:

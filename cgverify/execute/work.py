@@ -14,7 +14,6 @@ from typing import Protocol
 from cgverify.plan import View, view
 from cgverify.records import Cell, CellResult, Checkpoint, Finding, Verdict
 
-
 UnitView = tuple[str, str, View]
 """A checkpoint by name and digest, and what is in view of it."""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from functools import partial
 
-from cgverify import verify
 from cgverify.candidate import find
 from cgverify.checkpoint.resolve import resolve
 from cgverify.checkpoint.source import Source
@@ -16,6 +15,7 @@ from cgverify.execute.checkpoints import Asked
 from cgverify.execute.serial import Reader, Watch, unwatched
 from cgverify.execute.work import Job, Unit
 from cgverify.records import CellResult, Checkpoint, Verdict
+from cgverify.verify import Keep, keep_nothing, not_run
 
 
 class Worker:
@@ -32,10 +32,8 @@ class Worker:
         pin_numerics(job.threads)
         self._sources = sources or {}
         self._candidates = {name: find(name) for name in job.candidates}
-        self._keep: verify.Keep = (
-            verify.keep_nothing
-            if job.folder is None
-            else partial(with_evidence, folder=job.folder, kept=job.keep_tensors)
+        self._keep: Keep = (
+            keep_nothing if job.folder is None else partial(with_evidence, folder=job.folder, kept=job.keep_tensors)
         )
         self._checkpoint: Checkpoint | None = None
         self._reader: Reader | str = ""
@@ -46,7 +44,7 @@ class Worker:
             self._checkpoint, self._reader = unit.checkpoint, ""  # let go of one window before the next is opened
             self._reader = self._open(unit.checkpoint)
         if isinstance(self._reader, str):
-            yield from verify.not_run(unit.cells, Verdict.ERROR, self._reader)
+            yield from not_run(unit.cells, Verdict.ERROR, self._reader)
             return
         yield from self._reader.verify(unit.cells, self._candidates, self._keep, watch)
 
