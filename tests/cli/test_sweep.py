@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
 import time
@@ -52,11 +53,11 @@ def same(one: Path, other: Path) -> bool:
     return all((one / file).read_bytes() == (other / file).read_bytes() for file in ("findings.csv", "summary.csv"))
 
 
-def test_the_smoke_plan_holds_in_a_real_process(cli: Cli, tmp_path: Path) -> None:
-    done = cli("sweep", str(ROOT / "configs" / "smoke.yaml"), "--output", "run")
-    assert done.returncode == 0, done.stderr
+def test_the_smoke_plan_holds(here: Path) -> None:
+    done = invoke("sweep", str(ROOT / "configs" / "smoke.yaml"), "--output", "run", "--threads", "1")
+    assert done.exit_code == 0, done.output
     assert "100 cells" in done.stderr
-    findings = pd.read_csv(tmp_path / "run" / "findings.csv")
+    findings = pd.read_csv(here / "run" / "findings.csv")
     assert set(findings["dtype"]) == {"float32", "bfloat16"}
     assert set(findings["layer"].dropna()) == {0, 4}
     assert (findings["r"] <= 1).all()
@@ -111,8 +112,6 @@ def test_interrupted_with_workers_it_leaves_a_run_that_goes_on(here: Path) -> No
     while not (findings.exists() and findings.stat().st_size) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert process.pid is not None
-    import os
-
     os.kill(process.pid, signal.SIGINT)
     process.join()
     told = (here / "output.txt").read_text()
@@ -146,7 +145,7 @@ def test_four_shards_merged_are_the_run_that_was_not_split(here: Path, whole: Pa
         owner = described
         for key in change[:-1]:
             owner = owner[key]
-        owner[change[-1]] = "changed" if change[-1] != "seeds" else "changed"
+        owner[change[-1]] = "changed"
         path.write_text(json.dumps(described))
         refused = invoke("merge", *parts, "--output", "lacking")
         assert (refused.exit_code, told in refused.stderr) == (2, True), refused.stderr
@@ -168,18 +167,20 @@ def test_time_that_is_up_and_a_first_failure_stop_it(here: Path) -> None:
 
 
 def test_what_failed_can_be_run_again_alone(here: Path) -> None:
-    plan = {**SMALL, "candidates": ["cgverify", "outside:Candidate"], "cases": "default"}
-    (here / "outside.py").write_text("from changing import Candidate\n")
-    (here / "changing.py").write_text("from faults import HeadsSwapped as Candidate\n")
+    plan = {**SMALL, "candidates": ["cgverify", "moody:moody"], "cases": "default", "layers": 0}
+    (here / "moody.py").write_text(
+        "from pathlib import Path\n"
+        "def moody(bridge):\n"
+        "    if Path('broken').exists():\n"
+        "        raise RuntimeError('not today')\n"
+        "    return bridge\n"
+    )
+    (here / "broken").touch()
     arguments = ("sweep", str(written(plan, here / "faulty.yaml")), "--output", "run", "--threads", "1", "-q")
-    process = command_line(*arguments)
-    process.join()
-    assert process.exitcode == 1, (here / "output.txt").read_text()
+    assert invoke(*arguments).exit_code == 1
     before = {result.cell.id: result for result in read(here / "run")[1]}
-    (here / "changing.py").write_text("from cgverify.bridge import CodeGenAttentionBridge as Candidate\n")
-    again = command_line(*arguments, "--rerun-failed")
-    again.join()
-    assert again.exitcode == 0, (here / "output.txt").read_text()
+    (here / "broken").unlink()
+    assert invoke(*arguments, "--rerun-failed").exit_code == 0
     after = {result.cell.id: result for result in read(here / "run")[1]}
     assert before.keys() == after.keys()
     assert {before[cell].verdict.fails for cell in before if before[cell] != after[cell]} == {True}
@@ -218,7 +219,7 @@ def test_a_dry_run_lists_cells_and_cost_and_runs_nothing(here: Path) -> None:
     assert 0 < len(described["cells"]) < 18
     assert 0 < described["cost"]["longest"] < described["cost"]["seconds"]
     nightly = invoke("sweep", str(ROOT / "configs" / "nightly.yaml"), "--dry-run")
-    assert "of shailja/fine-tuned-codegen-2B-Verilog" in nightly.stdout.lower().replace("of", "of")
+    assert "Of shailja/fine-tuned-codegen-2B-Verilog" in nightly.stdout
     assert not (here / "reports").exists()
 
 
