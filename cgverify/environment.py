@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
+import sys
+import warnings
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -35,6 +38,16 @@ def machine() -> dict[str, Any]:
 def prefer_huge_pages() -> None:
     """Let torch ask for huge pages, into which weights are copied faster. Before torch is imported."""
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
+
+def hush_libraries() -> None:
+    """Libraries warn of things that are no concern of the user's; -v lets them."""
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+    if not sys.stderr.isatty():
+        from huggingface_hub.utils.tqdm import disable_progress_bars
+
+        disable_progress_bars()
 
 
 def pin_numerics(threads: int | None) -> dict[str, Any]:

@@ -15,7 +15,10 @@ ROOMS = [
     "cli",
     "report",
     "selftest",
+    "cost",
+    "runner",
     "execute",
+    "merging",
     "store",
     "evidence",
     "verify",
@@ -36,6 +39,7 @@ ROOMS = [
     "checkpoint",
     "bridge",
     "bits",
+    "config",
     "plan",
     "environment",
     "records",
@@ -83,7 +87,7 @@ def test_the_bridge_knows_nothing_of_verification() -> None:
             assert not module.startswith("cgverify.") or module.startswith("cgverify.bridge"), (path, module)
 
 
-@pytest.mark.parametrize("room", ["cli", "plan", "records", "errors"])
+@pytest.mark.parametrize("room", ["cli", "config", "plan", "records", "errors"])
 def test_light_rooms_name_no_heavy_package_at_the_top(room: str) -> None:
     for path in FILES:
         if room_of(path) != room:
@@ -94,7 +98,7 @@ def test_light_rooms_name_no_heavy_package_at_the_top(room: str) -> None:
                 assert not HEAVY & {name.split(".")[0] for name in names}, path
 
 
-@pytest.mark.parametrize("arguments", [[], ["all-components"], ["selftest"], ["models"], ["env"]])
+@pytest.mark.parametrize("arguments", [[], ["all-components"], ["sweep"], ["merge"], ["selftest"], ["models"], ["env"]])
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     script = (
         "import sys\n"

@@ -9,8 +9,10 @@ import typer
 from cgverify import __version__
 from cgverify.cli.all_components import all_components
 from cgverify.cli.env import env
+from cgverify.cli.merge import merge
 from cgverify.cli.models import models
 from cgverify.cli.selftest import selftest
+from cgverify.cli.sweep import sweep
 
 app = typer.Typer(
     name="cgverify",
@@ -37,6 +39,8 @@ def cgverify(
 
 
 app.command()(all_components)
+app.command()(sweep)
+app.command()(merge)
 app.command()(selftest)
 app.command()(models)
 app.command()(env)

@@ -68,6 +68,9 @@ Threads = Annotated[
     int | None,
     typer.Option(min=1, help="Of torch; recorded.", envvar="CGVERIFY_THREADS", rich_help_panel=_RUN),
 ]
+Jobs = Annotated[
+    int, typer.Option(min=1, help="Processes that share the work.", envvar="CGVERIFY_JOBS", rich_help_panel=_RUN)
+]
 Output = Annotated[
     Path | None,
     typer.Option(help="Run folder; by default reports/MODEL-TIME.", envvar="CGVERIFY_OUTPUT", rich_help_panel=_RUN),

@@ -55,9 +55,10 @@ def _failures(run: Run, results: Sequence[CellResult]) -> list[RenderableType]:
 
 
 def _setting_table(run: Run, setting: tuple[str, ...], findings: pd.DataFrame, width: int) -> Table:
-    candidate, dtype, device, rotary_dim = setting
+    model, candidate, dtype, device, rotary_dim = setting
+    origin = next((one.origin for one in run.checkpoints if one.name == model), run.weights_origin)
     table = Table(
-        title=f"{run.model} · {candidate} · {dtype} · {device} · rotary_dim {rotary_dim} · {run.weights_origin}",
+        title=f"{model} · {candidate} · {dtype} · {device} · rotary_dim {rotary_dim} · {origin}",
         title_justify="left",
         title_style="bold",
     )
