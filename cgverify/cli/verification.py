@@ -108,18 +108,13 @@ class Verification:
 def _report(
     run: Run, path: Path, results: Iterable[CellResult], plan: list[Cell], format: str, interrupted: bool
 ) -> int:
-    from cgverify.report import as_json, table
-    from cgverify.report.frames import findings_frame, in_plan_order, write_csv
+    from cgverify.report.formats import render
+    from cgverify.report.frames import in_plan_order, write_csv
     from cgverify.report.outcome import exit_code
 
     ordered = in_plan_order(results, plan)
     write_csv(path, ordered)
-    if format == "json":
-        typer.echo(as_json.render(run, ordered))
-    elif format == "csv":
-        typer.echo(findings_frame(ordered).to_csv(index=False), nl=False)
-    else:
-        table.show(Console(), run, ordered)
+    typer.echo(render(format, run, ordered), nl=False)
     if interrupted:
         typer.echo(
             f"Interrupted after {len(ordered)} of {len(plan)} cells: --output {path} --resume goes on.", err=True

@@ -1,0 +1,52 @@
+"""`cgverify report`: a run that was kept, shown again in any format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cgverify.cli import options
+from cgverify.cli.exits import exit_codes
+from cgverify.cli.options import FORMATS, known
+from cgverify.errors import UsageError
+
+PIVOT_FORMATS = ("table", "json", "csv", "markdown")
+AXES = ("dtype", "device", "case", "candidate", "rotary_dim", "layer")
+
+Folder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder or a baseline.")]
+By = Annotated[str | None, typer.Option(help=f"Along one axis: {', '.join(AXES)}.", envvar="CGVERIFY_BY")]
+
+
+def report(
+    run: Folder,
+    format: options.Format = "table",
+    by: By = None,
+    verbose: options.Verbose = 0,
+) -> None:
+    """Show a run again, whole or along one axis. What it found is told and not judged: the exit code is that of showing.
+
+    Exit codes: 0 shown, 2 bad usage.
+    """
+    with exit_codes(verbose):
+        known("format", [format], FORMATS)
+        if by is not None:
+            known("by", [by], AXES)
+            if format not in PIVOT_FORMATS:
+                raise UsageError(f"--by is shown as {', '.join(PIVOT_FORMATS)}, and not as {format}.")
+
+        from cgverify.baseline import load
+        from cgverify.report.order import in_report_order
+
+        stored = load(run)
+        ordered = in_report_order(stored.run, stored.results)
+        if by is None:
+            from cgverify.report.formats import render
+
+            text = render(format, stored.run, ordered)
+        else:
+            from cgverify.report.pivot import render as render_pivot
+
+            text = render_pivot(format, stored.run, ordered, by)
+        typer.echo(text, nl=False)

@@ -1,0 +1,242 @@
+"""A run beside its baseline, in every format: what got worse first, then all that is merely different."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+
+import pandas as pd
+
+from cgverify.comparison.changes import Change, Comparison, Group
+from cgverify.records import Cell, Finding
+from cgverify.report.frames import CELL
+from cgverify.report.github import annotations
+from cgverify.report.markdown import document
+from cgverify.report.sections import Section, counted, figure, on_screen
+
+SHOWN = 20
+GROWTH_TOLD = 2.0
+"""The factor from which on a grown r is worth a line."""
+COLUMNS = [
+    *("change", *CELL, "step", "tap", "stage", "verdict_before", "verdict_after"),
+    *("r_before", "r_after", "message"),
+]
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Changes that are one and the same in several cells: told once, where it tells most."""
+
+    change: Change
+    cells: int
+    layers: tuple[int, ...]
+
+    @property
+    def places(self) -> str:
+        """How many cells more, and in which layers: one layer out of many is itself a lead."""
+        layers = f", all in layer {self.layers[0]}" if len(self.layers) == 1 else f", in layers {_ranges(self.layers)}"
+        return (
+            f" (and in {counted(self.cells - 1, 'more cell')}{layers if self.layers else ''})" if self.cells > 1 else ""
+        )
+
+    @property
+    def sentence(self) -> str:
+        change, cell = self.change, self.change.cell
+        step = f" {change.finding.step}" if change.finding.step not in ("", "forward") else ""
+        what = f"{change.finding.tap} ({change.finding.stage})" if change.finding.tap else "the cell"
+        message = f": {change.after.message.rstrip('.')}" if change.after and change.after.message else ""
+        where = f"{cell.component}, {cell.candidate} in {cell.dtype}, case {cell.case}{step}"
+        return f"{where}: {what} {_from_to(change)}{message}{self.places}."
+
+
+def folded(changes: Iterable[Change]) -> list[Fold]:
+    """Changes of one tap, from one verdict to another, over cells; those that fail first."""
+    found: dict[tuple[object, ...], list[Change]] = {}
+    for change in changes:
+        cell, finding = change.cell, change.finding
+        tap = finding.tap.removeprefix("attn.").removeprefix("mlp.").removeprefix("ln1.")
+        key = (cell.model, cell.candidate, cell.dtype, cell.device, finding.stage, tap, *_verdicts(change))
+        found.setdefault(key, []).append(change)
+    folds = [
+        Fold(
+            max(own, key=lambda change: (change.cell.kind != "block", change.finding.r or 0.0)),
+            len({change.cell.id for change in own}),
+            tuple(sorted({change.cell.layer for change in own if change.cell.layer is not None})),
+        )
+        for own in found.values()
+    ]
+    return sorted(folds, key=lambda fold: not fold.change.fails)
+
+
+def render(format: str, comparison: Comparison, regressions: Sequence[str]) -> str:
+    """The comparison as text.
+
+    Args:
+        format: a key of `FORMATS`.
+        regressions: the sentences of `cgverify.comparison.criteria.regressions`.
+    """
+    return FORMATS[format](comparison, regressions)
+
+
+def _table(comparison: Comparison, regressions: Sequence[str]) -> str:
+    return on_screen(sections(comparison, regressions))
+
+
+def _markdown(comparison: Comparison, regressions: Sequence[str]) -> str:
+    outcome = "regression" if regressions else "no regression"
+    return document(f"{comparison.run.model} beside its baseline: {outcome}", sections(comparison, regressions))
+
+
+def _github(comparison: Comparison, regressions: Sequence[str]) -> str:
+    """Annotations: without a regression nothing but a notice."""
+    told = [
+        (f"{fold.change.cell.component}: {_from_to(fold.change)}", fold.sentence)
+        for fold in folded(comparison.worse)
+        if regressions
+    ]
+    told += [("regression", sentence) for sentence in regressions]
+    return annotations(told, f"cgverify {comparison.run.model}", _verdict_line(comparison, regressions))
+
+
+def _csv(comparison: Comparison, _: Sequence[str]) -> str:
+    text: str = comparison_frame(comparison).to_csv(index=False)
+    return text
+
+
+def _json(comparison: Comparison, regressions: Sequence[str]) -> str:
+    rows = json.loads(comparison_frame(comparison).to_json(orient="records", double_precision=15))
+    described = {
+        "ok": not regressions,
+        "regressions": list(regressions),
+        "cells": comparison.cells,
+        "taps": comparison.taps,
+        "differences": [asdict(difference) for difference in comparison.differences],
+        "appeared": [asdict(group) for group in comparison.appeared_groups],
+        "vanished": [asdict(group) for group in comparison.vanished_groups],
+        "stopped": [asdict(hook) for hook in comparison.stopped],
+        "times": asdict(comparison.times) if comparison.times else None,
+        "changes": rows,
+    }
+    return json.dumps(described, allow_nan=False) + "\n"
+
+
+FORMATS: dict[str, Callable[[Comparison, Sequence[str]], str]] = {
+    "table": _table,
+    "json": _json,
+    "csv": _csv,
+    "markdown": _markdown,
+    "github": _github,
+}
+
+
+def comparison_frame(comparison: Comparison) -> pd.DataFrame:
+    """One row per change, columns `COLUMNS`: worse, better, grown, lost, and the cells that appeared or vanished."""
+    rows = [_row("worse", change.cell, change.before, change.after) for change in comparison.worse]
+    rows += [_row("better", change.cell, change.before, change.after) for change in comparison.better]
+    rows += [
+        _row("grown", growth.cell, None, growth.finding) | {"r_before": growth.before, "r_after": growth.after}
+        for growth in comparison.grown(GROWTH_TOLD)
+    ]
+    rows += [_row("lost", lost.cell, None, lost.finding) for lost in comparison.lost]
+    for change, results in (("appeared", comparison.appeared), ("vanished", comparison.vanished)):
+        rows += [_row(change, result.cell, None, None) for result in results]
+    return pd.DataFrame(rows, columns=COLUMNS).astype({"layer": "Int64", "rotary_dim": "string"})
+
+
+def _row(change: str, cell: Cell, before: Finding | None, after: Finding | None) -> dict[str, object]:
+    named = after or before
+    return {
+        "change": change,
+        **{column: getattr(cell, column) for column in CELL},
+        **{name: getattr(named, name) if named else "" for name in ("step", "tap", "stage")},
+        "verdict_before": before.verdict.value if before else "",
+        "verdict_after": after.verdict.value if after else "",
+        "r_before": before.r if before else None,
+        "r_after": after.r if after else None,
+        "message": after.message if after else "",
+    }
+
+
+def sections(comparison: Comparison, regressions: Sequence[str]) -> Iterator[Section]:
+    """The comparison as a reader wants it: the answer, what explains it, what got worse, and the rest."""
+    yield Section(_verdict_line(comparison, regressions), regressions, tone="bad" if regressions else "good")
+    if comparison.differences:
+        rows = [[f"{each.part}.{each.name}", each.before, each.after] for each in comparison.differences]
+        yield Section("What else differs", columns=["", "baseline", "run"], rows=rows)
+    for title, changes, tone in (("Worse", comparison.worse, "bad"), ("Better", comparison.better, "good")):
+        folds = folded(changes)
+        if folds:
+            lines = [fold.sentence for fold in folds[:SHOWN]] + _more(len(folds))
+            yield Section(f"{title}: {counted(len(changes), 'tap')}", lines, tone="bad" if tone == "bad" else "good")
+    if comparison.lost:
+        lines = [f"{lost.cell.component}, {lost.cell.case}: {lost.finding.message}" for lost in comparison.lost[:SHOWN]]
+        lines += _more(len(comparison.lost))
+        yield Section(f"No longer compared: {counted(len(comparison.lost), 'cell')}", lines, tone="bad")
+    if comparison.stopped:
+        lines = [f"{each.candidate}: {each.hook}, in {counted(each.cells, 'cell')}" for each in comparison.stopped]
+        yield Section("Hooks that stopped firing", lines[:SHOWN] + _more(len(lines)), tone="bad")
+    for title, groups in (("Vanished", comparison.vanished_groups), ("Appeared", comparison.appeared_groups)):
+        if groups:
+            yield _cells(title, groups)
+    yield from _grown(comparison)
+    if comparison.times is not None:
+        before, after = comparison.times.before, comparison.times.after
+        yield Section(f"Time of the same cells on equal machines: {before:.1f} s, now {after:.1f} s", tone="aside")
+
+
+def _cells(title: str, groups: Sequence[Group]) -> Section:
+    lines = [f"{group.axis} {group.value}: {counted(group.cells, 'cell')}" for group in groups[:SHOWN]]
+    return Section(f"{title}: {counted(sum(group.cells for group in groups), 'cell')}", lines + _more(len(groups)))
+
+
+def _grown(comparison: Comparison) -> Iterator[Section]:
+    grown = comparison.grown(GROWTH_TOLD)
+    if not grown:
+        return
+    rows = [
+        [
+            f"{growth.cell.kind} {growth.finding.tap} ({growth.finding.stage})",
+            f"{growth.cell.dtype} {growth.cell.case}",
+            *(figure(growth.before), figure(growth.after), f"×{figure(growth.factor)}"),
+        ]
+        for growth in grown[:SHOWN]
+    ]
+    title = f"r at least {GROWTH_TOLD:g} times greater, over all layers and seeds: {counted(len(grown), 'tap')}"
+    yield Section(title, _more(len(grown)), ["tap", "in", "baseline", "run", "factor"], rows)
+
+
+def _verdict_line(comparison: Comparison, regressions: Sequence[str]) -> str:
+    compared = f"{counted(comparison.cells, 'cell')} and {counted(comparison.taps, 'tap')} compared with the baseline"
+    if regressions:
+        return f"Regression: {compared}"
+    same = not (comparison.worse or comparison.better or comparison.lost or comparison.vanished or comparison.appeared)
+    return f"{'No change' if same else 'No regression'}: {compared}"
+
+
+def _more(number: int) -> list[str]:
+    return [f"… and {number - SHOWN} more"] if number > SHOWN else []
+
+
+def _verdicts(change: Change) -> tuple[str, str]:
+    before, after = change.before, change.after
+    return before.verdict.value if before else "not found", after.verdict.value if after else "not found"
+
+
+def _from_to(change: Change) -> str:
+    before, after = change.before, change.after
+    told = " → ".join(_verdicts(change))
+    if before is not None and after is not None and before.r != after.r:
+        told += f", r {figure(before.r)} → {figure(after.r)}"
+    return told
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """`0, 2-4` of 0, 2, 3 and 4."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
