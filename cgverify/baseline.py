@@ -41,9 +41,7 @@ def load(path: Path) -> StoredRun:
     """
     if not (path / PACKED).exists():
         return StoredRun(*read(path))
-    with (
-        tempfile.TemporaryDirectory() as unpacked
-    ):  # one reader for both, so that an old baseline reads like an old run
+    with tempfile.TemporaryDirectory() as unpacked:  # one reader for both: an old baseline reads like an old run
         folder = Path(unpacked)
         try:
             shutil.copy(path / "run.json", folder)

@@ -97,7 +97,7 @@ def test_light_rooms_name_no_heavy_package_at_the_top(room: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["all-components"], ["selftest"], ["models"], ["env"], ["compare"], ["report"]]
+    "arguments", [[], ["all-components"], ["compare"], ["report"], ["baseline"], ["selftest"], ["models"], ["env"]]
 )
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     script = (

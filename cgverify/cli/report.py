@@ -11,12 +11,10 @@ from cgverify.cli import options
 from cgverify.cli.exits import exit_codes
 from cgverify.cli.options import FORMATS, known
 from cgverify.errors import UsageError
-
-PIVOT_FORMATS = ("table", "json", "csv", "markdown")
-AXES = ("dtype", "device", "case", "candidate", "rotary_dim", "layer")
+from cgverify.report.formats import PIVOT_FORMATS, PIVOTS
 
 Folder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder or a baseline.")]
-By = Annotated[str | None, typer.Option(help=f"Along one axis: {', '.join(AXES)}.", envvar="CGVERIFY_BY")]
+By = Annotated[str | None, typer.Option(help=f"Along one axis: {', '.join(PIVOTS)}.", envvar="CGVERIFY_BY")]
 
 
 def report(
@@ -25,14 +23,14 @@ def report(
     by: By = None,
     verbose: options.Verbose = 0,
 ) -> None:
-    """Show a run again, whole or along one axis. What it found is told and not judged: the exit code is that of showing.
+    """Show a run again, whole or along one axis. What it found is told, and not judged by the exit code.
 
     Exit codes: 0 shown, 2 bad usage.
     """
     with exit_codes(verbose):
         known("format", [format], FORMATS)
         if by is not None:
-            known("by", [by], AXES)
+            known("by", [by], PIVOTS)
             if format not in PIVOT_FORMATS:
                 raise UsageError(f"--by is shown as {', '.join(PIVOT_FORMATS)}, and not as {format}.")
 

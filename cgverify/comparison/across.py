@@ -1,4 +1,4 @@
-"""Two slices of a run, or of two, that differ in one axis: float32 beside bfloat16, cpu beside cuda, bridge beside bridge.
+"""Two slices of one run or two that differ in one axis: float32 and bfloat16, cpu and cuda, one bridge and another.
 
 Cells that are equal in everything else were given the same probes, so their errors against the oracle can be divided.
 """
@@ -16,6 +16,7 @@ from cgverify.errors import UnknownNameError, UsageError
 from cgverify.records import Cell, CellResult, Finding
 
 AXES = ("device", "dtype", "rotary_dim", "candidate")
+SETTING = ("candidate", "dtype", "device", "rotary_dim")
 
 
 @dataclass(frozen=True)
@@ -73,20 +74,32 @@ class Across:
     """Cells without a partner on the other side."""
     only_second: int
 
-    def first_differences(self) -> list[FirstDifference]:
-        """Per kind of component and case, over its layers and seeds."""
-        found: dict[tuple[str, str], list[tuple[int, TapPair]]] = {}
-        for _, own in groupby(self.pairs, key=lambda pair: pair.cell.id):
-            for place, pair in enumerate(own):
-                found.setdefault((pair.cell.kind, pair.cell.case), []).append((place, pair))
-        return [
-            FirstDifference(
-                *key,
-                of_error=_earliest(placed, lambda pair: pair.error_differs),
-                of_verdict=_earliest(placed, lambda pair: pair.verdict_differs),
-            )
-            for key, placed in found.items()
-        ]
+    def by_setting(self) -> dict[str, list[TapPair]]:
+        """The pairs of each setting that both sides share: with the axis dtype, of each candidate, device and so on."""
+        shared = [name for name in ("model", *SETTING) if name != self.axis]
+        found: dict[str, list[TapPair]] = {}
+        for pair in self.pairs:
+            values = {name: str(getattr(pair.cell, name)) for name in shared}
+            if "rotary_dim" in values:
+                values["rotary_dim"] = f"rotary_dim {values['rotary_dim']}"
+            found.setdefault(" · ".join(values.values()), []).append(pair)
+        return found
+
+
+def first_differences(pairs: Sequence[TapPair]) -> list[FirstDifference]:
+    """Per kind of component and case, over layers and seeds, in the order of the computation."""
+    found: dict[tuple[str, str], list[tuple[int, TapPair]]] = {}
+    for _, own in groupby(pairs, key=lambda pair: pair.cell.id):
+        for place, pair in enumerate(own):
+            found.setdefault((pair.cell.kind, pair.cell.case), []).append((place, pair))
+    return [
+        FirstDifference(
+            *key,
+            of_error=_earliest(placed, lambda pair: pair.error_differs),
+            of_verdict=_earliest(placed, lambda pair: pair.verdict_differs),
+        )
+        for key, placed in found.items()
+    ]
 
 
 def across(axis: str, values: tuple[str, str], sides: tuple[StoredRun, StoredRun]) -> Across:

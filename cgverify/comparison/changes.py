@@ -94,10 +94,17 @@ class Difference:
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds that the paired cells took, where both runs were made on equal machines."""
+    """Seconds of the paired cells, where both runs were made on equal machines.
+
+    Cells that share a view of the weights overlap in time: only the two beside each other say something.
+    """
 
     before: float
     after: float
+
+    @property
+    def factor(self) -> float | None:
+        return self.after / self.before if self.before else None
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ def pair_cells(before: Iterable[CellResult], after: Iterable[CellResult], apart_
 
 
 def pair_findings(before: CellResult, after: CellResult) -> list[tuple[Finding | None, Finding | None]]:
-    """Findings of one cell by step, tap and stage: those of `after` in their order, then those that only `before` has."""
+    """Findings of one cell by step, tap and stage: those of `after` in their order, then those of `before` alone."""
     old, new = _by_tap(before.findings), _by_tap(after.findings)
     gone = [(finding, None) for key, finding in old.items() if key not in new]
     return [*((old.get(key), finding) for key, finding in new.items()), *gone]

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 
 import pandas as pd
 
-from cgverify.comparison.across import Across, FirstDifference, TapPair
-from cgverify.records import Finding, Verdict
+from cgverify.comparison.across import Across, FirstDifference, TapPair, first_differences
+from cgverify.records import Finding
 from cgverify.report.frames import CELL
 from cgverify.report.markdown import document
 from cgverify.report.sections import Section, counted, figure, on_screen
@@ -17,7 +18,7 @@ from cgverify.report.sections import Section, counted, figure, on_screen
 SIDES = ("first", "second")
 FIGURES = ("verdict", "r", "error", "bits")
 COLUMNS = [
-    *(column for column in CELL),
+    *CELL,
     *("step", "tap", "stage"),
     *(f"{figure}_{side}" for figure in FIGURES for side in SIDES),
     "ratio",
@@ -84,7 +85,7 @@ def _json(across: Across) -> str:
                 "error": each.of_error.finding.stage if each.of_error else None,
                 "verdict": each.of_verdict.finding.stage if each.of_verdict else None,
             }
-            for each in across.first_differences()
+            for each in first_differences(across.pairs)
         ],
         "taps": rows,
     }
@@ -95,52 +96,53 @@ FORMATS: dict[str, Callable[[Across], str]] = {"table": _table, "json": _json, "
 
 
 def sections(across: Across) -> Iterator[Section]:
-    """First where the sides part, then every tap with the worst over its layers, cases and seeds."""
+    """For each setting, first where the sides part, then the worst of each tap over its layers, cases and seeds."""
     unpaired = across.only_first + across.only_second
     lines = [f"{counted(unpaired, 'cell')} without a partner left out"] if unpaired else []
     yield Section(f"{across.axis}: {across.first} and {across.second}, {counted(across.cells, 'cell')} of each", lines)
-    rows = [
-        [each.kind, each.case, _place(each.of_error), _place(each.of_verdict, with_verdicts=across)]
-        for each in _told(across.first_differences())
-    ]
-    if not rows:
-        yield Section("No error and no verdict differs", tone="good")
-        return
+    names = [Path(name).name if across.axis == "run" else name for name in (across.first, across.second)]
+    for setting, pairs in across.by_setting().items():
+        parted = [each for each in first_differences(pairs) if each.of_error or each.of_verdict]
+        if not parted:
+            yield Section(f"{setting}: no error and no verdict differs", tone="good")
+            continue
+        yield _where(setting, parted)
+        rows = list(_worst(pairs))
+        columns = [
+            *("component", "tap", *(f"error {name}" for name in names), "ratio"),
+            *("verdicts", *(f"bits {name}" for name in names)),
+        ]
+        yield Section("The worst of each tap (those that are exact on both sides left out)", columns=columns, rows=rows)
+
+
+def _where(setting: str, parted: Iterable[FirstDifference]) -> Section:
+    rows = [[each.kind, each.case, _stage(each.of_error), _stage_and_verdicts(each.of_verdict)] for each in parted]
     columns = ["component", "case", "first stage whose error differs", "first whose verdict differs"]
-    yield Section("Where the sides part", columns=columns, rows=rows)
-    headings = [f"{name} {side}" for name in ("error", "verdict", "bits") for side in (across.first, across.second)]
-    columns = ["component", "tap", *headings[:2], "ratio", *headings[2:]]
-    yield Section("The worst of each tap", columns=columns, rows=[*_worst(across.pairs)])
+    return Section(f"{setting}: where the sides part", columns=columns, rows=rows)
 
 
-def _told(found: Iterable[FirstDifference]) -> list[FirstDifference]:
-    return [each for each in found if each.of_error or each.of_verdict]
+def _stage(pair: TapPair | None) -> str:
+    return "–" if pair is None else pair.finding.stage or pair.finding.message
 
 
-def _place(pair: TapPair | None, with_verdicts: Across | None = None) -> str:
-    if pair is None:
-        return "–"
-    stage = pair.finding.stage or pair.finding.message
-    if with_verdicts is None:
-        return stage
-    return f"{stage}: {_verdict(pair.first)}, {_verdict(pair.second)}"
+def _stage_and_verdicts(pair: TapPair | None) -> str:
+    return "–" if pair is None else f"{_stage(pair)}: {_verdicts(pair.first, pair.second)}"
 
 
 def _worst(pairs: Iterable[TapPair]) -> Iterator[list[str]]:
     grouped: dict[tuple[str, str], list[TapPair]] = {}
     for pair in pairs:
         if pair.finding.tap:
-            grouped.setdefault((pair.cell.kind, f"{pair.finding.tap} ({pair.finding.stage})"), []).append(pair)
+            grouped.setdefault((pair.cell.kind, pair.finding.tap), []).append(pair)
     for (kind, tap), own in grouped.items():
-        firsts, seconds = (
-            [side for side in sides if side] for sides in zip(*((p.first, p.second) for p in own), strict=True)
-        )
+        firsts = [pair.first for pair in own if pair.first]
+        seconds = [pair.second for pair in own if pair.second]
         errors = [_most(finding.candidate_error for finding in side) for side in (firsts, seconds)]
-        yield [
-            *(kind, tap, *map(figure, errors), _ratio(*errors)),
-            *(_verdict(max(side, key=lambda f: f.verdict.severity, default=None)) for side in (firsts, seconds)),
-            *(_bits(finding.bits for finding in side) for side in (firsts, seconds)),
-        ]
+        verdicts = _verdicts(*(max(side, key=_severity, default=None) for side in (firsts, seconds)))
+        if errors == [0, 0] and "→" not in verdicts:
+            continue
+        bits = [_bits(finding.bits for finding in side) for side in (firsts, seconds)]
+        yield [kind, tap, *map(figure, errors), _ratio(*errors), verdicts, *bits]
 
 
 def _most(values: Iterable[float | None]) -> float | None:
@@ -158,5 +160,11 @@ def _bits(values: Iterable[float | None]) -> str:
     return "–" if fewest is None else "all" if math.isinf(fewest) else f"{fewest:.1f}"
 
 
-def _verdict(finding: Finding | None) -> str:
-    return "–" if finding is None else Verdict(finding.verdict).value
+def _verdicts(first: Finding | None, second: Finding | None) -> str:
+    """`bounded`, or `bitwise → bounded` where the sides differ."""
+    names = [finding.verdict.value if finding else "not found" for finding in (first, second)]
+    return " → ".join(dict.fromkeys(names))
+
+
+def _severity(finding: Finding) -> int:
+    return finding.verdict.severity

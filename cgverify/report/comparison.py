@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 
 import pandas as pd
 
-from cgverify.comparison.changes import Change, Comparison, Group
+from cgverify.comparison.changes import Change, Comparison, Group, Growth
 from cgverify.records import Cell, Finding
 from cgverify.report.frames import CELL
 from cgverify.report.github import annotations
@@ -35,10 +35,10 @@ class Fold:
     @property
     def places(self) -> str:
         """How many cells more, and in which layers: one layer out of many is itself a lead."""
-        layers = f", all in layer {self.layers[0]}" if len(self.layers) == 1 else f", in layers {_ranges(self.layers)}"
-        return (
-            f" (and in {counted(self.cells - 1, 'more cell')}{layers if self.layers else ''})" if self.cells > 1 else ""
-        )
+        if self.cells == 1:
+            return ""
+        layers = {0: "", 1: ", all in layer "}.get(len(self.layers), ", in layers ") + _ranges(self.layers)
+        return f" (and in {counted(self.cells - 1, 'more cell')}{layers})"
 
     @property
     def sentence(self) -> str:
@@ -55,8 +55,8 @@ def folded(changes: Iterable[Change]) -> list[Fold]:
     found: dict[tuple[object, ...], list[Change]] = {}
     for change in changes:
         cell, finding = change.cell, change.finding
-        tap = finding.tap.removeprefix("attn.").removeprefix("mlp.").removeprefix("ln1.")
-        key = (cell.model, cell.candidate, cell.dtype, cell.device, finding.stage, tap, *_verdicts(change))
+        setting = (cell.model, cell.candidate, cell.dtype, cell.device)
+        key = (*setting, finding.stage, _bare(finding.tap), *_verdicts(change))
         found.setdefault(key, []).append(change)
     folds = [
         Fold(
@@ -91,8 +91,8 @@ def _markdown(comparison: Comparison, regressions: Sequence[str]) -> str:
 def _github(comparison: Comparison, regressions: Sequence[str]) -> str:
     """Annotations: without a regression nothing but a notice."""
     told = [
-        (f"{fold.change.cell.component}: {_from_to(fold.change)}", fold.sentence)
-        for fold in folded(comparison.worse)
+        (f"{fold.change.cell.component}: {' → '.join(_verdicts(fold.change))}", fold.sentence)
+        for fold in folded(with_consequences_apart(comparison.worse)[0])
         if regressions
     ]
     told += [("regression", sentence) for sentence in regressions]
@@ -164,11 +164,16 @@ def sections(comparison: Comparison, regressions: Sequence[str]) -> Iterator[Sec
     if comparison.differences:
         rows = [[f"{each.part}.{each.name}", each.before, each.after] for each in comparison.differences]
         yield Section("What else differs", columns=["", "baseline", "run"], rows=rows)
-    for title, changes, tone in (("Worse", comparison.worse, "bad"), ("Better", comparison.better, "good")):
-        folds = folded(changes)
-        if folds:
-            lines = [fold.sentence for fold in folds[:SHOWN]] + _more(len(folds))
-            yield Section(f"{title}: {counted(len(changes), 'tap')}", lines, tone="bad" if tone == "bad" else "good")
+    if comparison.worse:
+        causes, behind = with_consequences_apart(comparison.worse)
+        lines = _sentences(causes)
+        if behind:
+            taps = ", ".join(dict.fromkeys(_bare(change.finding.tap) for change in behind))
+            lines.append(f"Behind these, {counted(len(behind), 'tap')} changed though their own stages hold: {taps}.")
+        yield Section(f"Worse: {counted(len(comparison.worse), 'tap')}", lines, tone="bad")
+    if comparison.better:
+        lines = _sentences(comparison.better)
+        yield Section(f"Better: {counted(len(comparison.better), 'tap')}", lines, tone="good")
     if comparison.lost:
         lines = [f"{lost.cell.component}, {lost.cell.case}: {lost.finding.message}" for lost in comparison.lost[:SHOWN]]
         lines += _more(len(comparison.lost))
@@ -181,8 +186,26 @@ def sections(comparison: Comparison, regressions: Sequence[str]) -> Iterator[Sec
             yield _cells(title, groups)
     yield from _grown(comparison)
     if comparison.times is not None:
-        before, after = comparison.times.before, comparison.times.after
-        yield Section(f"Time of the same cells on equal machines: {before:.1f} s, now {after:.1f} s", tone="aside")
+        yield Section(
+            f"On an equal machine the same cells took {figure(comparison.times.factor)} times as long", tone="aside"
+        )
+
+
+def with_consequences_apart(worse: Sequence[Change]) -> tuple[list[Change], list[Change]]:
+    """What got worse by itself, and what holds its bound but comes, in its cell, behind a tap that fails now."""
+    failing: set[str] = set()
+    causes, behind = [], []
+    for change in worse:
+        consequence = change.cell.id in failing and not change.fails
+        (behind if consequence else causes).append(change)
+        if change.fails:
+            failing.add(change.cell.id)
+    return causes, behind
+
+
+def _sentences(changes: Iterable[Change]) -> list[str]:
+    folds = folded(changes)
+    return [fold.sentence for fold in folds[:SHOWN]] + _more(len(folds))
 
 
 def _cells(title: str, groups: Sequence[Group]) -> Section:
@@ -191,19 +214,31 @@ def _cells(title: str, groups: Sequence[Group]) -> Section:
 
 
 def _grown(comparison: Comparison) -> Iterator[Section]:
+    """A row per tap and setting: where it grew most, and in which cases it did."""
     grown = comparison.grown(GROWTH_TOLD)
     if not grown:
         return
-    rows = [
-        [
-            f"{growth.cell.kind} {growth.finding.tap} ({growth.finding.stage})",
-            f"{growth.cell.dtype} {growth.cell.case}",
-            *(figure(growth.before), figure(growth.after), f"×{figure(growth.factor)}"),
-        ]
-        for growth in grown[:SHOWN]
-    ]
+    found: dict[tuple[str, ...], list[Growth]] = {}
+    for growth in grown:
+        cell, finding = growth.cell, growth.finding
+        found.setdefault((cell.candidate, cell.dtype, cell.device, finding.stage, _bare(finding.tap)), []).append(
+            growth
+        )
+    rows = []
+    for (candidate, dtype, device, stage, _), own in list(found.items())[:SHOWN]:
+        most = max(own, key=lambda growth: (growth.cell.kind != "block", growth.factor))
+        cases = ", ".join(dict.fromkeys(growth.cell.case for growth in own))
+        figures = figure(most.before), figure(most.after), f"×{figure(most.factor)}"
+        rows.append(
+            [f"{most.cell.component} {most.finding.tap} ({stage})", f"{candidate} {dtype} {device}", cases, *figures]
+        )
     title = f"r at least {GROWTH_TOLD:g} times greater, over all layers and seeds: {counted(len(grown), 'tap')}"
-    yield Section(title, _more(len(grown)), ["tap", "in", "baseline", "run", "factor"], rows)
+    yield Section(title, _more(len(found)), ["tap", "of", "cases", "baseline", "run", "factor"], rows)
+
+
+def _bare(tap: str) -> str:
+    """A tap's name in its own component, whether that was verified by itself or in its block."""
+    return tap.removeprefix("attn.").removeprefix("mlp.").removeprefix("ln1.")
 
 
 def _verdict_line(comparison: Comparison, regressions: Sequence[str]) -> str:

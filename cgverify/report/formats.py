@@ -1,4 +1,4 @@
-"""The formats of a run's report, by name. Each is a module with `render(run, results) -> str`, imported when asked for."""
+"""The formats of a run's report, by name: each a module with `render(run, results) -> str`, imported when asked for."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ FORMATS = {
     "markdown": "cgverify.report.markdown",
     "github": "cgverify.report.github",
 }
+PIVOTS = ("dtype", "device", "case", "candidate", "rotary_dim", "layer")
+"""The axes along which `cgverify.report.pivot` shows a run, in `PIVOT_FORMATS`."""
+PIVOT_FORMATS = ("table", "json", "csv", "markdown")
 
 
 def render(format: str, run: Run, results: Sequence[CellResult]) -> str:

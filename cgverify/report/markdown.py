@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-import pandas as pd
-
 from cgverify.records import CellResult, Run, Verdict
 from cgverify.report.frames import SETTING, findings_frame, worst_by
 from cgverify.report.outcome import exit_code, failures, suspects
@@ -51,10 +49,7 @@ def _sections(run: Run, results: Sequence[CellResult]) -> Iterator[Section]:
         yield Section(title, [failure.sentence, f"`{failure.command(run)}`"], tone="bad")
     if len(found) > SHOWN:
         yield Section(f"… and {counted(len(found) - SHOWN, 'more fault')}")
-    frame = findings_frame(results)
-    for setting, findings in frame.groupby(SETTING, sort=False, dropna=False):
-        candidate, dtype, device, rotary_dim = map(str, setting)
-        yield _setting(f"{candidate} · {dtype} · {device} · rotary_dim {rotary_dim}", findings)
+    yield from _settings(results)
     suspected = suspects(results)
     if suspected:
         lines = [f"{cell.component}, {found.tap}, {cell.dtype}, {cell.case}" for cell, found in suspected[:SHOWN]]
@@ -63,18 +58,21 @@ def _sections(run: Run, results: Sequence[CellResult]) -> Iterator[Section]:
     yield Section("Made with", [", ".join(versions), f"weights: {run.weights_origin}"], tone="aside")
 
 
-def _setting(title: str, findings: pd.DataFrame) -> Section:
-    rows = [
-        [
-            *(str(row[name]) for name in ("kind", "cells", "taps")),
-            _mark(Verdict(row["worst_verdict"])),
-            *(figure(row[name]) for name in ("r", "max_abs", "max_ulp")),
-            str(row["where"]),
-        ]
-        for row in worst_by(findings, ["kind"]).to_dict("records")
-    ]
+def _settings(results: Sequence[CellResult]) -> Iterator[Section]:
     columns = ["component", "cells", "taps", "worst verdict", "worst r", "max |Δ|", "max ULP", "where"]
-    return Section(title, columns=columns, rows=rows)
+    rows: dict[str, list[list[str]]] = {}
+    for row in worst_by(findings_frame(results), [*SETTING, "kind"]).to_dict("records"):
+        title = f"{row['candidate']} · {row['dtype']} · {row['device']} · rotary_dim {row['rotary_dim']}"
+        rows.setdefault(title, []).append(
+            [
+                *(str(row[name]) for name in ("kind", "cells", "taps")),
+                _mark(Verdict(row["worst_verdict"])),
+                *(figure(row[name]) for name in ("r", "max_abs", "max_ulp")),
+                str(row["where"]),
+            ]
+        )
+    for title, own in rows.items():
+        yield Section(title, columns=columns, rows=own)
 
 
 def _mark(verdict: Verdict) -> str:

@@ -36,24 +36,21 @@ def pivot_frame(results: Sequence[CellResult], by: str) -> pd.DataFrame:
 
 
 def pivot_sections(results: Sequence[CellResult], by: str) -> list[Section]:
-    """The pivot as a table, or nothing but its title where nothing was found.
+    """The pivot as a table.
 
-    A layer is a row, since there are many of them and few kinds of component; any other value is a column.
+    A layer is a row, since there are many of them and few kinds of component; any other value is a column. Components
+    that belong to no layer have no place in a table of layers.
     """
-    frame = pivot_frame(results, by)
+    frame = pivot_frame(results, by).dropna(subset=[by])
     down, across = (by, "kind") if by == "layer" else ("kind", by)
     columns, rows = (list(frame[name].drop_duplicates()) for name in (across, down))
     entries = {(row[down], row[across]): _entry(row) for row in frame.to_dict("records")}
-    table = [[_name(row), *(entries.get((row, column), "") for column in columns)] for row in rows]
-    lines = ["the worst verdict and the greatest r over everything else"]
+    table = [[str(row), *(entries.get((row, column), "") for column in columns)] for row in rows]
     heading = "layer" if by == "layer" else "component"
-    return [Section(f"by {by}", lines, [heading, *map(_name, columns)], table)]
+    title = f"by {by}: the worst verdict and the greatest r over everything else"
+    return [Section(title, columns=[heading, *map(str, columns)], rows=table)]
 
 
 def _entry(row: dict[str, object]) -> str:
     verdict = Verdict(str(row["worst_verdict"]))
     return f"{verdict.value} {figure(row['r'])}" if verdict.compares else verdict.value
-
-
-def _name(value: object) -> str:
-    return "–" if pd.isna(value) else str(value)  # type: ignore[call-overload]
