@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -260,13 +261,15 @@ def groups(cells: Iterable[CellResult], others: Iterable[CellResult]) -> list[Gr
     for result in others:
         for axis in NOVELTIES:
             known[axis].add(getattr(result.cell, axis))
-    counted: dict[tuple[str, str], int] = {}
-    for result in cells:
-        cell = result.cell
-        axis = next((axis for axis in NOVELTIES if getattr(cell, axis) not in known[axis]), None)
-        key = (axis, str(getattr(cell, axis))) if axis else ("component", f"{cell.kind}, case {cell.case}")
-        counted[key] = counted.get(key, 0) + 1
+    counted = Counter(_novelty(result.cell, known) for result in cells)
     return [Group(axis, value, number) for (axis, value), number in counted.items()]
+
+
+def _novelty(cell: Cell, known: Mapping[str, set[object]]) -> tuple[str, str]:
+    for axis in NOVELTIES:
+        if getattr(cell, axis) not in known[axis]:
+            return axis, str(getattr(cell, axis))
+    return "component", f"{cell.kind}, case {cell.case}"
 
 
 def differences(before: Run, after: Run) -> list[Difference]:

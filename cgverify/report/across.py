@@ -11,6 +11,7 @@ import pandas as pd
 
 from cgverify.comparison.across import Across, FirstDifference, TapPair, first_differences
 from cgverify.records import Finding
+from cgverify.report import as_json
 from cgverify.report.frames import CELL
 from cgverify.report.markdown import document
 from cgverify.report.sections import Section, counted, figure, on_screen
@@ -67,10 +68,6 @@ def _csv(across: Across) -> str:
 
 
 def _json(across: Across) -> str:
-    rows = [
-        {name: str(value) if isinstance(value, float) and not math.isfinite(value) else value for name, value in row}
-        for row in (_row(pair).items() for pair in across.pairs)
-    ]
     described = {
         "axis": across.axis,
         "first": across.first,
@@ -87,7 +84,7 @@ def _json(across: Across) -> str:
             }
             for each in first_differences(across.pairs)
         ],
-        "taps": rows,
+        "taps": as_json.rows(across_frame(across)),
     }
     return json.dumps(described, allow_nan=False) + "\n"
 

@@ -10,8 +10,9 @@ import pandas as pd
 
 from cgverify.comparison.changes import Change, Comparison, Group, Growth
 from cgverify.records import Cell, Finding
+from cgverify.report import as_json
 from cgverify.report.frames import CELL
-from cgverify.report.github import annotations
+from cgverify.report.github import annotate
 from cgverify.report.markdown import document
 from cgverify.report.sections import Section, counted, figure, on_screen
 
@@ -96,7 +97,7 @@ def _github(comparison: Comparison, regressions: Sequence[str]) -> str:
         if regressions
     ]
     told += [("regression", sentence) for sentence in regressions]
-    return annotations(told, f"cgverify {comparison.run.model}", _verdict_line(comparison, regressions))
+    return annotate(told, f"cgverify {comparison.run.model}", _verdict_line(comparison, regressions))
 
 
 def _csv(comparison: Comparison, _: Sequence[str]) -> str:
@@ -105,7 +106,6 @@ def _csv(comparison: Comparison, _: Sequence[str]) -> str:
 
 
 def _json(comparison: Comparison, regressions: Sequence[str]) -> str:
-    rows = json.loads(comparison_frame(comparison).to_json(orient="records", double_precision=15))
     described = {
         "ok": not regressions,
         "regressions": list(regressions),
@@ -116,7 +116,7 @@ def _json(comparison: Comparison, regressions: Sequence[str]) -> str:
         "vanished": [asdict(group) for group in comparison.vanished_groups],
         "stopped": [asdict(hook) for hook in comparison.stopped],
         "times": asdict(comparison.times) if comparison.times else None,
-        "changes": rows,
+        "changes": as_json.rows(comparison_frame(comparison)),
     }
     return json.dumps(described, allow_nan=False) + "\n"
 
@@ -194,7 +194,8 @@ def sections(comparison: Comparison, regressions: Sequence[str]) -> Iterator[Sec
 def with_consequences_apart(worse: Sequence[Change]) -> tuple[list[Change], list[Change]]:
     """What got worse by itself, and what holds its bound but comes, in its cell, behind a tap that fails now."""
     failing: set[str] = set()
-    causes, behind = [], []
+    causes: list[Change] = []
+    behind: list[Change] = []
     for change in worse:
         consequence = change.cell.id in failing and not change.fails
         (behind if consequence else causes).append(change)

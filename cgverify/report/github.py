@@ -24,10 +24,10 @@ def render(run: Run, results: Sequence[CellResult]) -> str:
         (f"{failure.cell.component}: {failure.finding.verdict.value}", f"{failure.sentence}\n{failure.command(run)}")
         for failure in worst
     ]
-    return annotations(told, f"cgverify {run.model}", verdict_line(results))
+    return annotate(told, f"cgverify {run.model}", verdict_line(results))
 
 
-def annotations(errors: Iterable[tuple[str, str]], title: str, notice: str) -> str:
+def annotate(errors: Iterable[tuple[str, str]], title: str, notice: str) -> str:
     """Errors as (title, message), the worst first, and a notice that stands there in any case."""
     errors = list(errors)
     if len(errors) > SHOWN:

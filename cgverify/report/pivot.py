@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
 from cgverify.records import CellResult, Run, Verdict
+from cgverify.report import as_json
 from cgverify.report.frames import findings_frame, worst_by
 from cgverify.report.markdown import document
 from cgverify.report.sections import Section, figure, on_screen
@@ -24,7 +26,7 @@ def render(format: str, run: Run, results: Sequence[CellResult], by: str) -> str
             text: str = pivot_frame(results, by).to_csv(index=False)
             return text
         case _:
-            return json.dumps(json.loads(pivot_frame(results, by).to_json(orient="records"))) + "\n"
+            return json.dumps(as_json.rows(pivot_frame(results, by)), allow_nan=False) + "\n"
 
 
 def pivot_frame(results: Sequence[CellResult], by: str) -> pd.DataFrame:
@@ -51,6 +53,6 @@ def pivot_sections(results: Sequence[CellResult], by: str) -> list[Section]:
     return [Section(title, columns=[heading, *map(str, columns)], rows=table)]
 
 
-def _entry(row: dict[str, object]) -> str:
-    verdict = Verdict(str(row["worst_verdict"]))
+def _entry(row: Mapping[Any, Any]) -> str:
+    verdict = Verdict(row["worst_verdict"])
     return f"{verdict.value} {figure(row['r'])}" if verdict.compares else verdict.value
