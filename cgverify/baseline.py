@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cgverify.errors import RunFolderError
+from cgverify.order import in_report_order
 from cgverify.records import CellResult, Run, Verdict
 from cgverify.store import read
 
@@ -27,7 +28,7 @@ PACKED = "findings.jsonl.gz"
 
 @dataclass(frozen=True)
 class StoredRun:
-    """A run as it was kept, with its finished cells."""
+    """A run as it was kept, with its finished cells in report order."""
 
     run: Run
     results: Sequence[CellResult]
@@ -40,7 +41,7 @@ def load(path: Path) -> StoredRun:
         RunFolderError: neither is there, or it is damaged.
     """
     if not (path / PACKED).exists():
-        return StoredRun(*read(path))
+        return _ordered(*read(path))
     with tempfile.TemporaryDirectory() as unpacked:  # one reader for both: an old baseline reads like an old run
         folder = Path(unpacked)
         try:
@@ -48,7 +49,7 @@ def load(path: Path) -> StoredRun:
             (folder / "findings.jsonl").write_bytes(gzip.decompress((path / PACKED).read_bytes()))
         except (OSError, EOFError) as error:
             raise RunFolderError(f"Cannot read the baseline in {path}: {error}. Accept it anew.") from error
-        return StoredRun(*read(folder))
+        return _ordered(*read(folder))
 
 
 def accept(stored: StoredRun, path: Path) -> None:
@@ -68,6 +69,10 @@ def accept(stored: StoredRun, path: Path) -> None:
         (path / "run.json").write_text(stored.run.model_dump_json(indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise RunFolderError(f"Cannot write to {path}: {error.strerror}. Give another --reports.") from error
+
+
+def _ordered(run: Run, results: Sequence[CellResult]) -> StoredRun:
+    return StoredRun(run, in_report_order(run, results))
 
 
 def _require_fit(results: Sequence[CellResult]) -> None:

@@ -16,6 +16,7 @@ ROOMS = [
     "report",
     "comparison",
     "baseline",
+    "order",
     "selftest",
     "execute",
     "store",

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cgverify.cli import options
 from cgverify.cli.exits import exit_codes
 from cgverify.errors import UsageError
+
+if TYPE_CHECKING:
+    from cgverify.baseline import StoredRun
 
 app = typer.Typer(help="Runs kept to compare with.", no_args_is_help=True)
 
@@ -32,15 +35,13 @@ def accept(run: Folder, name: Name = None, reports: Reports = Path("reports"), v
     Exit codes: 0 accepted, 2 bad usage, or a run that is not fit to be compared with.
     """
     with exit_codes(verbose):
-        from cgverify.baseline import PACKED, StoredRun, load
+        from cgverify.baseline import PACKED, load
         from cgverify.baseline import accept as keep
         from cgverify.comparison import compare_runs
         from cgverify.report.comparison import render
         from cgverify.report.frames import findings_frame, summary_frame
-        from cgverify.report.order import in_report_order
 
         stored = load(run)
-        stored = StoredRun(stored.run, in_report_order(stored.run, stored.results))
         path = reports / (name or _name(stored))
         before = load(path) if (path / PACKED).exists() else None
         keep(stored, path)
@@ -50,10 +51,7 @@ def accept(run: Folder, name: Name = None, reports: Reports = Path("reports"), v
         typer.echo(f"Accepted as {path}: review its summary.csv, and commit the folder.", err=True)
 
 
-def _name(stored: object) -> str:
-    from cgverify.baseline import StoredRun
-
-    assert isinstance(stored, StoredRun)
+def _name(stored: StoredRun) -> str:
     devices = dict.fromkeys(result.cell.device for result in stored.results)
     if len(devices) != 1:
         raise UsageError(f"That run is of {len(devices)} devices: give the baseline a NAME.")

@@ -14,6 +14,7 @@ from cgverify.errors import UsageError
 from cgverify.report.formats import PIVOT_FORMATS, PIVOTS
 
 Folder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder or a baseline.")]
+Output = Annotated[Path | None, typer.Option(help="The file to write; stdout without it.", envvar="CGVERIFY_OUTPUT")]
 By = Annotated[str | None, typer.Option(help=f"Along one axis: {', '.join(PIVOTS)}.", envvar="CGVERIFY_BY")]
 
 
@@ -21,6 +22,7 @@ def report(
     run: Folder,
     format: options.Format = "table",
     by: By = None,
+    output: Output = None,
     verbose: options.Verbose = 0,
 ) -> None:
     """Show a run again, whole or along one axis. What it found is told, and not judged by the exit code.
@@ -35,16 +37,20 @@ def report(
                 raise UsageError(f"--by is shown as {', '.join(PIVOT_FORMATS)}, and not as {format}.")
 
         from cgverify.baseline import load
-        from cgverify.report.order import in_report_order
 
         stored = load(run)
-        ordered = in_report_order(stored.run, stored.results)
         if by is None:
             from cgverify.report.formats import render
 
-            text = render(format, stored.run, ordered)
+            text = render(format, stored.run, stored.results)
         else:
             from cgverify.report.pivot import render as render_pivot
 
-            text = render_pivot(format, stored.run, ordered, by)
-        typer.echo(text, nl=False)
+            text = render_pivot(format, stored.run, stored.results, by)
+        if output is None:
+            typer.echo(text, nl=False)
+            return
+        try:
+            output.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise UsageError(f"Cannot write {output}: {error.strerror}. Give another --output.") from error

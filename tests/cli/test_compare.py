@@ -123,6 +123,8 @@ def test_a_run_is_shown_again_byte_for_byte(invoke: Invoke, runs: dict[str, Path
     shown = invoke("report", runs["faulty"], "--format", "csv")
     assert shown.exit_code == 0
     assert shown.stdout == (runs["faulty"] / "findings.csv").read_text()
+    assert invoke("report", runs["faulty"], "--format", "csv", "--output", "again.csv").stdout == ""
+    assert Path("again.csv").read_bytes() == (runs["faulty"] / "findings.csv").read_bytes()
 
 
 def test_a_run_is_shown_along_an_axis(invoke: Invoke, runs: dict[str, Path]) -> None:
@@ -204,6 +206,7 @@ def test_runs_without_a_common_cell_are_no_pass(invoke: Invoke) -> None:
         (("report", "one", "--by", "dtpye"), "did you mean 'dtype'"),
         (("report", "one", "--by", "dtype", "--format", "junit"), "and not as junit"),
         (("report", "one", "--format", "xml"), "Unknown format 'xml'"),
+        (("report", "one", "--output", "no/where"), "Cannot write no/where"),
         (("baseline", "accept", "nowhere"), "holds no run"),
         (("baseline", "accept", "one", "run", "--reports", "."), "exists and is no baseline"),
         (("baseline", "accept", "two"), "is of 2 devices"),
