@@ -58,11 +58,12 @@ class Growth:
 
 
 @dataclass(frozen=True)
-class Lost:
-    """A cell that was compared, wholly or in part, and no longer is: unsupported now, or could not be run."""
+class Refusal:
+    """A cell that one of the runs compared, wholly or in part, and that was unsupported or an error in the other."""
 
     cell: Cell
     finding: Finding
+    """Why it was not compared."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,10 @@ class Comparison:
     better: list[Change]
     growths: list[Growth]
     """Every tap whose r grew, by whatever factor."""
-    lost: list[Lost]
+    lost: list[Refusal]
+    """Cells that are no longer compared."""
+    regained: list[Refusal]
+    """Cells that were not compared in the baseline, and are now."""
     stopped: list[Stopped]
     appeared: list[CellResult]
     vanished: list[CellResult]
@@ -153,7 +157,8 @@ def compare(baseline: StoredRun, run: StoredRun) -> Comparison:
     pairing = pair_cells(baseline.results, run.results)
     worse: list[Change] = []
     better: list[Change] = []
-    lost: list[Lost] = []
+    lost: list[Refusal] = []
+    regained: list[Refusal] = []
     silenced: dict[tuple[str, str], set[str]] = {}
     taps = 0
     for before, after in pairing.pairs:
@@ -162,9 +167,8 @@ def compare(baseline: StoredRun, run: StoredRun) -> Comparison:
         changes = [Change(cell, old, new) for old, new in pairs]
         worse += [change for change in changes if _direction(change) > 0]
         better += [change for change in changes if _direction(change) < 0]
-        refused = _refused(changes)
-        if refused is not None:
-            lost.append(Lost(cell, refused))
+        lost += _refused(cell, pairs)
+        regained += _refused(cell, [(new, old) for old, new in pairs])
         for hook in _gone_silent(before, after, changes):
             silenced.setdefault((cell.candidate, hook), set()).add(cell.id)
     return Comparison(
@@ -176,6 +180,7 @@ def compare(baseline: StoredRun, run: StoredRun) -> Comparison:
         better=better,
         growths=_growths(pairing.pairs),
         lost=lost,
+        regained=regained,
         stopped=[Stopped(candidate, hook, len(cells)) for (candidate, hook), cells in silenced.items()],
         appeared=pairing.only_after,
         vanished=pairing.only_before,
@@ -199,17 +204,16 @@ def _direction(change: Change) -> int:
     return (after.verdict.severity > before.verdict.severity) - (after.verdict.severity < before.verdict.severity)
 
 
-def _refused(changes: Sequence[Change]) -> Finding | None:
-    """What now stands where something was compared: that it is unsupported, or could not be run."""
-    compared = any(change.before is not None and change.before.verdict.compares for change in changes)
-    refusals = (
-        change.after
-        for change in changes
-        if change.after is not None
-        and not change.after.verdict.compares
-        and (change.before is None or change.before.verdict.compares)
-    )
-    return next(refusals, None) if compared else None
+def _refused(cell: Cell, pairs: Sequence[tuple[Finding | None, Finding | None]]) -> list[Refusal]:
+    """At most one: what now stands where something was compared, that it is unsupported or could not be run."""
+    if not any(before is not None and before.verdict.compares for before, _ in pairs):
+        return []
+    refusals = [
+        Refusal(cell, after)
+        for before, after in pairs
+        if after is not None and not after.verdict.compares and (before is None or before.verdict.compares)
+    ]
+    return refusals[:1]
 
 
 def _gone_silent(before: CellResult, after: CellResult, changes: Sequence[Change]) -> list[str]:

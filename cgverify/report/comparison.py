@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 
 import pandas as pd
 
-from cgverify.comparison.changes import Change, Comparison, Group, Growth
+from cgverify.comparison.changes import Change, Comparison, Group, Growth, Refusal
 from cgverify.records import Cell, Finding
 from cgverify.report import as_json
 from cgverify.report.frames import CELL
@@ -138,7 +138,8 @@ def comparison_frame(comparison: Comparison) -> pd.DataFrame:
         _row("grown", growth.cell, None, growth.finding) | {"r_before": growth.before, "r_after": growth.after}
         for growth in comparison.grown(GROWTH_TOLD)
     ]
-    rows += [_row("lost", lost.cell, None, lost.finding) for lost in comparison.lost]
+    rows += [_row("lost", refusal.cell, None, refusal.finding) for refusal in comparison.lost]
+    rows += [_row("regained", refusal.cell, refusal.finding, None) for refusal in comparison.regained]
     for change, results in (("appeared", comparison.appeared), ("vanished", comparison.vanished)):
         rows += [_row(change, result.cell, None, None) for result in results]
     return pd.DataFrame(rows, columns=COLUMNS).astype({"layer": "Int64", "rotary_dim": "string"})
@@ -175,9 +176,10 @@ def sections(comparison: Comparison, regressions: Sequence[str]) -> Iterator[Sec
         lines = _sentences(comparison.better)
         yield Section(f"Better: {counted(len(comparison.better), 'tap')}", lines, tone="good")
     if comparison.lost:
-        lines = [f"{lost.cell.component}, {lost.cell.case}: {lost.finding.message}" for lost in comparison.lost[:SHOWN]]
-        lines += _more(len(comparison.lost))
-        yield Section(f"No longer compared: {counted(len(comparison.lost), 'cell')}", lines, tone="bad")
+        title = f"No longer compared: {counted(len(comparison.lost), 'cell')}"
+        yield Section(title, _reasons(comparison.lost), tone="bad")
+    if comparison.regained:
+        yield Section(f"Compared now: {counted(len(comparison.regained), 'cell')}", _reasons(comparison.regained))
     if comparison.stopped:
         lines = [f"{each.candidate}: {each.hook}, in {counted(each.cells, 'cell')}" for each in comparison.stopped]
         yield Section("Hooks that stopped firing", lines[:SHOWN] + _more(len(lines)), tone="bad")
@@ -207,6 +209,19 @@ def with_consequences_apart(worse: Sequence[Change]) -> tuple[list[Change], list
 def _sentences(changes: Iterable[Change]) -> list[str]:
     folds = folded(changes)
     return [fold.sentence for fold in folds[:SHOWN]] + _more(len(folds))
+
+
+def _reasons(refusals: Sequence[Refusal]) -> list[str]:
+    """Each reason once, with a cell that has it."""
+    by_reason: dict[str, list[Cell]] = {}
+    for refusal in refusals:
+        by_reason.setdefault(refusal.finding.message, []).append(refusal.cell)
+    lines = [
+        f"{cells[0].component}, {cells[0].candidate} in {cells[0].dtype}, case {cells[0].case}: {reason}"
+        + (f" (and {counted(len(cells) - 1, 'more cell')})" if len(cells) > 1 else "")
+        for reason, cells in by_reason.items()
+    ]
+    return lines[:SHOWN] + _more(len(lines))
 
 
 def _cells(title: str, groups: Sequence[Group]) -> Section:
@@ -246,7 +261,8 @@ def _verdict_line(comparison: Comparison, regressions: Sequence[str]) -> str:
     compared = f"{counted(comparison.cells, 'cell')} and {counted(comparison.taps, 'tap')} compared with the baseline"
     if regressions:
         return f"Regression: {compared}"
-    same = not (comparison.worse or comparison.better or comparison.lost or comparison.vanished or comparison.appeared)
+    taps = comparison.worse, comparison.better, comparison.lost, comparison.regained
+    same = not any((*taps, comparison.vanished, comparison.appeared))
     return f"{'No change' if same else 'No regression'}: {compared}"
 
 
