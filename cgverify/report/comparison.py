@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 import pandas as pd
 
 from cgverify.comparison.changes import Change, Comparison, Group, Growth, Refusal
 from cgverify.records import Cell, Finding
 from cgverify.report import as_json
+from cgverify.report.folds import bare_tap, folded, verdicts, with_consequences_apart
 from cgverify.report.frames import CELL
 from cgverify.report.github import annotate
 from cgverify.report.markdown import document
@@ -23,51 +24,6 @@ COLUMNS = [
     *("change", *CELL, "step", "tap", "stage", "verdict_before", "verdict_after"),
     *("r_before", "r_after", "message"),
 ]
-
-
-@dataclass(frozen=True)
-class Fold:
-    """Changes that are one and the same in several cells: told once, where it tells most."""
-
-    change: Change
-    cells: int
-    layers: tuple[int, ...]
-
-    @property
-    def places(self) -> str:
-        """How many cells more, and in which layers: one layer out of many is itself a lead."""
-        if self.cells == 1:
-            return ""
-        layers = {0: "", 1: ", all in layer "}.get(len(self.layers), ", in layers ") + _ranges(self.layers)
-        return f" (and in {counted(self.cells - 1, 'more cell')}{layers})"
-
-    @property
-    def sentence(self) -> str:
-        change, cell = self.change, self.change.cell
-        step = f" {change.finding.step}" if change.finding.step not in ("", "forward") else ""
-        what = f"{change.finding.tap} ({change.finding.stage})" if change.finding.tap else "the cell"
-        message = f": {change.after.message.rstrip('.')}" if change.after and change.after.message else ""
-        where = f"{cell.component}, {cell.candidate} in {cell.dtype}, case {cell.case}{step}"
-        return f"{where}: {what} {_from_to(change)}{message}{self.places}."
-
-
-def folded(changes: Iterable[Change]) -> list[Fold]:
-    """Changes of one tap, from one verdict to another, over cells; those that fail first."""
-    found: dict[tuple[object, ...], list[Change]] = {}
-    for change in changes:
-        cell, finding = change.cell, change.finding
-        setting = (cell.model, cell.candidate, cell.dtype, cell.device)
-        key = (*setting, finding.stage, _bare(finding.tap), *_verdicts(change))
-        found.setdefault(key, []).append(change)
-    folds = [
-        Fold(
-            max(own, key=lambda change: (change.cell.kind != "block", change.finding.r or 0.0)),
-            len({change.cell.id for change in own}),
-            tuple(sorted({change.cell.layer for change in own if change.cell.layer is not None})),
-        )
-        for own in found.values()
-    ]
-    return sorted(folds, key=lambda fold: not fold.change.fails)
 
 
 def render(format: str, comparison: Comparison, regressions: Sequence[str]) -> str:
@@ -91,12 +47,12 @@ def _markdown(comparison: Comparison, regressions: Sequence[str]) -> str:
 
 def _github(comparison: Comparison, regressions: Sequence[str]) -> str:
     """Annotations: without a regression nothing but a notice."""
-    told = [
-        (f"{fold.change.cell.component}: {' → '.join(_verdicts(fold.change))}", fold.sentence)
+    told = [("regression", "\n".join(regressions))] if regressions else []
+    told += [
+        (f"{fold.change.cell.component}: {' → '.join(verdicts(fold.change))}", fold.sentence)
         for fold in folded(with_consequences_apart(comparison.worse)[0])
         if regressions
     ]
-    told += [("regression", sentence) for sentence in regressions]
     return annotate(told, f"cgverify {comparison.run.model}", _verdict_line(comparison, regressions))
 
 
@@ -169,7 +125,7 @@ def sections(comparison: Comparison, regressions: Sequence[str]) -> Iterator[Sec
         causes, behind = with_consequences_apart(comparison.worse)
         lines = _sentences(causes)
         if behind:
-            taps = ", ".join(dict.fromkeys(_bare(change.finding.tap) for change in behind))
+            taps = ", ".join(dict.fromkeys(bare_tap(change.finding.tap) for change in behind))
             lines.append(f"Behind these, {counted(len(behind), 'tap')} changed though their own stages hold: {taps}.")
         yield Section(f"Worse: {counted(len(comparison.worse), 'tap')}", lines, tone="bad")
     if comparison.better:
@@ -191,19 +147,6 @@ def sections(comparison: Comparison, regressions: Sequence[str]) -> Iterator[Sec
         yield Section(
             f"On an equal machine the same cells took {figure(comparison.times.factor)} times as long", tone="aside"
         )
-
-
-def with_consequences_apart(worse: Sequence[Change]) -> tuple[list[Change], list[Change]]:
-    """What got worse by itself, and what holds its bound but comes, in its cell, behind a tap that fails now."""
-    failing: set[str] = set()
-    causes: list[Change] = []
-    behind: list[Change] = []
-    for change in worse:
-        consequence = change.cell.id in failing and not change.fails
-        (behind if consequence else causes).append(change)
-        if change.fails:
-            failing.add(change.cell.id)
-    return causes, behind
 
 
 def _sentences(changes: Iterable[Change]) -> list[str]:
@@ -237,7 +180,7 @@ def _grown(comparison: Comparison) -> Iterator[Section]:
     found: dict[tuple[str, ...], list[Growth]] = {}
     for growth in grown:
         cell, finding = growth.cell, growth.finding
-        found.setdefault((cell.candidate, cell.dtype, cell.device, finding.stage, _bare(finding.tap)), []).append(
+        found.setdefault((cell.candidate, cell.dtype, cell.device, finding.stage, bare_tap(finding.tap)), []).append(
             growth
         )
     rows = []
@@ -252,11 +195,6 @@ def _grown(comparison: Comparison) -> Iterator[Section]:
     yield Section(title, _more(len(found)), ["tap", "of", "cases", "baseline", "run", "factor"], rows)
 
 
-def _bare(tap: str) -> str:
-    """A tap's name in its own component, whether that was verified by itself or in its block."""
-    return tap.removeprefix("attn.").removeprefix("mlp.").removeprefix("ln1.")
-
-
 def _verdict_line(comparison: Comparison, regressions: Sequence[str]) -> str:
     compared = f"{counted(comparison.cells, 'cell')} and {counted(comparison.taps, 'tap')} compared with the baseline"
     if regressions:
@@ -268,27 +206,3 @@ def _verdict_line(comparison: Comparison, regressions: Sequence[str]) -> str:
 
 def _more(number: int) -> list[str]:
     return [f"… and {number - SHOWN} more"] if number > SHOWN else []
-
-
-def _verdicts(change: Change) -> tuple[str, str]:
-    before, after = change.before, change.after
-    return before.verdict.value if before else "not found", after.verdict.value if after else "not found"
-
-
-def _from_to(change: Change) -> str:
-    before, after = change.before, change.after
-    told = " → ".join(_verdicts(change))
-    if before is not None and after is not None and before.r != after.r:
-        told += f", r {figure(before.r)} → {figure(after.r)}"
-    return told
-
-
-def _ranges(numbers: Sequence[int]) -> str:
-    """`0, 2-4` of 0, 2, 3 and 4."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)

@@ -91,7 +91,8 @@ def test_a_fault_in_one_layer_turns_the_gate_red_and_is_named(invoke: Invoke, ru
     assert back.exit_code == 0
     assert "Better: " in back.stdout
     annotated = invoke("compare", runs["baseline"], runs["faulty"], "--format", "github").stdout.splitlines()
-    assert annotated[0].startswith("::error title=blocks.1.attn%3A bitwise → diverged::blocks.1.attn, ")
+    assert annotated[0].startswith("::error title=regression::")
+    assert annotated[1].startswith("::error title=blocks.1.attn%3A bitwise → diverged::blocks.1.attn, ")
 
 
 def test_two_dtypes_of_a_run_side_by_side(invoke: Invoke, runs: dict[str, Path]) -> None:
@@ -176,7 +177,7 @@ def test_a_diff_stays_readable_when_a_run_gained_a_kind_of_cell(invoke: Invoke) 
     gained = (a_result(layer=layer, case=case) for layer in range(20) for case in ("default", "text", "autocast"))
     done = invoke("compare", before, kept("after", *gained))
     assert done.exit_code == 0
-    assert "Appeared: 40 cells\n  case text: 20 cells\n  case autocast: 20 cells\n" in done.stdout
+    assert "Appeared: 40 cells\n  case autocast: 20 cells\n  case text: 20 cells\n" in done.stdout
     assert len(done.stdout.splitlines()) < 10
 
 
