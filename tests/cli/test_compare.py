@@ -32,6 +32,10 @@ class Bridge(ScaleSlightlyOff):
 """A bridge of one's own, whose scores can be made wrong in one layer."""
 
 
+SHOWN_AS = {"baseline": "junit", "again": "markdown", "faulty": "github", "threads": "json"}
+"""The runs that are made, each with another format on stdout."""
+
+
 @pytest.fixture
 def invoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Invoke:
     """cgverify in this process, in a folder of its own, with room for a table."""
@@ -53,7 +57,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
     """Real runs on two layers of codegen-nano: twice alike, with a fault in layer 1, and with two threads."""
     folder = tmp_path_factory.mktemp("runs")
     (folder / "gated.py").write_text(GATED)
-    made = {name: folder / name for name in ("baseline", "again", "faulty", "threads")}
+    made = {name: folder / name for name in SHOWN_AS}
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
         import gated  # type: ignore[import-not-found]
@@ -63,10 +67,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
             arguments = (
                 *("all-components", "--model", "codegen-nano", "--layers", "0,1", "--component", "attn", "-q"),
                 *("--case", "default,decode", "--dtype", "float32,bfloat16", "--bridge", "gated:Bridge"),
-                *("--threads", "2" if name == "threads" else "1", "--output", str(path)),
+                *("--threads", "2" if name == "threads" else "1", "--output", str(path), "--format", SHOWN_AS[name]),
             )
             done = CliRunner().invoke(app, arguments)
             assert done.exit_code == (1 if name == "faulty" else 0), done.output
+            path.with_suffix(".txt").write_text(done.stdout)
     yield made
     os.environ.pop("THP_MEM_ALLOC_ENABLE", None)
 
@@ -121,6 +126,8 @@ def test_two_thread_counts_side_by_side(invoke: Invoke, runs: dict[str, Path]) -
 
 
 def test_a_run_is_shown_again_byte_for_byte(invoke: Invoke, runs: dict[str, Path]) -> None:
+    for name, format in SHOWN_AS.items():
+        assert invoke("report", runs[name], "--format", format).stdout == runs[name].with_suffix(".txt").read_text()
     shown = invoke("report", runs["faulty"], "--format", "csv")
     assert shown.exit_code == 0
     assert shown.stdout == (runs["faulty"] / "findings.csv").read_text()
