@@ -15,7 +15,7 @@ from cgverify.report.folds import bare_tap, folded, verdicts, with_consequences_
 from cgverify.report.frames import CELL
 from cgverify.report.github import annotate
 from cgverify.report.markdown import document
-from cgverify.report.sections import Section, counted, figure, on_screen
+from cgverify.report.sections import Section, counted, figure, on_screen, shortened
 
 SHOWN = 20
 GROWTH_TOLD = 2.0
@@ -46,14 +46,18 @@ def _markdown(comparison: Comparison, regressions: Sequence[str]) -> str:
 
 
 def _github(comparison: Comparison, regressions: Sequence[str]) -> str:
-    """Annotations: without a regression nothing but a notice."""
+    """Annotations: without a regression nothing but a notice, which names the versions that differ."""
     told = [("regression", "\n".join(regressions))] if regressions else []
     told += [
         (f"{fold.change.cell.component}: {' → '.join(verdicts(fold.change))}", fold.sentence)
         for fold in folded(with_consequences_apart(comparison.worse)[0])
         if regressions
     ]
-    return annotate(told, f"cgverify {comparison.run.model}", _verdict_line(comparison, regressions))
+    versions = [
+        f"{each.name} {each.before} → {each.after}" for each in comparison.differences if each.part == "versions"
+    ]
+    notice = ", ".join([_verdict_line(comparison, regressions), *versions])
+    return annotate(told, f"cgverify {comparison.run.model}", notice)
 
 
 def _csv(comparison: Comparison, _: Sequence[str]) -> str:
@@ -119,7 +123,10 @@ def sections(comparison: Comparison, regressions: Sequence[str]) -> Iterator[Sec
     """The comparison as a reader wants it: the answer, what explains it, what got worse, and the rest."""
     yield Section(_verdict_line(comparison, regressions), regressions, tone="bad" if regressions else "good")
     if comparison.differences:
-        rows = [[f"{each.part}.{each.name}", each.before, each.after] for each in comparison.differences]
+        rows = [
+            [f"{each.part}.{each.name}", shortened(each.before), shortened(each.after)]
+            for each in comparison.differences
+        ]
         yield Section("What else differs", columns=["", "baseline", "run"], rows=rows)
     if comparison.worse:
         causes, behind = with_consequences_apart(comparison.worse)

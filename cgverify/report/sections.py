@@ -57,6 +57,11 @@ def figure(value: object) -> str:
     return f"{value:.3g}"
 
 
+def shortened(text: str) -> str:
+    """At most 60 characters of a text."""
+    return text if len(text) <= 60 else text[:59] + "…"
+
+
 def counted(number: int, noun: str) -> str:
     """`1 cell`, `12 cells`."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -179,6 +179,15 @@ def test_json_and_csv_of_a_comparison(invoke: Invoke) -> None:
     assert frame["change"].tolist() == ["worse", "grown", "appeared", "vanished"]
 
 
+def test_the_annotations_name_the_versions_that_differ(invoke: Invoke) -> None:
+    newer = {**ENVIRONMENT, "versions": {"torch": "2.13.0", "transformers": "5.24.0rc1"}}
+    before, after = kept("before", a_result()), kept("after", a_result(), environment=newer)
+    assert invoke("compare", before, after, "--format", "github").stdout == (
+        "::notice title=cgverify m::No change: 1 cell and 1 tap compared with the baseline, "
+        "transformers 5.23.0 → 5.24.0rc1\n"
+    )
+
+
 def test_a_diff_stays_readable_when_a_run_gained_a_kind_of_cell(invoke: Invoke) -> None:
     before = kept("before", *(a_result(layer=layer) for layer in range(20)))
     gained = (a_result(layer=layer, case=case) for layer in range(20) for case in ("default", "text", "autocast"))
