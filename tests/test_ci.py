@@ -91,6 +91,25 @@ def test_the_hub_ids_of_a_plan(hub_models: ModuleType, tmp_path: Path) -> None:
     assert hub_models.hub_ids({"models": "a/b", "weights": "random:3"}) == []
 
 
+def test_a_plan_is_cut_to_the_checkpoints_that_have_room(hub_models: ModuleType) -> None:
+    plan = {
+        "models": ["codegen-nano", "codegen-350M", "codegen-2B-mono", "codegen-6B-nl"],
+        "dtypes": ["float32"],
+        "include": [{"cases": "all", "limits": {"layers": 3}}, {"models": "codegen-6B-nl", "seeds": [1]}],
+        "exclude": [{"models": "*-6B-*", "cases": "backward"}, {"models": ["*-6B-*", "*-2B-*"]}, {"cases": "train"}],
+    }
+    assert hub_models.without(plan, {"Salesforce/codegen-6B-nl"}) == {
+        "models": ["codegen-nano", "codegen-350M", "codegen-2B-mono"],
+        "dtypes": ["float32"],
+        "include": [{"cases": "all", "limits": {"layers": 3}}],
+        "exclude": [{"models": ["*-6B-*", "*-2B-*"]}, {"cases": "train"}],
+    }
+    assert hub_models.without(plan, ()) == {
+        **plan,
+        "include": [plan["include"][0], {"models": ["codegen-6B-nl"], "seeds": [1]}],
+    }
+
+
 def test_the_smallest_checkpoints_that_have_room_are_taken(hub_models: ModuleType) -> None:
     sized = [hub_models.Published(name, "r", size, ".bin") for name, size in (("a", 5), ("b", 1), ("c", 3))]
     assert [checkpoint.hub_id for checkpoint in hub_models.within(sized, 4)] == ["b", "c"]

@@ -1,17 +1,18 @@
-"""Which checkpoints of a plan are on the hub, at which revision; and fetch them, so that what follows can be offline.
+"""Cut a plan to the checkpoints of the hub that there is room for, and fetch them, so that all else can be offline.
 
-    python tools/hub_models.py list configs/nightly.yaml --most-gb 8 > models.txt
-    python tools/hub_models.py fetch models.txt
+    python tools/hub_models.py cut configs/nightly.yaml --most-gb 4 --into tonight
+    python tools/hub_models.py fetch tonight
 
-`list` writes a line per checkpoint, `ID REVISION`: what a cache of weights is keyed by. The smallest come first, until
-the room is used up; what finds none is verified with random weights where the plan says `weights: auto`.
+`cut` writes `tonight/plan.yaml`, the plan without the checkpoints that find no room (the smallest come first), and
+`tonight/models.txt`, a line `ID REVISION` per checkpoint: what a cache of weights is keyed by.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,18 +37,57 @@ class Published(NamedTuple):
 
 def hub_ids(plan: dict[str, Any]) -> list[str]:
     """The checkpoints that a plan (see `cgverify sweep`) takes from the hub, each once, in its order."""
-    products = [plan, *({**plan, **further} for further in plan.get("include", ()))]
-    return list(dict.fromkeys(hub_id for product in products for hub_id in _of_product(product)))
+    return list(
+        dict.fromkeys(
+            filter(None, (hub_id(entry, product) for product in _products(plan) for entry in _models(product)))
+        )
+    )
 
 
-def _of_product(product: dict[str, Any]) -> Iterator[str]:
-    models = product["models"]
-    for entry in models if isinstance(models, list) else [models]:
-        described = {"model": entry} if isinstance(entry, str) else entry
-        name, weights = described["model"], described.get("weights", product.get("weights", "auto"))
-        hub_id = ARCHITECTURES[name].hub if name in ARCHITECTURES else name
-        if hub_id is not None and not weights.startswith("random") and not Path(name).is_dir():
-            yield hub_id
+def hub_id(entry: str | dict[str, str], product: dict[str, Any]) -> str | None:
+    """Where on the hub a product's checkpoint is; None where it is a folder, ships with cgverify, or is random."""
+    described = {"model": entry} if isinstance(entry, str) else entry
+    name, weights = described["model"], described.get("weights", product.get("weights", "auto"))
+    if weights.startswith("random") or Path(name).is_dir():
+        return None
+    return ARCHITECTURES[name].hub if name in ARCHITECTURES else name
+
+
+def without(plan: dict[str, Any], absent: Collection[str]) -> dict[str, Any]:
+    """The plan without some of the hub's checkpoints, and without the rules that were about none but these."""
+    kept = [entry for entry in _models(plan) if hub_id(entry, plan) not in absent]
+    further = [
+        {**product, "models": [entry for entry in _models(product) if hub_id(entry, {**plan, **product}) not in absent]}
+        if "models" in product
+        else product
+        for product in plan.get("include", ())
+    ]
+    names = [
+        entry if isinstance(entry, str) else entry["model"]
+        for product in (kept, *map(_models, further))
+        for entry in product
+    ]
+    rules = [
+        rule
+        for rule in plan.get("exclude", ())
+        if "models" not in rule or any(fnmatchcase(name, glob) for glob in _models(rule) for name in names)
+    ]
+    cut = {
+        **plan,
+        "models": kept,
+        "include": [product for product in further if product.get("models", kept)],
+        "exclude": rules,
+    }
+    return {key: value for key, value in cut.items() if value}
+
+
+def _products(plan: dict[str, Any]) -> list[dict[str, Any]]:
+    return [plan, *({**plan, **further} for further in plan.get("include", ()))]
+
+
+def _models(product: dict[str, Any]) -> list[Any]:
+    models = product.get("models", [])
+    return models if isinstance(models, list) else [models]
 
 
 def published(hub_id: str) -> Published:
@@ -73,37 +113,41 @@ def within(checkpoints: Iterable[Published], most_bytes: float) -> list[Publishe
     return taken
 
 
-def show(config: Path, most_gb: float) -> None:
-    found = [published(hub_id) for hub_id in hub_ids(yaml.safe_load(config.read_text()))]
+def cut(config: Path, most_gb: float, into: Path) -> None:
+    plan = yaml.safe_load(config.read_text())
+    found = [published(hub_id) for hub_id in hub_ids(plan)]
     taken = within(found, most_gb * 1e9)
-    for checkpoint in taken:
-        print(checkpoint.hub_id, checkpoint.revision)
-    for checkpoint in found:
-        if checkpoint not in taken:
-            print(f"no room for {checkpoint.hub_id}: {checkpoint.size / 1e9:.1f} GB", file=sys.stderr)
+    absent = [checkpoint for checkpoint in found if checkpoint not in taken]
+    into.mkdir(parents=True, exist_ok=True)
+    (into / "models.txt").write_text("".join(f"{each.hub_id} {each.revision}\n" for each in taken))
+    cut_plan = without(plan, {checkpoint.hub_id for checkpoint in absent})
+    (into / "plan.yaml").write_text(yaml.safe_dump(cut_plan, sort_keys=False))
+    for checkpoint in absent:
+        print(f"no room for {checkpoint.hub_id}: {checkpoint.size / 1e9:.1f} GB", file=sys.stderr)
 
 
-def fetch(listed: Path) -> None:
-    for line in listed.read_text().splitlines():
+def fetch(folder: Path) -> None:
+    for line in (folder / "models.txt").read_text().splitlines():
         hub_id, revision = line.split()
         # By branch, since a cache without the branch's own entry is not found by name when offline.
-        folder = snapshot_download(hub_id, allow_patterns=["*.json", f"*{published(hub_id).suffix}"])
-        if Path(folder).name != revision:
-            sys.exit(f"{hub_id} has moved on from {revision} since it was listed: start again.")
+        fetched = snapshot_download(hub_id, allow_patterns=["*.json", f"*{published(hub_id).suffix}"])
+        if Path(fetched).name != revision:
+            sys.exit(f"{hub_id} has moved on from {revision} since the plan was cut: start again.")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    listing = commands.add_parser("list")
-    listing.add_argument("config", type=Path)
-    listing.add_argument("--most-gb", type=float, default=float("inf"))
-    commands.add_parser("fetch").add_argument("listed", type=Path)
+    cutting = commands.add_parser("cut")
+    cutting.add_argument("config", type=Path)
+    cutting.add_argument("--most-gb", type=float, default=float("inf"))
+    cutting.add_argument("--into", type=Path, required=True)
+    commands.add_parser("fetch").add_argument("folder", type=Path)
     arguments = parser.parse_args()
-    if arguments.command == "list":
-        show(arguments.config, arguments.most_gb)
+    if arguments.command == "cut":
+        cut(arguments.config, arguments.most_gb, arguments.into)
     else:
-        fetch(arguments.listed)
+        fetch(arguments.folder)
 
 
 if __name__ == "__main__":
