@@ -37,52 +37,44 @@ class Published(NamedTuple):
 
 def hub_ids(plan: dict[str, Any]) -> list[str]:
     """The checkpoints that a plan (see `cgverify sweep`) takes from the hub, each once, in its order."""
-    return list(
-        dict.fromkeys(
-            filter(None, (hub_id(entry, product) for product in _products(plan) for entry in _models(product)))
-        )
-    )
-
-
-def hub_id(entry: str | dict[str, str], product: dict[str, Any]) -> str | None:
-    """Where on the hub a product's checkpoint is; None where it is a folder, ships with cgverify, or is random."""
-    described = {"model": entry} if isinstance(entry, str) else entry
-    name, weights = described["model"], described.get("weights", product.get("weights", "auto"))
-    if weights.startswith("random") or Path(name).is_dir():
-        return None
-    return ARCHITECTURES[name].hub if name in ARCHITECTURES else name
+    products = [plan, *({**plan, **further} for further in plan.get("include", ()))]
+    places = [_place(entry, product) for product in products for entry in _models(product)]
+    return list(dict.fromkeys(place for place in places if place is not None))
 
 
 def without(plan: dict[str, Any], absent: Collection[str]) -> dict[str, Any]:
     """The plan without some of the hub's checkpoints, and without the rules that were about none but these."""
-    kept = [entry for entry in _models(plan) if hub_id(entry, plan) not in absent]
-    further = [
-        {**product, "models": [entry for entry in _models(product) if hub_id(entry, {**plan, **product}) not in absent]}
-        if "models" in product
-        else product
-        for product in plan.get("include", ())
+
+    def present(product: dict[str, Any]) -> list[Any]:
+        return [entry for entry in _models(product) if _place(entry, {**plan, **product}) not in absent]
+
+    products = [
+        {**product, "models": present(product)} if "models" in product else product
+        for product in (plan, *plan.get("include", ()))
     ]
-    names = [
-        entry if isinstance(entry, str) else entry["model"]
-        for product in (kept, *map(_models, further))
-        for entry in product
-    ]
+    names = [_name(entry) for product in products for entry in _models(product)]
     rules = [
         rule
         for rule in plan.get("exclude", ())
         if "models" not in rule or any(fnmatchcase(name, glob) for glob in _models(rule) for name in names)
     ]
-    cut = {
-        **plan,
-        "models": kept,
-        "include": [product for product in further if product.get("models", kept)],
-        "exclude": rules,
-    }
+    further = [product for product in products[1:] if product.get("models", names)]
+    cut = {**products[0], "include": further, "exclude": rules}
     return {key: value for key, value in cut.items() if value}
 
 
-def _products(plan: dict[str, Any]) -> list[dict[str, Any]]:
-    return [plan, *({**plan, **further} for further in plan.get("include", ()))]
+def _place(entry: str | dict[str, str], product: dict[str, Any]) -> str | None:
+    """A checkpoint's id on the hub; None where it is a folder, ships with cgverify, or is to be random."""
+    name, weights = _name(entry), product.get("weights", "auto")
+    if not isinstance(entry, str):
+        weights = entry.get("weights", weights)
+    if weights.startswith("random") or Path(name).is_dir():
+        return None
+    return ARCHITECTURES[name].hub if name in ARCHITECTURES else name
+
+
+def _name(entry: str | dict[str, str]) -> str:
+    return entry if isinstance(entry, str) else entry["model"]
 
 
 def _models(product: dict[str, Any]) -> list[Any]:
