@@ -14,6 +14,9 @@ PACKAGE = Path(__file__).parent.parent / "cgverify"
 ROOMS = [
     "cli",
     "report",
+    "comparison",
+    "baseline",
+    "order",
     "selftest",
     "cost",
     "runner",
@@ -98,7 +101,10 @@ def test_light_rooms_name_no_heavy_package_at_the_top(room: str) -> None:
                 assert not HEAVY & {name.split(".")[0] for name in names}, path
 
 
-@pytest.mark.parametrize("arguments", [[], ["all-components"], ["sweep"], ["merge"], ["selftest"], ["models"], ["env"]])
+COMMANDS = ["all-components", "sweep", "merge", "compare", "report", "baseline", "selftest", "models", "env"]
+
+
+@pytest.mark.parametrize("arguments", [[], *([command] for command in COMMANDS)])
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     script = (
         "import sys\n"

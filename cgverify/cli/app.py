@@ -7,10 +7,13 @@ from typing import Annotated
 import typer
 
 from cgverify import __version__
+from cgverify.cli import baseline
 from cgverify.cli.all_components import all_components
+from cgverify.cli.compare import compare
 from cgverify.cli.env import env
 from cgverify.cli.merge import merge
 from cgverify.cli.models import models
+from cgverify.cli.report import report
 from cgverify.cli.selftest import selftest
 from cgverify.cli.sweep import sweep
 
@@ -41,6 +44,9 @@ def cgverify(
 app.command()(all_components)
 app.command()(sweep)
 app.command()(merge)
+app.command()(compare)
+app.command()(report)
+app.add_typer(baseline.app, name="baseline")
 app.command()(selftest)
 app.command()(models)
 app.command()(env)

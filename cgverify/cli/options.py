@@ -11,8 +11,8 @@ import typer
 from cgverify.errors import UnknownNameError, UsageError
 from cgverify.plan import CASES, DEVICES, DTYPES, Axes
 from cgverify.records import RotaryDim
+from cgverify.report.formats import FORMATS as FORMATS
 
-FORMATS = ("table", "json", "csv")
 KEPT = ("failed", "all", "none")
 MOST_LAYERS = 10_000
 

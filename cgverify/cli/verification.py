@@ -114,8 +114,8 @@ def _carry_out(campaign: Campaign, course: Course, started: float, quiet: bool) 
 
 def report(run: Run, path: Path, ordered: Sequence[CellResult], format: str) -> int:
     """Write a run's CSV files, print its report on stdout, and return its exit code."""
-    from cgverify.report import as_json, table
-    from cgverify.report.frames import findings_frame, write_csv
+    from cgverify.report.formats import render
+    from cgverify.report.frames import write_csv
     from cgverify.report.outcome import exit_code
     from cgverify.store import full
 
@@ -123,12 +123,7 @@ def report(run: Run, path: Path, ordered: Sequence[CellResult], format: str) -> 
         write_csv(path, ordered)
     except OSError as error:
         raise full(path, error) from error
-    if format == "json":
-        typer.echo(as_json.render(run, ordered))
-    elif format == "csv":
-        typer.echo(findings_frame(ordered).to_csv(index=False), nl=False)
-    else:
-        table.show(Console(), run, ordered)
+    typer.echo(render(format, run, ordered), nl=False)
     return exit_code(ordered)
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
+
+import pandas as pd
 
 from cgverify.records import CellResult, Record, Run
 from cgverify.report.frames import CELL
@@ -36,6 +39,13 @@ def findings(results: Sequence[CellResult]) -> list[dict[str, Any]]:
         for result in results
         for finding in result.findings
     ]
+
+
+def rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """A DataFrame's rows as JSON has them: null where there is no figure, infinity as the string `Infinity`."""
+    endless = {math.inf: "Infinity", -math.inf: "-Infinity"}
+    shown = frame.astype(object).where(frame.notna(), None).replace(endless)
+    return [{str(name): value for name, value in row.items()} for row in shown.to_dict("records")]
 
 
 def _plain(record: Record) -> dict[str, Any]:

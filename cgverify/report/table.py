@@ -13,6 +13,7 @@ from rich.text import Text
 from cgverify.records import CellResult, Run, Verdict
 from cgverify.report.frames import SETTING, findings_frame, worst_by
 from cgverify.report.outcome import counts, failures, silent_hooks, suspects
+from cgverify.report.sections import figure
 
 SHOWN_FAILURES = 20
 WIDE = 100
@@ -28,6 +29,14 @@ STYLES = {
 }
 
 
+def render(run: Run, results: Sequence[CellResult]) -> str:
+    """The report as text for stdout, in colour where that is a terminal."""
+    console = Console()
+    with console.capture() as captured:
+        show(console, run, results)
+    return captured.get()
+
+
 def show(console: Console, run: Run, results: Sequence[CellResult]) -> None:
     """Print the whole report of a run. Sentences and commands are left unwrapped, so that they can be copied."""
     for part in _parts(run, results, console.width):
@@ -39,7 +48,7 @@ def _parts(run: Run, results: Sequence[CellResult], width: int) -> list[Renderab
     for setting, findings in findings_frame(results).groupby(SETTING, sort=False, dropna=False):
         if not (findings["verdict"] == Verdict.UNSUPPORTED.value).all():
             parts.append(_setting_table(run, tuple(map(str, setting)), findings, width))
-    return [*parts, *_notices(results), _verdict_line(results)]
+    return [*parts, *_notices(results), Text(verdict_line(results), style="bold")]
 
 
 def _failures(run: Run, results: Sequence[CellResult]) -> list[RenderableType]:
@@ -75,7 +84,7 @@ def _setting_table(run: Run, setting: tuple[str, ...], findings: pd.DataFrame, w
         table.add_row(
             *(str(row[name]) for name in ("kind", "cells", "taps")),
             Text(said.value, style=STYLES[said]),
-            *(_figure(row[name]) for name in ("r", "max_abs", "max_ulp")),
+            *(figure(row[name]) for name in ("r", "max_abs", "max_ulp")),
             *([] if width < WIDE else [""] if said is Verdict.BITWISE else [str(row["where"])]),
         )
     return table
@@ -94,14 +103,9 @@ def _notices(results: Sequence[CellResult]) -> list[RenderableType]:
     return lines
 
 
-def _verdict_line(results: Sequence[CellResult]) -> Text:
+def verdict_line(results: Sequence[CellResult]) -> str:
+    """How many cells and taps there are, and how many of each verdict."""
     total = counts(results)
     taps = sum(number for verdict, number in total.items() if verdict.compares)
     by_verdict = ", ".join(f"{number} {verdict.value}" for verdict, number in total.items() if number)
-    return Text(f"{len(results)} cells, {taps} taps compared: {by_verdict or 'nothing'}", style="bold")
-
-
-def _figure(value: object) -> str:
-    if value is None or pd.isna(value):  # type: ignore[call-overload]
-        return "–"
-    return f"{value:.3g}"
+    return f"{len(results)} cells, {taps} taps compared: {by_verdict or 'nothing'}"

@@ -1,0 +1,93 @@
+"""Baselines: runs kept to compare with, small enough to be published beside the code and reviewed like it.
+
+| file | |
+|---|---|
+| `run.json` | what the run was, as in a run folder |
+| `findings.jsonl.gz` | its `findings.jsonl`, in report order, without what a comparison has no use for |
+| `summary.csv` | a row per component, setting and case: what a reviewer reads (written by `cgverify baseline accept`) |
+
+Verdicts can be compared between machines. Times and the exact r belong to the machine that `run.json` names.
+"""
+
+from __future__ import annotations
+
+import gzip
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cgverify.errors import RunFolderError
+from cgverify.order import in_report_order
+from cgverify.records import CellResult, Run, Verdict
+from cgverify.store import read
+
+PACKED = "findings.jsonl.gz"
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """A run as it was kept, with its finished cells in report order."""
+
+    run: Run
+    results: Sequence[CellResult]
+
+
+def load(path: Path) -> StoredRun:
+    """A run folder or a baseline.
+
+    Raises:
+        RunFolderError: neither is there, or it is damaged.
+    """
+    if not (path / PACKED).exists():
+        return _ordered(*read(path))
+    with tempfile.TemporaryDirectory() as unpacked:  # one reader for both: an old baseline reads like an old run
+        folder = Path(unpacked)
+        try:
+            shutil.copy(path / "run.json", folder)
+            (folder / "findings.jsonl").write_bytes(gzip.decompress((path / PACKED).read_bytes()))
+        except (OSError, EOFError) as error:
+            raise RunFolderError(f"Cannot read the baseline in {path}: {error}. Accept it anew.") from error
+        return _ordered(*read(folder))
+
+
+def accept(stored: StoredRun, path: Path) -> None:
+    """Keep a run as the baseline in `path`, in place of one that is there.
+
+    Raises:
+        RunFolderError: the run is not fit to be compared with, or `path` is something else than a baseline.
+    """
+    _require_fit(stored.results)
+    if path.exists() and not (path / PACKED).exists():
+        raise RunFolderError(f"{path} exists and is no baseline: give another name.")
+    lines = "".join(_lean(result).model_dump_json() + "\n" for result in stored.results)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        # No time of packing in the header: the same run is the same bytes.
+        (path / PACKED).write_bytes(gzip.compress(lines.encode(), mtime=0))
+        (path / "run.json").write_text(stored.run.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise RunFolderError(f"Cannot write to {path}: {error.strerror}. Give another --reports.") from error
+
+
+def _ordered(run: Run, results: Sequence[CellResult]) -> StoredRun:
+    return StoredRun(run, in_report_order(run, results))
+
+
+def _require_fit(results: Sequence[CellResult]) -> None:
+    """What could not be run would never be missed in a later run."""
+    errors = [result for result in results if result.verdict is Verdict.ERROR]
+    if errors:
+        raise RunFolderError(
+            f"{len(errors)} cells of that run could not be run, the first is {errors[0].cell.component}: finish it "
+            "with --resume before it becomes a baseline."
+        )
+    if not any(finding.verdict.compares for result in results for finding in result.findings):
+        raise RunFolderError("That run compared nothing: it cannot be a baseline.")
+
+
+def _lean(result: CellResult) -> CellResult:
+    """Without the names of tensors that are not kept with it, and with times no finer than they are true."""
+    findings = tuple(finding.model_copy(update={"tensors": ""}) for finding in result.findings)
+    return result.model_copy(update={"findings": findings, "seconds": round(result.seconds, 3)})

@@ -1,0 +1,58 @@
+"""`cgverify baseline accept`: make a run what later runs are compared with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cgverify.cli import options
+from cgverify.cli.exits import exit_codes
+from cgverify.errors import UsageError
+
+if TYPE_CHECKING:
+    from cgverify.baseline import StoredRun
+
+app = typer.Typer(help="Runs kept to compare with.", no_args_is_help=True)
+
+Folder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+Name = Annotated[
+    str | None, typer.Argument(metavar="NAME", help="Of the baseline; by default MODEL-DEVICE.", show_default=False)
+]
+Reports = Annotated[Path, typer.Option(help="Folder of the baselines.", envvar="CGVERIFY_REPORTS")]
+
+
+@app.callback()
+def baseline() -> None:
+    pass
+
+
+@app.command()
+def accept(run: Folder, name: Name = None, reports: Reports = Path("reports"), verbose: options.Verbose = 0) -> None:
+    """Keep a run as a baseline, in place of an older one, and tell what differs from that.
+
+    Exit codes: 0 accepted, 2 bad usage, or a run that is not fit to be compared with.
+    """
+    with exit_codes(verbose):
+        from cgverify.baseline import PACKED, load
+        from cgverify.baseline import accept as keep
+        from cgverify.comparison import compare_runs
+        from cgverify.report.comparison import render
+        from cgverify.report.frames import findings_frame, summary_frame
+
+        stored = load(run)
+        path = reports / (name or _name(stored))
+        before = load(path) if (path / PACKED).exists() else None
+        keep(stored, path)
+        summary_frame(findings_frame(stored.results)).to_csv(path / "summary.csv", index=False)
+        if before is not None:
+            typer.echo(render("table", compare_runs(before, stored), ()), nl=False)
+        typer.echo(f"Accepted as {path}: review its summary.csv, and commit the folder.", err=True)
+
+
+def _name(stored: StoredRun) -> str:
+    devices = dict.fromkeys(result.cell.device for result in stored.results)
+    if len(devices) != 1:
+        raise UsageError(f"That run is of {len(devices)} devices: give the baseline a NAME.")
+    return f"{stored.run.model.replace('/', '--')}-{next(iter(devices))}"

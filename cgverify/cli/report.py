@@ -1,0 +1,56 @@
+"""`cgverify report`: a run that was kept, shown again in any format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cgverify.cli import options
+from cgverify.cli.exits import exit_codes
+from cgverify.cli.options import FORMATS, known
+from cgverify.errors import UsageError
+from cgverify.report.formats import PIVOT_FORMATS, PIVOTS
+
+Folder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder or a baseline.")]
+Output = Annotated[Path | None, typer.Option(help="The file to write; stdout without it.", envvar="CGVERIFY_OUTPUT")]
+By = Annotated[str | None, typer.Option(help=f"Along one axis: {', '.join(PIVOTS)}.", envvar="CGVERIFY_BY")]
+
+
+def report(
+    run: Folder,
+    format: options.Format = "table",
+    by: By = None,
+    output: Output = None,
+    verbose: options.Verbose = 0,
+) -> None:
+    """Show a run again, whole or along one axis. What it found is told, and not judged by the exit code.
+
+    Exit codes: 0 shown, 2 bad usage.
+    """
+    with exit_codes(verbose):
+        known("format", [format], FORMATS)
+        if by is not None:
+            known("by", [by], PIVOTS)
+            if format not in PIVOT_FORMATS:
+                raise UsageError(f"--by is shown as {', '.join(PIVOT_FORMATS)}, and not as {format}.")
+
+        from cgverify.baseline import load
+
+        stored = load(run)
+        if by is None:
+            from cgverify.report.formats import render
+
+            text = render(format, stored.run, stored.results)
+        else:
+            from cgverify.report.pivot import render as render_pivot
+
+            text = render_pivot(format, stored.run, stored.results, by)
+        if output is None:
+            typer.echo(text, nl=False)
+            return
+        try:
+            output.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise UsageError(f"Cannot write {output}: {error.strerror}. Give another --output.") from error

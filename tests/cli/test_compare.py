@@ -1,0 +1,241 @@
+"""`cgverify compare`, `report` and `baseline accept`: what they print, what they keep, how they end."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from made_records import ENVIRONMENT, a_finding, a_result, a_run
+from typer.testing import CliRunner
+
+from cgverify.cli.app import app
+from cgverify.records import CellResult, Verdict
+from cgverify.store import RunFolder
+
+Invoke = Callable[..., Any]
+
+GATED = """
+from cgverify.selftest.seeded.scores import ScaleSlightlyOff
+
+class Bridge(ScaleSlightlyOff):
+    faulty = None
+
+    def factor(self):
+        return super().factor() if self._layer_idx == self.faulty else 1.0
+"""
+"""A bridge of one's own, whose scores can be made wrong in one layer."""
+
+
+SHOWN_AS = {"baseline": "junit", "again": "markdown", "faulty": "github", "threads": "json"}
+"""The runs that are made, each with another format on stdout."""
+
+
+@pytest.fixture
+def invoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Invoke:
+    """cgverify in this process, in a folder of its own, with room for a table."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "160")
+    return lambda *arguments: CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def kept(name: str, *results: CellResult, **run: object) -> str:
+    folder = RunFolder.create(Path(name), a_run(**run))
+    for result in results:
+        folder.append(result)
+    folder.close()
+    return name
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
+    """Real runs on two layers of codegen-nano: twice alike, with a fault in layer 1, and with two threads."""
+    folder = tmp_path_factory.mktemp("runs")
+    (folder / "gated.py").write_text(GATED)
+    made = {name: folder / name for name in SHOWN_AS}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        import gated  # type: ignore[import-not-found]
+
+        for name, path in made.items():
+            gated.Bridge.faulty = 1 if name == "faulty" else None
+            arguments = (
+                *("all-components", "--model", "codegen-nano", "--layers", "0,1", "--component", "attn", "-q"),
+                *("--case", "default,decode", "--dtype", "float32,bfloat16", "--bridge", "gated:Bridge"),
+                *("--threads", "2" if name == "threads" else "1", "--output", str(path), "--format", SHOWN_AS[name]),
+            )
+            done = CliRunner().invoke(app, arguments)
+            assert done.exit_code == (1 if name == "faulty" else 0), done.output
+            path.with_suffix(".txt").write_text(done.stdout)
+    yield made
+    os.environ.pop("THP_MEM_ALLOC_ENABLE", None)
+
+
+def test_upgrading_nothing_keeps_the_gate_green(invoke: Invoke, runs: dict[str, Path]) -> None:
+    everything = "worse,diverged,missing-cells,r:1.01x"
+    done = invoke("compare", runs["baseline"], runs["again"], "--fail-on", everything)
+    assert done.exit_code == 0, done.output
+    assert done.stdout.startswith("No change: 8 cells and ")
+
+
+def test_a_fault_in_one_layer_turns_the_gate_red_and_is_named(invoke: Invoke, runs: dict[str, Path]) -> None:
+    done = invoke("compare", runs["baseline"], runs["faulty"])
+    assert done.exit_code == 1
+    assert done.stdout.startswith("Regression: 8 cells")
+    worse = done.stdout.split("Worse: ")[1].splitlines()
+    assert worse[1].startswith("  blocks.1.attn, gated:Bridge in float32, case default: hook_attn_scores (scores) ")
+    assert "bitwise → diverged" in worse[1]
+    assert "all in layer 1)" in worse[1]
+    assert "blocks.0" not in done.stdout
+    back = invoke("compare", runs["faulty"], runs["baseline"])
+    assert back.exit_code == 0
+    assert "Better: " in back.stdout
+    annotated = invoke("compare", runs["baseline"], runs["faulty"], "--format", "github").stdout.splitlines()
+    assert annotated[0].startswith("::error title=regression::")
+    assert annotated[1].startswith("::error title=blocks.1.attn%3A bitwise → diverged::blocks.1.attn, ")
+
+
+def test_two_dtypes_of_a_run_side_by_side(invoke: Invoke, runs: dict[str, Path]) -> None:
+    arguments = ("compare", "--across", "dtype", "float32", "bfloat16", runs["baseline"])
+    frame = pd.read_csv(StringIO(invoke(*arguments, "--format", "csv").stdout)).set_index("tap")
+    assert (frame.loc["hook_q", "ratio"] > 100).all(), "bfloat16 has 16 bits fewer"
+    assert (frame.loc["hook_q", "bits_second"] < frame.loc["hook_q", "bits_first"] - 10).all()
+    told = json.loads(invoke(*arguments, "--format", "json").stdout)
+    assert (told["cells"], told["only_first"], told["only_second"]) == (4, 0, 0)
+    assert {each["error"] for each in told["first_differences"]} == {"project_q"}
+    shown = invoke(*arguments)
+    assert shown.exit_code == 0
+    assert "dtype: float32 and bfloat16, 4 cells of each" in shown.stdout
+    assert "codegen-nano · gated:Bridge · cpu · rotary_dim 16: where the sides part" in shown.stdout
+
+
+def test_two_thread_counts_side_by_side(invoke: Invoke, runs: dict[str, Path]) -> None:
+    told = invoke("compare", "--across", "run", runs["baseline"], runs["threads"], "--format", "json")
+    taps = json.loads(told.stdout)["taps"]
+    assert {tap["verdict_second"] for tap in taps} <= {"bitwise", "ulp", "bounded"}
+    assert json.loads(told.stdout)["cells"] == 8
+    differs = invoke("compare", runs["baseline"], runs["threads"], "--fail-on", "diverged")
+    assert differs.exit_code == 0
+    assert "numerics.threads" in differs.stdout
+    assert "equal machine" not in differs.stdout
+
+
+def test_a_run_is_shown_again_byte_for_byte(invoke: Invoke, runs: dict[str, Path]) -> None:
+    for name, format in SHOWN_AS.items():
+        assert invoke("report", runs[name], "--format", format).stdout == runs[name].with_suffix(".txt").read_text()
+    shown = invoke("report", runs["faulty"], "--format", "csv")
+    assert shown.exit_code == 0
+    assert shown.stdout == (runs["faulty"] / "findings.csv").read_text()
+    assert invoke("report", runs["faulty"], "--format", "csv", "--output", "again.csv").stdout == ""
+    assert Path("again.csv").read_bytes() == (runs["faulty"] / "findings.csv").read_bytes()
+
+
+def test_a_run_is_shown_along_an_axis(invoke: Invoke, runs: dict[str, Path]) -> None:
+    shown = invoke("report", runs["faulty"], "--by", "layer").stdout
+    assert [line.split()[:3:2] for line in shown.splitlines() if line.startswith((" 0", " 1"))] == [
+        ["0", shown.splitlines()[4].split()[2]],
+        ["1", "419"],
+    ]
+
+
+def test_accepting_a_baseline_and_renewing_it(invoke: Invoke, runs: dict[str, Path]) -> None:
+    first = invoke("baseline", "accept", runs["baseline"])
+    assert first.exit_code == 0, first.output
+    folder = Path("reports/codegen-nano-cpu")
+    assert {path.name for path in folder.iterdir()} == {"run.json", "findings.jsonl.gz", "summary.csv"}
+    assert (folder / "summary.csv").read_bytes() == (runs["baseline"] / "summary.csv").read_bytes()
+    assert first.stdout == ""
+    assert invoke("compare", folder, runs["again"]).exit_code == 0
+    assert invoke("compare", folder, runs["faulty"]).exit_code == 1
+    renewed = invoke("baseline", "accept", runs["faulty"])
+    assert renewed.exit_code == 0
+    assert "blocks.1.attn" in renewed.stdout, "what is accepted is told"
+    assert invoke("compare", folder, runs["faulty"]).exit_code == 0
+
+
+def test_json_and_csv_of_a_comparison(invoke: Invoke) -> None:
+    before = kept("before", a_result(), a_result(layer=1), a_result(layer=2))
+    found = a_finding(verdict=Verdict.DIVERGED, r=float("inf"), message="mix is off")
+    after = kept(
+        "after", a_result(found), a_result(layer=1), a_result(layer=3), environment={**ENVIRONMENT, "machine": {}}
+    )
+    told = json.loads(invoke("compare", before, after, "--format", "json").stdout)
+    assert told["ok"] is False
+    assert told["regressions"] == ["1 verdict got worse", "1 cell is no longer compared"]
+    assert told["times"] is None
+    assert [(row["change"], row["component"], row["message"]) for row in told["changes"]] == [
+        ("worse", "blocks.0.attn", "mix is off"),
+        ("grown", "blocks.0.attn", "mix is off"),
+        ("appeared", "blocks.3.attn", ""),
+        ("vanished", "blocks.2.attn", ""),
+    ]
+    assert told["changes"][0]["r_after"] == "Infinity"
+    frame = pd.read_csv(StringIO(invoke("compare", before, after, "--format", "csv").stdout))
+    assert frame["change"].tolist() == ["worse", "grown", "appeared", "vanished"]
+
+
+def test_the_annotations_name_the_versions_that_differ(invoke: Invoke) -> None:
+    newer = {**ENVIRONMENT, "versions": {"torch": "2.13.0", "transformers": "5.24.0rc1"}}
+    before, after = kept("before", a_result()), kept("after", a_result(), environment=newer)
+    assert invoke("compare", before, after, "--format", "github").stdout == (
+        "::notice title=cgverify m::No change: 1 cell and 1 tap compared with the baseline, "
+        "transformers 5.23.0 → 5.24.0rc1\n"
+    )
+
+
+def test_a_diff_stays_readable_when_a_run_gained_a_kind_of_cell(invoke: Invoke) -> None:
+    before = kept("before", *(a_result(layer=layer) for layer in range(20)))
+    gained = (a_result(layer=layer, case=case) for layer in range(20) for case in ("default", "text", "autocast"))
+    done = invoke("compare", before, kept("after", *gained))
+    assert done.exit_code == 0
+    assert "Appeared: 40 cells\n  case autocast: 20 cells\n  case text: 20 cells\n" in done.stdout
+    assert len(done.stdout.splitlines()) < 10
+
+
+def test_runs_without_a_common_cell_are_no_pass(invoke: Invoke) -> None:
+    before, after = kept("before", a_result()), kept("after", a_result(dtype="float16"))
+    done = invoke("compare", before, after, "--fail-on", "worse")
+    assert done.exit_code == 5
+    assert "have no cell in common" in done.stderr
+    assert invoke("compare", "--across", "run", before, after).exit_code == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("compare", "one"), "takes a BASELINE and a RUN, and 1 folders are given"),
+        (("compare", "one", "nowhere"), "nowhere holds no run"),
+        (("compare", "one", "one", "--fail-on", "wors"), "did you mean 'worse'"),
+        (("compare", "one", "one", "--fail-on", "r:0.5x"), "write r:2x"),
+        (("compare", "one", "one", "--format", "junit"), "Unknown format 'junit'"),
+        (("compare", "--across", "dtyp", "a", "b", "one"), "did you mean 'dtype'"),
+        (("compare", "--across", "dtype", "float32", "one"), "takes two values and one or two run folders"),
+        (("compare", "--across", "dtype", "float32", "bfloat16", "one"), "Unknown dtype of the run 'bfloat16'"),
+        (("compare", "--across", "run", "one"), "takes two run folders"),
+        (("compare", "--across", "run", "one", "one", "--fail-on", "worse"), "--fail-on is for a baseline"),
+        (("compare", "--across", "run", "one", "one", "--format", "github"), "Unknown format 'github'"),
+        (("report", "nowhere"), "holds no run"),
+        (("report", "one", "--by", "dtpye"), "did you mean 'dtype'"),
+        (("report", "one", "--by", "dtype", "--format", "junit"), "and not as junit"),
+        (("report", "one", "--format", "xml"), "Unknown format 'xml'"),
+        (("report", "one", "--output", "no/where"), "Cannot write no/where"),
+        (("baseline", "accept", "nowhere"), "holds no run"),
+        (("baseline", "accept", "one", "run", "--reports", "."), "exists and is no baseline"),
+        (("baseline", "accept", "two"), "is of 2 devices"),
+        (("baseline", "accept", "one", "--reports", "/proc/nowhere"), "Cannot write"),
+    ],
+)
+def test_bad_input_is_told_in_one_sentence(arguments: tuple[str, ...], told: str, invoke: Invoke) -> None:
+    kept("one", a_result())
+    kept("run", a_result())
+    kept("two", a_result(), a_result(device="cuda"))
+    done = invoke(*arguments)
+    assert done.exit_code == 2, done.output
+    assert told in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert done.stdout == ""

@@ -1,0 +1,175 @@
+"""A run in every format: what other programs read must hold whatever a candidate's messages hold."""
+
+from __future__ import annotations
+
+import json
+import re
+from io import StringIO
+
+import pandas as pd
+import pytest
+from conftest import ROOT
+from junitparser import Error, Failure, JUnitXml, Skipped
+from made_records import a_finding, a_result, a_run
+
+from cgverify.records import CellResult, Verdict
+from cgverify.report.across import COLUMNS as ACROSS_COLUMNS
+from cgverify.report.comparison import COLUMNS as COMPARISON_COLUMNS
+from cgverify.report.formats import FORMATS, PIVOT_FORMATS, PIVOTS, render
+from cgverify.report.frames import CELL, FINDING, findings_frame, summary_frame
+from cgverify.report.markdown import LIMIT
+from cgverify.report.pivot import render as render_pivot
+
+AWKWARD = 'raised <a> & "b" | 100%\r\n::error::no, `x` *y* \x1b[31mred\x00, and: more'
+
+
+def awkward() -> list[CellResult]:
+    return [
+        a_result(a_finding(), layer=0),
+        a_result(a_finding(verdict=Verdict.DIVERGED, r=3.0, message=AWKWARD), a_finding("hook_out", "output"), layer=1),
+        a_result(a_finding("", "", Verdict.ERROR, r=None, message="out of memory"), layer=2),
+        a_result(a_finding("", "", Verdict.UNSUPPORTED, r=None, message="refused"), layer=3),
+        a_result(a_finding(), a_finding("", "", Verdict.UNSUPPORTED, step="token 1", r=None), layer=4),
+    ]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_every_format_shows_an_awkward_run_and_an_empty_one(format: str) -> None:
+    printable = [
+        one.model_copy(
+            update={
+                "findings": tuple(
+                    f.model_copy(update={"message": f.message.replace("\ud800", "")}) for f in one.findings
+                )
+            }
+        )
+        for one in awkward()
+    ]
+    for results in (printable, []):
+        text = render(format, a_run(), results)
+        assert text.endswith("\n")
+        text.encode()
+
+
+def test_junit_tells_failures_from_errors_and_skips() -> None:
+    report = JUnitXml.fromstring(render("junit", a_run(), awkward()).encode())
+    (suite,) = report
+    assert (report.tests, report.failures, report.errors, report.skipped) == (5, 1, 1, 1)
+    assert suite.name == "m · c · float32 · cpu · rotary_dim 8"
+    kinds = [type(case.result[0]) if case.result else None for case in suite]
+    assert kinds == [None, Failure, Error, Skipped, None]
+    cases = list(suite)
+    assert cases[1].name == "blocks.1.attn[default-seed0-2x8]"
+    assert cases[1].result[0].type == "mix"
+    assert 'raised <a> & "b" | 100%' in cases[1].result[0].message
+    assert "\ufffd[31mred\ufffd" in cases[1].result[0].text
+    assert cases[2].result[0].message == "out of memory"
+
+
+def test_annotations_are_the_worst_ten_each_on_one_line() -> None:
+    results = [
+        a_result(a_finding(f"hook_{layer}", verdict=Verdict.DIVERGED, r=1.5 + layer, message=AWKWARD), layer=layer)
+        for layer in range(30)
+    ]
+    results.append(a_result(a_finding("boot", "boot", Verdict.DIVERGED, r=None, message="it raised"), layer=40))
+    lines = render("github", a_run(), results).splitlines()
+    errors = [line for line in lines if line.startswith("::error ")]
+    assert len(errors) == 10
+    assert len(lines) == 11
+    assert errors[0].startswith(
+        "::error title=blocks.40.attn%3A diverged::blocks.40.attn, c in float32, case default: it"
+    )
+    assert errors[1].startswith("::error title=blocks.29.attn%3A diverged::")
+    assert "100%25%0D%0A::error::no" in errors[1]
+    assert "%0Acgverify all-components --model m --component blocks.29.attn" in errors[1]
+    assert lines[-1].startswith("::notice title=cgverify m::31 cells")
+    assert "the worst 10 of 31 faults are shown" in lines[-1]
+
+
+def test_a_run_that_held_is_a_notice() -> None:
+    assert render("github", a_run(), [a_result()]) == "::notice title=cgverify m::1 cells, 1 taps compared: 1 bitwise\n"
+
+
+def test_markdown_of_twenty_thousand_awkward_cells_stays_under_githubs_limit() -> None:
+    message = "<details> | ` * \x1b " * 200
+    results = [
+        a_result(
+            a_finding(f"hook_{number}", verdict=Verdict.DIVERGED, r=2.0 + number, message=message),
+            candidate=f"module_{number % 4000}:Bridge|`x`",
+            layer=number,
+        )
+        for number in range(20_000)
+    ]
+    text = render("markdown", a_run(), results)
+    assert len(text.encode()) < 1 << 20
+    assert len(text.encode()) > LIMIT / 2, "what fits is shown"
+    assert "20000 diverged" in text
+    assert "19980 more faults" in text
+    assert "sections left out" in text
+    assert "<details>" not in text.replace(r"\<details", "")
+
+
+def test_markdown_tables_have_as_many_fields_in_every_row() -> None:
+    text = render(
+        "markdown", a_run(), [a_result(a_finding(verdict=Verdict.DIVERGED, at="a | b", message=AWKWARD[:40]))]
+    )
+    table = [line for line in text.splitlines() if line.startswith("|")]
+    assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table}) == 1
+    assert len(table) == 3
+    assert "❌ diverged" in table[2]
+
+
+@pytest.mark.parametrize("by", PIVOTS)
+@pytest.mark.parametrize("format", PIVOT_FORMATS)
+def test_pivots_put_the_values_of_an_axis_beside_each_other(by: str, format: str) -> None:
+    values: dict[str, tuple[object, object]] = {
+        "dtype": ("float32", "bfloat16"),
+        "device": ("cpu", "cuda"),
+        "case": ("default", "stress"),
+        "candidate": ("c", "d"),
+        "rotary_dim": (8, "none"),
+        "layer": (0, 1),
+    }
+    results = [
+        a_result(a_finding(verdict=verdict, r=r, bits=bits), kind=kind, **{by: value})
+        for kind in ("attn", "mlp")
+        for value, verdict, r, bits in zip(
+            values[by], (Verdict.BITWISE, Verdict.BOUNDED), (0.125, 0.25), (20.0, 6.0), strict=True
+        )
+    ]
+    text = render_pivot(format, a_run(), results, by)
+    if format == "csv":
+        frame = pd.read_csv(StringIO(text), keep_default_na=False)
+        assert frame[["kind", by]].astype(str).drop_duplicates().shape[0] == 4
+        assert frame["bits"].tolist() == [20.0, 6.0, 20.0, 6.0]
+        assert frame["worst_verdict"].tolist() == ["bitwise", "bounded"] * 2
+    elif format == "json":
+        assert [row["r"] for row in json.loads(text)] == [0.125, 0.25] * 2
+    else:
+        entries = [line for line in text.splitlines() if "bitwise 0.125" in line]
+        assert len(entries) == (1 if by == "layer" else 2)
+        assert all(("bounded 0.25" in line) == (by != "layer") for line in entries)
+
+
+def documented(heading: str) -> list[str]:
+    """The names in the first column of the table under a heading of docs/findings.md."""
+    text = (ROOT / "docs" / "findings.md").read_text()
+    section = text.split(f"## {heading}\n", 1)[1].split("\n## ", 1)[0]
+    rows = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
+    return [name for row in rows for name in re.findall(r"`([^`]+)`", row)]
+
+
+@pytest.mark.parametrize(
+    ("heading", "columns"),
+    [
+        ("`findings.csv`", [*CELL, *FINDING]),
+        ("`summary.csv`", list(summary_frame(findings_frame([a_result()])).columns)),
+        ("`compare --format csv`", COMPARISON_COLUMNS),
+        ("`compare --across --format csv`", ACROSS_COLUMNS),
+    ],
+)
+def test_every_column_is_documented_and_every_documented_column_exists(heading: str, columns: list[str]) -> None:
+    told = documented(heading)
+    assert sorted(told) == sorted(set(told))
+    new = [column for column in columns if heading == "`findings.csv`" or column not in (*CELL, *FINDING)]
+    assert set(told) == set(new)

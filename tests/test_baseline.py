@@ -1,0 +1,89 @@
+"""Baselines: small, the same bytes for the same run, and refused where they could not be compared with."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from made_records import a_finding, a_result, a_run
+
+from cgverify.baseline import PACKED, StoredRun, accept, load
+from cgverify.comparison import compare_runs
+from cgverify.errors import RunFolderError
+from cgverify.records import CellResult, Verdict
+from cgverify.store import RunFolder
+
+PUBLISHED = sorted(path.parent for path in (ROOT / "reports").glob(f"*/{PACKED}"))
+
+
+def a_stored(*results: CellResult) -> StoredRun:
+    return StoredRun(a_run(), results or (a_result(a_finding(r=math.inf, max_abs=math.nan), seconds=0.12345),))
+
+
+def test_what_is_accepted_can_be_read_back_but_for_what_is_not_kept(tmp_path: Path) -> None:
+    finding = a_finding(verdict=Verdict.DIVERGED, r=math.inf, tensors="tensors/x.safetensors", message="off")
+    stored = a_stored(a_result(finding, silent_hooks=("hook_result",), seconds=0.12345))
+    accept(stored, tmp_path / "m-cpu")
+    again = load(tmp_path / "m-cpu")
+    assert again.run == stored.run
+    (result,) = again.results
+    assert result.seconds == 0.123
+    assert result.silent_hooks == ("hook_result",)
+    assert result.findings == (finding.model_copy(update={"tensors": ""}),)
+
+
+def test_the_same_run_is_the_same_bytes_whenever_it_is_accepted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accept(a_stored(), tmp_path / "a")
+    monkeypatch.setattr("time.time", lambda: 2e9)
+    accept(a_stored(), tmp_path / "b")
+    assert (tmp_path / "a" / PACKED).read_bytes() == (tmp_path / "b" / PACKED).read_bytes()
+
+
+def test_a_run_folder_and_a_baseline_are_read_alike(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path / "run", a_run())
+    folder.append(a_result())
+    folder.close()
+    accept(load(tmp_path / "run"), tmp_path / "m-cpu")
+    assert load(tmp_path / "m-cpu") == load(tmp_path / "run")
+    assert compare_runs(tmp_path / "m-cpu", str(tmp_path / "run")).cells == 1
+
+
+@pytest.mark.parametrize(
+    ("verdict", "told"), [(Verdict.ERROR, "could not be run"), (Verdict.UNSUPPORTED, "compared nothing")]
+)
+def test_a_run_that_later_ones_cannot_be_held_to_is_refused(verdict: Verdict, told: str, tmp_path: Path) -> None:
+    with pytest.raises(RunFolderError, match=told):
+        accept(a_stored(a_result(a_finding("", "", verdict, r=None))), tmp_path / "m-cpu")
+    assert not (tmp_path / "m-cpu").exists()
+
+
+def test_a_run_folder_is_never_overwritten(tmp_path: Path) -> None:
+    RunFolder.create(tmp_path / "run", a_run()).close()
+    with pytest.raises(RunFolderError, match="is no baseline"):
+        accept(a_stored(), tmp_path / "run")
+
+
+def test_a_damaged_baseline_is_told(tmp_path: Path) -> None:
+    accept(a_stored(), tmp_path / "m-cpu")
+    os.truncate(tmp_path / "m-cpu" / PACKED, 30)
+    with pytest.raises(RunFolderError, match="Cannot read the baseline"):
+        load(tmp_path / "m-cpu")
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.name)
+def test_a_published_baseline_is_small_and_reads(path: Path) -> None:
+    assert sum(file.stat().st_size for file in path.iterdir()) < 1 << 20
+    assert {file.name for file in path.iterdir()} == {PACKED, "run.json", "summary.csv"}
+    stored = load(path)
+    assert path.name == f"{stored.run.model}-cpu"
+    assert {result.cell.candidate for result in stored.results} == {"cgverify"}
+    assert not any(result.verdict.fails for result in stored.results)
+
+
+def test_the_two_that_the_nightly_gate_asks_for_are_published() -> None:
+    assert {path.name for path in PUBLISHED} >= {"codegen-nano-cpu", "codegen-350M-cpu"}

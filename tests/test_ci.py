@@ -1,0 +1,116 @@
+"""What runs in CI: workflows that GitHub accepts, and the script that lists a plan's checkpoints."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import typer
+import yaml
+from conftest import ROOT
+
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+CI_PAGE = ROOT / "docs" / "ci.md"
+
+
+def fenced(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", CI_PAGE.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+def schema_holds(*paths: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.github-workflows", *map(str, paths)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_github_accepts_the_workflows_and_the_recipe(tmp_path: Path) -> None:
+    (recipe,) = fenced("yaml")
+    (tmp_path / "recipe.yml").write_text(recipe)
+    schema_holds(*WORKFLOWS, tmp_path / "recipe.yml")
+
+
+def test_the_nightly_lanes_are_sharded_as_the_plan_is() -> None:
+    nightly = yaml.safe_load((ROOT / ".github" / "workflows" / "nightly.yml").read_text())
+    matrix = nightly["jobs"]["verify"]["strategy"]["matrix"]
+    assert matrix["lane"] == ["pinned", "latest"]
+    assert matrix["shard"] == list(range(1, int(nightly["env"]["SHARDS"]) + 1))
+
+
+def commands() -> list[list[str]]:
+    """Every call of cgverify in the workflows and on the page about them, as its arguments."""
+    texts = [*fenced("sh"), *fenced("yaml")]
+    for path in WORKFLOWS:
+        for job in yaml.safe_load(path.read_text())["jobs"].values():
+            texts += [step["run"] for step in job["steps"] if "run" in step]
+    calls = re.findall(r"(?:^|[;\s])cgverify ([a-z][^;|>&#\n]*)", "\n".join(texts), flags=re.MULTILINE)
+    return [shlex.split(call) for call in calls if not call.startswith("-e ")]
+
+
+def test_every_option_that_ci_gives_exists() -> None:
+    from cgverify.cli.app import app
+
+    group = typer.main.get_command(app)
+    told = commands()
+    assert {call[0] for call in told} >= {"all-components", "compare", "report", "baseline"}
+    for call in told:
+        if call[0] in ("sweep", "merge") and call[0] not in group.commands:  # type: ignore[attr-defined]
+            continue
+        command = group.commands[call[0]]  # type: ignore[attr-defined]
+        if call[0] == "baseline":
+            command = command.commands[call[1]]
+        known = {option for parameter in command.params for option in parameter.opts}
+        assert {word for word in call if word.startswith("-")} <= known, call
+
+
+@pytest.fixture(scope="module")
+def hub_models() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("hub_models", ROOT / "tools" / "hub_models.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_hub_ids_of_a_plan(hub_models: ModuleType, tmp_path: Path) -> None:
+    plan = {
+        "models": ["codegen-nano", "codegen-350M", {"model": "codegen-2B", "weights": "random"}, "someone/tuned"],
+        "include": [{"models": "codegen-350M-mono"}, {"models": ["a/b", str(tmp_path)], "weights": "pretrained"}],
+    }
+    assert hub_models.hub_ids(plan) == ["Salesforce/codegen-350M-mono", "someone/tuned", "a/b"]
+    assert hub_models.hub_ids({"models": "a/b", "weights": "random:3"}) == []
+
+
+def test_a_plan_is_cut_to_the_checkpoints_that_have_room(hub_models: ModuleType) -> None:
+    plan = {
+        "models": ["codegen-nano", "codegen-350M", "codegen-2B-mono", "codegen-6B-nl"],
+        "dtypes": ["float32"],
+        "include": [{"cases": "all", "limits": {"layers": 3}}, {"models": "codegen-6B-nl", "seeds": [1]}],
+        "exclude": [{"models": "*-6B-*", "cases": "backward"}, {"models": ["*-6B-*", "*-2B-*"]}, {"cases": "train"}],
+    }
+    assert hub_models.without(plan, {"Salesforce/codegen-6B-nl"}) == {
+        "models": ["codegen-nano", "codegen-350M", "codegen-2B-mono"],
+        "dtypes": ["float32"],
+        "include": [{"cases": "all", "limits": {"layers": 3}}],
+        "exclude": [{"models": ["*-6B-*", "*-2B-*"]}, {"cases": "train"}],
+    }
+    assert hub_models.without(plan, ()) == {
+        **plan,
+        "include": [plan["include"][0], {"models": ["codegen-6B-nl"], "seeds": [1]}],
+    }
+
+
+def test_the_smallest_checkpoints_that_have_room_are_taken(hub_models: ModuleType) -> None:
+    sized = [hub_models.Published(name, "r", size, ".bin") for name, size in (("a", 5), ("b", 1), ("c", 3))]
+    assert [checkpoint.hub_id for checkpoint in hub_models.within(sized, 4)] == ["b", "c"]
+    assert len(hub_models.within(sized, 100)) == 3
