@@ -1,3 +1,22 @@
 """cgverify: does a TransformerLens bridge of CodeGen compute what Hugging Face computes?"""
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cgverify.api import sweep
+    from cgverify.result import Result, load_run
+
 __version__ = "0.1.0"
+__all__ = ["Result", "__version__", "load_run", "sweep"]
+
+_ROOMS = {"Result": "cgverify.result", "load_run": "cgverify.result", "sweep": "cgverify.api"}
+"""Where each exported name stands. It is imported when it is first asked for: `import cgverify` is quick."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ROOMS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_ROOMS[name]), name)

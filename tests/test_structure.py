@@ -13,6 +13,8 @@ PACKAGE = Path(__file__).parent.parent / "cgverify"
 
 ROOMS = [
     "cli",
+    "api",
+    "result",
     "report",
     "selftest",
     "cost",
