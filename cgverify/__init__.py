@@ -6,13 +6,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cgverify.api import sweep
+    from cgverify.api import sweep, verify
     from cgverify.result import Result, load_run
 
 __version__ = "0.1.0"
-__all__ = ["Result", "__version__", "load_run", "sweep"]
+__all__ = ["Result", "__version__", "load_run", "sweep", "verify"]
 
-_ROOMS = {"Result": "cgverify.result", "load_run": "cgverify.result", "sweep": "cgverify.api"}
+_ROOMS = {
+    "Result": "cgverify.result",
+    "load_run": "cgverify.result",
+    "sweep": "cgverify.api",
+    "verify": "cgverify.api",
+}
 """Where each exported name stands. It is imported when it is first asked for: `import cgverify` is quick."""
 
 

@@ -25,7 +25,8 @@ class Result:
     run: Run
     results: tuple[CellResult, ...]
     """In the plan's order."""
-    folder: Path
+    folder: Path | None
+    """Where it is kept; None where it is not."""
     planned: int
     """How many cells were to be verified."""
 
@@ -62,7 +63,7 @@ class Result:
             for failure in found[:TOLD]
         ]
         if len(found) > TOLD:
-            told.append(f"… and {len(found) - TOLD} more: see {self.folder / 'findings.csv'}.")
+            told.append(f"… and {len(found) - TOLD} more: see the findings.")
         if len(self.results) < self.planned:
             told.append(f"Only {len(self.results)} of {self.planned} cells were verified.")
         if not told:

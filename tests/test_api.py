@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,9 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 from sweeping import SMALL
+from transformer_lens.model_bridge.supported_architectures.codegen import CodeGenArchitectureAdapter
+from transformers import CodeGenForCausalLM
 
 import cgverify
-from cgverify.errors import ConfigError, RunFolderError, UnknownNameError
+from cgverify.bridge import boot
+from cgverify.bridge.boot import bridge_from
+from cgverify.checkpoint.names import NANO
+from cgverify.errors import ConfigError, RunFolderError, UnknownNameError, UsageError
 from cgverify.store import RunFolder, read
 
 SCHEMA_1 = Path(__file__).parent / "runs" / "schema-1"
@@ -98,3 +104,66 @@ def test_importing_cgverify_is_quick_and_every_name_is_there() -> None:
         assert getattr(cgverify, name) is not None
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         cgverify.nothing  # noqa: B018
+
+
+@pytest.fixture(scope="module")
+def reference() -> CodeGenForCausalLM:
+    return CodeGenForCausalLM.from_pretrained(NANO, dtype=torch.bfloat16)
+
+
+def test_a_checkpoint_is_verified_by_name() -> None:
+    result = cgverify.verify(
+        "codegen-nano", layers=0, components="attn", cases="default", dtypes=["float32", "float16"]
+    )
+    result.assert_ok()
+    assert set(result.findings["dtype"]) == {"float32", "float16"}
+    assert result.folder is None
+    with pytest.raises(ConfigError, match="did you mean 'components'"):
+        cgverify.verify("codegen-nano", component="attn")
+    with pytest.raises(UnknownNameError, match="codegen-350M"):
+        cgverify.verify("codegen-340M")
+
+
+def test_a_bridge_in_memory_is_verified_beside_its_reference(reference: CodeGenForCausalLM) -> None:
+    bridge = boot(copy.deepcopy(reference).train())
+    axes = {"layers": [0, 3], "components": ["attn", "mlp.in", "block", "unembed"]}
+    result = cgverify.verify(bridge, reference, **axes)
+    result.assert_ok()
+    assert set(result.findings["dtype"]) == {"bfloat16"}
+    assert set(result.findings["case"]) == {"default", "stress", "decode"}
+    assert {"blocks.0.attn", "blocks.3", "unembed"} <= set(result.findings["component"])
+    assert bridge.blocks[0].attn.training, "left as it was"
+    assert not reference.training
+    with torch.no_grad():
+        bridge.blocks[3].attn.o.weight[0, 0] += 1
+    with pytest.raises(AssertionError, match=r"blocks\.3\.attn, bridge in bfloat16, case .*: output is off"):
+        cgverify.verify(bridge, reference, **axes).assert_ok()
+
+
+def test_upstreams_bridge_in_memory_fails_where_it_is_known_to(reference: CodeGenForCausalLM) -> None:
+    bridge = bridge_from(copy.deepcopy(reference), CodeGenArchitectureAdapter)
+    result = cgverify.verify(bridge, reference, layers=0, components="attn", cases="default")
+    assert "missing" in set(result.findings["verdict"])
+    assert not result.ok
+
+
+def test_a_pair_that_is_none_is_told(reference: CodeGenForCausalLM) -> None:
+    model = copy.deepcopy(reference)
+    bridge = boot(model)
+    for arguments, told in (
+        ((bridge, model), "boot it over a copy"),
+        ((bridge, bridge), "boot it over a copy"),
+        ((reference, copy.deepcopy(reference)), "is no bridge"),
+        ((bridge,), "a bridge and its reference"),
+    ):
+        with pytest.raises(UsageError, match=told):
+            cgverify.verify(*arguments)
+    sharing = copy.deepcopy(reference)
+    sharing.lm_head.weight = bridge.unembed.weight
+    with pytest.raises(UsageError, match="share weights in memory"):
+        cgverify.verify(bridge, sharing)
+    with pytest.raises(UsageError, match="dtypes is the pair's own"):
+        cgverify.verify(bridge, reference, dtypes="float32")
+    bridge.enable_compatibility_mode(no_processing=True)
+    with pytest.raises(UsageError, match="before enable_compatibility_mode"):
+        cgverify.verify(bridge, reference)
