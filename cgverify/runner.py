@@ -67,6 +67,20 @@ class Prepared:
     def units(self) -> list[Unit]:
         return units(self.cells, self.found.checkpoints.values())
 
+    def job(self, folder: Path | None = None) -> Job:
+        """What workers must know.
+
+        Args:
+            folder: the run folder; None keeps no tensors.
+        """
+        return Job(
+            candidates=tuple(self.run.settings["candidate_sources"]),
+            threads=self.run.environment["numerics"]["threads"],
+            folder=folder,
+            keep_tensors=self.means.keep_tensors,
+            warnings=self.means.warnings,
+        )
+
     def executor(self) -> Executor:
         return InProcess(self.found.sources) if self.means.jobs == 1 else Processes(self.means.jobs)
 
@@ -115,7 +129,7 @@ def prepare(order: Order, means: Means) -> Prepared:
         "keep_tensors": means.keep_tensors,
         "shard": means.shard and str(means.shard),
     }
-    return Prepared(_describe(order, found, settings, _threads(means)), planned, found, means)
+    return Prepared(describe(order.command, order.name, found, settings, _threads(means)), planned, found, means)
 
 
 def outline(order: Order, means: Means) -> list[Unit]:
@@ -156,14 +170,15 @@ def _threads(means: Means) -> int | None:
     return max(1, int(machine()["processors"]) // means.jobs)
 
 
-def _describe(order: Order, found: Found, settings: dict[str, Any], threads: int | None) -> Run:
+def describe(command: str, name: str, found: Found, settings: dict[str, Any], threads: int | None) -> Run:
+    """What a run is, and where. Sets the number of threads, if it is given, and the numerics flags."""
     checkpoints = tuple(found.checkpoints.values())
     alone = checkpoints[0] if len(checkpoints) == 1 else None
     digests = "".join(checkpoint.digest for checkpoint in checkpoints)
     return Run(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        command=order.command,
-        model=alone.name if alone else order.name,
+        command=command,
+        model=alone.name if alone else name,
         weights_origin=alone.origin if alone else f"{len(checkpoints)} checkpoints",
         weights_digest=alone.digest if alone else hashlib.sha256(digests.encode()).hexdigest()[:16],
         checkpoints=checkpoints,
@@ -235,14 +250,7 @@ class Campaign:
         Raises:
             StorageError: the folder cannot be written any longer.
         """
-        job = Job(
-            candidates=tuple(self.prepared.run.settings["candidate_sources"]),
-            threads=self.prepared.run.environment["numerics"]["threads"],
-            folder=self.folder.path,
-            keep_tensors=self.prepared.means.keep_tensors,
-            warnings=self.prepared.means.warnings,
-        )
-        for result in self.prepared.executor().run(self.left, job):
+        for result in self.prepared.executor().run(self.left, self.prepared.job(self.folder.path)):
             yield self._keep(result)
             if deadline is not None and time.monotonic() > deadline:
                 return

@@ -23,6 +23,7 @@ import fcntl
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,15 @@ class RunFolder:
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
+
+
+def new_folder(model: str) -> Path:
+    """`reports/MODEL-TIME`, with a number behind it where two runs start in one second."""
+    stem = f"{model.replace('/', '--')}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+    path, number = Path("reports") / stem, 2
+    while path.exists():
+        path, number = Path("reports") / f"{stem}-{number}", number + 1
+    return path
 
 
 def begun(path: Path) -> bool:

@@ -13,6 +13,8 @@ PACKAGE = Path(__file__).parent.parent / "cgverify"
 
 ROOMS = [
     "cli",
+    "api",
+    "result",
     "report",
     "comparison",
     "baseline",
@@ -20,11 +22,12 @@ ROOMS = [
     "selftest",
     "cost",
     "runner",
+    "in_memory",
     "execute",
     "merging",
     "store",
     "evidence",
-    "verify",
+    "one_cell",
     "blame",
     "findings",
     "checking",

@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,8 +41,9 @@ class Course:
     def begin(self, prepared: Prepared) -> Campaign:
         """The run, new or continued."""
         from cgverify.runner import Campaign
+        from cgverify.store import new_folder
 
-        path = self.output or _new_folder(prepared.run.model)
+        path = self.output or new_folder(prepared.run.model)
         if self.rerun_failed:
             return Campaign.rerun_failed(prepared, path)
         return Campaign.resume(prepared, path) if self.resume else Campaign.start(prepared, path)
@@ -139,12 +139,3 @@ def with_progress(results: Iterator[CellResult], total: int, quiet: bool) -> Ite
         for result in results:
             progress.update(task, advance=1, description=result.cell.component)
             yield result
-
-
-def _new_folder(model: str) -> Path:
-    """`reports/MODEL-TIME`, with a number behind it where two runs start in one second."""
-    stem = f"{model.replace('/', '--')}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
-    path, number = Path("reports") / stem, 2
-    while path.exists():
-        path, number = Path("reports") / f"{stem}-{number}", number + 1
-    return path

@@ -16,9 +16,7 @@ from cgverify.checkpoint.source import Source
 from cgverify.checkpoint.window import Setting, Window, refusal
 from cgverify.errors import CandidateError, DeviceError, WeightsError
 from cgverify.execute.work import together
-from cgverify.plan import view
-from cgverify.records import Cell, CellResult, RotaryDim, Verdict
-from cgverify.verify import (
+from cgverify.one_cell import (
     CandidateFailedError,
     Keep,
     Reference,
@@ -28,6 +26,8 @@ from cgverify.verify import (
     not_run,
     observe,
 )
+from cgverify.plan import view
+from cgverify.records import Cell, CellResult, RotaryDim, Verdict
 
 Watch = Callable[[Cell | None], None]
 """Told of each cell before it is observed, and None before what was observed is judged."""

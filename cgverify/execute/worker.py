@@ -14,8 +14,8 @@ from cgverify.evidence import with_evidence
 from cgverify.execute.checkpoints import Asked
 from cgverify.execute.serial import Reader, Watch, unwatched
 from cgverify.execute.work import Job, Unit
+from cgverify.one_cell import Keep, keep_nothing, not_run
 from cgverify.records import CellResult, Checkpoint, Verdict
-from cgverify.verify import Keep, keep_nothing, not_run
 
 
 class Worker:

@@ -16,7 +16,7 @@ from itertools import groupby
 
 import torch
 
-from cgverify import candidate, verify
+from cgverify import candidate, one_cell
 from cgverify.bits import same_tensor
 from cgverify.candidate import Candidate
 from cgverify.checking import Observed, Side
@@ -52,7 +52,7 @@ def explain(fault: Candidate, cells: Sequence[Cell], source: Source) -> Outcome:
         if all(map(_same, narrow, right)):
             return Outcome.NO_BIT
         wide = list(_run(fault, [cell.model_copy(update={"dtype": "float64"}) for cell in cells], source))
-    except verify.CandidateFailedError:
+    except one_cell.CandidateFailedError:
         return Outcome.MISSED
     return Outcome.BELOW if all(map(_within, wide, narrow)) else Outcome.MISSED
 
@@ -65,13 +65,13 @@ def _run(tried: Candidate, cells: Sequence[Cell], source: Source) -> Iterator[Se
         together = list(in_view)
         first = together[0]
         setting = Setting(getattr(torch, first.dtype), torch.device(first.device), first.rotary_dim)
-        reference = verify.Reference(window.model(setting), source.config, window.spread())
+        reference = one_cell.Reference(window.model(setting), source.config, window.spread())
         try:
             bridge = tried.boot(window.model(setting))
         except (Exception, SystemExit) as error:
-            raise verify.CandidateFailedError("boot", error) from error
+            raise one_cell.CandidateFailedError("boot", error) from error
         for cell in together:
-            yield Seen(verify.observe(cell, reference, bridge), reference.parameters)
+            yield Seen(one_cell.observe(cell, reference, bridge), reference.parameters)
 
 
 def _view(cell: Cell) -> View:

@@ -109,3 +109,22 @@ def test_a_worker_goes_on_with_what_it_has_in_view_and_shares_the_rest() -> None
     while queue:
         rest.append(queue.take(None, []))
     assert len(rest) == len(units) - 3
+
+
+def test_what_cells_share_is_read_once() -> None:
+    """Sixty cells cost little more than what is computed for them: thirty seeds of two layers read each weight once."""
+    plan = prepared({**SMALL, "components": "attn.q", "cases": "default", "seeds": list(range(30))})
+    (source,) = plan.found.sources.values()
+    reads: list[str] = []
+    read = source.read
+
+    def counted(name: str, shape: torch.Size) -> torch.Tensor:
+        reads.append(name)
+        return read(name, shape)
+
+    source.read = counted  # type: ignore[method-assign]
+    assert sum(len(unit.cells) for unit in plan.units) == 60 * 2
+    one_dtype = [unit for unit in plan.units if unit.dtype == "float32"]
+    results = list(plan.executor().run(one_dtype, Job(("cgverify",), threads=1)))
+    assert len(results) == 60
+    assert len(reads) == len(set(reads))
