@@ -96,9 +96,10 @@ class Difference:
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of the paired cells, where both runs were made on equal machines.
+    """Seconds of all cells, where runs of the same cells were made on equal machines.
 
-    Cells that share a view of the weights overlap in time: only the two beside each other say something.
+    Cells that share a view of the weights overlap in time, and the more of them there are the longer each takes: only
+    the two figures beside each other say something.
     """
 
     before: float
@@ -297,7 +298,9 @@ def _described(run: Run) -> dict[tuple[str, str], object]:
 
 
 def _times(before: Run, after: Run, pairing: Pairing) -> Times | None:
-    """Times say something only where machine, threads and flags are the same."""
+    """Times say something only where machine, threads, flags and cells are the same."""
+    if pairing.only_before or pairing.only_after:
+        return None
     for part in ("machine", "numerics"):
         if before.environment.get(part) != after.environment.get(part):
             return None

@@ -82,12 +82,17 @@ def _mark(verdict: Verdict) -> str:
 
 
 def _markdown(section: Section) -> str:
-    lines = [f"### {_text(section.title)}", ""]
-    lines += [f"- {_line(line)}" for line in section.lines]
+    parts = [f"### {_text(section.title)}"]
+    if section.lines:
+        parts.append("\n".join(f"- {_line(line)}" for line in section.lines))
     if section.columns:
-        lines += ["", _row(map(_text, section.columns)), _row("---" for _ in section.columns)]
-        lines += [_row(map(_text, row)) for row in section.rows]
-    return "\n".join(lines) + "\n"
+        rows = [
+            map(_text, section.columns),
+            ("---" for _ in section.columns),
+            *(map(_text, row) for row in section.rows),
+        ]
+        parts.append("\n".join(map(_row, rows)))
+    return "\n\n".join(parts) + "\n"
 
 
 def _row(fields: Iterable[str]) -> str:

@@ -157,13 +157,14 @@ def test_versions_flags_and_settings_that_differ_are_named() -> None:
     ]
 
 
-def test_times_are_compared_between_equal_machines_only() -> None:
+def test_times_are_compared_between_equal_machines_and_equal_cells_only() -> None:
     before, after = [a_result(seconds=2.0)], [a_result(seconds=3.0)]
     times = compared(before, after).times
     assert times is not None
     assert times.factor == 1.5
     for part, value in (("machine", {"processor": "B"}), ("numerics", {"threads": 1})):
         assert compared(before, after, a_run(environment={**ENVIRONMENT, part: value})).times is None
+    assert compared(before, [*after, a_result(layer=1)]).times is None, "cells that run together share their time"
 
 
 @pytest.mark.parametrize(
