@@ -104,6 +104,18 @@ def test_a_full_disk_ends_it_with_a_sentence_and_it_goes_on_when_there_is_room(h
     assert same(here / "run", whole)
 
 
+def test_a_disk_that_is_full_of_tensors_ends_it_with_a_sentence_too(here: Path) -> None:
+    plan = {**SMALL, "candidates": "faults:HeadsSwapped", "components": "attn", "cases": "default", "layers": 0}
+    written(plan, here / "plan.yaml")
+    process = command_line("sweep", "plan.yaml", "--output", "run", "-q", limit=20_000)
+    process.join()
+    told = (here / "output.txt").read_text()
+    assert process.exitcode == 3, told
+    assert "tensors" in told
+    assert "make room, and --resume goes on" in told
+    assert len(told.strip().splitlines()) == 1
+
+
 def test_interrupted_with_workers_it_leaves_a_run_that_goes_on(here: Path) -> None:
     plan = written({**SMALL, "seeds": list(range(20))}, here / "long.yaml")
     process = command_line("sweep", str(plan), "--output", "run", "--threads", "1", "--jobs", "2")
