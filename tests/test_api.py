@@ -79,6 +79,7 @@ def test_a_run_that_was_interrupted_is_not_ok(tmp_path: Path) -> None:
     folder.close()
     with pytest.raises(AssertionError, match="Only 3 of 4 cells were verified"):
         cgverify.load_run(tmp_path / "run").assert_ok()
+    cgverify.sweep(QUICK, tmp_path / "run", threads=1, resume=True).assert_ok()
 
 
 def test_an_older_run_is_loaded() -> None:
