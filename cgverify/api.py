@@ -28,6 +28,7 @@ def sweep(
     threads: int | None = None,
     jobs: int = 1,
     keep_tensors: str = "failed",
+    resume: bool = False,
 ) -> Result:
     """Carry out a plan, as `cgverify sweep` does.
 
@@ -37,6 +38,7 @@ def sweep(
         threads: of torch in each process, which are set for this process too; None leaves them.
         jobs: processes that share the work. With more than one, call this under `if __name__ == "__main__":`.
         keep_tensors: of which findings tensors are kept: `failed`, `all`, `none`.
+        resume: continue the run that is in `output`.
 
     Raises:
         ConfigError: a plan that cannot be.
@@ -50,14 +52,15 @@ def sweep(
         described, name = load(Path(config)), Path(config).stem
     prepared = prepare(sweep_of(described, name), Means(threads=threads, jobs=jobs, keep_tensors=keep_tensors))
     require_cells(prepared)
-    campaign = Campaign.start(prepared, Path(output) if output is not None else new_folder(prepared.run.model))
+    path = Path(output) if output is not None else new_folder(prepared.run.model)
+    campaign = Campaign.resume(prepared, path) if resume else Campaign.start(prepared, path)
     try:
         for _ in campaign.carry_out():
             pass
     finally:
         campaign.folder.close()
-    write_csv(campaign.folder.path, campaign.ordered)
-    return Result(campaign.folder.run, tuple(campaign.ordered), campaign.folder.path, len(prepared.plan))
+    write_csv(path, campaign.ordered)
+    return Result(campaign.folder.run, tuple(campaign.ordered), path, len(prepared.plan))
 
 
 @overload

@@ -30,7 +30,7 @@ class MemoryWeights:
         digest = hashlib.sha256()
         for name, tensor in sorted(self._tensors.items()):
             digest.update(name.encode())
-            digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy())
+            digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy().tobytes())
         self.digest = digest.hexdigest()[:16]
 
     def read(self, name: str, _: torch.Size) -> torch.Tensor:

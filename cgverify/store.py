@@ -247,6 +247,8 @@ def _locked(path: Path) -> Iterator[int]:
             raise RunFolderError(
                 f"Another process is writing to {path}: wait for it, or give another --output."
             ) from None
+        except OSError:  # some network filesystems lock no folders: there, nothing keeps two processes apart
+            pass
         yield lock
     except BaseException:
         os.close(lock)

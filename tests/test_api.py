@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from conftest import ROOT
 from sweeping import SMALL
 from transformer_lens.model_bridge.supported_architectures.codegen import CodeGenArchitectureAdapter
 from transformers import CodeGenForCausalLM
@@ -18,6 +21,7 @@ import cgverify
 from cgverify.bridge import boot
 from cgverify.bridge.boot import bridge_from
 from cgverify.checkpoint.names import NANO
+from cgverify.config import parse
 from cgverify.errors import ConfigError, RunFolderError, UnknownNameError, UsageError
 from cgverify.store import RunFolder, read
 
@@ -75,6 +79,7 @@ def test_a_run_that_was_interrupted_is_not_ok(tmp_path: Path) -> None:
     folder.close()
     with pytest.raises(AssertionError, match="Only 3 of 4 cells were verified"):
         cgverify.load_run(tmp_path / "run").assert_ok()
+    cgverify.sweep(QUICK, tmp_path / "run", threads=1, resume=True).assert_ok()
 
 
 def test_an_older_run_is_loaded() -> None:
@@ -167,3 +172,15 @@ def test_a_pair_that_is_none_is_told(reference: CodeGenForCausalLM) -> None:
     bridge.enable_compatibility_mode(no_processing=True)
     with pytest.raises(UsageError, match="before enable_compatibility_mode"):
         cgverify.verify(bridge, reference)
+
+
+def test_the_examples_of_the_documentation_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "sweep.md").read_text()
+    examples = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(examples) == 2
+    for example in examples:
+        exec(example, {})
+    assert (tmp_path / "runs" / "attention" / "findings.csv").exists()
+    (plan,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    assert parse(yaml.safe_load(plan)).all_requests()

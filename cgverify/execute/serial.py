@@ -63,6 +63,7 @@ class Reader:
     def __init__(self, source: Source) -> None:
         self._source = source
         self._window = Window(source)
+        self._spread = 1.0
         self._refusals: dict[RotaryDim, str | None] = {}
 
     def verify(
@@ -81,11 +82,12 @@ class Reader:
             require_devices([device])
             if self._window.view != view(cells[0]):
                 self._window.show(view(cells[0]))
+                self._spread = self._window.spread()
         except (DeviceError, WeightsError) as error:
             yield from not_run(cells, Verdict.ERROR, str(error))
             return
         setting = Setting(getattr(torch, dtype), torch.device(device), rotary_dim)
-        reference = Reference(self._window.model(setting), self._source.config, self._window.spread())
+        reference = Reference(self._window.model(setting), self._source.config, self._spread)
         for name, of_candidate in groupby(sorted(cells, key=_candidate), key=_candidate):
             yield from self._of_candidate(candidates[name], list(of_candidate), reference, setting, keep, watch)
 

@@ -63,18 +63,30 @@ def test_the_smoke_plan_holds(here: Path) -> None:
     assert (findings["r"] <= 1).all()
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
-def test_killed_at_random_and_resumed_each_time_it_finds_the_same(here: Path, whole: Path, kills: int) -> None:
+LONGER = {**SMALL, "layers": "all", "dtypes": ["float64", "float32", "bfloat16", "float16"]}
+
+
+@pytest.mark.parametrize(("plan", "kills"), [(SMALL, 3), pytest.param(LONGER, 20, marks=pytest.mark.slow)])
+def test_killed_at_random_and_resumed_each_time_it_finds_the_same(here: Path, plan: dict[str, Any], kills: int) -> None:
+    swept(plan, here / "whole")
+    written(plan, here / "plan.yaml")
     arguments = ("sweep", "plan.yaml", "--output", "run", "--threads", "1", "-q", "--resume")
     draw = random.Random(kills)
-    (here / "run").mkdir()
-    finished = 0
+    findings = here / "run" / "findings.jsonl"
+    findings.parent.mkdir()
+    killed = finished = 0
     for _ in range(kills):
+        before = size_of(findings)
         process = command_line(*arguments)
-        # Some die before there is a run, some between cells, some while a cell is written, some while they report.
-        time.sleep(draw.uniform(0.1, 1.5))
+        if draw.random() < 0.5:  # before there is a run, or while it is planned, or somewhere in a cell
+            time.sleep(draw.uniform(0.05, 0.8))
+        else:  # while cells are written
+            while process.is_alive() and size_of(findings) == before:
+                time.sleep(0.001)
+            time.sleep(draw.uniform(0, 0.01))
         process.kill()
         process.join()
+        killed += process.exitcode == -signal.SIGKILL
         if (here / "run" / "run.json").exists():
             now = len(read(here / "run")[1])
             assert now >= finished, "what was finished is kept"
@@ -82,10 +94,14 @@ def test_killed_at_random_and_resumed_each_time_it_finds_the_same(here: Path, wh
     last = command_line(*arguments)
     last.join()
     assert last.exitcode == 0, (here / "output.txt").read_text()
-    assert same(here / "run", whole)
-    lines = (here / "run" / "findings.jsonl").read_text().splitlines()
-    assert len({json.loads(line)["cell"]["layer"] for line in lines}) == 3
-    assert len(lines) == len(read(here / "run")[1]) == 18, "nothing stands there twice"
+    assert killed > kills / 2, "it was at work when it was killed"
+    assert same(here / "run", here / "whole")
+    cells = [json.loads(line)["cell"] for line in findings.read_text().splitlines()]
+    assert len(cells) == len(read(here / "run")[1]), "nothing stands there twice"
+
+
+def size_of(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def test_a_full_disk_ends_it_with_a_sentence_and_it_goes_on_when_there_is_room(here: Path, whole: Path) -> None:
@@ -102,6 +118,18 @@ def test_a_full_disk_ends_it_with_a_sentence_and_it_goes_on_when_there_is_room(h
     again.join()
     assert again.exitcode == 0, (here / "output.txt").read_text()
     assert same(here / "run", whole)
+
+
+def test_a_disk_that_is_full_of_tensors_ends_it_with_a_sentence_too(here: Path) -> None:
+    plan = {**SMALL, "candidates": "faults:HeadsSwapped", "components": "attn", "cases": "default", "layers": 0}
+    written(plan, here / "plan.yaml")
+    process = command_line("sweep", "plan.yaml", "--output", "run", "-q", limit=20_000)
+    process.join()
+    told = (here / "output.txt").read_text()
+    assert process.exitcode == 3, told
+    assert "tensors" in told
+    assert "make room, and --resume goes on" in told
+    assert len(told.strip().splitlines()) == 1
 
 
 def test_interrupted_with_workers_it_leaves_a_run_that_goes_on(here: Path) -> None:

@@ -10,12 +10,15 @@ import pytest
 import torch
 from sweeping import SMALL, prepared, swept
 
+from cgverify.config import parse
+from cgverify.environment import machine
 from cgverify.errors import CgverifyError
 from cgverify.execute.in_process import InProcess
 from cgverify.execute.processes import Processes, Queue
 from cgverify.execute.work import Job, together, unfinished
 from cgverify.records import Verdict
 from cgverify.report.outcome import exit_code
+from cgverify.runner import Means, prepare, sweep_of
 
 
 @pytest.fixture(autouse=True)
@@ -37,6 +40,13 @@ def test_two_processes_find_what_one_finds(alone: Path, tmp_path: Path) -> None:
     swept(SMALL, tmp_path / "run", jobs=2)
     for file in ("findings.csv", "summary.csv"):
         assert (tmp_path / "run" / file).read_bytes() == (alone / file).read_bytes()
+
+
+def test_threads_are_shared_among_processes_and_recorded() -> None:
+    processors = machine()["processors"]
+    for jobs in (2, 3):
+        prepared_run = prepare(sweep_of(parse(SMALL), "small"), Means(jobs=jobs)).run
+        assert prepared_run.environment["numerics"]["threads"] == max(1, processors // jobs)
 
 
 def test_a_worker_that_dies_is_told_and_its_work_done_by_another(
