@@ -34,14 +34,15 @@ class Step:
     name: str
     inputs: Inputs
     conditions: Conditions = PLAIN
+    cache: str | None = None
+    """Which `DynamicCache` goes through it: one for all steps that name the same, none by default."""
 
 
 @dataclass(frozen=True)
 class Probe:
-    """The forwards of a case, in order; with a cache, one `DynamicCache` goes through all of them."""
+    """The forwards of a case, in order."""
 
     steps: tuple[Step, ...]
-    with_cache: bool = False
 
     def same_inputs(self, other: Probe) -> bool:
         """Whether both give the same tensors."""
@@ -60,6 +61,8 @@ class Recipe:
     batch_size: int
     seq_len: int
     n_positions: int
+    dtype: torch.dtype
+    """What the inputs are cast to in the end: the cell's."""
     spread: float
     """The factor on standard normal hidden states that gives the attention's scores a standard deviation of 3."""
 

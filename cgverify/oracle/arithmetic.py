@@ -60,6 +60,13 @@ def exactly(value: torch.Tensor, dtype: torch.dtype) -> Expected:
     return Expected(kept, torch.zeros_like(kept), dtype)
 
 
+def cast(value: Expected, dtype: torch.dtype) -> Expected:
+    """What was seen or computed, cast to `dtype`: exactly one rounding of what was seen, R(o, β) of what was not."""
+    if value.bound.any():
+        return Expected(value.value, rounded(value.value, value.bound, dtype), dtype)
+    return exactly(value.value.to(value.dtype), dtype)
+
+
 def observed(tensor: torch.Tensor) -> Expected:
     """A tensor that was seen, as the input of a stage: its own value, without error."""
     value = tensor.to(torch.float64)

@@ -10,6 +10,8 @@ and Mary 2019): λ = 8 leaves a failure probability of 2·10⁻¹⁴, doubled si
 the prefix sums, here in chunks of 64 terms. A bias is one more term, and may come first.
 
 A weight is read in blocks of rows, once for all inputs that meet it, and never copied whole to float64.
+
+Under autocast operands are what it rounds them to (`cgverify/oracle/autocast.py`), and nothing else changes.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from cgverify.oracle.arithmetic import UNIT_ROUNDOFF, Expected, accumulator, expected, gamma, rounded
+from cgverify.oracle.autocast import operand
 
 CHUNK = 64
 BLOCK_ELEMENTS = 1 << 20
@@ -26,24 +29,30 @@ BLOCK_ELEMENTS = 1 << 20
 
 
 def products(
-    inputs: Sequence[torch.Tensor], weight: torch.Tensor, bias: torch.Tensor | None
+    inputs: Sequence[torch.Tensor],
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    autocast: torch.dtype | None = None,
 ) -> Iterator[tuple[slice, list[Expected]]]:
     """x·weightᵀ + bias for every input, a block of output columns at a time.
 
     Args:
         inputs: `[…, n]` each, in the model's dtype.
         weight: `[m, n]`, bias: `[m]`, as stored.
+        autocast: its dtype, if it is on.
 
     Yields:
         A slice of the m columns, and for each input the expected values `[rows, columns]` there.
     """
     if not inputs:
         return
-    rows = [x.reshape(-1, x.shape[-1]) for x in inputs]
+    rows = [operand(x.reshape(-1, x.shape[-1]), autocast) for x in inputs]
     stacked = torch.cat([x.to(torch.float64) for x in rows])
     for columns in _blocks(weight):
-        value, error = _product(stacked, weight[columns], None if bias is None else bias[columns], weight.dtype)
-        pieces = zip(value.split([len(x) for x in rows]), error.split([len(x) for x in rows]), inputs, strict=True)
+        factor = operand(weight[columns], autocast)
+        added = None if bias is None else operand(bias[columns], autocast)
+        value, error = _product(stacked, factor, added, factor.dtype)
+        pieces = zip(value.split([len(x) for x in rows]), error.split([len(x) for x in rows]), rows, strict=True)
         yield columns, [expected(v, rounded(v, e, x.dtype), x.dtype) for v, e, x in pieces]
 
 

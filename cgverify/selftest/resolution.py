@@ -19,7 +19,7 @@ import torch
 from cgverify import candidate, verify
 from cgverify.bits import same_tensor
 from cgverify.candidate import Candidate
-from cgverify.checking import Observed, Side
+from cgverify.checking import Observed, ObservedStep, Side
 from cgverify.checkpoint.source import Source
 from cgverify.checkpoint.window import Setting, View, Window
 from cgverify.judge import assess
@@ -98,13 +98,20 @@ def _conduct(side: Side) -> tuple[object, ...]:
 
 
 def _within(wide: Seen, narrow: Seen) -> bool:
-    """Whether no tap in float64 is farther from its oracle than the narrow dtype's bound."""
-    if len(wide.sides) != len(narrow.sides):
-        return False
+    """Whether no tap in float64 is farther from its oracle than the narrow dtype's bound.
+
+    Steps are matched by name: float64 has some that a 16-bit dtype has not, such as autocast to another one.
+    """
+    steps = {step.name: step for step in wide.observed.steps}
     return all(
-        _conduct(step.candidate) == _conduct(other)
-        and all(_holds(stage, step.candidate, wide.parameters, other, narrow.parameters) for stage in step.stages)
-        for step, other in zip(wide.observed.steps, narrow.sides, strict=True)
+        step.name in steps and _step_within(steps[step.name], wide.parameters, step.candidate, narrow.parameters)
+        for step in narrow.observed.steps
+    )
+
+
+def _step_within(step: ObservedStep, exact: Parameters, narrow: Side, rounded: Parameters) -> bool:
+    return _conduct(step.candidate) == _conduct(narrow) and all(
+        _holds(stage, step.candidate, exact, narrow, rounded) for stage in step.stages
     )
 
 
@@ -132,7 +139,9 @@ def _expected(stage: Stage, side: Side, parameters: Parameters) -> Iterator[tupl
     if isinstance(stage.oracle, Local):
         yield None, stage.oracle.expect(side.view, parameters)[0]
     elif stage.oracle.input in side.view:
-        for columns, (answer,) in expect_products([side.view[stage.oracle.input]], stage.oracle.weight, parameters):
+        product = stage.oracle
+        blocks = expect_products([side.view[product.input]], product.weight, parameters, product.autocast)
+        for columns, (answer,) in blocks:
             yield columns, answer
     else:
         yield None, None
