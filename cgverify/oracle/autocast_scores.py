@@ -10,14 +10,15 @@ of the dtype to which the mask promotes the product:
 
 |m| stands in b since a fused kernel may start from the mask. If the mask is in the low dtype too, w = u, and in float16
 its lowest value may overflow to −∞ when a score is added: there an infinity is allowed. A q or k that was not observed
-after the rotation is off by R(q, β_q) when it is rounded; that adds β|k̂|ᵀ and its like to the error in b.
+after the rotation is off by R(q, β_q) when it is rounded; that adds β|k̂|ᵀ and its like to the error in b. In float64 w
+counts twice, since the oracle rounds as well.
 """
 
 from __future__ import annotations
 
 import torch
 
-from cgverify.oracle.arithmetic import UNIT_ROUNDOFF, Expected, cast, expected, gamma, rounded
+from cgverify.oracle.arithmetic import UNIT_ROUNDOFF, Expected, cast, gamma, rounded
 
 
 def autocast_scores(query: Expected, key: Expected, mask: torch.Tensor | None, low: torch.dtype) -> Expected:
@@ -41,9 +42,15 @@ def autocast_scores(query: Expected, key: Expected, mask: torch.Tensor | None, l
         dtype, summed = torch.promote_types(low, mask.dtype), product + mask.to(torch.float64)
         magnitudes = magnitudes + torch.where(mask > torch.finfo(mask.dtype).min, mask, 0).to(torch.float64).abs()
     error = rounded(product, gamma(head_dim + 1, a) * magnitudes + inherited, low)
-    error = rounded(summed, error, dtype)
-    value = summed / scale
-    bound = rounded(value, (error + 2 * a * (summed.abs() + error)) / scale, dtype)
     largest = torch.finfo(dtype).max
-    overflows = summed.abs() + error > largest
-    return expected(value, bound.masked_fill(overflows, largest), dtype)
+    overflows = summed.abs() + error > largest * (1 + UNIT_ROUNDOFF[dtype] / 2)
+    error = _both_rounded(summed, error, dtype)
+    value = summed / scale
+    bound = _both_rounded(value, (error + 2 * a * (summed.abs() + error)) / scale, dtype)
+    return Expected(value, bound.masked_fill(overflows, largest), dtype)
+
+
+def _both_rounded(value: torch.Tensor, bound: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """R(o, b), twice in float64, which the oracle rounds to as well."""
+    once = rounded(value, bound, dtype)
+    return rounded(value, once, dtype) if dtype == torch.float64 else once
