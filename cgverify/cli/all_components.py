@@ -6,7 +6,8 @@ import typer
 
 from cgverify.cli import options
 from cgverify.cli.exits import exit_codes
-from cgverify.cli.options import FORMATS, KEPT, axes, known
+from cgverify.cli.options import FORMATS, KEPT, axes, known, split
+from cgverify.environment import SHORTCUTS
 from cgverify.plan import DEFAULT_CASES
 
 
@@ -25,6 +26,7 @@ def all_components(
     batch_size: options.BatchSize = 2,
     seq_len: options.SeqLen = 8,
     threads: options.Threads = None,
+    allow: options.Allow = None,
     output: options.Output = None,
     keep_tensors: options.KeepTensors = "failed",
     resume: options.Resume = False,
@@ -53,6 +55,7 @@ def all_components(
         )
         known("format", [format], FORMATS)
         known("keep-tensors", [keep_tensors], KEPT)
+        shortcuts = known("allow", split(allow), SHORTCUTS) if allow else []
 
         from cgverify.cli.verification import Verification
 
@@ -61,6 +64,7 @@ def all_components(
             weights=weights,
             axes=asked,
             threads=threads,
+            allow=tuple(shortcuts),
             verbosity=verbose,
             keep_tensors=keep_tensors,
         )

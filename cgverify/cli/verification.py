@@ -35,6 +35,8 @@ class Verification:
     threads: int | None
     verbosity: int
     keep_tensors: str = "failed"
+    allow: tuple[str, ...] = ()
+    """Shortcuts of products that are left on; see `cgverify.environment.SHORTCUTS`."""
 
     def run(self, *, output: Path | None, resume: bool, stop_at_failure: bool, format: str, quiet: bool) -> int:
         """Run it, print the report on stdout, and return the exit code."""
@@ -61,7 +63,7 @@ class Verification:
         )
         plan = cells(subject, self.axes)
         sources = {name: candidate.source for name, candidate in candidates.items()}
-        described = self._describe(source.origin, source.digest, sources, pin_numerics(self.threads))
+        described = self._describe(source.origin, source.digest, sources, pin_numerics(self.threads, self.allow))
         path = output or _new_folder(subject.model)
         folder, finished = RunFolder.resume(path, described) if resume else (RunFolder.create(path, described), [])
         if not quiet:
@@ -100,6 +102,7 @@ class Verification:
                 **asdict(self.axes),
                 "candidate_sources": sources,
                 "keep_tensors": self.keep_tensors,
+                "allow": self.allow,
             },
             environment={"versions": versions(), "machine": machine(), "numerics": numerics},
         )

@@ -40,8 +40,8 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
 
 
 def gamma(n: int, unit: float) -> float:
-    """γ_n(u)."""
-    return n * unit / (1 - n * unit)
+    """γ_n(u); infinite where n roundings may lose every digit."""
+    return n * unit / (1 - n * unit) if n * unit < 1 else float("inf")
 
 
 def rounded(value: torch.Tensor, bound: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

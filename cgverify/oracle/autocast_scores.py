@@ -19,6 +19,7 @@ from __future__ import annotations
 import torch
 
 from cgverify.oracle.arithmetic import UNIT_ROUNDOFF, Expected, cast, gamma, rounded
+from cgverify.oracle.shortcuts import sum_unit
 
 
 def autocast_scores(query: Expected, key: Expected, mask: torch.Tensor | None, low: torch.dtype) -> Expected:
@@ -33,7 +34,7 @@ def autocast_scores(query: Expected, key: Expected, mask: torch.Tensor | None, l
     q, k = (cast(cast(operand, torch.float32), low) for operand in (query, key))
     head_dim = q.value.shape[-1]
     scale = head_dim**0.5
-    a = UNIT_ROUNDOFF[torch.float32]
+    a, summing = UNIT_ROUNDOFF[torch.float32], sum_unit(low)
     magnitudes = q.value.abs() @ k.value.abs().mT
     inherited = q.bound @ k.value.abs().mT + (q.value.abs() + q.bound) @ k.bound.mT
     product = q.value @ k.value.mT
@@ -41,7 +42,7 @@ def autocast_scores(query: Expected, key: Expected, mask: torch.Tensor | None, l
     if mask is not None:
         dtype, summed = torch.promote_types(low, mask.dtype), product + mask.to(torch.float64)
         magnitudes = magnitudes + torch.where(mask > torch.finfo(mask.dtype).min, mask, 0).to(torch.float64).abs()
-    error = rounded(product, gamma(head_dim + 1, a) * magnitudes + inherited, low)
+    error = rounded(product, gamma(head_dim + 1, summing) * magnitudes + inherited, low)
     largest = torch.finfo(dtype).max
     overflows = summed.abs() + error > largest * (1 + UNIT_ROUNDOFF[dtype] / 2)
     error = _both_rounded(summed, error, dtype)

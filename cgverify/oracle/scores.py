@@ -15,6 +15,7 @@ from __future__ import annotations
 import torch
 
 from cgverify.oracle.arithmetic import SMALLEST_SUBNORMAL, UNIT_ROUNDOFF, Expected, expected, gamma
+from cgverify.oracle.shortcuts import term_error
 
 
 def scores(query: Expected, key: Expected, mask: torch.Tensor | None) -> Expected:
@@ -39,5 +40,6 @@ def scores(query: Expected, key: Expected, mask: torch.Tensor | None) -> Expecte
     magnitudes = q @ k
     if mask is not None:  # a soft mask may be the first addend
         magnitudes = magnitudes + torch.where(mask > torch.finfo(mask.dtype).min, mask, 0).to(torch.float64).abs()
-    bound = (gamma(head_dim + 2, a) * magnitudes + inherited + a * masked.abs()) / scale + 3 * a * value.abs()
+    magnitudes_error = gamma(head_dim + 2, a) + term_error(torch.float32)
+    bound = (magnitudes_error * magnitudes + inherited + a * masked.abs()) / scale + 3 * a * value.abs()
     return expected(value, bound * (1 + 4 * a) + (head_dim + 3) * eta, dtype)
