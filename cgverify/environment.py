@@ -7,7 +7,7 @@ import platform
 from collections.abc import Collection
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 PACKAGES = ("cgverify", "torch", "transformers", "transformer_lens", "safetensors", "numpy")
 
@@ -65,7 +65,7 @@ def pin_numerics(threads: int | None, allow: Collection[str] = ()) -> dict[str, 
     operands = "medium" if "bfloat16" in allow else "high" if "tf32" in allow else "highest"
     torch.set_float32_matmul_precision(operands)  # CUDA's TF32 flag and the CPU's oneDNN follow it
     torch.backends.cudnn.allow_tf32 = "tf32" in allow
-    products = torch.backends.cuda.matmul
+    products, onednn = torch.backends.cuda.matmul, cast(Any, torch.backends.mkldnn)
     products.allow_bf16_reduced_precision_reduction = products.allow_fp16_reduced_precision_reduction = (
         "reduction" in allow
     )
@@ -75,25 +75,27 @@ def pin_numerics(threads: int | None, allow: Collection[str] = ()) -> dict[str, 
         "threads": torch.get_num_threads(),
         "allowed": sorted(_allowed),
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
-        "onednn_float32": torch.backends.mkldnn.matmul.fp32_precision,
+        "onednn_float32": onednn.matmul.fp32_precision,
         "tf32": products.allow_tf32,
         "cudnn_tf32": torch.backends.cudnn.allow_tf32,
         "reduced_precision_reduction": "reduction" in allow,
         "fp16_accumulation": products.allow_fp16_accumulation,
-        "sdpa": [
-            name
-            for name, enabled in (
-                ("flash", torch.backends.cuda.flash_sdp_enabled),
-                ("memory-efficient", torch.backends.cuda.mem_efficient_sdp_enabled),
-                ("math", torch.backends.cuda.math_sdp_enabled),
-                ("cudnn", torch.backends.cuda.cudnn_sdp_enabled),
-            )
-            if enabled()
-        ],
+        "sdpa": _sdpa(torch.backends.cuda),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "cuda": torch.version.cuda if torch.cuda.is_available() else None,
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
+
+
+def _sdpa(backend: Any) -> list[str]:
+    """The kernels of scaled dot-product attention that may run; Hugging Face's CodeGen has none, a candidate may."""
+    enabled = {
+        "flash": backend.flash_sdp_enabled(),
+        "memory-efficient": backend.mem_efficient_sdp_enabled(),
+        "math": backend.math_sdp_enabled(),
+        "cudnn": backend.cudnn_sdp_enabled(),
+    }
+    return [name for name, on in enabled.items() if on]
 
 
 def _processor() -> str:
