@@ -1,4 +1,7 @@
-"""z: the values mixed by the pattern. o = p·v, B = R(o, min(γ_n, 16a√n)·p|v|) for n keys."""
+"""z: the values mixed by the pattern. o = p·v, B = R(o, min(γ_n, 16a√n)·p|v|) for n keys.
+
+Allowed shortcuts change a, or add 2τ + τ² to the factor (`cgverify/oracle/shortcuts.py`).
+"""
 
 from __future__ import annotations
 

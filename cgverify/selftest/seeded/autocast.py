@@ -39,9 +39,9 @@ class ScoresRoundedLate(CodeGenAttentionBridge):
     """The mask is added in float32, and what comes out is rounded as the product should have been."""
 
     def _scores(self, query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        low = _low(query)
+        low, wide = _low(query), torch.promote_types(mask.dtype, torch.float32)
         with _outside(query):
-            scores = through(super()._scores(query, key, mask.to(torch.float32)), low)
+            scores = through(super()._scores(query, key, mask.to(wide)), low)
         return scores.to(torch.promote_types(low, mask.dtype))
 
 
