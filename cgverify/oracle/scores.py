@@ -7,7 +7,9 @@ With dh the head size, m the mask (0 in the first |m| where it hides), a = 2⁻�
 Two of γ's roundings are casts of float64 q and k to float32; 3a is the rounding of the scale, of a possible
 reciprocal, and of the division; |m| stands with the product since a fused kernel may start from the mask. Where q or k
 was not observed after the rotation, the rotation's own bounds β_q, β_k add (β_q|k|ᵀ + |q|β_kᵀ + β_q β_kᵀ)/scale: two
-stages judged as one. Where operands of float32 products may be rounded, 2τ + τ² joins γ (`cgverify/oracle/shortcuts.py`).
+stages judged as one.
+
+Where operands of float32 products may be rounded, 2τ + τ² joins γ (`cgverify/oracle/shortcuts.py`).
 """
 
 from __future__ import annotations
