@@ -91,11 +91,12 @@ class _ReferenceStep:
     """What the candidate's stages take from it."""
 
 
-def observe(cell: Cell, reference: Reference, bridge: nn.Module) -> Observed:
+def observe(cell: Cell, reference: Reference, bridge: nn.Module, rounded_to: torch.dtype | None = None) -> Observed:
     """Run both sides of a cell on the same inputs.
 
     Args:
         bridge: a one-block bridge with the reference's weights, in memory of its own.
+        rounded_to: a narrower dtype that the inputs go through.
 
     Raises:
         CandidateFailedError: before anything could be compared.
@@ -107,6 +108,8 @@ def observe(cell: Cell, reference: Reference, bridge: nn.Module) -> Observed:
         cell.seed, cell.batch_size, cell.seq_len, reference.config.n_positions, dtype, reference.spread
     )
     built = _probe(component, case, recipe, reference.config, bridge)
+    if rounded_to is not None:
+        built = built.rounded(rounded_to)
 
     def run(step: probe.Step, inputs: dict[str, Any], cache: Any) -> Observation:
         unhooked = case.unhooked and step is built.steps[0]

@@ -54,6 +54,18 @@ def test_conversion_casts_values_and_rebuilds_the_masks_minimum(dtype: torch.dty
     assert converted["position_ids"].dtype == torch.long
 
 
+def test_a_rounded_probe_is_what_the_dtype_gets_and_keeps_its_mask() -> None:
+    built = attention("stress")
+    (step,) = built.rounded(torch.bfloat16).steps
+    for name, value in step.inputs.items():
+        assert value.dtype == built.steps[0].inputs[name].dtype
+    narrow = probe.convert(built.steps[0].inputs, torch.bfloat16, torch.device("cpu"))
+    assert torch.equal(step.inputs["hidden_states"], narrow["hidden_states"].float())
+    hidden = built.steps[0].inputs["attention_mask"] == LOWEST
+    assert torch.equal(step.inputs["attention_mask"] == LOWEST, hidden)
+    assert not torch.equal(step.inputs["attention_mask"], built.steps[0].inputs["attention_mask"])
+
+
 def test_stress_bends_what_random_inputs_hide() -> None:
     plain, bent = attention("default").steps[0].inputs, attention("stress").steps[0].inputs
     gaps = bent["position_ids"].diff()

@@ -24,8 +24,7 @@ LAYER = 1
 """Neither the first, so that a cache's layers can be mixed up, nor the last, so that there is a next one's weights."""
 
 BACKWARD = "backward"
-"""A fault of the forward is not asked for here: a whole gradient has no stage, by which to mark the blame, and no
-stage-local bound, by which to tell what is below a dtype's resolution."""
+"""A fault of the forward is not asked for here: a whole gradient has no stage, by which to mark the blame."""
 
 
 @dataclass(frozen=True)

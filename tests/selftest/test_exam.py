@@ -77,6 +77,15 @@ def test_the_erf_form_of_gelu_is_below_the_resolution_of_16_bits() -> None:
     assert [answer.outcome for answer in answers] == [Outcome.CAUGHT, Outcome.BELOW, Outcome.BELOW]
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_below_resolution_is_asked_of_the_same_inputs(dtype: str) -> None:
+    """The scale of a gradient is judged in parts of its own elements, which other inputs would make other ones."""
+    source = resolve(MODEL)
+    exam = Exam((fault(erf_gelu, "gradient", kinds=("mlp",), case="backward"),), (dtype,), ("cpu",), quick=True)
+    (answer,) = mark(exam, run(exam.plan(source), source, exam.candidates()), source)
+    assert answer.outcome is Outcome.BELOW
+
+
 def test_a_fault_that_no_probe_shows_and_that_float64_makes_large_is_a_miss() -> None:
     (answer,) = sit(fault(ShiftedByOneBit, "output", kinds=("attn",)), quick=True)
     assert answer.outcome is Outcome.MISSED
