@@ -10,6 +10,7 @@ from typing import Any, overload
 from torch import nn
 
 from cgverify.config import load, parse
+from cgverify.environment import pin_numerics
 from cgverify.errors import UnknownNameError, UsageError
 from cgverify.evidence import KEEP
 from cgverify.execute.checkpoints import Found
@@ -116,5 +117,5 @@ def _verify_pair(pair: Pair, threads: int | None, axes: dict[str, Any]) -> Resul
     checkpoint = pair.checkpoint
     cells = plan(asked.requests(), {(NAME, "auto"): checkpoint})
     found = Found({(NAME, "auto"): checkpoint})
-    run = describe("verify", NAME, found, asked.model_dump(mode="json"), threads)
+    run = describe("verify", NAME, found, asked.model_dump(mode="json"), pin_numerics(threads))
     return Result(run, tuple(in_plan_order(pair.verify(cells), cells)), None, len(cells))

@@ -74,7 +74,9 @@ def whole_answer(stage: Stage, view: View, parameters: Parameters) -> Expected |
     if stage.oracle.input not in view:
         return None
     try:
-        parts = [one for _, (one,) in expect_products([view[stage.oracle.input]], stage.oracle.weight, parameters)]
+        product = stage.oracle
+        blocks = expect_products([view[product.input]], product.weight, parameters, product.autocast)
+        parts = [one for _, (one,) in blocks]
     except RuntimeError:  # a candidate's taps may be of any shape
         return None
     value, bound = (torch.cat(pieces, -1) for pieces in ([p.value for p in parts], [p.bound for p in parts]))

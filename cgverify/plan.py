@@ -28,6 +28,7 @@ CASES = {
     "cast_table": ("attn", "block"),
     "gated": ("attn", "block"),
     "patched": ("attn", "mlp", "block"),
+    "autocast": (*PER_LAYER, *AFTER),
     "backward": ("ln1", "attn", "attn.o", "mlp", "mlp.in", "mlp.out", "block"),
 }
 """Each case, with the kinds of component that it is for. What it does is in `cgverify/cases/`."""
@@ -36,7 +37,10 @@ DEFAULT_CASES = ("default", "stress", "decode")
 """What a plain run verifies; the others are asked for by name, or by `all`."""
 
 DECODE_STEPS = (("token 1", 1), ("token 2", 1), ("chunk", 3))
-"""What follows the prefill of `--seq-len` tokens in the `decode` case: names and lengths."""
+"""What follows a prefill of `--seq-len` tokens where a sequence is decoded: names and lengths."""
+
+DECODING = ("decode", "autocast")
+"""The cases that do so."""
 
 DECODED_TOKENS = sum(length for _, length in DECODE_STEPS)
 
@@ -86,11 +90,12 @@ def cells(subject: Subject, axes: Axes) -> list[Cell]:
             raise UsageError(
                 f"{subject.model} has no layer {layer}: give --layers between 0 and {subject.n_layers - 1}."
             )
-    longest = axes.seq_len + (DECODED_TOKENS if "decode" in axes.cases else 0)
+    decoding = [case for case in axes.cases if case in DECODING]
+    longest = axes.seq_len + (DECODED_TOKENS if decoding else 0)
     if longest > subject.n_positions:
         raise UsageError(
             f"{subject.model} has {subject.n_positions} positions, and {longest} are asked for: give a smaller "
-            f"--seq-len (the decode case adds {DECODED_TOKENS} tokens)."
+            f"--seq-len (the cases {' and '.join(DECODING)} add {DECODED_TOKENS} tokens)."
         )
     planned = [
         Cell(

@@ -30,6 +30,8 @@ class Means:
     threads: int | None = None
     """Of torch in each process; None is all processors, shared among the jobs."""
     jobs: int = 1
+    allow: tuple[str, ...] = ()
+    """Shortcuts of products that are left on; see `cgverify.environment.SHORTCUTS`."""
     shard: Shard | None = None
     keep_tensors: str = "failed"
     warnings: bool = False
@@ -76,6 +78,7 @@ class Prepared:
         return Job(
             candidates=tuple(self.run.settings["candidate_sources"]),
             threads=self.run.environment["numerics"]["threads"],
+            allow=self.means.allow,
             folder=folder,
             keep_tensors=self.means.keep_tensors,
             warnings=self.means.warnings,
@@ -127,9 +130,11 @@ def prepare(order: Order, means: Means) -> Prepared:
         **order.settings,
         "candidate_sources": sources,
         "keep_tensors": means.keep_tensors,
+        "allow": means.allow,
         "shard": means.shard and str(means.shard),
     }
-    return Prepared(describe(order.command, order.name, found, settings, _threads(means)), planned, found, means)
+    numerics = pin_numerics(_threads(means), means.allow)
+    return Prepared(describe(order.command, order.name, found, settings, numerics), planned, found, means)
 
 
 def outline(order: Order, means: Means) -> list[Unit]:
@@ -170,8 +175,12 @@ def _threads(means: Means) -> int | None:
     return max(1, int(machine()["processors"]) // means.jobs)
 
 
-def describe(command: str, name: str, found: Found, settings: dict[str, Any], threads: int | None) -> Run:
-    """What a run is, and where. Sets the number of threads, if it is given, and the numerics flags."""
+def describe(command: str, name: str, found: Found, settings: dict[str, Any], numerics: dict[str, Any]) -> Run:
+    """What a run is, and where.
+
+    Args:
+        numerics: from `pin_numerics`.
+    """
     checkpoints = tuple(found.checkpoints.values())
     alone = checkpoints[0] if len(checkpoints) == 1 else None
     digests = "".join(checkpoint.digest for checkpoint in checkpoints)
@@ -183,7 +192,7 @@ def describe(command: str, name: str, found: Found, settings: dict[str, Any], th
         weights_digest=alone.digest if alone else hashlib.sha256(digests.encode()).hexdigest()[:16],
         checkpoints=checkpoints,
         settings=settings,
-        environment={"versions": versions(), "machine": machine(), "numerics": pin_numerics(threads)},
+        environment={"versions": versions(), "machine": machine(), "numerics": numerics},
     )
 
 

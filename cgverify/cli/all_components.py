@@ -26,6 +26,7 @@ def all_components(
     seq_len: options.SeqLen = 8,
     threads: options.Threads = None,
     jobs: options.Jobs = 1,
+    allow: options.Allow = None,
     output: options.Output = None,
     keep_tensors: options.KeepTensors = "failed",
     resume: options.Resume = False,
@@ -54,6 +55,7 @@ def all_components(
         )
         known("format", [format], FORMATS)
         known("keep-tensors", [keep_tensors], KEPT)
+        shortcuts = tuple(options.shortcuts(allow))
 
         from cgverify.cli.verification import Course, make_ready, run
 
@@ -65,6 +67,6 @@ def all_components(
 
         require_devices(asked.devices)
         order = one_checkpoint("all-components", model, weights, asked)
-        means = Means(threads=threads, jobs=jobs, keep_tensors=keep_tensors, warnings=verbose > 0)
+        means = Means(threads=threads, jobs=jobs, allow=shortcuts, keep_tensors=keep_tensors, warnings=verbose > 0)
         code = run(order, means, course, format=format, quiet=quiet)
     raise typer.Exit(code)

@@ -77,7 +77,7 @@ def selftest(
         if format == "csv":
             typer.echo(frame.to_csv(index=False), nl=False)
         else:
-            show(Console(), answers, exam.left_out)
+            show(Console(), answers)
         code = exit_code(answers)
     raise typer.Exit(code)
 

@@ -50,6 +50,7 @@ def sweep(
     shard: ShardOption = None,
     threads: options.Threads = None,
     jobs: options.Jobs = 1,
+    allow: options.Allow = None,
     output: options.Output = None,
     keep_tensors: options.KeepTensors = "failed",
     resume: options.Resume = False,
@@ -72,6 +73,7 @@ def sweep(
         part = None if shard is None else _shard(shard)
         known("format", [format], FORMATS)
         known("keep-tensors", [keep_tensors], KEPT)
+        shortcuts = tuple(options.shortcuts(allow))
 
         from cgverify.cli.verification import Course, make_ready, run
 
@@ -81,7 +83,14 @@ def sweep(
         from cgverify.runner import Means, sweep_of
 
         order = sweep_of(planned, config.stem)
-        means = Means(threads, jobs, part, keep_tensors, warnings=verbose > 0)
+        means = Means(
+            threads=threads,
+            jobs=jobs,
+            allow=shortcuts,
+            shard=part,
+            keep_tensors=keep_tensors,
+            warnings=verbose > 0,
+        )
         if dry_run:
             from cgverify.cli.dry_run import show
 

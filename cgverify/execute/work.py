@@ -46,6 +46,8 @@ class Job:
     """The `--bridge` names that cells have."""
     threads: int
     """Of torch, in each worker."""
+    allow: tuple[str, ...] = ()
+    """Shortcuts of products that are left on."""
     folder: Path | None = None
     """The run folder, where tensors are kept; None keeps none."""
     keep_tensors: str = "none"

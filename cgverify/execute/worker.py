@@ -29,7 +29,7 @@ class Worker:
         Raises:
             CandidateError: a candidate that cannot be imported here.
         """
-        pin_numerics(job.threads)
+        pin_numerics(job.threads, job.allow)
         self._sources = sources or {}
         self._candidates = {name: find(name) for name in job.candidates}
         self._keep: Keep = (

@@ -36,6 +36,7 @@ class Failure:
             "--seed": (cell.seed, 0),
             "--batch-size": (cell.batch_size, 2),
             "--seq-len": (cell.seq_len, 8),
+            "--allow": (",".join(run.settings.get("allow", ())), ""),
         }
         said = [part for name, (value, default) in options.items() if value != default for part in (name, str(value))]
         where = ["--component", cell.component, "--case", cell.case]
