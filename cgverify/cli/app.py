@@ -10,6 +10,7 @@ from cgverify import __version__
 from cgverify.cli.all_components import all_components
 from cgverify.cli.env import env
 from cgverify.cli.models import models
+from cgverify.cli.report import report
 from cgverify.cli.selftest import selftest
 
 app = typer.Typer(
@@ -37,6 +38,7 @@ def cgverify(
 
 
 app.command()(all_components)
+app.command()(report)
 app.command()(selftest)
 app.command()(models)
 app.command()(env)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from cgverify.records import Cell, CellResult, Finding, Run, Verdict
-from cgverify.report.html.worst import Axis, Setting, setting_of, tap_name
+from cgverify.report.html.worst import Axis, setting_of, tap_name
 
 GREW = 2.0
 """r is told of where it grew by more than this factor at an unchanged verdict."""
@@ -18,14 +18,16 @@ Pair = tuple[Cell, Finding | None, Finding | None]
 
 @dataclass(frozen=True)
 class Change:
-    """A tap in one setting whose verdict or r changed in the same way in some layers, told where r is greatest now."""
+    """A tap whose verdict or r changed in the same way in some cells, told where r is greatest now."""
 
-    component: str
     tap: str
     setting: tuple[str, ...]
+    """A value for each axis but the case."""
     before: Finding | None
     now: Finding | None
     """None where the tap was not seen at all."""
+    components: tuple[str, ...]
+    cases: tuple[str, ...]
     layers: tuple[int, ...]
     cells: int
 
@@ -110,18 +112,29 @@ def _r(finding: Finding | None) -> float:
 
 
 def _gathered(pairs: Iterable[Pair], axes: Sequence[Axis]) -> tuple[Change, ...]:
-    """Pairs that differ in layer, step or seed only are one change; the greatest r stands first."""
-    groups: dict[tuple[Setting, str, str, object], list[Pair]] = {}
+    """Pairs that differ in component, layer, case, step or seed only are one change; the greatest r stands first."""
+    apart = [axis for axis in axes if axis.name != "case"]
+    groups: dict[tuple[object, ...], list[Pair]] = {}
     for cell, before, now in pairs:
-        tap = tap_name(cell, now or before)  # type: ignore[arg-type]
         verdicts = (before and before.verdict, now and now.verdict)
-        groups.setdefault((setting_of(cell, axes), cell.kind, tap, verdicts), []).append((cell, before, now))
+        tap = tap_name(cell, now or before)  # type: ignore[arg-type]
+        groups.setdefault((tap, setting_of(cell, apart), verdicts), []).append((cell, before, now))
     gathered = []
-    for (setting, kind, tap, _), group in groups.items():
-        _, before, now = max(group, key=lambda pair: _r(pair[2]))
-        layers = {cell.layer for cell, _, _ in group if cell.layer is not None}
-        cells = len({cell.id for cell, _, _ in group})
-        gathered.append(Change(kind, tap, setting, before, now, tuple(sorted(layers)), cells))
+    for group in groups.values():
+        cell, before, now = max(group, key=lambda pair: _r(pair[2]))
+        cells = [other for other, _, _ in group]
+        gathered.append(
+            Change(
+                tap=tap_name(cell, now or before),  # type: ignore[arg-type]
+                setting=setting_of(cell, apart),
+                before=before,
+                now=now,
+                components=tuple(dict.fromkeys(cell.kind for cell in cells)),
+                cases=tuple(dict.fromkeys(cell.case for cell in cells)),
+                layers=tuple(sorted({cell.layer for cell in cells if cell.layer is not None})),
+                cells=len({cell.id for cell in cells}),
+            )
+        )
     return tuple(sorted(gathered, key=lambda change: (-_severity(change.now), -_r(change.now))))
 
 
@@ -135,7 +148,9 @@ def _named(cells: Iterable[Cell]) -> tuple[str, ...]:
 
 def _differences(before: Run, now: Run) -> tuple[tuple[str, str, str], ...]:
     old, new = dict(environment(before)), dict(environment(now))
-    return tuple((name, old.get(name, "–"), new.get(name, "–")) for name in {**old, **new} if old.get(name) != new.get(name))
+    return tuple(
+        (name, old.get(name, "–"), new.get(name, "–")) for name in {**old, **new} if old.get(name) != new.get(name)
+    )
 
 
 def environment(run: Run) -> list[tuple[str, str]]:

@@ -95,12 +95,19 @@ def line_chart(series: Sequence[Series], *, title: str, x_label: str, limit: flo
     )
 
 
-def pair_chart(pairs: Sequence[Pair], *, title: str, x_label: str) -> Markup:
-    """A row per label: of each series a ring (reference) and a dot (candidate), joined, on a logarithmic scale."""
+def pair_chart(pairs: Sequence[Pair], *, title: str, x_label: str, limit: float | None = None) -> Markup:
+    """A row per label: of each series a ring (reference) and a dot (candidate), joined, on a logarithmic scale.
+
+    Args:
+        title: what a screen reader says of the whole.
+        limit: where a line is drawn down, as far as nothing may go.
+    """
     rows = list(dict.fromkeys(pair.row for pair in pairs))
     look = styles(list(dict.fromkeys(pair.series for pair in pairs)))
-    width, left, right, top, step = 760, 200, 20, 26, 18
+    width, left, right, top, lane = 760, 200, 20, 26, 9
+    step = lane * (len(look) + 1)
     figures = [figure for pair in pairs for figure in (pair.candidate, pair.reference)]
+    figures += [] if limit is None else [limit]
     scale = LogScale.over(figures, start=left + 12, end=width - right)
     return render_template(
         "pairs.svg.j2",
@@ -113,10 +120,11 @@ def pair_chart(pairs: Sequence[Pair], *, title: str, x_label: str) -> Markup:
         step=step,
         rows=rows,
         x_ticks=scale.ticks(),
+        limit=None if limit is None else scale.place(limit),
         pairs=[
             (
                 look[pair.series],
-                top + step * (rows.index(pair.row) + 0.5),
+                top + step * rows.index(pair.row) + lane * (list(look).index(pair.series) + 1),
                 scale.place(pair.candidate),
                 scale.place(pair.reference),
                 f"{pair.row}, {pair.series}: candidate {pair.candidate:.3g}, reference {pair.reference:.3g}",

@@ -1,10 +1,9 @@
-"""What the charts of a run show: figures gathered from its findings, with the same as a table for who cannot see them."""
+"""What the charts of a run show, and the same as a table for who cannot see them."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 from markupsafe import Markup
 
@@ -43,42 +42,59 @@ def ratio_by_layer(results: Iterable[CellResult], axes: Sequence[Axis]) -> Figur
 
 
 def errors_by_tap(results: Sequence[CellResult], axes: Sequence[Axis]) -> list[Figure]:
-    """Greatest error of candidate and reference against the oracle at each tap: a chart per candidate."""
+    """Error of candidate and reference against the oracle at each tap: a chart per candidate.
+
+    Drawn in units of the bound, so that all taps and dtypes share a scale; the table has the errors themselves.
+    """
     apart = tuple(axis for axis in axes if axis.name not in ("case", "dtype"))
-    greatest: dict[str, dict[tuple[str, str], tuple[float, float]]] = {}
+    greatest: dict[str, dict[tuple[str, str], Errors]] = {}
     for cell, finding in every_finding(results):
-        if finding.candidate_error is None or finding.reference_error is None:
-            continue
-        pairs = greatest.setdefault(" · ".join(setting_of(cell, apart)), {})
-        key = (tap_name(cell, finding), cell.dtype)
-        before = pairs.get(key, (0.0, 0.0))
-        pairs[key] = (max(before[0], finding.candidate_error), max(before[1], finding.reference_error))
-    return [figure for name, pairs in greatest.items() if (figure := _errors(name, pairs)) is not None]
+        if finding.r is not None and finding.reference_r is not None:
+            found = Errors(
+                finding.r, finding.reference_r, finding.candidate_error or 0.0, finding.reference_error or 0.0
+            )
+            errors = greatest.setdefault(" · ".join(setting_of(cell, apart)), {})
+            key = (tap_name(cell, finding), cell.dtype)
+            errors[key] = found if key not in errors else Errors(*map(max, astuple(errors[key]), astuple(found)))
+    dtypes = next(axis.values for axis in axes if axis.name == "dtype")
+    charts = [_errors(name, errors, dtypes) for name, errors in greatest.items()]
+    return [chart for chart in charts if chart is not None]
 
 
-def _errors(name: str, errors: dict[tuple[str, str], tuple[float, float]]) -> Figure | None:
-    inexact = {tap for (tap, _), both in errors.items() if max(both) > 0}
+@dataclass(frozen=True)
+class Errors:
+    """The greatest at one tap in one dtype: in units of the bound, and absolute."""
+
+    r: float
+    reference_r: float
+    candidate: float
+    reference: float
+
+
+def _errors(name: str, errors: dict[tuple[str, str], Errors], dtypes: Sequence[str]) -> Figure | None:
+    inexact = {tap for (tap, _), of in errors.items() if max(of.r, of.reference_r) > 0}
     exact = list(dict.fromkeys(tap for tap, _ in errors if tap not in inexact))
-    pairs = [Pair(tap, dtype, *both) for (tap, dtype), both in errors.items() if tap in inexact]
-    if not pairs:
+    drawn = [
+        (tap, dtype, errors[tap, dtype])
+        for tap in dict.fromkeys(tap for tap, _ in errors)
+        for dtype in dtypes
+        if tap in inexact and (tap, dtype) in errors
+    ]
+    if not drawn:
         return None
-    pairs.sort(key=lambda pair: [tap for tap, _ in errors].index(pair.row))
     return Figure(
         title=name,
-        chart=pair_chart(pairs, title=f"Error against the oracle by tap {name}", x_label="greatest |error|, all layers"),
-        key=tuple(styles(list(dict.fromkeys(pair.series for pair in pairs))).values()),
-        headings=("tap", "dtype", "candidate", "Hugging Face", "ratio"),
-        rows=tuple(
-            (pair.row, pair.series, figure(pair.candidate), figure(pair.reference), _ratio(pair)) for pair in pairs
+        chart=pair_chart(
+            [Pair(tap, dtype, of.r, of.reference_r) for tap, dtype, of in drawn],
+            title=f"Error against the oracle by tap {name}",
+            x_label="greatest |error| over its bound, all layers and cases",
+            limit=BOUND,
         ),
+        key=tuple(styles(list(dict.fromkeys(dtype for _, dtype, _ in drawn))).values()),
+        headings=("tap", "dtype", "r", "r of Hugging Face", "|error|", "|error| of Hugging Face"),
+        rows=tuple((tap, dtype, *map(figure, astuple(of))) for tap, dtype, of in drawn),
         note=f"Exact on both sides in every dtype, and left out: {', '.join(exact)}." if exact else "",
     )
-
-
-def _ratio(pair: Pair) -> str:
-    if pair.candidate == pair.reference:
-        return "1"
-    return figure(pair.candidate / pair.reference if pair.reference else math.inf)
 
 
 def _greatest_by_layer(results: Iterable[CellResult], axes: Sequence[Axis], column: str) -> list[Series]:

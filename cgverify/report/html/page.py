@@ -13,14 +13,12 @@ from cgverify.report.html.worst import Axis, every_finding, overview, setting_of
 from cgverify.report.outcome import counts, exit_code, failures, silent_hooks, suspects
 
 MOST_FAILURES = 50
-MOST_CHANGES = 100
+MOST_CHANGES = 30
 MOST_FINDINGS = 1000
 """Rows of the table; findings.csv holds them all."""
 
 
-def render(
-    run: Run, results: Sequence[CellResult], baseline: tuple[Run, Sequence[CellResult]] | None = None
-) -> str:
+def render(run: Run, results: Sequence[CellResult], baseline: tuple[Run, Sequence[CellResult]] | None = None) -> str:
     """The report as one HTML document.
 
     Args:
@@ -28,7 +26,7 @@ def render(
         baseline: a run to compare with, and its results.
     """
     total = counts(results)
-    shown = overview(results)
+    shown = overview(run, results)
     charts = [difference_by_layer(results, shown.axes), ratio_by_layer(results, shown.axes)]
     found = failures(results)
     return render_template(

@@ -24,19 +24,19 @@ SYMBOLS = {
 """What stands for a verdict beside its colour: equal, nearly equal, below the bound, and so on."""
 
 MEANINGS = {
-    Verdict.BITWISE: "every bit equal to Hugging Face's",
-    Verdict.ULP: "within the bound, and at most 4 units in the last place away",
+    Verdict.BITWISE: "equal in every bit",
+    Verdict.ULP: "within 4 ULP and the bound",
     Verdict.BOUNDED: "within the bound",
-    Verdict.UNSUPPORTED: "Hugging Face refuses this setting",
+    Verdict.UNSUPPORTED: "refused by Hugging Face",
     Verdict.ERROR: "could not be run",
-    Verdict.MISSING: "a hook that must fire never did",
-    Verdict.DIVERGED: "not within the bound, or of another form",
+    Verdict.MISSING: "a hook never fired",
+    Verdict.DIVERGED: "not within the bound",
 }
 
 
 def render_template(name: str, **values: Any) -> Markup:
     """A template, filled in."""
-    return Markup(_environment().get_template(name).render(**values))  # noqa: S704  escaped by the template
+    return Markup(_environment().get_template(name).render(**values))
 
 
 @cache
@@ -49,16 +49,24 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters["figure"] = figure
+    environment.globals["counted"] = counted
     environment.globals["symbols"] = SYMBOLS
     environment.globals["source"] = _source
     return environment
 
 
 def figure(number: float | None) -> str:
-    """Three digits, a dash for what is not there."""
+    """Three digits, or whole numbers with their thousands; a dash for what is not there."""
     if number is None:
         return "–"
+    if 1000 <= number < 1e6:
+        return f"{number:,.0f}"
     return f"{number:.3g}".replace("inf", "∞")
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 fault`, `1,200 faults`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def script_hash() -> str:
@@ -71,4 +79,4 @@ def _source(name: str) -> Markup:
     """A style sheet or script of ours, as it is: it is not to be escaped and holds no value of a run."""
     loader = _environment().loader
     assert loader is not None
-    return Markup(loader.get_source(_environment(), name)[0])  # noqa: S704
+    return Markup(loader.get_source(_environment(), name)[0])

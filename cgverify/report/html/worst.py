@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from cgverify.records import Cell, CellResult, Finding, Verdict
+from cgverify.records import Cell, CellResult, Finding, Run, Verdict
 
 AXES = ("model", "candidate", "dtype", "device", "rotary_dim", "case")
 """What a setting is made of. An axis along which a run has one value only is left out, except for these:"""
@@ -109,9 +109,9 @@ class Overview:
         }
 
 
-def overview(results: Sequence[CellResult]) -> Overview:
+def overview(run: Run, results: Sequence[CellResult]) -> Overview:
     """Whatever was found at a tap of a component by itself and at the same tap in its block is one."""
-    shown = shown_axes(results)
+    shown = shown_axes(run, results)
     spots: dict[str, dict[tuple[Setting, int | None], Worst]] = {}
     sections: dict[str, dict[str, Row]] = {}
     for cell, finding in every_finding(results):
@@ -140,12 +140,17 @@ def every_finding(results: Iterable[CellResult]) -> Iterator[tuple[Cell, Finding
     return ((result.cell, finding) for result in results for finding in result.findings)
 
 
-def shown_axes(results: Sequence[CellResult]) -> tuple[Axis, ...]:
-    """The axes along which a run varies, with their values in order of appearance."""
-    values = {
-        name: tuple(dict.fromkeys(str(getattr(result.cell, name)) for result in results)) for name in AXES
-    }
-    return tuple(Axis(name, of) for name, of in values.items() if len(of) > 1 or name in ALWAYS_SHOWN)
+def shown_axes(run: Run, results: Sequence[CellResult]) -> tuple[Axis, ...]:
+    """The axes along which a run varies. Values stand as they were asked for, and others in order of appearance."""
+    axes = []
+    for name in AXES:
+        asked = run.settings.get(f"{name}s")
+        present = dict.fromkeys(str(getattr(result.cell, name)) for result in results)
+        wanted = [str(value) for value in asked] if isinstance(asked, list) else []
+        values = dict.fromkeys([*(value for value in wanted if value in present), *present])
+        if len(values) > 1 or name in ALWAYS_SHOWN:
+            axes.append(Axis(name, tuple(values)))
+    return tuple(axes)
 
 
 def setting_of(cell: Cell, axes: Sequence[Axis]) -> Setting:

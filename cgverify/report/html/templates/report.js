@@ -9,8 +9,8 @@ const all = (selector, root = document) => [...root.querySelectorAll(selector)];
 /* What a mouse sees on hover a keyboard sees on focus and a finger on touch: one tip, taken from titles. */
 const tip = document.getElementById("tip");
 
-function tell(mark) {
-  tip.textContent = mark.dataset.tip;
+function tell(mark, text) {
+  tip.textContent = text;
   tip.hidden = false;
   const at = mark.getBoundingClientRect();
   const left = Math.min(Math.max(8, at.left + at.width / 2 - tip.offsetWidth / 2), innerWidth - tip.offsetWidth - 8);
@@ -21,8 +21,13 @@ function tell(mark) {
 
 function onTip(event) {
   const mark = event.target.closest?.("[data-tip]");
-  if (mark) tell(mark);
-  else tip.hidden = true;
+  if (!mark) {
+    tip.hidden = true;
+    return;
+  }
+  const under = event.type === "focusin" ? [] : document.elementsFromPoint(event.clientX, event.clientY);
+  const marks = new Set([mark, ...under.map((element) => element.closest("[data-tip]")).filter(Boolean)]);
+  tell(mark, [...marks].map((one) => one.dataset.tip).join("\n"));
 }
 
 for (const kind of ["pointerover", "focusin"]) document.addEventListener(kind, onTip);
