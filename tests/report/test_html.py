@@ -140,6 +140,7 @@ def test_a_passing_run(look: Open) -> None:
     # hook_z and hook_out of attention in 3 layers, 2 dtypes and 2 cases; embed outside the layers, 2 dtypes, 1 case.
     assert page.locator("#heat tbody td[class*=v]").count() == 2 * (3 + 2 + 2) + (1 + 2 + 1)
     assert page.locator("#heat tbody .v6, #heat tbody .v5").count() == 0
+    assert page.locator("dl").first.inner_text().split("\n")[4:8] == ["candidate", "mine", "dtype", "float32, bfloat16"]
     assert "|Δ| is 0 at every depth" in page.locator("main").inner_text()
 
 
@@ -195,6 +196,17 @@ def test_pressing_a_square_shows_its_findings(look: Open) -> None:
     assert [row.split("\t")[:4] for row in shown_rows(page)] == [
         [verdict, "attn", "1", "attn.hook_z"] for verdict in ("× diverged", "= bitwise")
     ]
+
+
+def test_a_finger_is_told_first_and_led_on_by_the_second_touch(look: Open) -> None:
+    page = look(render(RUN, failing()), has_touch=True, viewport={"width": 360, "height": 740})
+    wrong = square(page, "attn.hook_z", "1")
+    wrong.tap()
+    assert "r 419" in page.locator("#tip").inner_text()
+    assert len(shown_rows(page)) == 27
+    wrong.tap()
+    assert page.locator("#tip").is_hidden()
+    assert len(shown_rows(page)) == 4
 
 
 def test_the_heat_map_narrows_to_a_dtype(look: Open) -> None:

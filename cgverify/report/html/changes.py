@@ -147,18 +147,20 @@ def _named(cells: Iterable[Cell]) -> tuple[str, ...]:
 
 
 def _differences(before: Run, now: Run) -> tuple[tuple[str, str, str], ...]:
-    old, new = dict(environment(before)), dict(environment(now))
+    old, new = _flat(before), _flat(now)
     return tuple(
         (name, old.get(name, "–"), new.get(name, "–")) for name in {**old, **new} if old.get(name) != new.get(name)
     )
 
 
-def environment(run: Run) -> list[tuple[str, str]]:
-    """Versions, machine and numerics flags, as `part.name` and value."""
-    described = []
-    for part, values in run.environment.items():
-        if isinstance(values, dict):
-            described += [(f"{part}.{name}", str(value)) for name, value in values.items()]
-        else:
-            described.append((part, str(values)))
-    return described
+def _flat(run: Run) -> dict[str, str]:
+    return {f"{part}.{name}": value for part, values in environment(run) for name, value in values}
+
+
+def environment(run: Run) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Versions, machine and numerics flags: each part with its names and values."""
+    return [
+        (part, [(name, str(value)) for name, value in values.items()])
+        for part, values in run.environment.items()
+        if isinstance(values, dict)
+    ]

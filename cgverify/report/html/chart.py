@@ -67,7 +67,7 @@ def line_chart(series: Sequence[Series], *, title: str, x_label: str, limit: flo
         title: what a screen reader says of the whole.
         limit: where a line is drawn across, as far as nothing may go.
     """
-    width, left, right, top, bottom = 560, 46, 16, 12, 216
+    width, left, right, top, bottom = 560, 46, 16, 20, 224
     figures = [y for one in series for _, y in one.points]
     scale = LogScale.over([*figures, *([] if limit is None else [limit])], start=bottom, end=top)
     xs = sorted({x for one in series for x, _ in one.points})

@@ -9,7 +9,7 @@ from cgverify.records import Cell, CellResult, Finding, Run, Verdict
 from cgverify.report.html.changes import GREW, changes, environment
 from cgverify.report.html.figures import difference_by_layer, errors_by_tap, ratio_by_layer
 from cgverify.report.html.templating import MEANINGS, render_template, script_hash
-from cgverify.report.html.worst import Axis, every_finding, overview, setting_of, tap_name
+from cgverify.report.html.worst import Axis, every_finding, overview, setting_of, tap_name, values_by_axis
 from cgverify.report.outcome import counts, exit_code, failures, silent_hooks, suspects
 
 MOST_FAILURES = 50
@@ -36,6 +36,7 @@ def render(run: Run, results: Sequence[CellResult], baseline: tuple[Run, Sequenc
         state=_state(results),
         meanings=MEANINGS,
         total=total,
+        setting=[(name, values) for name, values in values_by_axis(run, results).items() if name != "model"],
         cells=len(results),
         taps=sum(number for verdict, number in total.items() if verdict.compares),
         failures=[(failure, failure.command(run)) for failure in found[:MOST_FAILURES]],

@@ -25,7 +25,7 @@ SYMBOLS = {
 
 MEANINGS = {
     Verdict.BITWISE: "equal in every bit",
-    Verdict.ULP: "within 4 ULP and the bound",
+    Verdict.ULP: "at most 4 ULP away",
     Verdict.BOUNDED: "within the bound",
     Verdict.UNSUPPORTED: "refused by Hugging Face",
     Verdict.ERROR: "could not be run",

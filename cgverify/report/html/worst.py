@@ -141,16 +141,20 @@ def every_finding(results: Iterable[CellResult]) -> Iterator[tuple[Cell, Finding
 
 
 def shown_axes(run: Run, results: Sequence[CellResult]) -> tuple[Axis, ...]:
-    """The axes along which a run varies. Values stand as they were asked for, and others in order of appearance."""
-    axes = []
+    """The axes along which a run varies, and dtype and case."""
+    values = values_by_axis(run, results)
+    return tuple(Axis(name, of) for name, of in values.items() if len(of) > 1 or name in ALWAYS_SHOWN)
+
+
+def values_by_axis(run: Run, results: Sequence[CellResult]) -> dict[str, tuple[str, ...]]:
+    """What the cells have of each axis: as it was asked for, and anything else in order of appearance."""
+    values = {}
     for name in AXES:
         asked = run.settings.get(f"{name}s")
         present = dict.fromkeys(str(getattr(result.cell, name)) for result in results)
         wanted = [str(value) for value in asked] if isinstance(asked, list) else []
-        values = dict.fromkeys([*(value for value in wanted if value in present), *present])
-        if len(values) > 1 or name in ALWAYS_SHOWN:
-            axes.append(Axis(name, tuple(values)))
-    return tuple(axes)
+        values[name] = tuple(dict.fromkeys([*(value for value in wanted if value in present), *present]))
+    return values
 
 
 def setting_of(cell: Cell, axes: Sequence[Axis]) -> Setting:

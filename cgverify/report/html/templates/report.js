@@ -129,9 +129,14 @@ heat.addEventListener("keydown", (event) => {
     lookInto(square);
   }
 });
+let touched = null;
 heat.addEventListener("click", (event) => {
   const square = event.target.closest("td[data-tip]");
-  if (square) lookInto(square);
+  if (!square) return;
+  if (event.pointerType === "touch" && square !== touched) {  /* a finger cannot hover: the first touch tells */
+    touched = square;
+    tell(square, square.dataset.tip);
+  } else lookInto(square);
 });
 document.getElementById("map-filters").addEventListener("input", paint);
 
