@@ -83,10 +83,10 @@ def _errors(name: str, errors: dict[tuple[str, str], Errors], dtypes: Sequence[s
     if not drawn:
         return None
     return Figure(
-        title=name,
+        title=f"Error by tap, {name}" if name else "Error by tap",
         chart=pair_chart(
             [Pair(tap, dtype, of.r, of.reference_r) for tap, dtype, of in drawn],
-            title=f"Error against the oracle by tap {name}",
+            title=f"Error of both sides against the oracle by tap {name}".rstrip(),
             x_label="greatest |error| over its bound, all layers and cases",
             limit=BOUND,
         ),
