@@ -71,7 +71,7 @@ function worstOf(chosen) {
 }
 
 function described(row, column, spot) {
-  const r = spot.r < 0 ? "not computed" : spot.r === Infinity ? "∞" : String(spot.r);
+  const r = spot.r < 0 ? "–" : spot.r === Infinity ? "∞" : String(spot.r);
   const where = spot.setting.map((value, axis) => spots.axes[axis][1][value]);
   if (spots.layers[spot.layer] !== null) where.push(`layer ${spots.layers[spot.layer]}`);
   return `${names[row]} · ${column.name}\n${VERDICTS[spot.severity]} · r ${r}\nworst at ${where.join(" · ")}`;
