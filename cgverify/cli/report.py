@@ -14,6 +14,10 @@ from cgverify.errors import UsageError
 from cgverify.report.formats import PIVOT_FORMATS, PIVOTS
 
 Folder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder or a baseline.")]
+Baseline = Annotated[
+    Path | None,
+    typer.Option(help="A run or baseline to compare with, in HTML.", envvar="CGVERIFY_BASELINE"),
+]
 Output = Annotated[Path | None, typer.Option(help="The file to write; stdout without it.", envvar="CGVERIFY_OUTPUT")]
 By = Annotated[str | None, typer.Option(help=f"Along one axis: {', '.join(PIVOTS)}.", envvar="CGVERIFY_BY")]
 
@@ -22,6 +26,7 @@ def report(
     run: Folder,
     format: options.Format = "table",
     by: By = None,
+    baseline: Baseline = None,
     output: Output = None,
     verbose: options.Verbose = 0,
 ) -> None:
@@ -35,11 +40,18 @@ def report(
             known("by", [by], PIVOTS)
             if format not in PIVOT_FORMATS:
                 raise UsageError(f"--by is shown as {', '.join(PIVOT_FORMATS)}, and not as {format}.")
+        if baseline is not None and format != "html":
+            raise UsageError(f"--baseline is shown in HTML: give --format html, or cgverify compare {baseline} {run}.")
 
         from cgverify.baseline import load
 
         stored = load(run)
-        if by is None:
+        if baseline is not None:
+            from cgverify.report.html.page import render as render_html
+
+            before = load(baseline)
+            text = render_html(stored.run, stored.results, baseline=(before.run, before.results))
+        elif by is None:
             from cgverify.report.formats import render
 
             text = render(format, stored.run, stored.results)

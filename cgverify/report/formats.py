@@ -14,6 +14,7 @@ FORMATS = {
     "junit": "cgverify.report.junit",
     "markdown": "cgverify.report.markdown",
     "github": "cgverify.report.github",
+    "html": "cgverify.report.html.page",
 }
 PIVOTS = ("dtype", "device", "case", "candidate", "rotary_dim", "layer")
 """The axes along which `cgverify.report.pivot` shows a run, in `PIVOT_FORMATS`."""
