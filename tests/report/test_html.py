@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from conftest import Cli
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from cgverify.records import Cell, CellResult, Finding, Run, Verdict
 from cgverify.report.html.changes import changes
@@ -235,7 +235,9 @@ def test_the_table_filters(look: Open) -> None:
     page.locator("[data-name=verdict]").select_option("missing")
     assert len(shown_rows(page)) == 1
     page.get_by_role("button", name="Clear").click()
-    page.wait_for_function("document.querySelectorAll('#finding-table tbody tr:not([hidden])').length === 27")
+    expect(page.locator("#finding-table tbody tr:not([hidden])")).to_have_count(
+        27
+    )  # a form clears itself a moment later
     page.locator("[data-name=dtype]").select_option("float32")
     page.locator("[data-name=component]").select_option("attn")
     page.locator("#finding-text").fill("DECODE hook_z")
