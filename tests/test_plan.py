@@ -6,13 +6,13 @@ import pytest
 
 from cgverify.components import COMPONENTS
 from cgverify.errors import UnknownNameError, UsageError
-from cgverify.plan import AFTER, BEFORE, CASES, PER_LAYER, Axes, Subject, cells
+from cgverify.plan import AFTER, BEFORE, CASES, PER_LAYER, WHOLE, Axes, Subject, cells
 
 SUBJECT = Subject(model="m", weights="d", n_layers=3, rotary_dim=8, n_positions=64)
 
 
 def test_the_plan_and_the_table_name_the_same_components() -> None:
-    assert set(COMPONENTS) == {*BEFORE, *PER_LAYER, *AFTER}
+    assert {*COMPONENTS, *WHOLE} == {*BEFORE, *PER_LAYER, *AFTER, *WHOLE}
 
 
 def test_everything_is_planned_by_default() -> None:

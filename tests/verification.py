@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from cgverify.candidate import find
+from cgverify.checkpoint.prompt import prompt_for
 from cgverify.checkpoint.resolve import resolve
 from cgverify.execute.serial import run
-from cgverify.plan import Axes, Subject, cells
+from cgverify.plan import PROMPTED, Axes, Subject, cells
 from cgverify.records import CellResult, Finding
 
 ALL_DTYPES = ["float64", "float32", "bfloat16", "float16"]
@@ -20,7 +21,9 @@ def verify(model: str = "codegen-nano", **axes: Any) -> list[CellResult]:
     config = source.config
     subject = Subject(model, source.digest, config.n_layer, config.rotary_dim, config.n_positions)
     asked = Axes(**{"layers": [0], **axes})
-    return list(run(cells(subject, asked), source, {name: find(name) for name in asked.candidates}))
+    prompt = prompt_for(model, source) if set(asked.cases) & set(PROMPTED) else None
+    candidates = {name: find(name) for name in asked.candidates}
+    return list(run(cells(subject, asked, prompt), source, candidates, prompt=prompt))
 
 
 def findings(results: Sequence[CellResult]) -> Iterator[Finding]:

@@ -3,7 +3,19 @@
 Their names and the kinds of component that they are for stand in `plan.CASES`, which needs no torch.
 """
 
-from cgverify.cases import backward, cast_table, decode, default, gated, masked_row, patched, stress, train
+from cgverify.cases import (
+    backward,
+    cast_table,
+    decode,
+    default,
+    gated,
+    masked_row,
+    model,
+    patched,
+    stress,
+    text,
+    train,
+)
 from cgverify.cases.case import Case
 
 CASES: dict[str, Case] = {
@@ -16,4 +28,6 @@ CASES: dict[str, Case] = {
     "gated": gated.CASE,
     "patched": patched.CASE,
     "backward": backward.CASE,
+    "text": text.CASE,
+    "model": model.CASE,
 }

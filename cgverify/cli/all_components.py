@@ -24,6 +24,8 @@ def all_components(
     seed: options.Seed = ["0"],  # noqa: B006
     batch_size: options.BatchSize = 2,
     seq_len: options.SeqLen = 8,
+    prompt: options.PromptText = None,
+    tokens: options.Tokens = None,
     threads: options.Threads = None,
     output: options.Output = None,
     keep_tensors: options.KeepTensors = "failed",
@@ -63,6 +65,8 @@ def all_components(
             threads=threads,
             verbosity=verbose,
             keep_tensors=keep_tensors,
+            prompt=prompt,
+            tokens=tokens,
         )
         code = verification.run(output=output, resume=resume, stop_at_failure=exitfirst, format=format, quiet=quiet)
     raise typer.Exit(code)

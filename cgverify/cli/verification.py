@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
@@ -20,9 +20,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from cgverify.cli.exits import INTERRUPTED
 from cgverify.environment import machine, pin_numerics, prefer_huge_pages, versions
 from cgverify.errors import UsageError
-from cgverify.plan import Axes, Subject, cells
-from cgverify.records import Cell, CellResult, Run, Verdict
+from cgverify.plan import PROMPTED, Axes, Subject, cells
+from cgverify.records import Cell, CellResult, Prompt, Run, Verdict
 from cgverify.store import RunFolder
+
+if TYPE_CHECKING:
+    from cgverify.checkpoint.source import Source
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,8 @@ class Verification:
     threads: int | None
     verbosity: int
     keep_tensors: str = "failed"
+    prompt: str | None = None
+    tokens: Path | None = None
 
     def run(self, *, output: Path | None, resume: bool, stop_at_failure: bool, format: str, quiet: bool) -> int:
         """Run it, print the report on stdout, and return the exit code."""
@@ -59,9 +64,10 @@ class Verification:
             rotary_dim=source.config.rotary_dim,
             n_positions=source.config.n_positions,
         )
-        plan = cells(subject, self.axes)
+        prompt = self._prompt(source)
+        plan = cells(subject, self.axes, prompt)
         sources = {name: candidate.source for name, candidate in candidates.items()}
-        described = self._describe(source.origin, source.digest, sources, pin_numerics(self.threads))
+        described = self._describe(source.origin, source.digest, sources, pin_numerics(self.threads), prompt)
         path = output or _new_folder(subject.model)
         folder, finished = RunFolder.resume(path, described) if resume else (RunFolder.create(path, described), [])
         if not quiet:
@@ -76,7 +82,7 @@ class Verification:
             # What candidates print must not stand in the report.
             with contextlib.redirect_stdout(sys.stderr):
                 keep = partial(with_evidence, folder=path, kept=self.keep_tensors)
-                for result in with_progress(run(left, source, candidates, keep), len(left), quiet):
+                for result in with_progress(run(left, source, candidates, keep, prompt), len(left), quiet):
                     folder.append(result)
                     results.append(result)
                     if stop_at_failure and result.verdict.fails:
@@ -87,7 +93,17 @@ class Verification:
             folder.close()
         return _report(folder.run, path, results, plan, format, interrupted)
 
-    def _describe(self, origin: str, digest: str, sources: dict[str, str], numerics: dict[str, Any]) -> Run:
+    def _prompt(self, source: Source) -> Prompt | None:
+        """The prompt, if a case that was asked for needs one."""
+        if not set(PROMPTED) & set(self.axes.cases):
+            return None
+        from cgverify.checkpoint.prompt import prompt_for
+
+        return prompt_for(self.model, source, self.prompt, self.tokens)
+
+    def _describe(
+        self, origin: str, digest: str, sources: dict[str, str], numerics: dict[str, Any], prompt: Prompt | None
+    ) -> Run:
         return Run(
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             command="all-components",
@@ -100,6 +116,9 @@ class Verification:
                 **asdict(self.axes),
                 "candidate_sources": sources,
                 "keep_tensors": self.keep_tensors,
+                "prompt": self.prompt,
+                "tokens": None if self.tokens is None else str(self.tokens),
+                "prompt_tokens": None if prompt is None else prompt.model_dump(mode="json"),
             },
             environment={"versions": versions(), "machine": machine(), "numerics": numerics},
         )
