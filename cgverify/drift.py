@@ -2,6 +2,13 @@
 
 Errors pile up from layer to layer, and a fault-free bridge may end anywhere within what they add up to. So no bound is
 asked of a carried tensor; whether each step was right is asked by the stages of its component.
+
+| stage | compares |
+|---|---|
+| `carried` | what a component made of the prompt, each side on its own way there; and both without rounding |
+| `top_1` | the most probable next token at each position |
+| `as_carried` | the candidate's whole model with what came through the window |
+| `generation` | the tokens that both sides generated |
 """
 
 from __future__ import annotations
@@ -9,17 +16,9 @@ from __future__ import annotations
 import torch
 
 from cgverify.judge import Difference, difference, verdict
+from cgverify.plan import AS_CARRIED, CARRIED, GENERATION, TOP_1
 from cgverify.precision import leading_bits
 from cgverify.records import Finding, Verdict
-
-CARRIED = "carried"
-"""The stage of hidden states, or logits, after a component: candidate against reference, each on its own way there."""
-
-TOP_1 = "top_1"
-WHOLE = "whole"
-"""The stage of a component's output in the whole model: that against the carried one, on the candidate's side."""
-
-GENERATION = "generation"
 
 
 def carried(ours: torch.Tensor, theirs: torch.Tensor, exact: torch.Tensor) -> Finding:
@@ -61,17 +60,17 @@ def top_1(ours: torch.Tensor, theirs: torch.Tensor) -> Finding:
     return Finding(step="prompt", tap="top_1", stage=TOP_1, verdict=said, shape=tuple(differ.shape), message=message)
 
 
-def whole(component: str, whole_model: torch.Tensor, carried_states: torch.Tensor) -> Finding:
+def as_carried(component: str, whole: torch.Tensor, carried: torch.Tensor) -> Finding:
     """What a component of the candidate's whole model made of a prompt, beside what came through the window."""
-    against = difference(whole_model.to(carried_states.dtype), carried_states)
+    against = difference(whole.to(carried.dtype), carried)
     return Finding(
         step=f"prompt {component}",
         tap="returned",
-        stage=WHOLE,
+        stage=AS_CARRIED,
         verdict=_reported(against),
         max_abs=against.max_abs,
         max_ulp=against.max_ulp,
-        shape=tuple(whole_model.shape),
+        shape=tuple(whole.shape),
     )
 
 

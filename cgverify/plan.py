@@ -52,6 +52,9 @@ FORCED_TOKENS = 2
 GENERATED_TOKENS = 8
 """How many tokens a whole model then generates."""
 
+CARRIED, TOP_1, AS_CARRIED, GENERATION = "carried", "top_1", "as_carried", "generation"
+"""Stages of the `model` case that report and do not gate: see `cgverify/drift.py`."""
+
 
 @dataclass(frozen=True)
 class Axes:

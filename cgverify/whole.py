@@ -31,7 +31,7 @@ from cgverify.checkpoint.source import Source
 from cgverify.checkpoint.window import Setting, View, Window
 from cgverify.components import COMPONENTS, Component, see_cache, see_returned
 from cgverify.conditions import PLAIN
-from cgverify.errors import CandidateError, WeightsError
+from cgverify.errors import CandidateError
 from cgverify.journey import Journey, kind_of
 from cgverify.oracle.parameters import Parameters
 from cgverify.plan import GENERATED_TOKENS
@@ -80,20 +80,19 @@ def run(
     reference: _Course | None = None
     for cell in cells:
         started = time.perf_counter()
+        model: Any = assembled(window, source.config, setting)
+        if reference is None:
+            reference = _course(model, _reference_nodes(model), _watch_reference, journey.prompt, setting)
         try:
-            model = assembled(window, source.config, setting)
-            if reference is None:
-                reference = _course(model, _reference_nodes(model), _watch_reference, journey.prompt, setting)
-            bridge = candidates[cell.candidate].boot(model)
-            course = _course(bridge, _bridge_nodes(bridge), _watch_candidate, journey.prompt, setting)
-        except (CandidateError, WeightsError):
+            course = _booted_course(candidates[cell.candidate], model, journey.prompt, setting)
+        except CandidateError:
             raise
         except (Exception, SystemExit) as error:  # a candidate may fail in any way, and that is a finding
             yield from verify.candidate_failed([cell], verify.CandidateFailedError("boot of the whole model", error))
             continue
         finally:
-            model = bridge = None
-            gc.collect()
+            del model
+            gc.collect()  # a bridge and its components hold each other
         if reference.raised is not None:
             message = f"the reference refuses: {reference.raised}"
             yield from verify.not_run([cell], Verdict.UNSUPPORTED, message)
@@ -103,6 +102,11 @@ def run(
             *_beside(cell, reference, course, journey),
         ]
         yield CellResult(cell=cell, findings=tuple(findings), seconds=time.perf_counter() - started)
+
+
+def _booted_course(candidate: Candidate, model: nn.Module, prompt: Prompt, setting: Setting) -> _Course:
+    bridge = candidate.boot(model)
+    return _course(bridge, _bridge_nodes(bridge), _watch_candidate, prompt, setting)
 
 
 # --- one side ---------------------------------------------------------------------------------------------------------
@@ -224,6 +228,8 @@ def _judged(
             for theirs, ours in zip(reference.forwards, candidate.forwards, strict=False)
             if view in ours.given
         ]
+        if not steps:  # the candidate raised before it came here
+            return
         window.show(view)
         parameters = Parameters(window.model(setting))
         for result in verify.judge([Observed(cell, component, steps, started)], parameters, keep):
@@ -253,6 +259,6 @@ def _beside(cell: Cell, reference: _Course, candidate: _Course, journey: Journey
             continue
         whole = torch.cat(complete, 1)
         if whole.shape == carried.shape:
-            yield drift.whole(name, whole, carried)
+            yield drift.as_carried(name, whole, carried)
     if candidate.raised is None:
         yield drift.generation(candidate.tokens, reference.tokens, candidate.logits, reference.logits)

@@ -9,8 +9,7 @@ the top-1 prediction at every position. Two logits that tie within rounding may 
 Where the whole model fits into memory, component `model` boots it, as a user does, and lets it generate
 (`cgverify/whole.py`). Only that sees what no single block shows: layers in another order, one layer with another's
 weights, a last layer norm that is left out or applied twice, an unembedding tied to the embedding, a cache that mixes
-layers up. A candidate that goes wrong only by what came before (a state that it keeps from one layer to the next) shows
-in the difference between the whole and the carried states.
+layers up, anything that one block gets from another beside the residual stream.
 """
 
 from __future__ import annotations
