@@ -12,9 +12,8 @@ def _whole(bridge: Any) -> bool:
 
 
 def _copy(source: Any, target: Any) -> None:
-    with torch.no_grad():
-        for mine, theirs in zip(target.parameters(), source.parameters(), strict=True):
-            mine.copy_(theirs)
+    for mine, theirs in zip(target.parameters(), source.parameters(), strict=True):
+        mine.data.copy_(theirs)
 
 
 def third_layer_as_second(bridge: Any) -> Any:
@@ -51,7 +50,7 @@ def tied(bridge: Any) -> Any:
 def cache_of_another_layer(bridge: Any) -> Any:
     """Layer 2 keeps its keys and values where layer 4 will."""
     if _whole(bridge):
-        bridge.blocks[2].attn.original_component.layer_idx = 4
+        bridge.blocks[2].attn._layer_idx = 4
     return bridge
 
 
