@@ -180,9 +180,11 @@ def _watch_reference(component: Component, module: Any, seen: Observation) -> It
 
 @contextlib.contextmanager
 def _watch_candidate(component: Component, node: Any, seen: Observation) -> Iterator[None]:
-    with hooks_of(node, seen, {}), _returned(node, seen):
-        yield
-    component.name_taps(seen)
+    try:
+        with hooks_of(node, seen, {}), _returned(node, seen):
+            yield
+    finally:  # a candidate may raise at last, in this component or behind it
+        component.name_taps(seen)
 
 
 @contextlib.contextmanager
