@@ -47,6 +47,14 @@ def test_our_bridge_is_bitwise_from_the_tokens_to_the_generated_ones(ours: list[
     assert all(f.max_abs in (None, 0.0) for f in findings(own) if f.reference_r is not None)
 
 
+def test_other_rotations_hold_in_the_whole_model_as_well() -> None:
+    results = verify(cases=["model"], rotary_dims=[8, "none"], components=["model", "ln_final"], prompt=PROMPT)
+    assert failed(results) == []
+    assert {r.cell.rotary_dim for r in of(results, kind="model") if r.verdict.compares} == {8, "none"}
+    reported = [f for f in findings(results) if f.stage in (CARRIED, AS_CARRIED, GENERATION)]
+    assert {finding.verdict for finding in reported} == {Verdict.BITWISE}
+
+
 def test_the_distance_from_float64_is_that_of_the_dtype(ours: list[CellResult]) -> None:
     errors = {}
     for dtype in ALL_DTYPES:

@@ -17,15 +17,19 @@ SHARE = 0.5
 def assembled(window: Window, config: CodeGenConfig, setting: Setting) -> CodeGenForCausalLM:
     """A `CodeGenForCausalLM` with all its layers, in eval mode.
 
+    Args:
+        config: of the checkpoint; the window's own says what the setting makes of it.
+
     Raises:
         WeightsError: a tensor that cannot be read.
     """
-    model = _skeleton(config)
+    window.show("embed")
+    embedded = window.model(setting)
+    model = _skeleton(embedded.config, config.n_layer)
+    model.transformer.wte = embedded.transformer.wte
     for layer in range(config.n_layer):
         window.show(layer)
         model.transformer.h[layer] = window.model(setting).transformer.h[0]
-    window.show("embed")
-    model.transformer.wte = window.model(setting).transformer.wte
     window.show("ln_final")
     model.transformer.ln_f = window.model(setting).transformer.ln_f
     window.show("unembed")
@@ -39,7 +43,7 @@ def too_large(config: CodeGenConfig, setting: Setting) -> str | None:
     A bridge holds each layer's q, k and v beside the fused weight. Memory is counted as the machine has it, not as it
     is free, so that one machine always says the same.
     """
-    weights = sum(parameter.numel() for parameter in _skeleton(config).parameters())
+    weights = sum(parameter.numel() for parameter in _skeleton(config, config.n_layer).parameters())
     needed = (weights + 3 * config.n_layer * config.n_embd**2) * setting.dtype.itemsize
     memory = _memory(setting.device)
     if needed <= SHARE * memory:
@@ -56,9 +60,8 @@ def _memory(device: torch.device) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def _skeleton(config: CodeGenConfig) -> CodeGenForCausalLM:
+def _skeleton(config: CodeGenConfig, n_layers: int) -> CodeGenForCausalLM:
     config = copy.deepcopy(config)
-    config.use_cache = True
-    config.architectures = ["CodeGenForCausalLM"]
+    config.n_layer = n_layers
     with torch.device("meta"):
         return CodeGenForCausalLM(config)

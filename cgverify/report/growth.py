@@ -10,7 +10,7 @@ from cgverify.records import CellResult, Finding, Verdict
 
 def growth(results: Iterable[CellResult]) -> list[str]:
     """A line for each candidate and setting that the case was run in, in the order of the results."""
-    by_setting: dict[tuple[str, ...], list[CellResult]] = {}
+    by_setting: dict[tuple[str, str, str, str], list[CellResult]] = {}
     for result in results:
         cell = result.cell
         if cell.case == "model":
