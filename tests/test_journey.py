@@ -191,6 +191,21 @@ def test_behind_a_component_that_raised_nothing_is_compared(upstream: list[CellR
     assert len(of(upstream, dtype="bfloat16", case="text", kind="unembed")) == 1
 
 
+def without_its_last_norm(bridge: Any) -> Any:
+    """The bridge has no ln_final, which a user may ask it for."""
+    del bridge.ln_final
+    return bridge
+
+
+def test_behind_a_component_that_is_not_there_nothing_is_compared() -> None:
+    name = "test_journey:without_its_last_norm"
+    results = verify(candidates=[name], cases=["model"], components=["ln_final", "unembed"], prompt=PROMPT)
+    messages = {result.cell.kind: [finding.message for finding in failed([result])] for result in results}
+    assert [message.partition(":")[0] for message in messages["ln_final"]] == ["the candidate raised in boot"]
+    (behind,) = messages["unembed"]
+    assert behind.startswith("the candidate raised in ln_final: AttributeError")
+
+
 class Damaged:
     """codegen-nano, whose second layer cannot be read."""
 

@@ -2,6 +2,7 @@
 
 Embedding, every block, the last layer norm and the unembedding follow each other through the window, so this needs the
 memory of one block. All but the last tokens of the prompt go first; those follow one by one through each layer's cache.
+They are the prompt's own: tokens that a model generates itself would need every layer anew for each.
 Each component is judged by its stages, on the side's own input, and that alone can fail: how far the two sides have
 drifted apart, and each from the model without rounding (`cgverify/oracle/exact.py`), is reported beside it, and so is
 the top-1 prediction at every position. Two logits that tie within rounding may change places without any fault.

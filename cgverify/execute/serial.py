@@ -147,7 +147,7 @@ def _observe(cell: Cell, reference: verify.Reference, bridge: torch.nn.Module, j
     try:
         observed = verify.observe(cell, reference, bridge, given)
     except verify.CandidateFailedError as error:
-        journey.stop(cell, error)
+        journey.stop(cell, error.__cause__ or error)
         raise
     observed.beside = journey.leave(observed)
     return observed
