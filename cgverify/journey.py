@@ -34,6 +34,11 @@ def kind_of(view: View) -> str:
     return view if isinstance(view, str) else "block"
 
 
+def name_of(view: View) -> str:
+    """That component's name in the bridge."""
+    return view if isinstance(view, str) else f"blocks.{view}"
+
+
 def on_the_way(cells: Sequence[Cell], n_layers: int) -> Iterator[Cell]:
     """The cells of `model` that must be run, and not judged, to come to the given ones.
 

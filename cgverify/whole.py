@@ -32,7 +32,7 @@ from cgverify.checkpoint.window import Setting, View, Window
 from cgverify.components import COMPONENTS, Component, see_cache, see_returned
 from cgverify.conditions import PLAIN
 from cgverify.errors import CandidateError
-from cgverify.journey import Journey, kind_of
+from cgverify.journey import Journey, kind_of, name_of
 from cgverify.oracle.parameters import Parameters
 from cgverify.plan import GENERATED_TOKENS
 from cgverify.records import Cell, CellResult, Finding, Prompt, Verdict
@@ -224,7 +224,7 @@ def _judged(
     """Every component in every forward, by the stages that it has in the window."""
     for view in reference.forwards[0].seen:
         component = COMPONENTS[kind_of(view)]
-        name = f"blocks.{view}" if isinstance(view, int) else view
+        name = name_of(view)
         steps = [
             ObservedStep(f"{theirs.name} {name}", _stages(component), _side(theirs, view), _side(ours, view), PLAIN)
             for theirs, ours in zip(reference.forwards, candidate.forwards, strict=False)
@@ -253,7 +253,7 @@ def _beside(cell: Cell, reference: _Course, candidate: _Course, journey: Journey
     """What is reported and does not gate: the whole beside the carried states, and the tokens."""
     forced = candidate.forwards[: len(parts(len(journey.prompt.tokens)))]
     for view in reference.forwards[0].seen:
-        name = f"blocks.{view}" if isinstance(view, int) else view
+        name = name_of(view)
         states = [forward.seen[view].taps.get("returned") for forward in forced]
         carried = journey.carried.get((cell.candidate, name))
         complete = [state for state in states if state is not None]

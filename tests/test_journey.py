@@ -22,6 +22,7 @@ from cgverify.oracle import exact
 from cgverify.oracle.parameters import Parameters
 from cgverify.plan import CARRIED, CASES, Axes, Subject, cells
 from cgverify.records import Cell, CellResult, Finding, Prompt, Verdict
+from cgverify.selftest.table import VARIANTS
 
 PROMPT = Prompt(tokens=tuple(b"for x in y:\n"), origin="a test")
 TOKENS = torch.tensor([PROMPT.tokens])
@@ -204,6 +205,17 @@ def test_behind_a_component_that_is_not_there_nothing_is_compared() -> None:
     assert [message.partition(":")[0] for message in messages["ln_final"]] == ["the candidate raised in boot"]
     (behind,) = messages["unembed"]
     assert behind.startswith("the candidate raised in ln_final: AttributeError")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_correct_variants_hold_on_real_text(dtype: str) -> None:
+    names = [entry.bridge for entry in VARIANTS]
+    cases = {**CASES_OF_PROMPT, "layers": [0, 4]}
+    results = verify(candidates=names, dtypes=[dtype], components=["attn", "block", "unembed"], **cases)
+    assert failed(results) == []
+    carried = [f for f in findings(results) if f.stage == CARRIED]
+    assert {Verdict.BITWISE, Verdict.BOUNDED} <= {finding.verdict for finding in carried}
 
 
 class Damaged:
