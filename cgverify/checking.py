@@ -19,7 +19,7 @@ from cgverify.judge import Worst, errors, worst_ratio
 from cgverify.oracle.arithmetic import Expected, rounded
 from cgverify.oracle.parameters import Parameters
 from cgverify.precision import Precision
-from cgverify.records import Cell
+from cgverify.records import Cell, Finding
 from cgverify.stages import Local, Stage, expect_products
 from cgverify.tap import Observation
 
@@ -71,6 +71,8 @@ class Observed:
     component: Component
     steps: list[ObservedStep]
     started: float
+    beside: tuple[Finding, ...] = ()
+    """What was found that is about no stage."""
 
 
 Question = tuple[Side, int, Stage, str]

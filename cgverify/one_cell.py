@@ -40,6 +40,14 @@ class CandidateFailedError(Exception):
         self.where = where
 
 
+@dataclass(frozen=True)
+class Given:
+    """What a prompt gives a component on either side; the same probe for both, unless each has states of its own."""
+
+    reference: probe.Probe
+    candidate: probe.Probe
+
+
 class Reference:
     """One view of the reference in one setting: run once for all candidates that are given the same inputs."""
 
@@ -91,12 +99,19 @@ class _ReferenceStep:
     """What the candidate's stages take from it."""
 
 
-def observe(cell: Cell, reference: Reference, bridge: nn.Module, rounded_to: torch.dtype | None = None) -> Observed:
-    """Run both sides of a cell on the same inputs.
+def observe(
+    cell: Cell,
+    reference: Reference,
+    bridge: nn.Module,
+    given: Given | None = None,
+    rounded_to: torch.dtype | None = None,
+) -> Observed:
+    """Run both sides of a cell, on the same inputs unless each has its own.
 
     Args:
         bridge: a one-block bridge with the reference's weights, in memory of its own.
-        rounded_to: a narrower dtype that the inputs go through.
+        given: what a prompt gives; None where inputs are random.
+        rounded_to: a narrower dtype that random inputs go through.
 
     Raises:
         CandidateFailedError: before anything could be compared.
@@ -104,12 +119,17 @@ def observe(cell: Cell, reference: Reference, bridge: nn.Module, rounded_to: tor
     started = time.perf_counter()
     component, case = COMPONENTS[cell.kind], CASES[cell.case]
     dtype = getattr(torch, cell.dtype)
-    recipe = probe.Recipe(
-        cell.seed, cell.batch_size, cell.seq_len, reference.config.n_positions, dtype, reference.spread
-    )
-    built = _probe(component, case, recipe, reference.config, bridge)
-    if rounded_to is not None:
-        built = built.rounded(rounded_to)
+    if given is None:
+        recipe = probe.Recipe(
+            cell.seed, cell.batch_size, cell.seq_len, reference.config.n_positions, dtype, reference.spread
+        )
+        built = _probe(component, case, recipe, reference.config, bridge)
+        if rounded_to is not None:
+            built = built.rounded(rounded_to)
+        given = Given(built, built)
+    else:
+        built = given.candidate
+        _node(component, bridge)
 
     def run(step: probe.Step, inputs: dict[str, Any], cache: Any) -> Observation:
         unhooked = case.unhooked and step is built.steps[0]
@@ -117,8 +137,8 @@ def observe(cell: Cell, reference: Reference, bridge: nn.Module, rounded_to: tor
 
     steps = []
     ours = _forwards(cell, built, reference.config, run)
-    for theirs, (step, given, observation) in zip(reference.run(cell, built), ours, strict=False):
-        candidate = Side(observation, {**given, **theirs.shared, **observation.taps})
+    for theirs, (step, inputs, observation) in zip(reference.run(cell, given.reference), ours, strict=False):
+        candidate = Side(observation, {**inputs, **theirs.shared, **observation.taps})
         stages = _applicable(case.stages(component, step), step.conditions, observation)
         steps.append(ObservedStep(step.name, stages, theirs.side, candidate, step.conditions))
     return Observed(cell, component, steps, started)
@@ -137,16 +157,21 @@ def _probe(
 ) -> probe.Probe:
     """The case's probe, from the candidate's own inputs where it has a method for them."""
     ours = component.random_inputs(config)
-    try:
-        own = getattr(bridge.get_submodule(component.bridge_path), "get_random_inputs", None)
-    except AttributeError as error:
-        raise CandidateFailedError("boot", error) from error
+    own = getattr(_node(component, bridge), "get_random_inputs", None)
     if own is None:
         return case.probe(component, recipe, ours, component.stress(config))
     try:
         return case.probe(component, recipe, probe.held_to(ours, own), component.stress(config))
     except (Exception, SystemExit) as error:
         raise CandidateFailedError("get_random_inputs", error) from error
+
+
+def _node(component: Component, bridge: nn.Module) -> nn.Module:
+    """The component in a bridge, which may lack it."""
+    try:
+        return bridge.get_submodule(component.bridge_path)
+    except AttributeError as error:
+        raise CandidateFailedError("boot", error) from error
 
 
 def _forwards(
@@ -162,7 +187,7 @@ def _forwards(
         inputs = probe.convert(step.inputs, getattr(torch, cell.dtype), torch.device(cell.device))
         if cache is not None:
             _fill_layers_below(cache, cell.layer or 0, inputs["hidden_states"], config)
-        given = {f"given.{name}": value.clone() for name, value in inputs.items()} | _cached(cache, cell.layer)
+        given = {f"given.{name}": value.clone() for name, value in inputs.items()} | cached(cache, cell.layer)
         observation = run(step, inputs, cache)
         yield step, given, observation
         if observation.raised is not None and cache is not None:
@@ -187,7 +212,8 @@ def judge(observed: Sequence[Observed], parameters: Parameters, keep: Keep = kee
                 f
                 for step in one.steps
                 for f in keep(with_causes(findings_of(step), step, parameters), one.cell, step, parameters)
-            ),
+            )
+            + one.beside,
             silent_hooks=silent_hooks(one),
             seconds=time.perf_counter() - one.started,
         )
@@ -215,7 +241,7 @@ def _fill_layers_below(cache: DynamicCache, layer: int, hidden_states: torch.Ten
         cache.update(nothing, nothing, below)
 
 
-def _cached(cache: DynamicCache | None, layer: int | None) -> dict[str, torch.Tensor]:
+def cached(cache: DynamicCache | None, layer: int | None) -> dict[str, torch.Tensor]:
     """What a cache holds of a layer before a forward."""
     if cache is None or layer is None or len(cache.layers) <= layer or not cache.layers[layer].is_initialized:
         return {}

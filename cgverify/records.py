@@ -6,6 +6,7 @@ Plain values only, no tensors. NaN and infinity survive a round trip through JSO
 from __future__ import annotations
 
 import hashlib
+import json
 from enum import StrEnum
 from functools import cached_property
 from typing import Any, Literal
@@ -49,6 +50,18 @@ class Record(BaseModel):
 RotaryDim = int | Literal["none"]
 
 
+class Prompt(Record):
+    """A text as one sequence of token ids, for the cases `text` and `model`."""
+
+    tokens: tuple[int, ...]
+    origin: str
+    """For people: where the tokens are from."""
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(json.dumps(self.tokens).encode()).hexdigest()[:16]
+
+
 class Cell(Record):
     """One thing to verify. Its content is its identity."""
 
@@ -66,6 +79,8 @@ class Cell(Record):
     seed: int
     batch_size: int
     seq_len: int
+    prompt: str = ""
+    """Digest of the token ids; empty where inputs are random."""
 
     @property
     def component(self) -> str:
@@ -76,7 +91,9 @@ class Cell(Record):
 
     @cached_property
     def id(self) -> str:
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
+        # A cell of random inputs is the same cell as before there were prompts.
+        left_out = None if self.prompt else {"prompt"}
+        return hashlib.sha256(self.model_dump_json(exclude=left_out).encode()).hexdigest()[:16]
 
 
 class Finding(Record):
@@ -145,6 +162,8 @@ class Checkpoint(Record):
     vocab_size: int
     problem: str = ""
     """Why its weights cannot be had: its cells are then errors."""
+    prompt: Prompt | None = None
+    """In its own tokens, for the cases that have one."""
 
 
 class Run(Record):

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Generator, Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from cgverify import candidate
+from cgverify.checkpoint.prompt import UNSEEN, prompt_for
 from cgverify.config import SweepConfig
 from cgverify.environment import machine, pin_numerics, versions
 from cgverify.errors import NothingToVerifyError
@@ -18,7 +19,7 @@ from cgverify.execute.checkpoints import Asked, Found, find, found_one, name_of,
 from cgverify.execute.in_process import InProcess
 from cgverify.execute.processes import Processes
 from cgverify.execute.work import Executor, Job, Unit, unfinished, units
-from cgverify.plan import Axes, Request, Shard, plan
+from cgverify.plan import PROMPTED, Axes, Request, Shard, plan
 from cgverify.records import Cell, CellResult, Run, Verdict
 from cgverify.store import Planned, RunFolder, begun, either
 
@@ -38,6 +39,14 @@ class Means:
 
 
 @dataclass(frozen=True)
+class Text:
+    """Where a prompt comes from: `--prompt`, `--tokens`, or by default the package itself."""
+
+    prompt: str | None = None
+    tokens: Path | None = None
+
+
+@dataclass(frozen=True)
 class Order:
     """What is asked for."""
 
@@ -49,6 +58,8 @@ class Order:
     find: Callable[[Iterable[Asked]], Found]
     config: SweepConfig | None = None
     """Where the requests come from a file: its rules."""
+    text: Text = Text()
+    """For the cases of a prompt."""
 
 
 @dataclass(frozen=True)
@@ -88,14 +99,16 @@ class Prepared:
         return InProcess(self.found.sources) if self.means.jobs == 1 else Processes(self.means.jobs)
 
 
-def one_checkpoint(command: str, model: str, weights: str, axes: Axes) -> Order:
+def one_checkpoint(command: str, model: str, weights: str, axes: Axes, text: Text = Text()) -> Order:
     """Axes over a checkpoint that must be had."""
+    said = {"prompt": text.prompt, "tokens": None if text.tokens is None else str(text.tokens)}
     return Order(
         command=command,
         name=name_of(model),
         requests=(Request(model, weights, axes),),
-        settings={"model": model, "weights": weights, **asdict(axes)},
+        settings={"model": model, "weights": weights, **asdict(axes), **said},
         find=lambda _: found_one(model, weights),
+        text=text,
     )
 
 
@@ -120,7 +133,7 @@ def prepare(order: Order, means: Means) -> Prepared:
     """
     names = dict.fromkeys(name for request in order.requests for name in request.axes.candidates)
     sources = {name: candidate.find(name).source for name in names}
-    found = order.find(asked_by(order))
+    found = _with_prompts(order, order.find(asked_by(order)))
     cells = whole_plan(order, found)
     planned = tuple(Planned(place=place, cell=cell) for place, cell in enumerate(cells))
     if means.shard is not None:
@@ -143,7 +156,7 @@ def outline(order: Order, means: Means) -> list[Unit]:
     Raises:
         UsageError: see `whole_plan`.
     """
-    found = Found({asked: sketch(*asked) for asked in asked_by(order)})
+    found = _with_prompts(order, Found({asked: sketch(*asked) for asked in asked_by(order)}))
     cells = whole_plan(order, found)
     return units(cells if means.shard is None else means.shard.of(cells), found.checkpoints.values())
 
@@ -151,6 +164,26 @@ def outline(order: Order, means: Means) -> list[Unit]:
 def asked_by(order: Order) -> list[Asked]:
     """The checkpoints of an order, each once."""
     return list(dict.fromkeys((request.model, request.weights) for request in order.requests))
+
+
+def _with_prompts(order: Order, found: Found) -> Found:
+    """The same, each checkpoint that is asked for a prompt's cases with one in its own tokens.
+
+    Raises:
+        UsageError: see `prompt_for`.
+    """
+    checkpoints = dict(found.checkpoints)
+    for model, weights in _prompted(order):
+        source = found.sources.get((model, weights))
+        prompt = UNSEEN if source is None else prompt_for(model, source, order.text.prompt, order.text.tokens)
+        checkpoints[model, weights] = checkpoints[model, weights].model_copy(update={"prompt": prompt})
+    return replace(found, checkpoints=checkpoints)
+
+
+def _prompted(order: Order) -> list[Asked]:
+    """The checkpoints that are asked for a prompt's cases."""
+    asked = [(one.model, one.weights) for one in order.requests if set(PROMPTED) & set(one.axes.cases)]
+    return list(dict.fromkeys(asked))
 
 
 def whole_plan(order: Order, found: Found) -> list[Cell]:

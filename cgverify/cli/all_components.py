@@ -24,6 +24,8 @@ def all_components(
     seed: options.Seed = ["0"],  # noqa: B006
     batch_size: options.BatchSize = 2,
     seq_len: options.SeqLen = 8,
+    prompt: options.PromptText = None,
+    tokens: options.Tokens = None,
     threads: options.Threads = None,
     jobs: options.Jobs = 1,
     allow: options.Allow = None,
@@ -63,10 +65,10 @@ def all_components(
         make_ready(verbose)
 
         from cgverify.execute.serial import require_devices
-        from cgverify.runner import Means, one_checkpoint
+        from cgverify.runner import Means, Text, one_checkpoint
 
         require_devices(asked.devices)
-        order = one_checkpoint("all-components", model, weights, asked)
+        order = one_checkpoint("all-components", model, weights, asked, Text(prompt, tokens))
         means = Means(threads=threads, jobs=jobs, allow=shortcuts, keep_tensors=keep_tensors, warnings=verbose > 0)
         code = run(order, means, course, format=format, quiet=quiet)
     raise typer.Exit(code)

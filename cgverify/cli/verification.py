@@ -22,6 +22,9 @@ from cgverify.records import CellResult, Run
 if TYPE_CHECKING:  # what imports torch is imported after `make_ready`
     from cgverify.runner import Campaign, Means, Order, Prepared
 
+if TYPE_CHECKING:
+    pass
+
 
 @dataclass(frozen=True)
 class Course:

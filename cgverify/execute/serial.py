@@ -1,7 +1,7 @@
 """A plan -> findings, one unit after another in this process.
 
 The order is the weights': a view of the window after another, in it every setting, in it every candidate, so that a
-checkpoint is read once whatever is asked of it.
+checkpoint is read once whatever is asked of it. A prompt's cells come last (`cgverify/execute/prompted.py`).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from cgverify.candidate import Candidate
 from cgverify.checkpoint.source import Source
 from cgverify.checkpoint.window import Setting, Window, refusal
 from cgverify.errors import CandidateError, DeviceError, WeightsError
+from cgverify.execute import prompted
 from cgverify.execute.work import together
 from cgverify.one_cell import (
     CandidateFailedError,
@@ -27,7 +28,7 @@ from cgverify.one_cell import (
     observe,
 )
 from cgverify.plan import view
-from cgverify.records import Cell, CellResult, RotaryDim, Verdict
+from cgverify.records import Cell, CellResult, Prompt, RotaryDim, Verdict
 
 Watch = Callable[[Cell | None], None]
 """Told of each cell before it is observed, and None before what was observed is judged."""
@@ -42,14 +43,16 @@ def run(
     source: Source,
     candidates: Mapping[str, Candidate],
     keep: Keep = keep_nothing,
+    prompt: Prompt | None = None,
 ) -> Iterator[CellResult]:
     """Verify cells of one checkpoint, each result as it is found.
 
     Args:
         candidates: by the name that cells have for them.
         keep: what is done with the tensors of findings.
+        prompt: that of the cells which have one.
     """
-    reader = Reader(source)
+    reader = Reader(source, prompt)
     for unit in together(cells):
         yield from reader.verify(unit, candidates, keep)
 
@@ -60,8 +63,9 @@ class Reader:
     Weights stay in view from one unit to the next where both are of the same layer.
     """
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, prompt: Prompt | None = None) -> None:
         self._source = source
+        self._prompt = prompt
         self._window = Window(source)
         self._spread = 1.0
         self._refusals: dict[RotaryDim, str | None] = {}
@@ -80,6 +84,11 @@ class Reader:
             return
         try:
             require_devices([device])
+            if cells[0].prompt:
+                assert self._prompt is not None, "planned with one"
+                watch(cells[0])
+                yield from prompted.run(cells, self._window, self._source, candidates, self._prompt, keep)
+                return
             if self._window.view != view(cells[0]):
                 self._window.show(view(cells[0]))
                 self._spread = self._window.spread()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from cgverify.plan import WHOLE
 from cgverify.records import Cell, CellResult, Finding, Run, Verdict
 
 
@@ -34,13 +36,18 @@ class Failure:
             "--device": (cell.device, "cpu"),
             "--rotary-dim": (cell.rotary_dim, of.rotary_dim),
             "--seed": (cell.seed, 0),
-            "--batch-size": (cell.batch_size, 2),
-            "--seq-len": (cell.seq_len, 8),
+            **self._inputs(run.settings),
             "--allow": (",".join(run.settings.get("allow", ())), ""),
         }
         said = [part for name, (value, default) in options.items() if value != default for part in (name, str(value))]
         where = ["--component", cell.component, "--case", cell.case]
         return shlex.join(["cgverify", "all-components", "--model", of.asked, *where, *said])
+
+    def _inputs(self, settings: Mapping[str, Any]) -> dict[str, tuple[object, object]]:
+        """The options that say what a cell's inputs are."""
+        if self.cell.prompt:
+            return {"--prompt": (settings.get("prompt"), None), "--tokens": (settings.get("tokens"), None)}
+        return {"--batch-size": (self.cell.batch_size, 2), "--seq-len": (self.cell.seq_len, 8)}
 
 
 def counts(results: Sequence[CellResult]) -> dict[Verdict, int]:
@@ -82,9 +89,9 @@ def failures(results: Sequence[CellResult]) -> list[Failure]:
 
 
 def _telling(found: tuple[Cell, Finding]) -> tuple[bool, float]:
-    """A component by itself tells more than the block around it, and a large r more than a small one."""
+    """A component by itself tells more than what is around it, and a large r more than a small one."""
     cell, finding = found
-    return cell.kind != "block", finding.r or 0.0
+    return cell.kind not in ("block", *WHOLE), finding.r or 0.0
 
 
 def suspects(results: Sequence[CellResult]) -> list[tuple[Cell, Finding]]:

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from cgverify.records import CellResult, Run, Verdict
 from cgverify.report.frames import SETTING, findings_frame, worst_by
+from cgverify.report.growth import growth
 from cgverify.report.outcome import counts, failures, silent_hooks, suspects
 from cgverify.report.sections import figure
 
@@ -48,6 +49,7 @@ def _parts(run: Run, results: Sequence[CellResult], width: int) -> list[Renderab
     for setting, findings in findings_frame(results).groupby(SETTING, sort=False, dropna=False):
         if not (findings["verdict"] == Verdict.UNSUPPORTED.value).all():
             parts.append(_setting_table(run, tuple(map(str, setting)), findings, width))
+    parts += [Text(line) for line in growth(results)]
     return [*parts, *_widened(run), *_notices(results), Text(verdict_line(results), style="bold")]
 
 

@@ -268,3 +268,26 @@ def test_env_tells_what_a_run_records(cli: Cli) -> None:
     assert described["numerics"]["tf32"] is False
     assert set(described) == {"versions", "machine", "numerics"}
     assert "torch" in cli("env").stdout
+
+
+def test_a_prompt_is_recorded_reported_and_carried_again_when_a_run_goes_on(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "ids").write_text("[100, 101, 102, 32, 102, 40, 41, 58]")
+    arguments = ("all-components", "--model", "codegen-nano", "--layers", "3", "--case", "text,model")
+    options = ("--bridge", "transformer_lens", "--dtype", "float32", "--tokens", "ids", "--output", "run")
+    done = cli(*arguments, *options)
+    assert done.returncode == 1, done.stderr
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("whole model · transformer_lens")]
+    assert "max |Δ| from the reference" in line
+    assert (
+        "top-1 agrees at 8 of 8 positions; 8 of 8 generated tokens alike; booted whole it gives the same bits" in line
+    )
+    assert "--case text --bridge transformer_lens --tokens ids" in done.stdout
+    recorded = json.loads((tmp_path / "run" / "run.json").read_text())["settings"]["prompt_tokens"]
+    assert recorded == {"tokens": [100, 101, 102, 32, 102, 40, 41, 58], "origin": "tokens of ids"}
+
+    findings = (tmp_path / "run" / "findings.csv").read_bytes()
+    log = tmp_path / "run" / "findings.jsonl"
+    log.write_text("".join(log.read_text().splitlines(keepends=True)[:4]))
+    again = cli(*arguments, *options, "--resume")
+    assert again.returncode == 1, again.stderr
+    assert (tmp_path / "run" / "findings.csv").read_bytes() == findings
