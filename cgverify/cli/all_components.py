@@ -57,6 +57,7 @@ def all_components(
         from cgverify.cli.verification import Verification
 
         verification = Verification(
+            command="all-components",
             model=model,
             weights=weights,
             axes=asked,

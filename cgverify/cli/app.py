@@ -8,6 +8,7 @@ import typer
 
 from cgverify import __version__
 from cgverify.cli.all_components import all_components
+from cgverify.cli.attention import attention
 from cgverify.cli.env import env
 from cgverify.cli.models import models
 from cgverify.cli.selftest import selftest
@@ -37,6 +38,7 @@ def cgverify(
 
 
 app.command()(all_components)
+app.command()(attention)
 app.command()(selftest)
 app.command()(models)
 app.command()(env)

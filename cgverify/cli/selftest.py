@@ -61,6 +61,7 @@ def selftest(
         from cgverify.report.exam import exam_frame, show
         from cgverify.selftest import table
         from cgverify.selftest.exam import MODEL, Exam, exit_code, mark
+        from cgverify.verify import no_blame
 
         require_devices(devices)
         pin_numerics(threads)
@@ -68,7 +69,7 @@ def selftest(
         exam = Exam((*table.FAULTS, *table.VARIANTS), tuple(dtypes), tuple(devices), quick)
         plan = exam.plan(source)
         with contextlib.redirect_stdout(sys.stderr):  # what a candidate prints must not stand in the report
-            results = list(with_progress(run(plan, source, exam.candidates()), len(plan), quiet))
+            results = list(with_progress(run(plan, source, exam.candidates(), blame=no_blame), len(plan), quiet))
             answers = list(mark(exam, results, source))
         frame = exam_frame(answers)
         if output is not None:

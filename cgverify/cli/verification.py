@@ -29,6 +29,7 @@ from cgverify.store import RunFolder
 class Verification:
     """A verification of one checkpoint, ready to run."""
 
+    command: str
     model: str
     weights: str
     axes: Axes
@@ -85,12 +86,12 @@ class Verification:
             interrupted = True
         finally:
             folder.close()
-        return _report(folder.run, path, results, plan, format, interrupted)
+        return _report(folder.run, path, results, plan, format, interrupted, self.verbosity)
 
     def _describe(self, origin: str, digest: str, sources: dict[str, str], numerics: dict[str, Any]) -> Run:
         return Run(
             created=datetime.now(UTC).isoformat(timespec="seconds"),
-            command="all-components",
+            command=self.command,
             model=_name(self.model),
             weights_origin=origin,
             weights_digest=digest,
@@ -106,11 +107,20 @@ class Verification:
 
 
 def _report(
-    run: Run, path: Path, results: Iterable[CellResult], plan: list[Cell], format: str, interrupted: bool
+    run: Run,
+    path: Path,
+    results: Iterable[CellResult],
+    plan: list[Cell],
+    format: str,
+    interrupted: bool,
+    verbosity: int,
 ) -> int:
-    from cgverify.report import as_json, table
+    from cgverify.report import as_json
     from cgverify.report.frames import findings_frame, in_plan_order, write_csv
-    from cgverify.report.outcome import exit_code
+    from cgverify.report.heads import by_head
+    from cgverify.report.outcome import exit_code, times
+    from cgverify.report.table import by_component, show
+    from cgverify.report.taps import by_tap
 
     ordered = in_plan_order(results, plan)
     write_csv(path, ordered)
@@ -119,7 +129,10 @@ def _report(
     elif format == "csv":
         typer.echo(findings_frame(ordered).to_csv(index=False), nl=False)
     else:
-        table.show(Console(), run, ordered)
+        tables = [by_tap] if run.command == "attention" else [by_component, by_head] if verbosity else [by_component]
+        show(Console(), run, ordered, tables)
+    if verbosity:
+        typer.echo(times(ordered).sentence, err=True)
     if interrupted:
         typer.echo(
             f"Interrupted after {len(ordered)} of {len(plan)} cells: --output {path} --resume goes on.", err=True

@@ -12,6 +12,7 @@ from itertools import groupby
 import torch
 
 from cgverify import verify
+from cgverify.blame.sentence import sentence
 from cgverify.candidate import Candidate
 from cgverify.checkpoint.source import Source
 from cgverify.checkpoint.window import Setting, View, Window, refusal
@@ -24,12 +25,14 @@ def run(
     source: Source,
     candidates: Mapping[str, Candidate],
     keep: verify.Keep = verify.keep_nothing,
+    blame: verify.Blame = sentence,
 ) -> Iterator[CellResult]:
     """Verify cells of one checkpoint, each result as it is found.
 
     Args:
         candidates: by the name that cells have for them.
         keep: what is done with the tensors of findings.
+        blame: says why a cell failed.
     """
     window = Window(source)
     refusals = {dim: refusal(source.config, dim) for dim in {cell.rotary_dim for cell in cells}}
@@ -38,7 +41,7 @@ def run(
         if (reason := refusals[cell.rotary_dim]) is not None:
             yield from verify.not_run([cell], Verdict.UNSUPPORTED, reason)
     for view, in_view in groupby(sorted(possible, key=_turn), key=_view):
-        yield from _run_view(view, list(in_view), window, source, candidates, keep)
+        yield from _run_view(view, list(in_view), window, source, candidates, keep, blame)
 
 
 def _run_view(
@@ -48,6 +51,7 @@ def _run_view(
     source: Source,
     candidates: Mapping[str, Candidate],
     keep: verify.Keep,
+    blame: verify.Blame,
 ) -> Iterator[CellResult]:
     try:
         window.show(view)
@@ -59,7 +63,7 @@ def _run_view(
         setting = Setting(getattr(torch, dtype), torch.device(device), rotary_dim)
         reference = verify.Reference(window.model(setting), source.config, spread)
         for name, of_candidate in groupby(in_setting, key=lambda cell: cell.candidate):
-            yield from _run_candidate(candidates[name], list(of_candidate), reference, window, setting, keep)
+            yield from _run_candidate(candidates[name], list(of_candidate), reference, window, setting, keep, blame)
 
 
 def _run_candidate(
@@ -69,6 +73,7 @@ def _run_candidate(
     window: Window,
     setting: Setting,
     keep: verify.Keep,
+    blame: verify.Blame,
 ) -> list[CellResult]:
     try:
         bridge = candidate.boot(window.model(setting))
@@ -82,7 +87,7 @@ def _run_candidate(
             observed.append(verify.observe(cell, reference, bridge))
         except verify.CandidateFailedError as error:
             results += verify.candidate_failed([cell], error)
-    return verify.judge(observed, reference.parameters, keep) + results
+    return verify.judge(observed, reference.parameters, keep, blame) + results
 
 
 def _view(cell: Cell) -> View:

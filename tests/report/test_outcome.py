@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cgverify.records import Cell, CellResult, Finding, Run, Verdict
-from cgverify.report.frames import findings_frame, in_plan_order, summary_frame
+from cgverify.report.frames import in_plan_order, summary_frame
 from cgverify.report.outcome import exit_code, failures, silent_hooks
 
 RUN = Run(
@@ -86,7 +86,7 @@ def test_tables_stand_in_the_plans_order_whatever_finished_first() -> None:
 
 def test_the_summary_counts_and_points_at_the_worst() -> None:
     results = [result(Verdict.BITWISE, Verdict.DIVERGED, layer=1), result(Verdict.UNSUPPORTED, layer=2)]
-    summary = summary_frame(findings_frame(results)).set_index("component")
+    summary = summary_frame(results).set_index("component")
     assert summary.loc["blocks.1.attn", ["taps", "bitwise", "diverged"]].tolist() == [2, 1, 1]
     assert summary.loc["blocks.1.attn", "worst_verdict"] == "diverged"
     assert summary.loc["blocks.1.attn", "where"] == "blocks.1.attn, hook_z"
