@@ -60,9 +60,11 @@ def _finding(step: ObservedStep, place: int, stage: Stage) -> Finding:
     }
     if ours is None:
         return Finding(**found, verdict=Verdict.MISSING, message=f"{stage.tap} never fired")
-    if checked is None and theirs is None and (dead := _dead_input(step, place)) is not None:
-        message = f"{dead.tap} never fired, so that {stage.name} cannot be checked"
-        return Finding(step=step.name, tap=dead.tap, stage=dead.name, verdict=Verdict.MISSING, message=message)
+    dead = _dead_input(step, place) if checked is None and theirs is None else ""
+    if dead:
+        makes = next((other.name for other in step.stages if other.tap == dead), stage.name)
+        message = f"{dead} never fired, so that {stage.name} cannot be checked"
+        return Finding(step=step.name, tap=dead, stage=makes, verdict=Verdict.MISSING, message=message)
     found |= {"shape": tuple(ours.shape)}
     if checked is not None:
         found |= {"r": checked.r, "candidate_error": checked.error, **_bits(checked)}
@@ -93,12 +95,11 @@ def ignores_patch(step: ObservedStep, stage: Stage) -> bool:
     return patch is not None and patch.tap in step.candidate.read.get(step.stages.index(stage), ())
 
 
-def _dead_input(step: ObservedStep, place: int) -> Stage | None:
-    """The stage of a tap that never fired, for want of which a later one cannot be computed."""
-    view = step.candidate.view
-    absent = [name for name in step.candidate.read.get(place, ()) if name not in view]
-    made = {stage.tap: stage for stage in step.stages}
-    return next((made[name] for name in reversed(absent) if name in made), None)
+def _dead_input(step: ObservedStep, place: int) -> str:
+    """The tap that never fired, for want of which a stage of the candidate cannot be computed; empty if all did."""
+    side = step.candidate
+    absent = [name for name in side.read.get(place, ()) if name not in side.view and not name.startswith("given.")]
+    return absent[-1] if absent else ""
 
 
 def _worst_index(checked: Checked | None, against: Difference | None) -> int:

@@ -21,7 +21,7 @@ from cgverify.oracle.parameters import Parameters
 from cgverify.records import Finding, Verdict
 
 KNOWN: tuple[Callable[[Failed], Iterator[str]], ...] = (
-    *(other_rows, other_layout, other_rotation, other_mask, other_heads, less_precise, scaled),
+    *(other_layout, other_rows, other_rotation, other_mask, other_heads, less_precise, scaled),
 )
 """Each yields the causes that the tap agrees with."""
 

@@ -56,7 +56,7 @@ def indices_named(axis: str, indices: Sequence[int], total: int) -> str:
             return f"{keys}from position {first} on"
         if first == 0:
             return f"{keys}before position {last + 1}"
-    if len(indices) == total - 1:
+    if len(indices) == total - 1 and axis != "dimension":
         (left_out,) = set(range(total)) - set(indices)
         return f"all {_plural(axis)} but {left_out}"
     if unbroken:

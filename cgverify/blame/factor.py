@@ -32,8 +32,10 @@ def scaled(broke: Failed) -> Iterator[str]:
     square = value.masked_fill(hidden, 0).square().sum()
     factor = float((tap * value).masked_fill(hidden, 0).sum() / square)
     uncertain = float((bound * value.abs()).masked_fill(hidden, 0).sum() / square)
-    if math.isfinite(factor) and factor != 1 and broke.agrees(_times(broke.answer, factor, uncertain, hidden)):
-        yield f"scaled by {_written(factor, uncertain)}"
+    told_from_one = math.isfinite(factor) and abs(factor) > uncertain and abs(factor - 1) > 2 * uncertain
+    if told_from_one and broke.agrees(_times(broke.answer, factor, uncertain, hidden)):
+        opposite = abs(factor + 1) <= uncertain
+        yield "the sign is reversed" if opposite else f"scaled by {_written(factor, uncertain)}"
 
 
 def _times(answer: Expected, factor: float, uncertain: float, hidden: torch.Tensor) -> Expected:

@@ -50,13 +50,18 @@ class Failed:
         """Whether the tap holds the bound of another computation."""
         return self.tap.numel() == would_be.value.numel() and assess(self.tap, would_be)[0].value <= 1
 
-    def agrees_with(self, change_input: Change, change_weight: Change) -> bool:
+    def agrees_with(
+        self,
+        change_input: Change,
+        change_weight: Change,
+        change_result: Callable[[Expected], Expected] = lambda one: one,
+    ) -> bool:
         """Whether the tap is what the stage makes of other inputs and weights; a product's sample is asked first."""
         view = {name: change_input(name, seen) if name in self.inputs else seen for name, seen in self.view.items()}
         changed = replace(self, view=view, parameters=Changed(self.parameters, change_weight))
-        for part in (changed.sampled(), changed):
+        for part in (changed.sampled(), changed) if isinstance(self.stage.oracle, Product) else (changed,):
             would_be = whole_answer(part.stage, part.view, part.parameters)
-            if would_be is None or not part.agrees(would_be):
+            if would_be is None or not part.agrees(change_result(would_be)):
                 return False
         return True
 
@@ -81,7 +86,9 @@ class Failed:
         return replace(
             self,
             view={**self.view, self.stage.tap: tap[:, columns]},
-            parameters=Changed(self.parameters, lambda name, stored: stored[columns] if name == weight else stored),
+            parameters=Changed(
+                self.parameters, lambda name, stored: stored[columns] if name.startswith(weight) else stored
+            ),
             answer=Expected(value[:, columns], bound[:, columns], self.answer.dtype),
         )
 
@@ -105,7 +112,7 @@ class Changed(Parameters):
     def __init__(self, stored: Parameters, change: Change) -> None:
         """
         Args:
-            change: what becomes of a tensor, given its name; a bias has its weight's.
+            change: what becomes of a tensor, given its name; that of a bias is its weight's with `.bias` behind it.
         """
         self._stored, self._change = stored, change
 
@@ -125,4 +132,4 @@ class Changed(Parameters):
 
     def bias(self, name: str) -> torch.Tensor | None:
         bias = self._stored.bias(name)
-        return None if bias is None else self._change(name, bias)
+        return None if bias is None else self._change(f"{name}.bias", bias)

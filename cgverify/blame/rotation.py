@@ -45,7 +45,8 @@ def other_rotation(broke: Failed) -> Iterator[str]:
         return
     rotation = _Rotation(source, broke.parameters.tensor("attn.table"), broke.view["given.position_ids"])
     if broke.agrees(observed(source)):
-        yield "not rotated"
+        one_token = source.shape[1] == 1  # which cannot be told from one at position 0
+        yield "not rotated, or as at position 0" if one_token else "not rotated"
     yield from _lower_table(broke, rotation)
     for name, way in _OTHER_WAYS:
         if broke.agrees(way(rotation)):
@@ -67,13 +68,18 @@ def _other_positions(broke: Failed, rotation: _Rotation) -> Iterator[str]:
 
 
 def _shifts(broke: Failed, rotation: _Rotation) -> list[int]:
-    """The shifts that the first token may have, by its first head at every position of the table."""
-    x, tap = rotation.x[:1, :1, :1], broke.tap[:1, :1, :1].to(torch.float64)
+    """The shifts that the first or the last token may have, by its first head at every position of the table.
+
+    Not more than these two: a shift may be cut off at the table's ends, but not for both.
+    """
+    shifts: set[int] = set()
     everywhere = torch.arange(len(rotation.table))[:, None]
-    turned = rope(x.expand(len(everywhere), -1, -1, -1), rotation.table, everywhere)
-    agreeing = ((tap - turned.value).abs() <= turned.bound).flatten(1).all(-1).nonzero().flatten()
-    shifts = (agreeing - rotation.positions[0, 0]).tolist()
-    return sorted((int(shift) for shift in shifts if shift), key=abs)
+    for token in (0, -1):
+        x, tap = rotation.x[:1, token, :1], broke.tap[:1, token, :1].to(torch.float64)
+        turned = rope(x[:, None].expand(len(everywhere), -1, -1, -1), rotation.table, everywhere)
+        agreeing = ((tap[:, None] - turned.value).abs() <= turned.bound).flatten(1).all(-1).nonzero().flatten()
+        shifts |= set((agreeing - rotation.positions[0, token]).tolist())
+    return sorted(shifts - {0}, key=abs)
 
 
 def _computed_in_less(broke: Failed, rotation: _Rotation) -> Iterator[str]:

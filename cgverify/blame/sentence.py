@@ -1,8 +1,8 @@
 """Why a cell failed, as one sentence.
 
     scores breaks first, everywhere in hook_attn_scores, by 4.19e+03 times its bound and 1.67e+04 ULP from the
-    reference; the bridge is 2e+04 times as far from the oracle as the reference; cause: scaled by 1.001; with the right tensor put
-    there, the rest holds
+    reference; the bridge is 2e+04 times as far from the oracle as the reference; cause: scaled by 1.001; with the right
+    tensor put there, the rest holds
 
 First in the order of the computation. What is broken behind it is counted only, since it may be led astray, but hooks
 that never fired are all told.
@@ -88,7 +88,7 @@ def _broken(first: _Break, parameters: Parameters) -> Iterator[str]:
     if step.conditions.patch is not None and ignores_patch(step, stage):
         meaning = f"what {step.conditions.patch.tap} returned was not used, or not wholly: "
     yield f"{meaning}{stage.name} breaks first, {place}, by {_size(finding)}"
-    if farther := _farther(finding):
+    if farther := _farther(step, step.stages.index(stage)):
         yield farther
     if finding.cause:
         yield f"cause: {finding.cause}"
@@ -106,10 +106,13 @@ def _size(finding: Finding) -> str:
     return "values that are not finite, or finite where they must not be"
 
 
-def _farther(finding: Finding) -> str:
-    """Whether the bridge or the reference is farther from the oracle, and how many times."""
-    ours, theirs = finding.candidate_error, finding.reference_error
-    if ours is None or theirs is None or not math.isfinite(ours) or not math.isfinite(theirs) or ours == theirs:
+def _farther(step: ObservedStep, place: int) -> str:
+    """Whether the bridge or the reference is farther from the oracle, and how many times; hidden elements aside."""
+    bridge, reference = step.candidate.checked.get(place), step.reference.checked.get(place)
+    if bridge is None or reference is None:
+        return ""
+    ours, theirs = (float(side.precision.errors.max()) for side in (bridge, reference))
+    if not math.isfinite(ours) or not math.isfinite(theirs) or ours == theirs:
         return ""
     if theirs == 0:
         return "the reference is exact"

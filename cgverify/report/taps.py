@@ -46,5 +46,5 @@ def _worst_head(rows: pd.DataFrame) -> str:
     measured = rows[rows["head_bits"].notna() & (rows["head_bits"] != float("inf"))]
     if measured.empty:
         return ""
-    worst = measured.loc[measured["head_bits"].idxmin()]
+    worst = measured.sort_values("head_bits", kind="stable").iloc[0]
     return f"{worst['worst_head']}: {worst['head_bits']:.1f}"
