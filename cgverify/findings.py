@@ -115,7 +115,7 @@ def _wrong_form(stage: Stage, ours: torch.Tensor, theirs: torch.Tensor | None, c
         return f"{stage.tap} has shape {list(ours.shape)}, the reference's {list(theirs.shape)}"
     dtype = checked.dtype if checked is not None else theirs.dtype if theirs is not None else ours.dtype
     if ours.dtype != dtype:
-        return f"{stage.tap} is {_short(ours.dtype)} where it must be {_short(dtype)}"
+        return f"{stage.tap} is {short(ours.dtype)} where it must be {short(dtype)}"
     return None
 
 
@@ -193,5 +193,6 @@ def described(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
-def _short(dtype: torch.dtype) -> str:
+def short(dtype: torch.dtype) -> str:
+    """`float32`, without torch's name before it."""
     return str(dtype).removeprefix("torch.")

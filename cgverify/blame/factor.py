@@ -35,13 +35,13 @@ def scaled(broke: Failed) -> Iterator[str]:
     told_from_one = math.isfinite(factor) and abs(factor) > uncertain and abs(factor - 1) > 2 * uncertain
     if told_from_one and broke.agrees(_times(broke.answer, factor, uncertain, hidden)):
         opposite = abs(factor + 1) <= uncertain
-        yield "the sign is reversed" if opposite else f"scaled by {_written(factor, uncertain)}"
+        yield "the sign is reversed" if opposite else f"scaled by {_written(factor)}"
 
 
 def _times(answer: Expected, factor: float, uncertain: float, hidden: torch.Tensor) -> Expected:
     """factor · o. A hidden element is as low as its mask makes it, whether before or after the factor."""
     value = answer.value * factor
-    bound = abs(factor) * answer.bound + uncertain * answer.value.abs() + answer.bound
+    bound = abs(factor) * answer.bound + uncertain * answer.value.abs()
     lowest = torch.finfo(answer.dtype).max if answer.dtype.is_floating_point else 0.0
     return Expected(value, torch.where(hidden, lowest, bound), answer.dtype)
 
@@ -63,7 +63,9 @@ def _known(broke: Failed) -> dict[str, float]:
     return {name: factor for name, factor in factors.items() if factor != 1}
 
 
-def _written(factor: float, uncertain: float) -> str:
-    """A factor with the digits that are certain: `1.001`, of 1.00100002 ± 1e-7."""
-    digits = max(1, min(6, math.floor(-math.log10(max(uncertain, 1e-15) / abs(factor)))))
-    return f"{factor:.{digits}g}"
+def _written(factor: float) -> str:
+    """Two digits of what tells a factor near 1 from 1, four of any other: `1.001`, `1.00024`, `5.657`."""
+    difference = abs(factor - 1)
+    if difference > 0.1:
+        return f"{factor:.4g}"
+    return f"{factor:.{1 + math.ceil(-math.log10(difference))}f}".rstrip("0")

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 import torch
 
 from cgverify.blame.failed import Failed
+from cgverify.blame.rounding import LOWER
 from cgverify.oracle.arithmetic import SMALLEST_SUBNORMAL, UNIT_ROUNDOFF, Expected, gamma, observed
 from cgverify.oracle.rope import rope
-
-LOWER = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,9 @@ def _other_positions(broke: Failed, rotation: _Rotation) -> Iterator[str]:
     positions = rotation.positions
     if broke.agrees(rotation.from_positions(positions[:1].expand_as(positions))):
         yield "all rows have the positions of the first"
-    if broke.agrees(rotation.from_positions(torch.arange(positions.shape[1]).expand_as(positions))):
+    if broke.agrees(
+        rotation.from_positions(torch.arange(positions.shape[1], device=positions.device).expand_as(positions))
+    ):
         yield "positions are ignored and counted from 0"
     for shift in _shifts(broke, rotation):
         if broke.agrees(rotation.from_positions((positions + shift).clamp(0, len(rotation.table) - 1))):
@@ -73,7 +74,7 @@ def _shifts(broke: Failed, rotation: _Rotation) -> list[int]:
     Not more than these two: a shift may be cut off at the table's ends, but not for both.
     """
     shifts: set[int] = set()
-    everywhere = torch.arange(len(rotation.table))[:, None]
+    everywhere = torch.arange(len(rotation.table), device=rotation.positions.device)[:, None]
     for token in (0, -1):
         x, tap = rotation.x[:1, token, :1], broke.tap[:1, token, :1].to(torch.float64)
         turned = rope(x[:, None].expand(len(everywhere), -1, -1, -1), rotation.table, everywhere)
@@ -88,13 +89,8 @@ def _computed_in_less(broke: Failed, rotation: _Rotation) -> Iterator[str]:
         tap = broke.tap
         if torch.finfo(dtype).bits < torch.finfo(tap.dtype).bits and torch.equal(tap.to(dtype).to(tap.dtype), tap):
             would_be = rope(rotation.x.to(dtype), rotation.table.to(dtype), rotation.positions)
-            if broke.agrees(_rounded_once_more(would_be)):
+            if broke.agrees(would_be):
                 yield f"computed in {name}"
-
-
-def _rounded_once_more(would_be: Expected) -> Expected:
-    """Each of two products and their sum is rounded, and a cancelled sum keeps the products' errors: γ₃ for γ₂."""
-    return Expected(would_be.value, 1.5 * would_be.bound * (1 + UNIT_ROUNDOFF[would_be.dtype]), would_be.dtype)
 
 
 def _lower_table(broke: Failed, rotation: _Rotation) -> Iterator[str]:
@@ -119,7 +115,7 @@ def _turned(rotation: _Rotation, x: Expected, sin: torch.Tensor, cos: torch.Tens
         partner: the dimension that each dimension turns with.
     """
     dtype, width = torch.promote_types(x.dtype, rotation.table.dtype), len(partner)
-    sign = torch.where(partner > torch.arange(width), -1.0, 1.0).to(torch.float64)
+    sign = torch.where(partner > torch.arange(width), -1.0, 1.0).to(x.value)
     own, other = x.value[..., :width] * cos, x.value[..., partner] * sin * sign
     value, bound = x.value.clone(), x.bound.clone()
     value[..., :width] = own + other

@@ -46,5 +46,5 @@ def _key(broke: Failed, prefix: str) -> torch.Tensor | None:
 def _causal(mask: torch.Tensor) -> torch.Tensor:
     """A mask `[batch, 1, seq, keys]` of nothing but what lies in the future of each query."""
     queries, keys = mask.shape[-2:]
-    future = torch.ones(queries, keys, dtype=torch.bool).triu(1 + keys - queries)
+    future = torch.ones(queries, keys, dtype=torch.bool, device=mask.device).triu(1 + keys - queries)
     return torch.zeros_like(mask).masked_fill(future, torch.finfo(mask.dtype).min)

@@ -15,10 +15,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from cgverify.blame.extent import extent, listed
-from cgverify.blame.failed import failed
+from cgverify.blame.failed import Failed, failed
 from cgverify.blame.substitution import confirmation
 from cgverify.checking import Observed, ObservedStep
-from cgverify.findings import RAISED, ignores_patch
+from cgverify.findings import RAISED, ignores_patch, short
 from cgverify.oracle.parameters import Parameters
 from cgverify.records import Finding, Verdict
 from cgverify.stages import Stage
@@ -87,11 +87,17 @@ def _broken(first: _Break, parameters: Parameters) -> Iterator[str]:
     meaning = f"{stage.meaning}: " if stage.meaning else ""
     if step.conditions.patch is not None and ignores_patch(step, stage):
         meaning = f"what {step.conditions.patch.tap} returned was not used, or not wholly: "
-    yield f"{meaning}{stage.name} breaks first, {place}, by {_size(finding)}"
+    yield f"{meaning}{stage.name} breaks first, {place}{_form(broke)}, {_size(finding)}"
     if farther := _farther(step, step.stages.index(stage)):
         yield farther
     if finding.cause:
         yield f"cause: {finding.cause}"
+
+
+def _form(broke: Failed) -> str:
+    """A dtype that is wrong in itself."""
+    is_now, must_be = broke.tap.dtype, broke.answer.dtype
+    return "" if is_now == must_be else f", which is {short(is_now)} where it must be {short(must_be)}"
 
 
 def _size(finding: Finding) -> str:
@@ -99,11 +105,11 @@ def _size(finding: Finding) -> str:
     from_reference = "" if not finding.max_ulp else f" and {finding.max_ulp:.3g} ULP from the reference"
     r = finding.r if finding.r is not None else math.inf
     if math.isfinite(r):
-        return f"{r:.3g} times its bound{from_reference}"
+        return f"by {r:.3g} times its bound{from_reference}"
     error = finding.candidate_error if finding.candidate_error is not None else math.inf
     if math.isfinite(error):
-        return f"{error:.3g} where no error is allowed{from_reference}"
-    return "values that are not finite, or finite where they must not be"
+        return f"by {error:.3g} where no error is allowed{from_reference}"
+    return "with values that are not finite, or finite where they must not be"
 
 
 def _farther(step: ObservedStep, place: int) -> str:

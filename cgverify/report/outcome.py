@@ -22,7 +22,8 @@ class Failure:
     @property
     def sentence(self) -> str:
         more = f" (and in {self.cells - 1} more cell{'s' * (self.cells > 2)})" if self.cells > 1 else ""
-        cell, step = self.cell, f" {self.finding.step}" if self.finding.step not in ("", "forward") else ""
+        cell = self.cell
+        step = f" {self.finding.step}" if self.finding.step not in ("", "forward", cell.case) else ""
         where = f"{cell.component}, {cell.candidate} in {cell.dtype}, case {cell.case}{step}"
         return f"{where}: {self.why.rstrip('.')}{more}."
 

@@ -42,7 +42,7 @@ TOLD: dict[str, tuple[str, ...]] = {
     "LastPositionStale": ("mix breaks first, at hook_z (all heads, position 7)", HOLDS),
     "LastRowStale": ("mix breaks first, at hook_z (all heads, batch 1 only)", HOLDS),
     "HeadsSwapped": ("cause: heads 0 and 1 have changed places", HOLDS),
-    "NotANumber": ("hook_z", "values that are not finite, or finite where they must not be"),
+    "NotANumber": ("hook_z", "with values that are not finite, or finite where they must not be"),
     "Raises": ("the candidate raised where the reference did not: RuntimeError: no mixing today",),
 }
 """By fault: what its sentence must hold."""
