@@ -55,7 +55,7 @@ def test_a_row_per_head_shows_which_one_is_wrong(results: list[CellResult]) -> N
     assert min(finding.bits_by_head) == finding.bits_by_head[2] < 3
     assert all(bits > 20 for head, bits in enumerate(finding.bits_by_head) if head != 2)
     lines = shown(results, by_component, by_head)
-    assert sum(line.startswith("│    ") and line[6].isdigit() for line in lines) == 8
+    assert sum(line.startswith("│    ") and line[5].isdigit() for line in lines) == 8
 
 
 def test_the_fewest_bits_stand_beside_each_component(results: list[CellResult]) -> None:
