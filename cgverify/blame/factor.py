@@ -35,7 +35,7 @@ def scaled(broke: Failed) -> Iterator[str]:
     told_from_one = math.isfinite(factor) and abs(factor) > uncertain and abs(factor - 1) > 2 * uncertain
     if told_from_one and broke.agrees(_times(broke.answer, factor, uncertain, hidden)):
         opposite = abs(factor + 1) <= uncertain
-        yield "the sign is reversed" if opposite else f"scaled by {_written(factor)}"
+        yield "the sign is reversed" if opposite else f"scaled by {_written(factor, uncertain)}"
 
 
 def _times(answer: Expected, factor: float, uncertain: float, hidden: torch.Tensor) -> Expected:
@@ -63,9 +63,8 @@ def _known(broke: Failed) -> dict[str, float]:
     return {name: factor for name, factor in factors.items() if factor != 1}
 
 
-def _written(factor: float) -> str:
-    """Two digits of what tells a factor near 1 from 1, four of any other: `1.001`, `1.00024`, `5.657`."""
-    difference = abs(factor - 1)
-    if difference > 0.1:
-        return f"{factor:.4g}"
-    return f"{factor:.{1 + math.ceil(-math.log10(difference))}f}".rstrip("0")
+def _written(factor: float, uncertain: float) -> str:
+    """Two digits of what tells a factor from 1, as far as they are certain: `1.001`, `1.00024`, `-0.5`, `5.7`."""
+    certain = math.floor(-math.log10(max(uncertain, 1e-15)))
+    decimals = min(certain, 1 + math.ceil(-math.log10(abs(factor - 1))))
+    return f"{round(factor, max(1, decimals)):g}" if decimals < 5 else f"{factor:.{decimals}f}".rstrip("0")

@@ -69,7 +69,13 @@ def _lower(dtypes: set[torch.dtype]) -> Iterator[tuple[str, Change]]:
 
 
 def _through(dtype: torch.dtype) -> Rounding:
-    return lambda x: x.to(dtype).to(x.dtype)
+    """Rounded to a dtype and back. What is too large for it, such as a hidden score, stays as it is."""
+
+    def through(x: torch.Tensor) -> torch.Tensor:
+        lower = x.to(dtype).to(x.dtype)
+        return torch.where(lower.isinf(), x, lower)
+
+    return through
 
 
 def _cut(x: torch.Tensor) -> torch.Tensor:
