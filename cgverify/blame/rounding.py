@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 
@@ -47,7 +48,7 @@ def _rounded_result(broke: Failed) -> Iterator[str]:
         if broke.agrees(_rounded_to(answer, dtype)):
             yield f"the result was rounded to {name}"
         rounding = _of_floats(_through(dtype))
-        if broke.agrees_with(rounding, rounding, lambda would_be, dtype=dtype: _rounded_to(would_be, dtype)):
+        if broke.agrees_with(rounding, rounding, partial(_rounded_to, dtype=dtype)):
             yield f"computed in {name}"
 
 
