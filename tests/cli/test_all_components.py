@@ -54,7 +54,7 @@ def test_json_is_one_object_with_every_field(cli: Cli) -> None:
     done = cli(*QUICK, "--dtype", "float32,bfloat16", "--dtype", "float16", "--format", "json", "-q")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
-    assert set(report) == {"run", "summary", "findings"}
+    assert set(report) == {"run", "summary", "failed", "findings"}
     fields = {
         *("component", "layer", "tap", "stage", "case", "dtype", "device", "rotary_dim", "candidate", "seed"),
         *("verdict", "r", "max_abs", "max_ulp", "shape", "message"),
