@@ -20,7 +20,7 @@ from pathlib import Path
 
 from cgverify.errors import RunFolderError
 from cgverify.order import in_report_order
-from cgverify.records import CellResult, Run, Verdict
+from cgverify.records import TIMES, CellResult, Run, Verdict
 from cgverify.store import read
 
 PACKED = "findings.jsonl.gz"
@@ -88,6 +88,8 @@ def _require_fit(results: Sequence[CellResult]) -> None:
 
 
 def _lean(result: CellResult) -> CellResult:
-    """Without the names of tensors that are not kept with it, and with times no finer than they are true."""
-    findings = tuple(finding.model_copy(update={"tensors": ""}) for finding in result.findings)
-    return result.model_copy(update={"findings": findings, "seconds": round(result.seconds, 3)})
+    """Without the names of tensors that are not kept with it and figures by head, and times no finer than they are."""
+    dropped = {"tensors": "", "bits_by_head": (), "errors_by_head": ()}
+    findings = tuple(finding.model_copy(update=dropped) for finding in result.findings)
+    times = {name: round(getattr(result, name), 3) for name in TIMES}
+    return result.model_copy(update={"findings": findings, **times})

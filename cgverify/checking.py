@@ -7,14 +7,14 @@ both sides agree bit for bit on a tap and on all that it comes from, one answer 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
 
 from cgverify.bits import same_tensor
 from cgverify.components import Component
-from cgverify.conditions import Conditions
+from cgverify.conditions import Conditions, Substitute
 from cgverify.judge import Worst, errors, worst_ratio
 from cgverify.oracle.arithmetic import Expected, rounded
 from cgverify.oracle.parameters import Parameters
@@ -63,6 +63,17 @@ class ObservedStep:
     conditions: Conditions
 
 
+@dataclass(frozen=True)
+class Spent:
+    """Seconds that the forwards of a cell took, with what it takes to tap them."""
+
+    started: float
+    """By `time.perf_counter`."""
+    candidate: float
+    reference: float
+    """0 where another candidate's cell had run it already."""
+
+
 @dataclass
 class Observed:
     """A cell that has been run and waits to be judged."""
@@ -70,7 +81,9 @@ class Observed:
     cell: Cell
     component: Component
     steps: list[ObservedStep]
-    started: float
+    again: Callable[[ObservedStep, Substitute], ObservedStep | None]
+    """One of the steps once more, with another tensor at a tap of the candidate; None if it did not get there."""
+    spent: Spent
     beside: tuple[Finding, ...] = ()
     """What was found that is about no stage."""
 
@@ -82,22 +95,21 @@ Factor = tuple[str, torch.dtype | None]
 """A weight's name, and what autocast rounds it to."""
 
 
-def check_stages(observed: Sequence[Observed], parameters: Parameters) -> None:
+def check_stages(steps: Iterable[ObservedStep], parameters: Parameters) -> None:
     """Fill in `Side.checked` of both sides of every step."""
     products: dict[Factor, list[Question]] = {}
     agreeing: list[tuple[Side, Side, int]] = []
-    for one in observed:
-        for step in one.steps:
-            reference, candidate = step.reference, step.candidate
-            if reference.observation.raised is not None:
-                continue
-            for place, stage in enumerate(step.stages):
-                reads = _question(reference, place, stage, parameters, products)
-                # Where both sides agree bit for bit on the tap and on all that it comes from, one answer serves both.
-                if reads is not None and _agree(reference, candidate, (stage.tap, *reads)):
-                    agreeing.append((reference, candidate, place))
-                else:
-                    _question(candidate, place, stage, parameters, products)
+    for step in steps:
+        reference, candidate = step.reference, step.candidate
+        if reference.observation.raised is not None:
+            continue
+        for place, stage in enumerate(step.stages):
+            reads = _question(reference, place, stage, parameters, products)
+            # Where both sides agree bit for bit on the tap and on all that it comes from, one answer serves both.
+            if reads is not None and _agree(reference, candidate, (stage.tap, *reads)):
+                agreeing.append((reference, candidate, place))
+            else:
+                _question(candidate, place, stage, parameters, products)
     for (weight, autocast), questions in products.items():
         inputs = [side.view[name] for side, _, _, name in questions]
         for columns, answers in expect_products(inputs, weight, parameters, autocast):

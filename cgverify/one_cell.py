@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,13 +16,14 @@ from torch import nn
 from transformers import CodeGenConfig, DynamicCache
 
 from cgverify import probe
-from cgverify.blame import with_causes
+from cgverify.blame.causes import with_causes
+from cgverify.blame.sentence import sentence
 from cgverify.cases import CASES
 from cgverify.cases.case import Case
-from cgverify.checking import Observed, ObservedStep, Side, check_stages
+from cgverify.checking import Observed, ObservedStep, Side, Spent, check_stages
 from cgverify.components import COMPONENTS, Component
-from cgverify.conditions import Conditions
-from cgverify.findings import described, findings_of, silent_hooks
+from cgverify.conditions import Conditions, Substitute
+from cgverify.findings import described, findings_of, silent_hooks, told_once
 from cgverify.oracle.parameters import Parameters
 from cgverify.records import Cell, CellResult, Finding, Verdict
 from cgverify.stages import Stage
@@ -130,18 +131,32 @@ def observe(
     else:
         built = given.candidate
         _node(component, bridge)
+    probed = time.perf_counter()
 
     def run(step: probe.Step, inputs: dict[str, Any], cache: Any) -> Observation:
         unhooked = case.unhooked and step is built.steps[0]
         return component.run_candidate(bridge, inputs, cache, cell.layer, step.conditions, unhooked)
 
-    steps = []
-    ours = _forwards(cell, built, reference.config, run)
-    for theirs, (step, inputs, observation) in zip(reference.run(cell, given.reference), ours, strict=False):
-        candidate = Side(observation, {**inputs, **theirs.shared, **observation.taps})
-        stages = _applicable(case.stages(component, step), step.conditions, observation)
-        steps.append(ObservedStep(step.name, stages, theirs.side, candidate, step.conditions))
-    return Observed(cell, component, steps, started)
+    def observed(run: Run) -> Iterator[ObservedStep]:
+        ours = _forwards(cell, built, reference.config, run)
+        for theirs, (step, inputs, observation) in zip(sides, ours, strict=False):
+            candidate = Side(observation, {**inputs, **theirs.shared, **observation.taps})
+            stages = _applicable(case.stages(component, step), step.conditions, observation)
+            yield ObservedStep(step.name, stages, theirs.side, candidate, step.conditions)
+
+    def again(once: ObservedStep, substitute: Substitute) -> ObservedStep | None:
+        def run(step: probe.Step, inputs: dict[str, Any], cache: Any) -> Observation:
+            patch = substitute if step.name == once.name else step.conditions.patch
+            conditions = replace(step.conditions, patch=patch)
+            return component.run_candidate(bridge, inputs, cache, cell.layer, conditions)
+
+        return next((step for step in observed(run) if step.name == once.name), None)
+
+    sides = reference.run(cell, given.reference)
+    between = time.perf_counter()
+    steps = list(observed(run))
+    spent = Spent(started, candidate=time.perf_counter() - between, reference=between - probed)
+    return Observed(cell, component, steps, again, spent)
 
 
 def _applicable(stages: tuple[Stage, ...], conditions: Conditions, observation: Observation) -> tuple[Stage, ...]:
@@ -202,23 +217,43 @@ def keep_nothing(findings: list[Finding], _: Cell, __: ObservedStep, ___: Parame
     return findings
 
 
-def judge(observed: Sequence[Observed], parameters: Parameters, keep: Keep = keep_nothing) -> list[CellResult]:
+Blame = Callable[[Observed, Sequence[Finding], Parameters], str]
+"""Says in one sentence why a cell failed; empty where it did not."""
+
+
+def no_blame(_: Observed, __: Sequence[Finding], ___: Parameters) -> str:
+    return ""
+
+
+def judge(
+    observed: Sequence[Observed], parameters: Parameters, keep: Keep = keep_nothing, blame: Blame = sentence
+) -> list[CellResult]:
     """Check every stage of every side, and write down what was found."""
-    check_stages(observed, parameters)
-    return [
-        CellResult(
-            cell=one.cell,
-            findings=tuple(
-                f
-                for step in one.steps
-                for f in keep(with_causes(findings_of(step), step, parameters), one.cell, step, parameters)
-            )
-            + one.beside,
-            silent_hooks=silent_hooks(one),
-            seconds=time.perf_counter() - one.started,
-        )
-        for one in observed
-    ]
+    started = time.perf_counter()
+    check_stages((step for one in observed for step in one.steps), parameters)
+    shared = (time.perf_counter() - started) / max(len(observed), 1)
+    return [_judged(one, parameters, keep, blame, shared) for one in observed]
+
+
+def _judged(observed: Observed, parameters: Parameters, keep: Keep, blame: Blame, shared: float) -> CellResult:
+    """One cell, whose share of the oracle's time is `shared`. What is said of a failure is not part of its judging."""
+    started = time.perf_counter()
+    found = told_once(finding for step in observed.steps for finding in findings_of(step))
+    judging = shared + time.perf_counter() - started
+    findings: list[Finding] = []
+    for step in observed.steps:
+        own = [finding for finding in found if finding.step == step.name]
+        findings += keep(with_causes(own, step, parameters), observed.cell, step, parameters)
+    return CellResult(
+        cell=observed.cell,
+        findings=(*findings, *observed.beside),
+        silent_hooks=silent_hooks(observed),
+        blame=blame(observed, findings, parameters),
+        seconds=time.perf_counter() - observed.spent.started,
+        candidate_seconds=observed.spent.candidate,
+        reference_seconds=observed.spent.reference,
+        judging_seconds=judging,
+    )
 
 
 def not_run(cells: Iterable[Cell], why: Verdict, message: str) -> list[CellResult]:

@@ -118,6 +118,9 @@ class Finding(Record):
     head_bits: float | None = None
     """The same of the worst head, where the tap has heads."""
     worst_head: int | None = None
+    bits_by_head: tuple[float, ...] = ()
+    """The same of every head, and `errors_by_head` the greatest error of each."""
+    errors_by_head: tuple[float, ...] = ()
     shape: tuple[int, ...] = ()
     at: str = ""
     """Where the worst element is: `head 3, position 5`."""
@@ -128,6 +131,10 @@ class Finding(Record):
     """The safetensors file in the run folder that holds what this finding is about; empty where none was kept."""
 
 
+TIMES = ("seconds", "candidate_seconds", "reference_seconds", "judging_seconds")
+"""The fields of a finished cell that differ whenever it is run again."""
+
+
 class CellResult(Record):
     """A finished cell: one line of findings.jsonl."""
 
@@ -135,7 +142,14 @@ class CellResult(Record):
     findings: tuple[Finding, ...]
     silent_hooks: tuple[str, ...] = ()
     """Registered hooks that did not fire in this cell."""
+    blame: str = ""
+    """Why the cell failed, as one sentence without a full stop; empty where it held."""
     seconds: float
+    candidate_seconds: float = 0.0
+    """What its forwards took, tapped; `reference_seconds` is 0 where another candidate's cell had run them before."""
+    reference_seconds: float = 0.0
+    judging_seconds: float = 0.0
+    """Its share of the oracle's and the judge's time, which cells that are in view together spend together."""
 
     @property
     def verdict(self) -> Verdict:

@@ -25,7 +25,7 @@ from transformers import DynamicCache
 from cgverify import drift, one_cell, probe
 from cgverify.candidate import Candidate
 from cgverify.cases.model import parts
-from cgverify.checking import Observed, ObservedStep, Side
+from cgverify.checking import Observed, ObservedStep, Side, Spent
 from cgverify.checkpoint.assembled import assembled, too_large
 from cgverify.checkpoint.source import Source
 from cgverify.checkpoint.window import Setting, View, Window
@@ -236,8 +236,13 @@ def _judged(
             return
         window.show(view)
         parameters = Parameters(window.model(setting))
-        for result in one_cell.judge([Observed(cell, component, steps, started)], parameters, keep):
+        observed = Observed(cell, component, steps, _not_again, Spent(started, candidate=0.0, reference=0.0))
+        for result in one_cell.judge([observed], parameters, keep, one_cell.no_blame):
             yield from result.findings
+
+
+def _not_again(*_: object) -> None:
+    """A whole model is not run once more for a component's sake: its cells in the window tell what the cause is."""
 
 
 def _stages(component: Component) -> tuple[Stage, ...]:

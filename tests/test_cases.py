@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from importlib import import_module
 from typing import Any
 
 import case_faults
@@ -124,11 +125,18 @@ def test_a_hook_that_only_shows_holds_where_nobody_intervenes() -> None:
 
 
 def test_flags_are_put_back() -> None:
-    """What comes after `gated` runs plainly again: on one bridge, per-head results fire nowhere else."""
-    results = verify(cases=["gated", "patched", "default"], components=["attn"])
-    (default,) = of(results, case="default")
-    assert "hook_result" in default.silent_hooks
-    assert "hook_attn_in" in default.silent_hooks
+    """What comes after `gated` runs plainly again, on the same bridge."""
+    verify(candidates=["test_cases:kept"], cases=["gated", "default"], components=["attn"])
+    (bridge,) = import_module("test_cases").KEPT  # as `--bridge` imports it
+    assert not any(getattr(bridge.cfg, flag) for flag in HOOKS)
+
+
+KEPT: list[Any] = []
+
+
+def kept(bridge: Any) -> Any:
+    KEPT.append(bridge)
+    return bridge
 
 
 # --- TransformerLens's own --------------------------------------------------------------------------------------------

@@ -107,7 +107,9 @@ def test_light_rooms_name_no_heavy_package_at_the_top(room: str) -> None:
                 assert not HEAVY & {name.split(".")[0] for name in names}, path
 
 
-COMMANDS = ["all-components", "sweep", "merge", "compare", "report", "baseline", "selftest", "models", "env"]
+COMMANDS = (
+    *("all-components", "attention", "sweep", "merge", "compare", "report", "baseline", "selftest", "models", "env"),
+)
 
 
 @pytest.mark.parametrize("arguments", [[], *([command] for command in COMMANDS)])

@@ -59,16 +59,22 @@ def all_components(
         known("keep-tensors", [keep_tensors], KEPT)
         shortcuts = tuple(options.shortcuts(allow))
 
-        from cgverify.cli.verification import Course, make_ready, run
+        from cgverify.cli.verification import Course, run_one
 
-        course = Course(output, resume=resume, stop_at_failure=exitfirst)
-        make_ready(verbose)
-
-        from cgverify.execute.serial import require_devices
-        from cgverify.runner import Means, Text, one_checkpoint
-
-        require_devices(asked.devices)
-        order = one_checkpoint("all-components", model, weights, asked, Text(prompt, tokens))
-        means = Means(threads=threads, jobs=jobs, allow=shortcuts, keep_tensors=keep_tensors, warnings=verbose > 0)
-        code = run(order, means, course, format=format, quiet=quiet)
+        code = run_one(
+            "all-components",
+            model,
+            weights,
+            asked,
+            Course(output, resume=resume, stop_at_failure=exitfirst),
+            prompt=prompt,
+            tokens=tokens,
+            threads=threads,
+            jobs=jobs,
+            allow=shortcuts,
+            keep_tensors=keep_tensors,
+            format=format,
+            quiet=quiet,
+            verbose=verbose,
+        )
     raise typer.Exit(code)

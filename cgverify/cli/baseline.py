@@ -39,13 +39,13 @@ def accept(run: Folder, name: Name = None, reports: Reports = Path("reports"), v
         from cgverify.baseline import accept as keep
         from cgverify.comparison import compare_runs
         from cgverify.report.comparison import render
-        from cgverify.report.frames import findings_frame, summary_frame
+        from cgverify.report.frames import summary_frame
 
         stored = load(run)
         path = reports / (name or _name(stored))
         before = load(path) if (path / PACKED).exists() else None
         keep(stored, path)
-        summary_frame(findings_frame(stored.results)).to_csv(path / "summary.csv", index=False)
+        summary_frame(stored.results).to_csv(path / "summary.csv", index=False)
         if before is not None:
             typer.echo(render("table", compare_runs(before, stored), ()), nl=False)
         typer.echo(f"Accepted as {path}: review its summary.csv, and commit the folder.", err=True)

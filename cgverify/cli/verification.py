@@ -17,13 +17,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from cgverify.cli.exits import INTERRUPTED
 from cgverify.environment import hush_libraries, prefer_huge_pages
 from cgverify.errors import CgverifyError, UsageError
+from cgverify.plan import Axes
 from cgverify.records import CellResult, Run
 
 if TYPE_CHECKING:  # what imports torch is imported after `make_ready`
     from cgverify.runner import Campaign, Means, Order, Prepared
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,7 @@ def run(order: Order, means: Means, course: Course, *, format: str, quiet: bool)
         ended = _carry_out(campaign, course, started, quiet)
     finally:
         campaign.folder.close()
-    code = report(campaign.folder.run, campaign.folder.path, campaign.ordered, format)
+    code = report(campaign.folder.run, campaign.folder.path, campaign.ordered, format, detailed=means.warnings)
     if ended is None:
         return code
     typer.echo(
@@ -83,6 +81,34 @@ def run(order: Order, means: Means, course: Course, *, format: str, quiet: bool)
         err=True,
     )
     return INTERRUPTED if ended == "Interrupted" else code or CgverifyError.exit_code
+
+
+def run_one(
+    command: str,
+    model: str,
+    weights: str,
+    axes: Axes,
+    course: Course,
+    *,
+    prompt: str | None,
+    tokens: Path | None,
+    threads: int | None,
+    jobs: int,
+    allow: tuple[str, ...],
+    keep_tensors: str,
+    format: str,
+    quiet: bool,
+    verbose: int,
+) -> int:
+    """`run` of axes over one checkpoint, which must be had, as must the devices."""
+    make_ready(verbose)
+    from cgverify.execute.serial import require_devices
+    from cgverify.runner import Means, Text, one_checkpoint
+
+    require_devices(axes.devices)
+    order = one_checkpoint(command, model, weights, axes, Text(prompt, tokens))
+    means = Means(threads=threads, jobs=jobs, allow=allow, keep_tensors=keep_tensors, warnings=verbose > 0)
+    return run(order, means, course, format=format, quiet=quiet)
 
 
 def _announce(campaign: Campaign) -> None:
@@ -115,18 +141,28 @@ def _carry_out(campaign: Campaign, course: Course, started: float, quiet: bool) 
     return None if len(campaign.ordered) == len(campaign.prepared.plan) else "Time is up"
 
 
-def report(run: Run, path: Path, ordered: Sequence[CellResult], format: str) -> int:
-    """Write a run's CSV files, print its report on stdout, and return its exit code."""
+def report(run: Run, path: Path, ordered: Sequence[CellResult], format: str, *, detailed: bool = False) -> int:
+    """Write a run's CSV files, print its report on stdout, and return its exit code.
+
+    Args:
+        detailed: also tell bits by head, and what forwards and judging took.
+    """
+    from cgverify.report import screen
     from cgverify.report.formats import render
     from cgverify.report.frames import write_csv
-    from cgverify.report.outcome import exit_code
+    from cgverify.report.outcome import exit_code, times
     from cgverify.store import full
 
     try:
         write_csv(path, ordered)
     except OSError as error:
         raise full(path, error) from error
-    typer.echo(render(format, run, ordered), nl=False)
+    if detailed and format == "table" and run.command not in screen.TABLES:
+        typer.echo(screen.render(run, ordered, screen.VERBOSE), nl=False)
+    else:
+        typer.echo(render(format, run, ordered), nl=False)
+    if detailed:
+        typer.echo(times(ordered).sentence, err=True)
     return exit_code(ordered)
 
 

@@ -11,6 +11,7 @@ from itertools import groupby
 
 import torch
 
+from cgverify.blame.sentence import sentence
 from cgverify.candidate import Candidate
 from cgverify.checkpoint.source import Source
 from cgverify.checkpoint.window import Setting, Window, refusal
@@ -18,6 +19,7 @@ from cgverify.errors import CandidateError, DeviceError, WeightsError
 from cgverify.execute import prompted
 from cgverify.execute.work import together
 from cgverify.one_cell import (
+    Blame,
     CandidateFailedError,
     Keep,
     Reference,
@@ -44,6 +46,7 @@ def run(
     candidates: Mapping[str, Candidate],
     keep: Keep = keep_nothing,
     prompt: Prompt | None = None,
+    blame: Blame = sentence,
 ) -> Iterator[CellResult]:
     """Verify cells of one checkpoint, each result as it is found.
 
@@ -51,8 +54,9 @@ def run(
         candidates: by the name that cells have for them.
         keep: what is done with the tensors of findings.
         prompt: that of the cells which have one.
+        blame: says why a cell failed.
     """
-    reader = Reader(source, prompt)
+    reader = Reader(source, prompt, blame)
     for unit in together(cells):
         yield from reader.verify(unit, candidates, keep)
 
@@ -63,9 +67,10 @@ class Reader:
     Weights stay in view from one unit to the next where both are of the same layer.
     """
 
-    def __init__(self, source: Source, prompt: Prompt | None = None) -> None:
+    def __init__(self, source: Source, prompt: Prompt | None = None, blame: Blame = sentence) -> None:
         self._source = source
         self._prompt = prompt
+        self._blame = blame
         self._window = Window(source)
         self._spread = 1.0
         self._refusals: dict[RotaryDim, str | None] = {}
@@ -124,7 +129,7 @@ class Reader:
             except CandidateFailedError as error:
                 results += candidate_failed([cell], error)
         watch(None)
-        return judge(observed, reference.parameters, keep) + results
+        return judge(observed, reference.parameters, keep, self._blame) + results
 
     def _refusal(self, rotary_dim: RotaryDim) -> str | None:
         if rotary_dim not in self._refusals:

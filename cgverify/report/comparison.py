@@ -11,11 +11,12 @@ import pandas as pd
 from cgverify.comparison.changes import Change, Comparison, Group, Growth, Refusal
 from cgverify.records import Cell, Finding
 from cgverify.report import as_json
+from cgverify.report.figures import figure
 from cgverify.report.folds import bare_tap, folded, verdicts, with_consequences_apart
 from cgverify.report.frames import CELL
 from cgverify.report.github import annotate
 from cgverify.report.markdown import document
-from cgverify.report.sections import Section, counted, figure, on_screen, shortened
+from cgverify.report.sections import Section, counted, on_screen, shortened
 
 SHOWN = 20
 GROWTH_TOLD = 2.0

@@ -8,7 +8,7 @@ from importlib import import_module
 from cgverify.records import CellResult, Run
 
 FORMATS = {
-    "table": "cgverify.report.table",
+    "table": "cgverify.report.screen",
     "json": "cgverify.report.as_json",
     "csv": "cgverify.report.as_csv",
     "junit": "cgverify.report.junit",

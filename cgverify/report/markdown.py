@@ -6,9 +6,10 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from cgverify.records import CellResult, Run, Verdict
+from cgverify.report.figures import figure
 from cgverify.report.frames import SETTING, findings_frame, worst_by
 from cgverify.report.outcome import exit_code, failures, suspects
-from cgverify.report.sections import Section, counted, figure
+from cgverify.report.sections import Section, counted
 from cgverify.report.table import verdict_line
 
 LIMIT = 1000 * 1024

@@ -54,7 +54,7 @@ def test_json_is_one_object_with_every_field(cli: Cli) -> None:
     done = cli(*QUICK, "--dtype", "float32,bfloat16", "--dtype", "float16", "--format", "json", "-q")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
-    assert set(report) == {"run", "summary", "findings"}
+    assert set(report) == {"run", "summary", "failed", "findings"}
     fields = {
         *("component", "layer", "tap", "stage", "case", "dtype", "device", "rotary_dim", "candidate", "seed"),
         *("verdict", "r", "max_abs", "max_ulp", "shape", "message"),
@@ -79,14 +79,16 @@ def test_a_failure_is_told_first_with_the_command_that_repeats_it(cli: Cli) -> N
     done = cli(*QUICK, "--bridge", "faults:OneHeadUnrotated", "--component", "attn", "--component", "block")
     assert done.returncode == 1
     first, second = done.stdout.splitlines()[:2]
-    assert first.startswith("diverged blocks.1.attn, faults:OneHeadUnrotated in float32, case default: rope is off by")
+    assert first.startswith(
+        "diverged blocks.1.attn, faults:OneHeadUnrotated in float32, case default: rope breaks first"
+    )
     assert "head 1" in first
     assert "position 2" in first
     repeat = second.split()
     assert repeat[0] == "cgverify"
     again = cli(*repeat[1:])
     assert again.returncode == 1
-    assert "rope is off by" in again.stdout
+    assert "rope breaks first, at hook_rot_q (" in again.stdout
 
 
 def test_an_infinite_figure_is_valid_json_and_keeps_the_exit_code(cli: Cli) -> None:
