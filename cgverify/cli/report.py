@@ -11,9 +11,16 @@ from cgverify.cli import options
 from cgverify.cli.exits import exit_codes
 from cgverify.cli.options import FORMATS, known
 from cgverify.errors import UsageError
-from cgverify.report.formats import PIVOT_FORMATS, PIVOTS
+from cgverify.report.formats import PIVOT_FORMATS, PIVOTS, WITH_BASELINE
 
 Folder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder or a baseline.")]
+Baseline = Annotated[
+    Path | None,
+    typer.Option(
+        help=f"A run folder or a baseline to show changes from; for {', '.join(WITH_BASELINE)}.",
+        envvar="CGVERIFY_BASELINE",
+    ),
+]
 Output = Annotated[Path | None, typer.Option(help="The file to write; stdout without it.", envvar="CGVERIFY_OUTPUT")]
 By = Annotated[str | None, typer.Option(help=f"Along one axis: {', '.join(PIVOTS)}.", envvar="CGVERIFY_BY")]
 
@@ -22,6 +29,7 @@ def report(
     run: Folder,
     format: options.Format = "table",
     by: By = None,
+    baseline: Baseline = None,
     output: Output = None,
     verbose: options.Verbose = 0,
 ) -> None:
@@ -35,6 +43,10 @@ def report(
             known("by", [by], PIVOTS)
             if format not in PIVOT_FORMATS:
                 raise UsageError(f"--by is shown as {', '.join(PIVOT_FORMATS)}, and not as {format}.")
+        if baseline is not None and (by is not None or format not in WITH_BASELINE):
+            raise UsageError(
+                f"--baseline is shown as {', '.join(WITH_BASELINE)} and without --by; see also cgverify compare."
+            )
 
         from cgverify.baseline import load
 
@@ -42,7 +54,7 @@ def report(
         if by is None:
             from cgverify.report.formats import render
 
-            text = render(format, stored.run, stored.results)
+            text = render(format, stored.run, stored.results, None if baseline is None else load(baseline))
         else:
             from cgverify.report.pivot import render as render_pivot
 

@@ -12,8 +12,8 @@ import pandas as pd
 from cgverify.comparison.across import Across, FirstDifference, TapPair, first_differences
 from cgverify.records import Finding
 from cgverify.report import as_json
+from cgverify.report.document import document
 from cgverify.report.frames import CELL
-from cgverify.report.markdown import document
 from cgverify.report.sections import Section, counted, figure, on_screen
 
 SIDES = ("first", "second")
