@@ -6,12 +6,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from cgverify.api import sweep, verify
     from cgverify.comparison import compare_runs
+    from cgverify.result import Result, load_run
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "compare_runs"]
+__all__ = ["Result", "__version__", "compare_runs", "load_run", "sweep", "verify"]
 
-_ROOMS = {"compare_runs": "cgverify.comparison"}
+_ROOMS = {
+    "Result": "cgverify.result",
+    "compare_runs": "cgverify.comparison",
+    "load_run": "cgverify.result",
+    "sweep": "cgverify.api",
+    "verify": "cgverify.api",
+}
 """Where each exported name stands. It is imported when it is first asked for: `import cgverify` is quick."""
 
 

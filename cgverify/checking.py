@@ -76,10 +76,13 @@ class Observed:
 Question = tuple[Side, int, Stage, str]
 """A side, a stage with its place, and the name of the product's input."""
 
+Factor = tuple[str, torch.dtype | None]
+"""A weight's name, and what autocast rounds it to."""
+
 
 def check_stages(observed: Sequence[Observed], parameters: Parameters) -> None:
     """Fill in `Side.checked` of both sides of every step."""
-    products: dict[str, list[Question]] = {}
+    products: dict[Factor, list[Question]] = {}
     agreeing: list[tuple[Side, Side, int]] = []
     for one in observed:
         for step in one.steps:
@@ -93,9 +96,9 @@ def check_stages(observed: Sequence[Observed], parameters: Parameters) -> None:
                     agreeing.append((reference, candidate, place))
                 else:
                     _question(candidate, place, stage, parameters, products)
-    for weight, questions in products.items():
+    for (weight, autocast), questions in products.items():
         inputs = [side.view[name] for side, _, _, name in questions]
-        for columns, answers in expect_products(inputs, weight, parameters):
+        for columns, answers in expect_products(inputs, weight, parameters, autocast):
             for (side, place, stage, _), answer in zip(questions, answers, strict=True):
                 _check(side, place, stage, answer, columns)
     for reference, candidate, place in agreeing:
@@ -104,7 +107,7 @@ def check_stages(observed: Sequence[Observed], parameters: Parameters) -> None:
 
 
 def _question(
-    side: Side, place: int, stage: Stage, parameters: Parameters, products: dict[str, list[Question]]
+    side: Side, place: int, stage: Stage, parameters: Parameters, products: dict[Factor, list[Question]]
 ) -> list[str] | None:
     """Check a stage of a side, or put it on the list of its weight; returns the names that the answer comes from."""
     if stage.tap not in side.view:
@@ -117,7 +120,8 @@ def _question(
     else:
         side.read[place] = [stage.oracle.input]
         if stage.oracle.input in side.view:
-            products.setdefault(stage.oracle.weight, []).append((side, place, stage, stage.oracle.input))
+            factor = stage.oracle.weight, stage.oracle.autocast
+            products.setdefault(factor, []).append((side, place, stage, stage.oracle.input))
     return side.read[place]
 
 

@@ -131,7 +131,8 @@ class Component:
         def run(observation: Observation) -> None:
             module = model.get_submodule(self.reference_path)
             if self.projection is not None:
-                self._run_projection(module, inputs, observation)
+                with under(conditions.of_reference, module, device):
+                    self._run_projection(module, inputs, observation)
                 return
             with under(conditions.of_reference, module, device), self.watch(module, observation.see):
                 if conditions.cotangent is None:

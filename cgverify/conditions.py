@@ -22,13 +22,15 @@ class Patch:
 
     tap: str
     seed: int
+    rounded_to: torch.dtype | None = None
+    """A narrower dtype that the values go through."""
 
     def __call__(self, seen: torch.Tensor) -> torch.Tensor:
         """Standard normal values in the shape, dtype and on the device of what was seen.
 
         Drawn on the CPU in float32 from the seed and the tap's name: one seed is one tensor everywhere.
         """
-        return _drawn(f"{self.tap} {self.seed}", seen)
+        return _drawn(f"{self.tap} {self.seed}", seen, self.rounded_to)
 
 
 @dataclass(frozen=True)
@@ -36,16 +38,18 @@ class Cotangent:
     """G: the gradients of a component are those of sum(output · G)."""
 
     seed: int
+    rounded_to: torch.dtype | None = None
+    """A narrower dtype that the values go through."""
 
     def __call__(self, output: torch.Tensor) -> torch.Tensor:
         """Standard normal values in the shape, dtype and on the device of the output, drawn as a patch is."""
-        return _drawn(f"cotangent {self.seed}", output)
+        return _drawn(f"cotangent {self.seed}", output, self.rounded_to)
 
 
-def _drawn(name: str, like: torch.Tensor) -> torch.Tensor:
+def _drawn(name: str, like: torch.Tensor, rounded_to: torch.dtype | None) -> torch.Tensor:
     # torch's CPU generator keeps 32 bits of a seed.
     generator = torch.Generator().manual_seed(crc32(name.encode()))
-    return torch.randn(like.shape, generator=generator).to(like.device, like.dtype)
+    return torch.randn(like.shape, generator=generator).to(rounded_to or like.dtype).to(like.device, like.dtype)
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,14 @@ class Conditions:
     """Settings of the bridge's config that are on. Hugging Face has none of them."""
     patch: Patch | None = None
     """A hook on the candidate; Hugging Face has no hooks."""
+
+    def rounded(self, dtype: torch.dtype) -> Conditions:
+        """The same, with what is drawn in values that `dtype` has."""
+        return replace(
+            self,
+            cotangent=self.cotangent and replace(self.cotangent, rounded_to=dtype),
+            patch=self.patch and replace(self.patch, rounded_to=dtype),
+        )
 
     @property
     def of_reference(self) -> Conditions:

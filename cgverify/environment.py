@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
+import sys
+import warnings
+from collections.abc import Collection
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 PACKAGES = ("cgverify", "torch", "transformers", "transformer_lens", "safetensors", "numpy")
 
@@ -37,29 +41,74 @@ def prefer_huge_pages() -> None:
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
-def pin_numerics(threads: int | None) -> dict[str, Any]:
-    """Set the number of threads, switch every reduced-precision shortcut off, and return the flags in force.
+def hush_libraries() -> None:
+    """Libraries warn of things that are no concern of the user's; -v lets them."""
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+    if not sys.stderr.isatty():
+        from huggingface_hub.utils.tqdm import disable_progress_bars
 
-    The bounds assume products that accumulate in float32 (docs/verdict.md); TF32 and 16-bit reductions do not.
+        disable_progress_bars()
+
+
+SHORTCUTS = ("tf32", "bfloat16", "reduction")
+"""What products may be allowed to leave out; by how much bounds then widen is in `cgverify/oracle/shortcuts.py`."""
+
+_allowed: frozenset[str] = frozenset()
+
+
+def allowed() -> frozenset[str]:
+    """The shortcuts that this process was pinned to: none, unless `pin_numerics` was told otherwise."""
+    return _allowed
+
+
+def pin_numerics(threads: int | None, allow: Collection[str] = ()) -> dict[str, Any]:
+    """Set the number of threads, switch every shortcut of torch's products on or off, and return the flags in force.
+
+    Args:
+        threads: None leaves their number.
+        allow: those of `SHORTCUTS` that are on. Bounds widen by them, whether or not the device takes them.
     """
     import torch
 
+    global _allowed  # torch's flags, which it stands for, are the process's as well
+    _allowed = frozenset(allow)
     if threads is not None:
         torch.set_num_threads(threads)
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
-    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+    operands = "medium" if "bfloat16" in allow else "high" if "tf32" in allow else "highest"
+    torch.set_float32_matmul_precision(operands)  # CUDA's TF32 flag and the CPU's oneDNN follow it
+    torch.backends.cudnn.allow_tf32 = "tf32" in allow
+    products, onednn = torch.backends.cuda.matmul, cast(Any, torch.backends.mkldnn)
+    products.allow_bf16_reduced_precision_reduction = products.allow_fp16_reduced_precision_reduction = (
+        "reduction" in allow
+    )
+    products.allow_fp16_accumulation = False
+    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp("reduction" in allow)
     return {
         "threads": torch.get_num_threads(),
+        "allowed": sorted(_allowed),
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
-        "tf32": False,
-        "reduced_precision_reduction": False,
+        "onednn_float32": onednn.matmul.fp32_precision,
+        "tf32": products.allow_tf32,
+        "cudnn_tf32": torch.backends.cudnn.allow_tf32,
+        "reduced_precision_reduction": "reduction" in allow,
+        "fp16_accumulation": products.allow_fp16_accumulation,
+        "sdpa": _sdpa(torch.backends.cuda),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "cuda": torch.version.cuda if torch.cuda.is_available() else None,
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
+
+
+def _sdpa(backend: Any) -> list[str]:
+    """The kernels of scaled dot-product attention that may run; Hugging Face's CodeGen has none, a candidate may."""
+    enabled = {
+        "flash": backend.flash_sdp_enabled(),
+        "memory-efficient": backend.mem_efficient_sdp_enabled(),
+        "math": backend.math_sdp_enabled(),
+        "cudnn": backend.cudnn_sdp_enabled(),
+    }
+    return [name for name, on in enabled.items() if on]
 
 
 def _processor() -> str:

@@ -5,7 +5,10 @@ CgverifyError                 3  something could not be run
 │   ├── UnknownNameError         a name that is none of the known ones
 │   ├── CheckpointMissingError   no checkpoint there, or one of another architecture
 │   ├── CandidateError           --bridge cannot be imported, or is no bridge
+│   ├── ConfigError              a plan's file that cannot be read, or does not say what a plan may say
 │   └── RunFolderError           the output folder exists, cannot be written, or does not fit
+├── NothingToVerifyError      5  a plan without a cell
+├── StorageError              3  the run folder cannot be written any longer: the disk is full
 ├── WeightsError              3  a checkpoint whose weights cannot be read or trusted
 └── DeviceError               3  a device that this machine does not have
 """
@@ -44,7 +47,19 @@ class CandidateError(UsageError):
     pass
 
 
+class ConfigError(UsageError):
+    pass
+
+
 class RunFolderError(UsageError):
+    pass
+
+
+class NothingToVerifyError(CgverifyError):
+    exit_code = 5
+
+
+class StorageError(CgverifyError):
     pass
 
 

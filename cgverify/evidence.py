@@ -19,9 +19,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from cgverify.checking import ObservedStep
+from cgverify.errors import StorageError
 from cgverify.oracle.arithmetic import Expected
 from cgverify.oracle.parameters import Parameters
 from cgverify.records import Cell, Finding, Verdict
@@ -36,7 +38,11 @@ KEEP: dict[str, Callable[[Verdict], bool]] = {
 
 
 def keep(folder: Path, cell: Cell, step: ObservedStep, stage: Stage, parameters: Parameters) -> str:
-    """Write the tensors of a stage of the candidate; returns the file's path in the run folder."""
+    """Write the tensors of a stage of the candidate; returns the file's path in the run folder.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
     view, place = step.candidate.view, step.stages.index(stage)
     tensors = {name: tensor for name, tensor in view.items() if name.startswith("given.")}
     for name in step.candidate.read.get(place) or step.reference.read.get(place) or []:
@@ -49,9 +55,15 @@ def keep(folder: Path, cell: Cell, step: ObservedStep, stage: Stage, parameters:
     if answer is not None:
         tensors |= {"expected": answer.value, "bound": answer.bound}
     path = Path("tensors") / f"{cell.id}-{step.name.replace(' ', '-')}-{stage.name}-{stage.tap}.safetensors"
-    (folder / path).parent.mkdir(exist_ok=True)
     # Clones: safetensors refuses tensors that share memory, as a tap and its source may.
-    save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, folder / path)
+    apart = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    try:
+        (folder / path).parent.mkdir(exist_ok=True)
+        save_file(apart, folder / path)
+    except (OSError, SafetensorError) as error:
+        raise StorageError(
+            f"Cannot write to {folder / path}: {error}. What was finished is kept: make room, and --resume goes on."
+        ) from error
     return str(path)
 
 
@@ -62,7 +74,9 @@ def whole_answer(stage: Stage, view: View, parameters: Parameters) -> Expected |
     if stage.oracle.input not in view:
         return None
     try:
-        parts = [one for _, (one,) in expect_products([view[stage.oracle.input]], stage.oracle.weight, parameters)]
+        product = stage.oracle
+        blocks = expect_products([view[product.input]], product.weight, parameters, product.autocast)
+        parts = [one for _, (one,) in blocks]
     except RuntimeError:  # a candidate's taps may be of any shape
         return None
     value, bound = (torch.cat(pieces, -1) for pieces in ([p.value for p in parts], [p.bound for p in parts]))

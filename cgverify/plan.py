@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from itertools import product
+from typing import Literal
 
-from cgverify.errors import UnknownNameError, UsageError
-from cgverify.records import Cell, RotaryDim
+from cgverify.errors import NothingToVerifyError, UnknownNameError, UsageError
+from cgverify.records import Cell, Checkpoint, RotaryDim
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 DEVICES = ("cpu", "cuda", "mps")
@@ -26,6 +28,7 @@ CASES = {
     "cast_table": ("attn", "block"),
     "gated": ("attn", "block"),
     "patched": ("attn", "mlp", "block"),
+    "autocast": (*PER_LAYER, *AFTER),
     "backward": ("ln1", "attn", "attn.o", "mlp", "mlp.in", "mlp.out", "block"),
 }
 """Each case, with the kinds of component that it is for. What it does is in `cgverify/cases/`."""
@@ -34,21 +37,26 @@ DEFAULT_CASES = ("default", "stress", "decode")
 """What a plain run verifies; the others are asked for by name, or by `all`."""
 
 DECODE_STEPS = (("token 1", 1), ("token 2", 1), ("chunk", 3))
-"""What follows the prefill of `--seq-len` tokens in the `decode` case: names and lengths."""
+"""What follows a prefill of `--seq-len` tokens where a sequence is decoded: names and lengths."""
+
+DECODING = ("decode", "autocast")
+"""The cases that do so."""
 
 DECODED_TOKENS = sum(length for _, length in DECODE_STEPS)
 
 
 @dataclass(frozen=True)
 class Axes:
-    """What to verify; every combination becomes a cell. An empty rotary_dims means the checkpoint's own."""
+    """What to verify; every combination becomes a cell. No rotary_dims means the checkpoint's own, as `own` does."""
 
     candidates: Sequence[str] = ("cgverify",)
     dtypes: Sequence[str] = ("float32",)
     devices: Sequence[str] = ("cpu",)
-    rotary_dims: Sequence[RotaryDim] = ()
+    rotary_dims: Sequence[RotaryDim | Literal["own"]] = ()
     cases: Sequence[str] = DEFAULT_CASES
     layers: Sequence[int] | None = None
+    most_layers: int | None = None
+    """At most that many of the layers, the first and the last among them, the others evenly between."""
     components: Sequence[str] = ()
     """Globs over names such as `blocks.3.attn` or kinds such as `attn.*`; none means all."""
     seeds: Sequence[int] = (0,)
@@ -74,17 +82,20 @@ def cells(subject: Subject, axes: Axes) -> list[Cell]:
         UsageError: a layer that the checkpoint has not, more positions than it has, or a component glob that matches
             nothing.
     """
-    layers = range(subject.n_layers) if axes.layers is None else axes.layers
+    layers = _thinned(range(subject.n_layers) if axes.layers is None else axes.layers, axes.most_layers)
+    own = ["own"] if not axes.rotary_dims else axes.rotary_dims
+    rotary_dims = list(dict.fromkeys(subject.rotary_dim if dim == "own" else dim for dim in own))
     for layer in layers:
         if not 0 <= layer < subject.n_layers:
             raise UsageError(
                 f"{subject.model} has no layer {layer}: give --layers between 0 and {subject.n_layers - 1}."
             )
-    longest = axes.seq_len + (DECODED_TOKENS if "decode" in axes.cases else 0)
+    decoding = [case for case in axes.cases if case in DECODING]
+    longest = axes.seq_len + (DECODED_TOKENS if decoding else 0)
     if longest > subject.n_positions:
         raise UsageError(
             f"{subject.model} has {subject.n_positions} positions, and {longest} are asked for: give a smaller "
-            f"--seq-len (the decode case adds {DECODED_TOKENS} tokens)."
+            f"--seq-len (the cases {' and '.join(DECODING)} add {DECODED_TOKENS} tokens)."
         )
     planned = [
         Cell(
@@ -101,15 +112,118 @@ def cells(subject: Subject, axes: Axes) -> list[Cell]:
             batch_size=axes.batch_size,
             seq_len=axes.seq_len,
         )
-        for candidate, dtype, device, rotary_dim in product(
-            axes.candidates, axes.dtypes, axes.devices, axes.rotary_dims or (subject.rotary_dim,)
-        )
+        for candidate, dtype, device, rotary_dim in product(axes.candidates, axes.dtypes, axes.devices, rotary_dims)
         for layer, kind in _places(layers)
         for case, seed in product(axes.cases, axes.seeds)
         if kind in CASES[case]
     ]
     _require_matches(planned, axes.components)
     return [cell for cell in planned if _selected(cell, axes.components)]
+
+
+@dataclass(frozen=True)
+class Request:
+    """A product of axes over one checkpoint."""
+
+    model: str
+    """A name, a folder or a hub id."""
+    weights: str
+    axes: Axes
+
+
+Excluded = Callable[[Cell], bool]
+
+
+def nothing(_: Cell) -> bool:
+    return False
+
+
+def plan(
+    requests: Sequence[Request], found: Mapping[tuple[str, str], Checkpoint], excluded: Excluded = nothing
+) -> list[Cell]:
+    """The cells of all requests, each once, checkpoint by checkpoint in the order in which they are first asked for.
+
+    Args:
+        found: by model and weights as the requests have them.
+
+    Raises:
+        UsageError: see `cells`.
+        NothingToVerifyError: every cell is excluded.
+    """
+    planned: dict[str, Cell] = {}
+    for key in dict.fromkeys((request.model, request.weights) for request in requests):
+        for request in requests:
+            if (request.model, request.weights) != key:
+                continue
+            if found[key].n_layers:
+                asked = [cell for cell in cells(subject(found[key]), request.axes) if not excluded(cell)]
+            else:
+                asked = _stand_ins(found[key], request.axes)
+            planned |= {cell.id: cell for cell in asked}
+    if not planned:
+        raise NothingToVerifyError("The plan is empty: every cell is excluded.")
+    return list(planned.values())
+
+
+def _stand_ins(checkpoint: Checkpoint, axes: Axes) -> list[Cell]:
+    """One cell a setting, for a checkpoint of which not even the shape is known: somebody must bear the error."""
+    return cells(
+        subject(checkpoint), replace(axes, layers=(), components=("embed",), cases=("default",), seeds=axes.seeds[:1])
+    )
+
+
+def subject(checkpoint: Checkpoint) -> Subject:
+    return Subject(
+        model=checkpoint.name,
+        weights=checkpoint.digest,
+        n_layers=checkpoint.n_layers,
+        rotary_dim=checkpoint.rotary_dim,
+        n_positions=checkpoint.n_positions,
+    )
+
+
+View = int | str
+"""What is in view of a checkpoint's weights: a layer's number, `embed`, `ln_final` or `unembed`."""
+
+
+def view(cell: Cell) -> View:
+    return cell.kind if cell.layer is None else cell.layer
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A part of a plan: number `index`, from 1, of `count`."""
+
+    index: int
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
+
+    def of(self, planned: Sequence[Cell]) -> list[Cell]:
+        """Its cells. All shards together are the plan, and no two have a cell in common.
+
+        Cells that share weights stay together: what is dealt out are the views of each checkpoint, one to a shard in
+        turn, from a shard that a hash of the checkpoint's name decides. So layers spread evenly, a checkpoint's cells
+        are dealt alike whatever else is in the plan, and no shard needs to know the weights.
+        """
+        views = dict.fromkeys((cell.model, view(cell)) for cell in planned)
+        turn: dict[str, int] = {}
+        dealt = {}
+        for model, seen in views:
+            place = turn.setdefault(model, int(hashlib.sha256(model.encode()).hexdigest()[:8], 16))
+            dealt[model, seen] = place % self.count
+            turn[model] = place + 1
+        return [cell for cell in planned if dealt[cell.model, view(cell)] == self.index - 1]
+
+
+def _thinned(layers: Sequence[int], most: int | None) -> Sequence[int]:
+    """At most so many, evenly spread, with both ends: 3 of 0 … 33 are 0, 16 and 33."""
+    if most is None or most >= len(layers):
+        return layers
+    if most == 1:
+        return layers[:1]
+    return [layers[place * (len(layers) - 1) // (most - 1)] for place in range(most)]
 
 
 def _places(layers: Sequence[int]) -> Iterator[tuple[int | None, str]]:

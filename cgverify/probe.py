@@ -8,7 +8,7 @@ afterwards, and the tensors are then cast and moved, so that one seed is one inp
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -34,14 +34,24 @@ class Step:
     name: str
     inputs: Inputs
     conditions: Conditions = PLAIN
+    cache: str | None = None
+    """Which `DynamicCache` goes through it: one for all steps that name the same, none by default."""
 
 
 @dataclass(frozen=True)
 class Probe:
-    """The forwards of a case, in order; with a cache, one `DynamicCache` goes through all of them."""
+    """The forwards of a case, in order."""
 
     steps: tuple[Step, ...]
-    with_cache: bool = False
+
+    def rounded(self, dtype: torch.dtype) -> Probe:
+        """The same in values that `dtype` has, what is drawn later included; a mask's minimum stays the minimum."""
+        return Probe(
+            tuple(
+                replace(step, inputs=_rounded(step.inputs, dtype), conditions=step.conditions.rounded(dtype))
+                for step in self.steps
+            )
+        )
 
     def same_inputs(self, other: Probe) -> bool:
         """Whether both give the same tensors."""
@@ -60,6 +70,8 @@ class Recipe:
     batch_size: int
     seq_len: int
     n_positions: int
+    dtype: torch.dtype
+    """What the inputs are cast to in the end: the cell's."""
     spread: float
     """The factor on standard normal hidden states that gives the attention's scores a standard deviation of 3."""
 
@@ -83,6 +95,13 @@ def draw(random_inputs: RandomInputs, recipe: Recipe, bend: Stress, extra: int =
 def convert(inputs: Mapping[str, Any], dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
     """Inputs cast and moved. The lowest float32 of a mask becomes the lowest of `dtype`, where a cast would give −∞."""
     return {name: _convert(value, dtype, device) for name, value in inputs.items()}
+
+
+def _rounded(inputs: Inputs, dtype: torch.dtype) -> Inputs:
+    def through(value: torch.Tensor) -> torch.Tensor:
+        return torch.where(value <= LOWEST, value, value.to(dtype).to(value.dtype))
+
+    return {name: through(value) if value.is_floating_point() else value for name, value in inputs.items()}
 
 
 def _convert(value: Any, dtype: torch.dtype, device: torch.device) -> Any:

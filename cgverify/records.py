@@ -1,4 +1,4 @@
-"""What travels between the rooms and what is stored: Cell, Finding, CellResult, Run.
+"""What travels between the rooms and what is stored: Cell, Finding, CellResult, Checkpoint, Run.
 
 Plain values only, no tensors. NaN and infinity survive a round trip through JSON.
 """
@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Of a run folder. 1: a run was of one checkpoint, and its plan was not kept."""
 
 
 class Verdict(StrEnum):
@@ -124,6 +125,28 @@ class CellResult(Record):
         return max((finding.verdict for finding in self.findings), key=lambda verdict: verdict.severity)
 
 
+class Checkpoint(Record):
+    """A checkpoint of a run, as it was found when the run was planned."""
+
+    name: str
+    """What cells call it."""
+    asked: str
+    """What the user typed: a name, a folder, a hub id."""
+    weights: str
+    """`auto`, `pretrained`, `random` or `random:SEED`."""
+    origin: str
+    """For people: where the weights are from."""
+    digest: str
+    """Of the weights; cells bear it. Empty where they cannot be had."""
+    n_layers: int
+    rotary_dim: int
+    n_positions: int
+    n_embd: int
+    vocab_size: int
+    problem: str = ""
+    """Why its weights cannot be had: its cells are then errors."""
+
+
 class Run(Record):
     """What a run was: stored as run.json before the first cell."""
 
@@ -131,7 +154,21 @@ class Run(Record):
     created: str
     command: str
     model: str
+    """What the run is called: its checkpoint, or the plan of a sweep."""
     weights_origin: str
     weights_digest: str
+    """Of the one checkpoint, or of all digests together."""
+    checkpoints: tuple[Checkpoint, ...] = ()
     settings: dict[str, Any]
     environment: dict[str, Any]
+
+    def checkpoint_of(self, cell: Cell) -> Checkpoint:
+        """The checkpoint that a cell is of.
+
+        Raises:
+            LookupError: none of this run's.
+        """
+        for checkpoint in self.checkpoints:
+            if (checkpoint.name, checkpoint.digest) == (cell.model, cell.weights):
+                return checkpoint
+        raise LookupError(f"{cell.model} with weights {cell.weights} is no checkpoint of this run")

@@ -51,6 +51,8 @@ class Product:
 
     input: str
     weight: str
+    autocast: torch.dtype | None = None
+    """What autocast rounds both to first, if it is on."""
 
 
 Oracle = Local | Product
@@ -75,17 +77,20 @@ class _Recorder(Mapping[str, torch.Tensor]):
 
 
 def expect_products(
-    inputs: Sequence[torch.Tensor], weight: str, parameters: Parameters
+    inputs: Sequence[torch.Tensor], weight: str, parameters: Parameters, autocast: torch.dtype | None = None
 ) -> Iterator[tuple[slice, list[Expected]]]:
     """For a block of output columns after another: what each input's product with `weight` must be there.
 
     The weight is read once, and equal inputs (those of two sides that agree) are multiplied once.
+
+    Args:
+        autocast: its dtype, if it is on.
     """
     matrix, bias = parameters.tensor(weight), parameters.bias(weight)
     rows = [x.reshape(-1, matrix.shape[-1]).contiguous() for x in inputs]
     keys = [(str(x.dtype), x.cpu().view(torch.uint8).numpy().tobytes()) for x in rows]
     unique = dict(zip(keys, rows, strict=True))
-    for columns, answers in products(list(unique.values()), matrix, bias):
+    for columns, answers in products(list(unique.values()), matrix, bias, autocast):
         answer = dict(zip(unique, answers, strict=True))
         yield columns, [answer[key] for key in keys]
 
@@ -175,8 +180,42 @@ def mlp(prefix: str, source: str) -> tuple[Stage, ...]:
     )
 
 
+@dataclass(frozen=True)
+class Heads:
+    """What the products of attention take, `[batch, heads, seq or keys, head_dim]`."""
+
+    prefix: str
+    """Of attention's taps."""
+    with_cache: bool
+
+    def query(self, side: View, parameters: Parameters) -> Expected:
+        return self.rotated("q", side, parameters)
+
+    def key(self, side: View, parameters: Parameters) -> Expected:
+        if self.with_cache:
+            return observed(side[f"{self.prefix}cache_keys"])
+        return self.rotated("k", side, parameters)
+
+    def value(self, side: View) -> torch.Tensor:
+        if self.with_cache:
+            return side[f"{self.prefix}cache_values"]
+        return side[f"{self.prefix}hook_v"].transpose(1, 2)
+
+    def rotated(self, which: str, side: View, parameters: Parameters) -> Expected:
+        """The tap, or what the rotation must have made where its hook is dead."""
+        seen = side.get(f"{self.prefix}hook_rot_{which}")
+        heads = observed(seen) if seen is not None else self.rotate(which, side, parameters)
+        return Expected(heads.value.transpose(1, 2), heads.bound.transpose(1, 2), heads.dtype)
+
+    def rotate(self, which: str, side: View, parameters: Parameters) -> Expected:
+        """What the rotation must make, `[batch, seq, heads, head_dim]`."""
+        x, table = side[f"{self.prefix}hook_{which}"], parameters.tensor("attn.table")
+        return rope(x, table, side["given.position_ids"])
+
+
 def attention(prefix: str, source: str, with_cache: bool) -> tuple[Stage, ...]:
     """The stages of attention, hooks under `prefix`; `source` is what must have come in."""
+    heads = Heads(prefix, with_cache)
     tap = {
         name: f"{prefix}{name}"
         for name in (
@@ -186,30 +225,20 @@ def attention(prefix: str, source: str, with_cache: bool) -> tuple[Stage, ...]:
         )
     }
 
-    def rotated(which: str) -> Callable[[View, Parameters], Expected]:
-        return lambda side, parameters: rope(
-            side[tap[f"hook_{which}"]], parameters.tensor("attn.table"), side["given.position_ids"]
-        )
-
-    def rotated_as_seen(which: str, side: View, parameters: Parameters) -> Expected:
-        """`[batch, heads, seq, head_dim]`: the tap, or what the rotation must have made where its hook is dead."""
-        seen = side.get(tap[f"hook_rot_{which}"])
-        heads = observed(seen) if seen is not None else rotated(which)(side, parameters)
-        return Expected(heads.value.transpose(1, 2), heads.bound.transpose(1, 2), heads.dtype)
+    def rotated(which: str) -> Local:
+        return Local(lambda side, parameters: heads.rotate(which, side, parameters))
 
     def scored(side: View, parameters: Parameters) -> Expected:
-        key = observed(side[tap["cache_keys"]]) if with_cache else rotated_as_seen("k", side, parameters)
-        return scores(rotated_as_seen("q", side, parameters), key, side.get("given.attention_mask"))
+        return scores(heads.query(side, parameters), heads.key(side, parameters), side.get("given.attention_mask"))
 
     def patterned(side: View, _: Parameters) -> Expected:
-        return softmax(side[tap["hook_attn_scores"]], side[tap["hook_v"]].dtype)
+        return softmax(side[tap["hook_attn_scores"]], heads.value(side).dtype)
 
     def mixed(side: View, _: Parameters) -> Expected:
-        value = side[tap["cache_values"]] if with_cache else side[tap["hook_v"]].transpose(1, 2)
-        return mix(side[tap["hook_pattern"]], value)
+        return mix(side[tap["hook_pattern"]], heads.value(side))
 
     def cached_keys(side: View, parameters: Parameters) -> Expected:
-        key = rotated_as_seen("k", side, parameters)
+        key = heads.rotated("k", side, parameters)
         return cached(side.get("given.cache_keys"), key, side[tap["hook_in"]].dtype)
 
     def cached_values(side: View, _: Parameters) -> Expected:
@@ -224,8 +253,8 @@ def attention(prefix: str, source: str, with_cache: bool) -> tuple[Stage, ...]:
         copy("input", tap["hook_in"], source, RESIDUAL),
         *(copy("input", f"{prefix}{w}.hook_in", tap["hook_in"], RESIDUAL, required=False) for w in "qkv"),
         *(linear(f"project_{w}", tap[f"hook_{w}"], tap["hook_in"], f"attn.{w}", HEADS) for w in "qkv"),
-        Stage("rope", tap["hook_rot_q"], Local(rotated("q")), HEADS),
-        Stage("rope", tap["hook_rot_k"], Local(rotated("k")), HEADS),
+        Stage("rope", tap["hook_rot_q"], rotated("q"), HEADS),
+        Stage("rope", tap["hook_rot_k"], rotated("k"), HEADS),
         *(caching if with_cache else ()),
         Stage("scores", tap["hook_attn_scores"], Local(scored), PATTERN, masked=True),
         Stage("softmax", tap["hook_pattern"], Local(patterned), PATTERN),

@@ -20,6 +20,20 @@ def a_run(**fields: Any) -> Run:
         "model": "m",
         "weights_origin": "random (seed 0)",
         "weights_digest": "d",
+        "checkpoints": [
+            {
+                "name": "m",
+                "asked": "m",
+                "weights": "auto",
+                "origin": "random (seed 0)",
+                "digest": "d",
+                "n_layers": 2,
+                "rotary_dim": 8,
+                "n_positions": 64,
+                "n_embd": 64,
+                "vocab_size": 101,
+            }
+        ],
         "settings": {"model": "m", "weights": "auto", "rotary_dims": []},
         "environment": ENVIRONMENT,
     }

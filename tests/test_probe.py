@@ -14,7 +14,7 @@ from cgverify.cases import CASES
 from cgverify.components import COMPONENTS
 from cgverify.probe import LOWEST, Recipe
 
-RECIPE = Recipe(seed=3, batch_size=2, seq_len=8, n_positions=64, spread=2.0)
+RECIPE = Recipe(seed=3, batch_size=2, seq_len=8, n_positions=64, dtype=torch.float32, spread=2.0)
 
 
 def attention(case: str, recipe: Recipe = RECIPE) -> probe.Probe:
@@ -23,12 +23,12 @@ def attention(case: str, recipe: Recipe = RECIPE) -> probe.Probe:
 
 @given(seed=st.integers(0, 1000), case=st.sampled_from(["default", "stress", "decode"]))
 def test_a_seed_is_one_probe_and_leaves_the_global_state(seed: int, case: str) -> None:
-    recipe = Recipe(seed, 2, 8, 64, 1.0)
+    recipe = Recipe(seed, 2, 8, 64, torch.float32, 1.0)
     state = torch.get_rng_state()
     first, second = attention(case, recipe), attention(case, recipe)
     assert first.same_inputs(second)
     assert torch.equal(torch.get_rng_state(), state)
-    assert not first.same_inputs(attention(case, Recipe(seed + 1, 2, 8, 64, 1.0)))
+    assert not first.same_inputs(attention(case, Recipe(seed + 1, 2, 8, 64, torch.float32, 1.0)))
 
 
 def test_a_component_is_asked_on_the_cpu_in_float32_whatever_the_setting() -> None:
@@ -52,6 +52,18 @@ def test_conversion_casts_values_and_rebuilds_the_masks_minimum(dtype: torch.dty
     assert converted["attention_mask"].isfinite().all()
     assert torch.equal(converted["hidden_states"], given["hidden_states"].to(dtype))
     assert converted["position_ids"].dtype == torch.long
+
+
+def test_a_rounded_probe_is_what_the_dtype_gets_and_keeps_its_mask() -> None:
+    built = attention("stress")
+    (step,) = built.rounded(torch.bfloat16).steps
+    for name, value in step.inputs.items():
+        assert value.dtype == built.steps[0].inputs[name].dtype
+    narrow = probe.convert(built.steps[0].inputs, torch.bfloat16, torch.device("cpu"))
+    assert torch.equal(step.inputs["hidden_states"], narrow["hidden_states"].float())
+    hidden = built.steps[0].inputs["attention_mask"] == LOWEST
+    assert torch.equal(step.inputs["attention_mask"] == LOWEST, hidden)
+    assert not torch.equal(step.inputs["attention_mask"], built.steps[0].inputs["attention_mask"])
 
 
 def test_stress_bends_what_random_inputs_hide() -> None:

@@ -15,8 +15,8 @@ from cgverify.bridge.fused_qkv import join_features, split_features
 from cgverify.bridge.fused_weight import FusedWeight
 from cgverify.bridge.listeners import is_heard, is_plain, run_linear, show
 from cgverify.bridge.mask import additive_mask
-from cgverify.bridge.rotary import check_positions, rotate, sin_cos
-from cgverify.bridge.stacked import project_row, stack
+from cgverify.bridge.rotary import check_positions, rotate_both, sin_cos
+from cgverify.bridge.stacked import project_together, stack
 
 Split = Callable[[nn.Module], tuple[nn.Linear, nn.Linear, nn.Linear]]
 
@@ -273,10 +273,11 @@ class CodeGenAttentionBridge(JointQKVAttentionBridge):  # type: ignore[misc]
             projected = self._project_fused(fused, hidden_states)
         else:
             apart = [self._modules[name] for name in "qkv"]
-            projected = project_row(apart, hidden_states) or tuple(run_linear(one, hidden_states) for one in apart)
+            projected = project_together(apart, hidden_states) or tuple(run_linear(one, hidden_states) for one in apart)
         heads = cast(Any, self.config).n_heads
-        query, key, value = (tensor.unflatten(-1, (heads, -1)) for tensor in projected)
-        return query, key, value
+        by_head = (*hidden_states.shape[:2], heads, projected[0].shape[-1] // heads)
+        query, key, value = (tensor.view(by_head) for tensor in projected)
+        return query, key, value.contiguous()
 
     def _project_fused(self, fused: Any, hidden_states: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """q, k and v, `[batch, seq, d_model]`, shown to the hooks of `qkv` as the one tensor of the fused weight."""
@@ -293,8 +294,7 @@ class CodeGenAttentionBridge(JointQKVAttentionBridge):  # type: ignore[misc]
         table = self._table()
         if table.device != position_ids.device:  # once, as in Hugging Face, and not in every forward
             table = cast(Any, self.original_component).embed_positions = table.to(position_ids.device)
-        sin, cos = sin_cos(table, position_ids)
-        return rotate(query, sin, cos), rotate(key, sin, cos)
+        return rotate_both(query, key, *sin_cos(table, position_ids))
 
     def _extend_cache(self, cache: Any, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of all positions so far, `[batch, heads, keys, head_dim]`, in the model's dtype."""

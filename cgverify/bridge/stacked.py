@@ -1,6 +1,7 @@
 """Three Linears whose weights lie one behind the other, so that one product can serve all three.
 
-A single token is bound by the time to read the weights, and one long read takes less than three. The Linears stay what
+A single token is bound by the time to read the weights, and one long read takes less than three; in half precision the
+start of a product costs as much as a few tokens' share of it. The Linears stay what
 they are: each owns its weight, and whether the weights still lie so is asked anew each time, since anybody may give one
 of them another.
 """
@@ -16,6 +17,8 @@ from torch.nn import functional
 
 from cgverify.bridge.listeners import is_heard
 
+_HALF = (torch.bfloat16, torch.float16)
+
 
 @torch.no_grad()
 def stack(linears: Sequence[nn.Module]) -> None:
@@ -27,22 +30,26 @@ def stack(linears: Sequence[nn.Module]) -> None:
             weight.data = place
 
 
-def project_row(projections: Sequence[Any], row: torch.Tensor) -> tuple[torch.Tensor, ...] | None:
-    """What bridges of Linears make of a single row, `[1, 1, width]`, by one product.
+def project_together(projections: Sequence[Any], rows: torch.Tensor) -> tuple[torch.Tensor, ...] | None:
+    """What bridges of Linears make of `[batch, seq, width]`, by one product; the parts are views of its result.
 
-    None where that is not the same: more rows, which would come out in another memory layout; somebody listening; other
-    modules than plain Linears; float64, in which the last bit differs; gradients that each weight must get for itself.
+    None where that is not the same, or not sooner: more than one row in float32, where three products are as quick;
+    somebody listening; other modules than plain Linears; float64, in which the last bit differs; gradients that each
+    weight must get for itself.
     """
-    if row.numel() != row.shape[-1] or row.dtype == torch.float64 or torch.compiler.is_compiling():
+    alone = rows.numel() == rows.shape[-1]
+    if not (rows.dtype in _HALF or (alone and rows.dtype == torch.float32)) or torch.compiler.is_compiling():
         return None
     linears = [projection._modules["_original_component"] for projection in projections]
     weight = _stacked_weight(linears)
     if weight is None or (torch.is_grad_enabled() and linears[0].weight.requires_grad):
         return None
-    points = (projection._modules[name] for projection in projections for name in ("hook_in", "hook_out"))
-    if any(is_heard(module) or "_hf_hook" in module.__dict__ for module in (*projections, *linears, *points)):
-        return None
-    return functional.linear(row, weight).chunk(len(linears), dim=-1)
+    for projection, linear in zip(projections, linears, strict=True):
+        points = projection._modules
+        for module in (projection, linear, points["hook_in"], points["hook_out"]):
+            if is_heard(module) or "_hf_hook" in module.__dict__:
+                return None
+    return functional.linear(rows, weight).chunk(len(linears), dim=-1)
 
 
 def _stacked_weight(linears: Sequence[nn.Module]) -> torch.Tensor | None:
@@ -50,19 +57,21 @@ def _stacked_weight(linears: Sequence[nn.Module]) -> torch.Tensor | None:
     first = linears[0]._parameters.get("weight")
     if first is None or first.device.type == "meta":
         return None
-    storage, offset = first.untyped_storage().data_ptr(), first.storage_offset()
+    shape, size = first.shape, first.numel() * first.element_size()
+    if first.storage_offset() * first.element_size() + len(linears) * size > first.untyped_storage().nbytes():
+        return None
+    expected = first.data_ptr()
     for linear in linears:
         weight = linear._parameters.get("weight")
         if (
             type(linear) is not nn.Linear
-            or linear.bias is not None
+            or linear._parameters["bias"] is not None
             or weight is None
-            or weight.untyped_storage().data_ptr() != storage
-            or weight.storage_offset() != offset
-            or weight.shape != first.shape
+            or weight.data_ptr() != expected
+            or weight.shape != shape
+            or weight.dtype != first.dtype
             or not weight.is_contiguous()
         ):
             return None
-        offset += first.numel()
-    rows, columns = first.shape
-    return first.detach().as_strided((len(linears) * rows, columns), (columns, 1))
+        expected += size
+    return first.detach().as_strided((len(linears) * shape[0], shape[1]), (shape[1], 1))

@@ -3,7 +3,7 @@
 Their names and the kinds of component that they are for stand in `plan.CASES`, which needs no torch.
 """
 
-from cgverify.cases import backward, cast_table, decode, default, gated, masked_row, patched, stress, train
+from cgverify.cases import autocast, backward, cast_table, decode, default, gated, masked_row, patched, stress, train
 from cgverify.cases.case import Case
 
 CASES: dict[str, Case] = {
@@ -15,5 +15,6 @@ CASES: dict[str, Case] = {
     "cast_table": cast_table.CASE,
     "gated": gated.CASE,
     "patched": patched.CASE,
+    "autocast": autocast.CASE,
     "backward": backward.CASE,
 }

@@ -37,12 +37,10 @@ class Case:
     """What both sides' stages take from the reference's taps in a step, such as which elements dropout kept."""
     extra_tokens: int = 0
     """How many tokens are drawn beyond `seq_len`."""
-    with_cache: bool = False
-    """Whether one `DynamicCache` goes through all forwards."""
     unhooked: bool = False
     """Whether the first forward of the candidate is run once more without hooks, and must return the same."""
 
     def probe(self, component: Component, recipe: Recipe, random_inputs: RandomInputs, stress: Stress) -> Probe:
         """The forwards of this case on one component."""
         inputs = draw(random_inputs, recipe, self.bend(stress), self.extra_tokens)
-        return Probe(self.steps(component, inputs, recipe), self.with_cache)
+        return Probe(self.steps(component, inputs, recipe))

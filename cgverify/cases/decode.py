@@ -7,30 +7,32 @@ and a mask or positions that are ignored once there is a cache.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from cgverify.cases.case import Case
 from cgverify.components import Component
 from cgverify.plan import DECODE_STEPS, DECODED_TOKENS
 from cgverify.probe import Inputs, Recipe, Step, stress_context
 
 
-def _steps(_: Component, inputs: Inputs, recipe: Recipe) -> tuple[Step, ...]:
+def pieces(inputs: Inputs, recipe: Recipe) -> Iterator[tuple[str, Inputs]]:
     """The sequence cut into a prefill, single tokens and a chunk; each sees all keys up to its own."""
-    steps = []
     start = 0
     for name, length in (("prefill", recipe.seq_len), *DECODE_STEPS):
         now = slice(start, start + length)
-        steps.append(
-            Step(
-                name,
-                {
-                    "hidden_states": inputs["hidden_states"][:, now],
-                    "position_ids": inputs["position_ids"][:, now],
-                    "attention_mask": inputs["attention_mask"][:, :, now, : now.stop],
-                },
-            )
+        yield (
+            name,
+            {
+                "hidden_states": inputs["hidden_states"][:, now],
+                "position_ids": inputs["position_ids"][:, now],
+                "attention_mask": inputs["attention_mask"][:, :, now, : now.stop],
+            },
         )
         start = now.stop
-    return tuple(steps)
+
+
+def _steps(_: Component, inputs: Inputs, recipe: Recipe) -> tuple[Step, ...]:
+    return tuple(Step(name, piece, cache="all") for name, piece in pieces(inputs, recipe))
 
 
 CASE = Case(
@@ -38,6 +40,5 @@ CASE = Case(
     steps=_steps,
     stages=lambda component, _: component.stages(True),
     extra_tokens=DECODED_TOKENS,
-    with_cache=True,
     unhooked=True,
 )

@@ -25,6 +25,8 @@ def all_components(
     batch_size: options.BatchSize = 2,
     seq_len: options.SeqLen = 8,
     threads: options.Threads = None,
+    jobs: options.Jobs = 1,
+    allow: options.Allow = None,
     output: options.Output = None,
     keep_tensors: options.KeepTensors = "failed",
     resume: options.Resume = False,
@@ -53,16 +55,18 @@ def all_components(
         )
         known("format", [format], FORMATS)
         known("keep-tensors", [keep_tensors], KEPT)
+        shortcuts = tuple(options.shortcuts(allow))
 
-        from cgverify.cli.verification import Verification
+        from cgverify.cli.verification import Course, make_ready, run
 
-        verification = Verification(
-            model=model,
-            weights=weights,
-            axes=asked,
-            threads=threads,
-            verbosity=verbose,
-            keep_tensors=keep_tensors,
-        )
-        code = verification.run(output=output, resume=resume, stop_at_failure=exitfirst, format=format, quiet=quiet)
+        course = Course(output, resume=resume, stop_at_failure=exitfirst)
+        make_ready(verbose)
+
+        from cgverify.execute.serial import require_devices
+        from cgverify.runner import Means, one_checkpoint
+
+        require_devices(asked.devices)
+        order = one_checkpoint("all-components", model, weights, asked)
+        means = Means(threads=threads, jobs=jobs, allow=shortcuts, keep_tensors=keep_tensors, warnings=verbose > 0)
+        code = run(order, means, course, format=format, quiet=quiet)
     raise typer.Exit(code)

@@ -11,9 +11,11 @@ from cgverify.cli import baseline
 from cgverify.cli.all_components import all_components
 from cgverify.cli.compare import compare
 from cgverify.cli.env import env
+from cgverify.cli.merge import merge
 from cgverify.cli.models import models
 from cgverify.cli.report import report
 from cgverify.cli.selftest import selftest
+from cgverify.cli.sweep import sweep
 
 app = typer.Typer(
     name="cgverify",
@@ -40,6 +42,8 @@ def cgverify(
 
 
 app.command()(all_components)
+app.command()(sweep)
+app.command()(merge)
 app.command()(compare)
 app.command()(report)
 app.add_typer(baseline.app, name="baseline")

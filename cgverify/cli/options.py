@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from cgverify.environment import SHORTCUTS
 from cgverify.errors import UnknownNameError, UsageError
 from cgverify.plan import CASES, DEVICES, DTYPES, Axes
 from cgverify.records import RotaryDim
@@ -67,6 +68,17 @@ SeqLen = Annotated[int, typer.Option(min=1, envvar="CGVERIFY_SEQ_LEN", rich_help
 Threads = Annotated[
     int | None,
     typer.Option(min=1, help="Of torch; recorded.", envvar="CGVERIFY_THREADS", rich_help_panel=_RUN),
+]
+Jobs = Annotated[
+    int, typer.Option(min=1, help="Processes that share the work.", envvar="CGVERIFY_JOBS", rich_help_panel=_RUN)
+]
+Allow = Annotated[
+    list[str] | None,
+    typer.Option(
+        help=f"Shortcuts of products to leave on, with wider bounds: {', '.join(SHORTCUTS)}. None by default.",
+        envvar="CGVERIFY_ALLOW",
+        rich_help_panel=_RUN,
+    ),
 ]
 Output = Annotated[
     Path | None,
@@ -149,6 +161,11 @@ def known(kind: str, given: Sequence[str], names: Iterable[str]) -> list[str]:
         if name not in names:
             raise UnknownNameError(kind, name, names)
     return list(given)
+
+
+def shortcuts(allow: Sequence[str] | None) -> list[str]:
+    """The shortcuts of products that `--allow` names."""
+    return known("allow", split(allow), SHORTCUTS) if allow else []
 
 
 def _rotary_dim(text: str) -> RotaryDim:

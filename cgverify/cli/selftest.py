@@ -13,7 +13,7 @@ from rich.console import Console
 from cgverify.cli import options
 from cgverify.cli.exits import exit_codes
 from cgverify.cli.options import known, split
-from cgverify.environment import pin_numerics, prefer_huge_pages
+from cgverify.environment import hush_libraries, pin_numerics, prefer_huge_pages
 from cgverify.errors import RunFolderError
 from cgverify.plan import DEVICES, DTYPES
 
@@ -50,7 +50,7 @@ def selftest(
         known("format", [format], FORMATS)
         _require_new(output)
 
-        from cgverify.cli.verification import hush_libraries, with_progress
+        from cgverify.cli.verification import with_progress
 
         prefer_huge_pages()
         if verbose == 0:
@@ -77,7 +77,7 @@ def selftest(
         if format == "csv":
             typer.echo(frame.to_csv(index=False), nl=False)
         else:
-            show(Console(), answers, exam.left_out)
+            show(Console(), answers)
         code = exit_code(answers)
     raise typer.Exit(code)
 

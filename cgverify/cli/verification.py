@@ -3,123 +3,127 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import sys
-import warnings
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from functools import partial
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from cgverify.cli.exits import INTERRUPTED
-from cgverify.environment import machine, pin_numerics, prefer_huge_pages, versions
-from cgverify.errors import UsageError
-from cgverify.plan import Axes, Subject, cells
-from cgverify.records import Cell, CellResult, Run, Verdict
-from cgverify.store import RunFolder
+from cgverify.environment import hush_libraries, prefer_huge_pages
+from cgverify.errors import CgverifyError, UsageError
+from cgverify.records import CellResult, Run
+
+if TYPE_CHECKING:  # what imports torch is imported after `make_ready`
+    from cgverify.runner import Campaign, Means, Order, Prepared
 
 
 @dataclass(frozen=True)
-class Verification:
-    """A verification of one checkpoint, ready to run."""
+class Course:
+    """Where a run goes to, what it begins with, and when it ends."""
 
-    model: str
-    weights: str
-    axes: Axes
-    threads: int | None
-    verbosity: int
-    keep_tensors: str = "failed"
+    output: Path | None = None
+    resume: bool = False
+    rerun_failed: bool = False
+    stop_at_failure: bool = False
+    max_minutes: float | None = None
 
-    def run(self, *, output: Path | None, resume: bool, stop_at_failure: bool, format: str, quiet: bool) -> int:
-        """Run it, print the report on stdout, and return the exit code."""
-        if resume and output is None:
-            raise UsageError("--resume continues the run in --output: give the folder.")
-        prefer_huge_pages()
-        if self.verbosity == 0:
-            hush_libraries()
-        from cgverify.candidate import find
-        from cgverify.checkpoint.resolve import resolve
-        from cgverify.evidence import with_evidence
-        from cgverify.execute.serial import require_devices, run
+    def __post_init__(self) -> None:
+        if (self.resume or self.rerun_failed) and self.output is None:
+            option = "--resume" if self.resume else "--rerun-failed"
+            raise UsageError(f"{option} continues the run in --output: give the folder.")
 
-        require_devices(self.axes.devices)
-        with contextlib.redirect_stdout(sys.stderr):
-            candidates = {name: find(name) for name in self.axes.candidates}
-        source = resolve(self.model, self.weights)
-        subject = Subject(
-            model=_name(self.model),
-            weights=source.digest,
-            n_layers=source.config.n_layer,
-            rotary_dim=source.config.rotary_dim,
-            n_positions=source.config.n_positions,
-        )
-        plan = cells(subject, self.axes)
-        sources = {name: candidate.source for name, candidate in candidates.items()}
-        described = self._describe(source.origin, source.digest, sources, pin_numerics(self.threads))
-        path = output or _new_folder(subject.model)
-        folder, finished = RunFolder.resume(path, described) if resume else (RunFolder.create(path, described), [])
+    def begin(self, prepared: Prepared) -> Campaign:
+        """The run, new or continued."""
+        from cgverify.runner import Campaign
+        from cgverify.store import new_folder
+
+        path = self.output or new_folder(prepared.run.model)
+        if self.rerun_failed:
+            return Campaign.rerun_failed(prepared, path)
+        return Campaign.resume(prepared, path) if self.resume else Campaign.start(prepared, path)
+
+
+def make_ready(verbosity: int) -> None:
+    """What must be set before torch and its company are imported."""
+    prefer_huge_pages()
+    if verbosity == 0:
+        hush_libraries()
+
+
+def run(order: Order, means: Means, course: Course, *, format: str, quiet: bool) -> int:
+    """Run what is asked for, print the report on stdout, and return the exit code."""
+    from cgverify.runner import prepare, require_cells
+
+    started = time.monotonic()
+    with contextlib.redirect_stdout(sys.stderr):  # a candidate may print when it is imported
+        prepared = prepare(order, means)
+    campaign = course.begin(prepared)
+    try:
         if not quiet:
-            note = f"{len(finished)} cells are finished already. " if finished else ""
-            typer.echo(
-                f"{subject.model}, weights {source.origin}: {len(plan)} cells. {note}Run folder {path}", err=True
-            )
-        done = {result.cell.id for result in finished if result.verdict is not Verdict.ERROR}  # errors are tried again
-        left = [cell for cell in plan if cell.id not in done]
-        results, interrupted = list(finished), False
-        try:
-            # What candidates print must not stand in the report.
-            with contextlib.redirect_stdout(sys.stderr):
-                keep = partial(with_evidence, folder=path, kept=self.keep_tensors)
-                for result in with_progress(run(left, source, candidates, keep), len(left), quiet):
-                    folder.append(result)
-                    results.append(result)
-                    if stop_at_failure and result.verdict.fails:
-                        break
-        except KeyboardInterrupt:
-            interrupted = True
-        finally:
-            folder.close()
-        return _report(folder.run, path, results, plan, format, interrupted)
-
-    def _describe(self, origin: str, digest: str, sources: dict[str, str], numerics: dict[str, Any]) -> Run:
-        return Run(
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-            command="all-components",
-            model=_name(self.model),
-            weights_origin=origin,
-            weights_digest=digest,
-            settings={
-                "model": self.model,
-                "weights": self.weights,
-                **asdict(self.axes),
-                "candidate_sources": sources,
-                "keep_tensors": self.keep_tensors,
-            },
-            environment={"versions": versions(), "machine": machine(), "numerics": numerics},
-        )
+            _announce(campaign)
+        require_cells(prepared)
+        ended = _carry_out(campaign, course, started, quiet)
+    finally:
+        campaign.folder.close()
+    code = report(campaign.folder.run, campaign.folder.path, campaign.ordered, format)
+    if ended is None:
+        return code
+    typer.echo(
+        f"{ended} after {len(campaign.ordered)} of {len(prepared.plan)} cells: "
+        f"--output {campaign.folder.path} --resume goes on.",
+        err=True,
+    )
+    return INTERRUPTED if ended == "Interrupted" else code or CgverifyError.exit_code
 
 
-def _report(
-    run: Run, path: Path, results: Iterable[CellResult], plan: list[Cell], format: str, interrupted: bool
-) -> int:
+def _announce(campaign: Campaign) -> None:
+    prepared, finished = campaign.prepared, len(campaign.results)
+    note = f"{finished} cells are finished already. " if finished else ""
+    run = prepared.run
+    shard = f", shard {prepared.means.shard}" if prepared.means.shard else ""
+    typer.echo(
+        f"{run.model}, weights {run.weights_origin}{shard}: {len(prepared.plan)} cells. {note}"
+        f"Run folder {campaign.folder.path}",
+        err=True,
+    )
+    for checkpoint in run.checkpoints:
+        if checkpoint.problem:
+            typer.echo(f"{checkpoint.asked} is left out: {checkpoint.problem}", err=True)
+
+
+def _carry_out(campaign: Campaign, course: Course, started: float, quiet: bool) -> str | None:
+    """Take results as they come; returns why it ended before all were there, if it did so unasked."""
+    deadline = None if course.max_minutes is None else started + 60 * course.max_minutes
+    total = sum(len(unit.cells) for unit in campaign.left)
+    try:
+        # What candidates print must not stand in the report.
+        with contextlib.redirect_stdout(sys.stderr), contextlib.closing(campaign.carry_out(deadline)) as results:
+            for result in with_progress(results, total, quiet):
+                if course.stop_at_failure and result.verdict.fails:
+                    return None
+    except KeyboardInterrupt:
+        return "Interrupted"
+    return None if len(campaign.ordered) == len(campaign.prepared.plan) else "Time is up"
+
+
+def report(run: Run, path: Path, ordered: Sequence[CellResult], format: str) -> int:
+    """Write a run's CSV files, print its report on stdout, and return its exit code."""
     from cgverify.report.formats import render
-    from cgverify.report.frames import in_plan_order, write_csv
+    from cgverify.report.frames import write_csv
     from cgverify.report.outcome import exit_code
+    from cgverify.store import full
 
-    ordered = in_plan_order(results, plan)
-    write_csv(path, ordered)
+    try:
+        write_csv(path, ordered)
+    except OSError as error:
+        raise full(path, error) from error
     typer.echo(render(format, run, ordered), nl=False)
-    if interrupted:
-        typer.echo(
-            f"Interrupted after {len(ordered)} of {len(plan)} cells: --output {path} --resume goes on.", err=True
-        )
-        return INTERRUPTED
     return exit_code(ordered)
 
 
@@ -135,27 +139,3 @@ def with_progress(results: Iterator[CellResult], total: int, quiet: bool) -> Ite
         for result in results:
             progress.update(task, advance=1, description=result.cell.component)
             yield result
-
-
-def _name(model: str) -> str:
-    """What a checkpoint is called in reports: a folder's last part, else the name as it is."""
-    return Path(model).resolve().name if Path(model).is_dir() else model
-
-
-def _new_folder(model: str) -> Path:
-    """`reports/MODEL-TIME`, with a number behind it where two runs start in one second."""
-    stem = f"{model.replace('/', '--')}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
-    path, number = Path("reports") / stem, 2
-    while path.exists():
-        path, number = Path("reports") / f"{stem}-{number}", number + 1
-    return path
-
-
-def hush_libraries() -> None:
-    """Libraries warn of things that are no concern of the user's; -v lets them."""
-    warnings.filterwarnings("ignore")
-    logging.disable(logging.WARNING)
-    if not sys.stderr.isatty():
-        from huggingface_hub.utils.tqdm import disable_progress_bars
-
-        disable_progress_bars()

@@ -1,4 +1,4 @@
-"""A plan -> findings, one cell after another in this process.
+"""A plan -> findings, one unit after another in this process.
 
 The order is the weights': a view of the window after another, in it every setting, in it every candidate, so that a
 checkpoint is read once whatever is asked of it.
@@ -6,24 +6,42 @@ checkpoint is read once whatever is asked of it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 
 import torch
 
-from cgverify import verify
 from cgverify.candidate import Candidate
 from cgverify.checkpoint.source import Source
-from cgverify.checkpoint.window import Setting, View, Window, refusal
+from cgverify.checkpoint.window import Setting, Window, refusal
 from cgverify.errors import CandidateError, DeviceError, WeightsError
+from cgverify.execute.work import together
+from cgverify.one_cell import (
+    CandidateFailedError,
+    Keep,
+    Reference,
+    candidate_failed,
+    judge,
+    keep_nothing,
+    not_run,
+    observe,
+)
+from cgverify.plan import view
 from cgverify.records import Cell, CellResult, RotaryDim, Verdict
+
+Watch = Callable[[Cell | None], None]
+"""Told of each cell before it is observed, and None before what was observed is judged."""
+
+
+def unwatched(_: Cell | None) -> None:
+    pass
 
 
 def run(
     cells: Sequence[Cell],
     source: Source,
     candidates: Mapping[str, Candidate],
-    keep: verify.Keep = verify.keep_nothing,
+    keep: Keep = keep_nothing,
 ) -> Iterator[CellResult]:
     """Verify cells of one checkpoint, each result as it is found.
 
@@ -31,73 +49,82 @@ def run(
         candidates: by the name that cells have for them.
         keep: what is done with the tensors of findings.
     """
-    window = Window(source)
-    refusals = {dim: refusal(source.config, dim) for dim in {cell.rotary_dim for cell in cells}}
-    possible = [cell for cell in cells if refusals[cell.rotary_dim] is None]
-    for cell in cells:
-        if (reason := refusals[cell.rotary_dim]) is not None:
-            yield from verify.not_run([cell], Verdict.UNSUPPORTED, reason)
-    for view, in_view in groupby(sorted(possible, key=_turn), key=_view):
-        yield from _run_view(view, list(in_view), window, source, candidates, keep)
+    reader = Reader(source)
+    for unit in together(cells):
+        yield from reader.verify(unit, candidates, keep)
 
 
-def _run_view(
-    view: View,
-    cells: list[Cell],
-    window: Window,
-    source: Source,
-    candidates: Mapping[str, Candidate],
-    keep: verify.Keep,
-) -> Iterator[CellResult]:
-    try:
-        window.show(view)
-    except WeightsError as error:
-        yield from verify.not_run(cells, Verdict.ERROR, str(error))
-        return
-    spread = window.spread()
-    for (dtype, device, rotary_dim), in_setting in groupby(cells, key=_setting):
-        setting = Setting(getattr(torch, dtype), torch.device(device), rotary_dim)
-        reference = verify.Reference(window.model(setting), source.config, spread)
-        for name, of_candidate in groupby(in_setting, key=lambda cell: cell.candidate):
-            yield from _run_candidate(candidates[name], list(of_candidate), reference, window, setting, keep)
+class Reader:
+    """A checkpoint's window, and the cells that are verified through it, a unit at a time.
 
+    Weights stay in view from one unit to the next where both are of the same layer.
+    """
 
-def _run_candidate(
-    candidate: Candidate,
-    cells: list[Cell],
-    reference: verify.Reference,
-    window: Window,
-    setting: Setting,
-    keep: verify.Keep,
-) -> list[CellResult]:
-    try:
-        bridge = candidate.boot(window.model(setting))
-    except CandidateError:
-        raise
-    except (Exception, SystemExit) as error:  # a candidate may fail in any way, and that is a finding
-        return verify.candidate_failed(cells, verify.CandidateFailedError("boot", error))
-    results, observed = [], []
-    for cell in cells:
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._window = Window(source)
+        self._spread = 1.0
+        self._refusals: dict[RotaryDim, str | None] = {}
+
+    def verify(
+        self,
+        cells: Sequence[Cell],
+        candidates: Mapping[str, Candidate],
+        keep: Keep = keep_nothing,
+        watch: Watch = unwatched,
+    ) -> Iterator[CellResult]:
+        """The results of one unit's cells."""
+        dtype, device, rotary_dim = cells[0].dtype, cells[0].device, cells[0].rotary_dim
+        if (reason := self._refusal(rotary_dim)) is not None:
+            yield from not_run(cells, Verdict.UNSUPPORTED, reason)
+            return
         try:
-            observed.append(verify.observe(cell, reference, bridge))
-        except verify.CandidateFailedError as error:
-            results += verify.candidate_failed([cell], error)
-    return verify.judge(observed, reference.parameters, keep) + results
+            require_devices([device])
+            if self._window.view != view(cells[0]):
+                self._window.show(view(cells[0]))
+                self._spread = self._window.spread()
+        except (DeviceError, WeightsError) as error:
+            yield from not_run(cells, Verdict.ERROR, str(error))
+            return
+        setting = Setting(getattr(torch, dtype), torch.device(device), rotary_dim)
+        reference = Reference(self._window.model(setting), self._source.config, self._spread)
+        for name, of_candidate in groupby(sorted(cells, key=_candidate), key=_candidate):
+            yield from self._of_candidate(candidates[name], list(of_candidate), reference, setting, keep, watch)
+
+    def _of_candidate(
+        self,
+        candidate: Candidate,
+        cells: list[Cell],
+        reference: Reference,
+        setting: Setting,
+        keep: Keep,
+        watch: Watch,
+    ) -> list[CellResult]:
+        watch(cells[0])
+        try:
+            bridge = candidate.boot(self._window.model(setting))
+        except CandidateError:
+            raise
+        except (Exception, SystemExit) as error:  # a candidate may fail in any way, and that is a finding
+            return candidate_failed(cells, CandidateFailedError("boot", error))
+        results, observed = [], []
+        for cell in cells:
+            watch(cell)
+            try:
+                observed.append(observe(cell, reference, bridge))
+            except CandidateFailedError as error:
+                results += candidate_failed([cell], error)
+        watch(None)
+        return judge(observed, reference.parameters, keep) + results
+
+    def _refusal(self, rotary_dim: RotaryDim) -> str | None:
+        if rotary_dim not in self._refusals:
+            self._refusals[rotary_dim] = refusal(self._source.config, rotary_dim)
+        return self._refusals[rotary_dim]
 
 
-def _view(cell: Cell) -> View:
-    return cell.kind if cell.layer is None else cell.layer
-
-
-def _turn(cell: Cell) -> tuple[object, ...]:
-    """The order of execution."""
-    layer = -1 if cell.kind == "embed" else 1 << 30 if cell.layer is None else cell.layer
-    end = "" if cell.layer is not None else cell.kind
-    return (layer, end, cell.dtype, cell.device, str(cell.rotary_dim), cell.candidate)
-
-
-def _setting(cell: Cell) -> tuple[str, str, RotaryDim]:
-    return cell.dtype, cell.device, cell.rotary_dim
+def _candidate(cell: Cell) -> str:
+    return cell.candidate
 
 
 def require_devices(devices: Iterable[str]) -> None:

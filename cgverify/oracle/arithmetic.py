@@ -40,8 +40,8 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
 
 
 def gamma(n: int, unit: float) -> float:
-    """γ_n(u)."""
-    return n * unit / (1 - n * unit)
+    """γ_n(u); infinite where n roundings may lose every digit."""
+    return n * unit / (1 - n * unit) if n * unit < 1 else float("inf")
 
 
 def rounded(value: torch.Tensor, bound: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -58,6 +58,13 @@ def exactly(value: torch.Tensor, dtype: torch.dtype) -> Expected:
     """A stage that moves or casts values and may not change a bit: `value`, rounded once to `dtype`."""
     kept = value.to(dtype).to(torch.float64)
     return Expected(kept, torch.zeros_like(kept), dtype)
+
+
+def cast(value: Expected, dtype: torch.dtype) -> Expected:
+    """What was seen or computed, cast to `dtype`: exactly one rounding of what was seen, R(o, β) of what was not."""
+    if value.bound.any():
+        return Expected(value.value, rounded(value.value, value.bound, dtype), dtype)
+    return exactly(value.value.to(value.dtype), dtype)
 
 
 def observed(tensor: torch.Tensor) -> Expected:

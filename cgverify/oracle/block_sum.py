@@ -1,15 +1,24 @@
-"""The block's sum, in any order: o = attn + mlp + residual, B = γ₂(u)(|attn| + |mlp| + |residual|)."""
+"""The block's sum, in any order: o = attn + mlp + residual, B = γ₂(u)(|attn| + |mlp| + |residual|).
+
+u is that of the promoted dtype. Under autocast attn and mlp come in its dtype, of unit roundoff v, to a wider residual:
+their sum may be taken first, and rounded there. That adds v|attn + mlp|(1 + γ₂(u)).
+"""
 
 from __future__ import annotations
 
 import torch
 
-from cgverify.oracle.arithmetic import UNIT_ROUNDOFF, Expected, expected, gamma
+from cgverify.oracle.arithmetic import SMALLEST_SUBNORMAL, UNIT_ROUNDOFF, Expected, expected, gamma
 
 
 def block_sum(attn: torch.Tensor, mlp: torch.Tensor, residual: torch.Tensor) -> Expected:
-    """Three tensors `[batch, seq, d_model]` of one dtype, which is the result's."""
+    """Three tensors `[batch, seq, d_model]`; the first two are of one dtype, and the result is in the promoted one."""
+    branch = torch.promote_types(attn.dtype, mlp.dtype)
+    dtype = torch.promote_types(branch, residual.dtype)
     terms = [term.to(torch.float64) for term in (attn, mlp, residual)]
     magnitude = sum((term.abs() for term in terms[1:]), start=terms[0].abs())
-    bound = gamma(2, UNIT_ROUNDOFF[residual.dtype]) * magnitude
-    return expected(sum(terms[1:], start=terms[0]), bound, residual.dtype)
+    growth = gamma(2, UNIT_ROUNDOFF[dtype])
+    bound = growth * magnitude
+    if branch != dtype:
+        bound = bound + UNIT_ROUNDOFF[branch] * (terms[0] + terms[1]).abs() * (1 + growth) + SMALLEST_SUBNORMAL[branch]
+    return expected(sum(terms[1:], start=terms[0]), bound, dtype)

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import torch
 
-from cgverify.oracle.arithmetic import Expected, exactly, rounded
+from cgverify.oracle.arithmetic import Expected, cast, exactly
 
 
 def cached(before: torch.Tensor | None, new: Expected, dtype: torch.dtype) -> Expected:
     """Contents in `dtype` after `new` came to `before`, all of them `[batch, heads, keys, head_dim]`."""
-    added = exactly(new.value.to(new.dtype), dtype)
-    if new.bound.any():
-        added = Expected(new.value, rounded(new.value, new.bound, dtype), dtype)
+    added = cast(new, dtype)
     if before is None:
         return added
     kept = exactly(before, dtype)

@@ -8,7 +8,8 @@ and prefix sums that grow like a random walk, S_k² ~ ‖c‖²k/n, that has the
 
     a ‖c‖₂ √(n/6)
 
-which kernels that sum in blocks stay below. Every operation saves for its backward pass what it stored.
+which kernels that sum in blocks stay below. Operands of spacing τ (`cgverify/oracle/shortcuts.py`) add τ‖c‖₂/√6. Every
+operation saves for its backward pass what it stored.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from typing import Any, Protocol
 import torch
 from torch.autograd import Function
 
-from cgverify.oracle.arithmetic import SMALLEST_SUBNORMAL, UNIT_ROUNDOFF, accumulator
+from cgverify.oracle.arithmetic import SMALLEST_SUBNORMAL, UNIT_ROUNDOFF
+from cgverify.oracle.shortcuts import operand_spacing, sum_unit
 
 
 class Roundings(Protocol):
@@ -53,7 +55,7 @@ class Drawn:
 
     def summed(self, value: torch.Tensor, squares: torch.Tensor, terms: int, dtype: torch.dtype) -> torch.Tensor:
         xi = torch.empty_like(value).normal_(generator=self._generator)
-        deviation = UNIT_ROUNDOFF[accumulator(dtype)] * (squares * terms / 6).sqrt()
+        deviation = ((sum_unit(dtype) ** 2 * terms + operand_spacing(dtype) ** 2) / 6 * squares).sqrt()
         return self.stored(value + deviation * xi, dtype)
 
 

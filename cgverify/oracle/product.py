@@ -10,6 +10,9 @@ and Mary 2019): λ = 8 leaves a failure probability of 2·10⁻¹⁴, doubled si
 the prefix sums, here in chunks of 64 terms. A bias is one more term, and may come first.
 
 A weight is read in blocks of rows, once for all inputs that meet it, and never copied whole to float64.
+
+Under autocast operands are what it rounds them to (`cgverify/oracle/autocast.py`), and nothing else changes.
+What widens E where a user allows shortcuts is in `cgverify/oracle/shortcuts.py`.
 """
 
 from __future__ import annotations
@@ -18,7 +21,9 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from cgverify.oracle.arithmetic import UNIT_ROUNDOFF, Expected, accumulator, expected, gamma, rounded
+from cgverify.oracle.arithmetic import Expected, expected, gamma, rounded
+from cgverify.oracle.autocast import operand
+from cgverify.oracle.shortcuts import operand_spacing, operands_error, sum_unit, term_error
 
 CHUNK = 64
 BLOCK_ELEMENTS = 1 << 20
@@ -26,24 +31,30 @@ BLOCK_ELEMENTS = 1 << 20
 
 
 def products(
-    inputs: Sequence[torch.Tensor], weight: torch.Tensor, bias: torch.Tensor | None
+    inputs: Sequence[torch.Tensor],
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    autocast: torch.dtype | None = None,
 ) -> Iterator[tuple[slice, list[Expected]]]:
     """x·weightᵀ + bias for every input, a block of output columns at a time.
 
     Args:
         inputs: `[…, n]` each, in the model's dtype.
         weight: `[m, n]`, bias: `[m]`, as stored.
+        autocast: its dtype, if it is on.
 
     Yields:
         A slice of the m columns, and for each input the expected values `[rows, columns]` there.
     """
     if not inputs:
         return
-    rows = [x.reshape(-1, x.shape[-1]) for x in inputs]
+    rows = [operand(x.reshape(-1, x.shape[-1]), autocast) for x in inputs]
     stacked = torch.cat([x.to(torch.float64) for x in rows])
     for columns in _blocks(weight):
-        value, error = _product(stacked, weight[columns], None if bias is None else bias[columns], weight.dtype)
-        pieces = zip(value.split([len(x) for x in rows]), error.split([len(x) for x in rows]), inputs, strict=True)
+        factor = operand(weight[columns], autocast)
+        added = None if bias is None else operand(bias[columns], autocast)
+        value, error = _product(stacked, factor, added, factor.dtype)
+        pieces = zip(value.split([len(x) for x in rows]), error.split([len(x) for x in rows]), rows, strict=True)
         yield columns, [expected(v, rounded(v, e, x.dtype), x.dtype) for v, e, x in pieces]
 
 
@@ -59,7 +70,7 @@ def product(x: Expected, weight: torch.Tensor, bias: torch.Tensor | None = None)
     for columns in _blocks(weight):
         value, error = _product(rows, weight[columns], None if bias is None else bias[columns], weight.dtype)
         if inherited.any():
-            growth = 1 + gamma(weight.shape[1] + 2, UNIT_ROUNDOFF[accumulator(weight.dtype)])
+            growth = 1 + min(gamma(weight.shape[1] + 2, sum_unit(weight.dtype)), 1.0) + term_error(weight.dtype)
             error = error + inherited @ weight[columns].to(torch.float64).abs().T * growth
         values.append(value)
         errors.append(rounded(value, error, x.dtype))
@@ -90,7 +101,7 @@ def _product(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The value `[rows, columns]` and E."""
-    a = UNIT_ROUNDOFF[accumulator(dtype)]
+    a = sum_unit(dtype)
     n = x.shape[-1] + (bias is not None)
     w = weight.to(torch.float64)
     value = x.new_zeros(len(x), len(w))
@@ -103,13 +114,17 @@ def _product(
             torch.maximum(largest, (value + first).abs_(), out=largest)
     certain = None
     # 16√n (max|S_k| + ‖x∘w‖₂) <= 32√n Σ|x_i w_i|, so from n = 1020 on the first form is never the smaller.
-    if 32 * n**0.5 > n + 2:
+    if 32 * n**0.5 > n + 2 and (n + 2) * a < 1:
         certain = x.abs() @ w.abs().T
     squares = _sums_of_squares(x, weight)
+    off = operands_error(value, squares, dtype) if operand_spacing(dtype) else None
+    if off is not None and certain is not None:
+        off = torch.minimum(off, term_error(dtype) * certain)
     if first is not None:
         value += first
         torch.maximum(largest, first.abs().expand_as(largest), out=largest)
         squares += first.square()
         certain = None if certain is None else certain + first.abs()
     probable = squares.sqrt_().add_(largest).mul_(16 * a * n**0.5)
-    return value, probable if certain is None else torch.minimum(certain.mul_(gamma(n + 2, a)), probable)
+    error = probable if certain is None else torch.minimum(certain.mul_(gamma(n + 2, a)), probable)
+    return value, error if off is None else error.mul_(1 + term_error(dtype)).add_(off)

@@ -8,6 +8,8 @@ Two of γ's roundings are casts of float64 q and k to float32; 3a is the roundin
 reciprocal, and of the division; |m| stands with the product since a fused kernel may start from the mask. Where q or k
 was not observed after the rotation, the rotation's own bounds β_q, β_k add (β_q|k|ᵀ + |q|β_kᵀ + β_q β_kᵀ)/scale: two
 stages judged as one.
+
+Where operands of float32 products may be rounded, 2τ + τ² joins γ (`cgverify/oracle/shortcuts.py`).
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from __future__ import annotations
 import torch
 
 from cgverify.oracle.arithmetic import SMALLEST_SUBNORMAL, UNIT_ROUNDOFF, Expected, expected, gamma
+from cgverify.oracle.shortcuts import term_error
 
 
 def scores(query: Expected, key: Expected, mask: torch.Tensor | None) -> Expected:
@@ -39,5 +42,6 @@ def scores(query: Expected, key: Expected, mask: torch.Tensor | None) -> Expecte
     magnitudes = q @ k
     if mask is not None:  # a soft mask may be the first addend
         magnitudes = magnitudes + torch.where(mask > torch.finfo(mask.dtype).min, mask, 0).to(torch.float64).abs()
-    bound = (gamma(head_dim + 2, a) * magnitudes + inherited + a * masked.abs()) / scale + 3 * a * value.abs()
+    of_terms = gamma(head_dim + 2, a) + term_error(torch.float32)
+    bound = (of_terms * magnitudes + inherited + a * masked.abs()) / scale + 3 * a * value.abs()
     return expected(value, bound * (1 + 4 * a) + (head_dim + 3) * eta, dtype)

@@ -65,13 +65,13 @@ def _setting(answer: Answer) -> tuple[str, str]:
     return answer.dtype, answer.device
 
 
-def show(console: Console, answers: Sequence[Answer], left_out: Sequence[Fault]) -> None:
+def show(console: Console, answers: Sequence[Answer]) -> None:
     """Print what went wrong first, then what was listed apart, then the marks."""
-    for part in _parts(answers, left_out):
+    for part in _parts(answers):
         console.print(part, soft_wrap=isinstance(part, Text))
 
 
-def _parts(answers: Sequence[Answer], left_out: Sequence[Fault]) -> list[RenderableType]:
+def _parts(answers: Sequence[Answer]) -> list[RenderableType]:
     of = {outcome: [answer for answer in answers if answer.outcome is outcome] for outcome in Outcome}
     wrongly = [answer for answer in answers if answer.rightly_blamed is False]
     lines: list[RenderableType] = [Text(_sentence(answer), "red") for answer in of[Outcome.MISSED]]
@@ -79,8 +79,6 @@ def _parts(answers: Sequence[Answer], left_out: Sequence[Fault]) -> list[Rendera
     lines += [Text(_wrong_blame(answer), "yellow") for answer in wrongly]
     for apart in (Outcome.NO_BIT, Outcome.BELOW):
         lines += [Text(f"{apart.value} in {dtype}: {names}", "dim") for dtype, names in _by_dtype(of[apart])]
-    for case, faults in groupby(sorted(left_out, key=lambda fault: fault.case), key=lambda fault: fault.case):
-        lines.append(Text(f"left out, since there is no case {case}: {_names(faults)}", "yellow"))
     return [*lines, _marks_table(answers), _verdict_line(answers, wrongly)]
 
 

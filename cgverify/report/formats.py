@@ -18,8 +18,9 @@ FORMATS = {
     "junit": "cgverify.report.junit",
     "markdown": "cgverify.report.markdown",
     "github": "cgverify.report.github",
+    "html": "cgverify.report.html.page",
 }
-WITH_BASELINE = ("markdown",)
+WITH_BASELINE = ("markdown", "html")
 """Those that also show what changed: their `render` takes a baseline as a third argument, `(run, results)`."""
 PIVOTS = ("dtype", "device", "case", "candidate", "rotary_dim", "layer")
 """The axes along which `cgverify.report.pivot` shows a run, in `PIVOT_FORMATS`."""

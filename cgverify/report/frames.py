@@ -33,7 +33,7 @@ FINDING = [
         "tensors",
     ),
 ]
-SETTING = ["candidate", "dtype", "device", "rotary_dim"]
+SETTING = ["model", "candidate", "dtype", "device", "rotary_dim"]
 
 
 def in_plan_order(results: Iterable[CellResult], plan: Sequence[Cell]) -> list[CellResult]:
@@ -62,7 +62,7 @@ def worst_by(findings: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
     severity = findings["verdict"].map({verdict.value: verdict.severity for verdict in Verdict})
     compared = findings["verdict"].map({verdict.value: verdict.compares for verdict in Verdict})
     flags = {verdict.value: findings["verdict"] == verdict.value for verdict in Verdict}
-    cell = findings["component"] + findings["case"] + findings["seed"].astype(str)
+    cell = findings["model"] + findings["component"] + findings["case"] + findings["seed"].astype(str)
     marked = findings.assign(cell=cell, taps=compared, **flags)
     groups = marked.groupby(keys, sort=False, dropna=False)
     counted = groups[["taps", *flags]].sum().astype(int)

@@ -26,20 +26,21 @@ class Failure:
 
     def command(self, run: Run) -> str:
         """The command that repeats the cell alone. What is a default goes without saying."""
-        cell, settings = self.cell, run.settings
+        cell, of = self.cell, run.checkpoint_of(self.cell)
         options = {
-            "--weights": (settings["weights"], "auto"),
+            "--weights": (of.weights, "auto"),
             "--bridge": (cell.candidate, "cgverify"),
             "--dtype": (cell.dtype, "float32"),
             "--device": (cell.device, "cpu"),
-            "--rotary-dim": (cell.rotary_dim, cell.rotary_dim if not settings["rotary_dims"] else None),
+            "--rotary-dim": (cell.rotary_dim, of.rotary_dim),
             "--seed": (cell.seed, 0),
             "--batch-size": (cell.batch_size, 2),
             "--seq-len": (cell.seq_len, 8),
+            "--allow": (",".join(run.settings.get("allow", ())), ""),
         }
         said = [part for name, (value, default) in options.items() if value != default for part in (name, str(value))]
         where = ["--component", cell.component, "--case", cell.case]
-        return shlex.join(["cgverify", "all-components", "--model", settings["model"], *where, *said])
+        return shlex.join(["cgverify", "all-components", "--model", of.asked, *where, *said])
 
 
 def counts(results: Sequence[CellResult]) -> dict[Verdict, int]:
@@ -75,7 +76,7 @@ def failures(results: Sequence[CellResult]) -> list[Failure]:
             if finding.verdict.fails or finding.verdict is Verdict.ERROR:
                 cell = result.cell
                 tap = finding.tap.removeprefix("attn.").removeprefix("mlp.").removeprefix("ln1.")
-                key = (cell.candidate, cell.dtype, cell.device, finding.stage, tap, finding.verdict)
+                key = (cell.model, cell.candidate, cell.dtype, cell.device, finding.stage, tap, finding.verdict)
                 groups.setdefault(key, []).append((cell, finding))
     return [Failure(*max(group, key=_telling), cells=len({cell.id for cell, _ in group})) for group in groups.values()]
 

@@ -48,7 +48,15 @@ def _parts(run: Run, results: Sequence[CellResult], width: int) -> list[Renderab
     for setting, findings in findings_frame(results).groupby(SETTING, sort=False, dropna=False):
         if not (findings["verdict"] == Verdict.UNSUPPORTED.value).all():
             parts.append(_setting_table(run, tuple(map(str, setting)), findings, width))
-    return [*parts, *_notices(results), Text(verdict_line(results), style="bold")]
+    return [*parts, *_widened(run), *_notices(results), Text(verdict_line(results), style="bold")]
+
+
+def _widened(run: Run) -> list[RenderableType]:
+    """What the bounds were widened for."""
+    allowed = run.environment.get("numerics", {}).get("allowed", [])
+    return (
+        [Text(f"bounds of products are widened, since --allow {','.join(allowed)} is on", "yellow")] if allowed else []
+    )
 
 
 def _failures(run: Run, results: Sequence[CellResult]) -> list[RenderableType]:
@@ -64,9 +72,10 @@ def _failures(run: Run, results: Sequence[CellResult]) -> list[RenderableType]:
 
 
 def _setting_table(run: Run, setting: tuple[str, ...], findings: pd.DataFrame, width: int) -> Table:
-    candidate, dtype, device, rotary_dim = setting
+    model, candidate, dtype, device, rotary_dim = setting
+    origin = next((one.origin for one in run.checkpoints if one.name == model), run.weights_origin)
     table = Table(
-        title=f"{run.model} · {candidate} · {dtype} · {device} · rotary_dim {rotary_dim} · {run.weights_origin}",
+        title=f"{model} · {candidate} · {dtype} · {device} · rotary_dim {rotary_dim} · {origin}",
         title_justify="left",
         title_style="bold",
     )

@@ -24,8 +24,7 @@ LAYER = 1
 """Neither the first, so that a cache's layers can be mixed up, nor the last, so that there is a next one's weights."""
 
 BACKWARD = "backward"
-"""A fault of the forward is not asked for here: a whole gradient has no stage, by which to mark the blame, and no
-stage-local bound, by which to tell what is below a dtype's resolution."""
+"""A fault of the forward is not asked for here: a whole gradient has no stage, by which to mark the blame."""
 
 
 @dataclass(frozen=True)
@@ -38,23 +37,13 @@ class Exam:
     quick: bool = False
     """Each entry only in the first of its kinds, and a fault only in the first case that can show it."""
 
-    @property
-    def asked(self) -> tuple[Entry, ...]:
-        """The entries that the verifier has a case for."""
-        return tuple(entry for entry in self.entries if entry not in self.left_out)
-
-    @property
-    def left_out(self) -> tuple[Fault, ...]:
-        """Faults that show only in cases that this verifier has not."""
-        return tuple(entry for entry in self.entries if isinstance(entry, Fault) and entry.case not in CASES)
-
     def candidates(self) -> dict[str, Candidate]:
         """By the name that cells have for them."""
-        return {entry.bridge: candidate.find(entry.bridge) for entry in self.asked}
+        return {entry.bridge: candidate.find(entry.bridge) for entry in self.entries}
 
     def plan(self, source: Source) -> list[Cell]:
         """Every cell of the exam."""
-        return [cell for entry in self.asked for cell in self.cells_of(entry, source)]
+        return [cell for entry in self.entries for cell in self.cells_of(entry, source)]
 
     def cells_of(self, entry: Entry, source: Source) -> list[Cell]:
         """An entry's cells, in plan order."""
@@ -90,7 +79,7 @@ def mark(exam: Exam, results: Iterable[CellResult], source: Source) -> Iterator[
     """
     finished = {result.cell.id: result for result in results}
     candidates = exam.candidates()
-    for entry in exam.asked:
+    for entry in exam.entries:
         plan = exam.cells_of(entry, source)
         for dtype in exam.dtypes:
             for device in exam.devices:

@@ -2,8 +2,9 @@
 
 Computed from the fault's own tensors, never declared. A fault *changes no bit* if, in every probe, it shows the same
 taps and does the same beside them as the bridge that it was seeded in. It is *below the resolution* of a dtype if, run
-in float64, it moves no tap of any probe by more than that dtype's bound: with tap and o those of the fault in float64,
-B₆₄ what float64 itself may err and B the stage's bound in the fault's run in the dtype,
+in float64 on the same inputs and weights, rounded to the dtype, it moves no tap of any probe by more than that dtype's
+bound: with tap and o those of the fault in float64, B₆₄ what float64 itself may err and B the stage's bound in the
+fault's run in the dtype,
 
     |tap − o| <= B + B₆₄          at every element of every stage
 """
@@ -15,11 +16,12 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 
 import torch
+from torch import nn
 
-from cgverify import candidate, verify
+from cgverify import candidate, one_cell
 from cgverify.bits import same_tensor
 from cgverify.candidate import Candidate
-from cgverify.checking import Observed, Side
+from cgverify.checking import Observed, ObservedStep, Side
 from cgverify.checkpoint.source import Source
 from cgverify.checkpoint.window import Setting, View, Window
 from cgverify.judge import assess
@@ -51,27 +53,43 @@ def explain(fault: Candidate, cells: Sequence[Cell], source: Source) -> Outcome:
         right = list(_run(candidate.find("cgverify"), unseeded, source))
         if all(map(_same, narrow, right)):
             return Outcome.NO_BIT
-        wide = list(_run(fault, [cell.model_copy(update={"dtype": "float64"}) for cell in cells], source))
-    except verify.CandidateFailedError:
+        in_float64 = [cell.model_copy(update={"dtype": "float64"}) for cell in cells]
+        wide = list(_run(fault, in_float64, source, rounded_to=getattr(torch, cells[0].dtype)))
+    except one_cell.CandidateFailedError:
         return Outcome.MISSED
     return Outcome.BELOW if all(map(_within, wide, narrow)) else Outcome.MISSED
 
 
-def _run(tried: Candidate, cells: Sequence[Cell], source: Source) -> Iterator[Seen]:
-    """Both sides of every cell, view after view."""
+def _run(
+    tried: Candidate, cells: Sequence[Cell], source: Source, rounded_to: torch.dtype | None = None
+) -> Iterator[Seen]:
+    """Both sides of every cell, view after view.
+
+    Args:
+        rounded_to: a narrower dtype that weights and inputs go through.
+    """
     window = Window(source)
     for view, in_view in groupby(sorted(cells, key=lambda cell: str(_view(cell))), key=_view):
         window.show(view)
         together = list(in_view)
         first = together[0]
         setting = Setting(getattr(torch, first.dtype), torch.device(first.device), first.rotary_dim)
-        reference = verify.Reference(window.model(setting), source.config, window.spread())
+        model, other = (_rounded(window.model(setting), rounded_to) for _ in range(2))
+        reference = one_cell.Reference(model, source.config, window.spread())
         try:
-            bridge = tried.boot(window.model(setting))
+            bridge = tried.boot(other)
         except (Exception, SystemExit) as error:
-            raise verify.CandidateFailedError("boot", error) from error
+            raise one_cell.CandidateFailedError("boot", error) from error
         for cell in together:
-            yield Seen(verify.observe(cell, reference, bridge), reference.parameters)
+            yield Seen(one_cell.observe(cell, reference, bridge, rounded_to), reference.parameters)
+
+
+def _rounded(model: nn.Module, dtype: torch.dtype | None) -> nn.Module:
+    """The same model, its weights in view rounded to a dtype and widened again."""
+    for weight in model.parameters():
+        if dtype is not None and not weight.is_meta:
+            weight.data = weight.data.to(dtype).to(weight.dtype)
+    return model
 
 
 def _view(cell: Cell) -> View:
@@ -98,13 +116,20 @@ def _conduct(side: Side) -> tuple[object, ...]:
 
 
 def _within(wide: Seen, narrow: Seen) -> bool:
-    """Whether no tap in float64 is farther from its oracle than the narrow dtype's bound."""
-    if len(wide.sides) != len(narrow.sides):
-        return False
+    """Whether no tap in float64 is farther from its oracle than the narrow dtype's bound.
+
+    Steps are matched by name: float64 has some that a 16-bit dtype has not, such as autocast to another one.
+    """
+    steps = {step.name: step for step in wide.observed.steps}
     return all(
-        _conduct(step.candidate) == _conduct(other)
-        and all(_holds(stage, step.candidate, wide.parameters, other, narrow.parameters) for stage in step.stages)
-        for step, other in zip(wide.observed.steps, narrow.sides, strict=True)
+        step.name in steps and _step_within(steps[step.name], wide.parameters, step.candidate, narrow.parameters)
+        for step in narrow.observed.steps
+    )
+
+
+def _step_within(step: ObservedStep, exact: Parameters, narrow: Side, rounded: Parameters) -> bool:
+    return _conduct(step.candidate) == _conduct(narrow) and all(
+        _holds(stage, step.candidate, exact, narrow, rounded) for stage in step.stages
     )
 
 
@@ -132,7 +157,9 @@ def _expected(stage: Stage, side: Side, parameters: Parameters) -> Iterator[tupl
     if isinstance(stage.oracle, Local):
         yield None, stage.oracle.expect(side.view, parameters)[0]
     elif stage.oracle.input in side.view:
-        for columns, (answer,) in expect_products([side.view[stage.oracle.input]], stage.oracle.weight, parameters):
+        product = stage.oracle
+        blocks = expect_products([side.view[product.input]], product.weight, parameters, product.autocast)
+        for columns, (answer,) in blocks:
             yield columns, answer
     else:
         yield None, None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cgverify.selftest.entry import Fault, Variant
 from cgverify.selftest.seeded import (
+    autocast,
     block,
     cache,
     conduct,
@@ -25,7 +26,7 @@ from cgverify.selftest.variants import VARIANTS as _VARIANTS
 FAULTS: tuple[Fault, ...] = tuple(
     fault
     for subject in (
-        *(layout, rotation, scores, mixing, cache, hooks, patches, conduct, precision, training, settings),
+        *(layout, rotation, scores, mixing, cache, hooks, patches, conduct, precision, training, settings, autocast),
         *(layer_norm, feed_forward, block, ends),
     )
     for fault in subject.FAULTS

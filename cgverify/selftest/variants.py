@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,8 @@ from cgverify.selftest.entry import ATTENTION, Variant
 from cgverify.selftest.seeded.feed_forward import activated_by
 
 Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-Product = Callable[[nn.Linear, torch.Tensor], torch.Tensor]
+Product = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
+"""Of an input, a weight and a bias or None, in one dtype."""
 
 
 def _linears(bridge: Any) -> list[Any]:
@@ -26,17 +28,35 @@ def _linears(bridge: Any) -> list[Any]:
 
 
 def _multiplied(bridge: Any, product: Product) -> Any:
-    """Let every product of a bridge be taken by a function of the Linear and its input."""
+    """Let every product of a bridge be taken by a function, of what autocast makes of its operands if that is on."""
     for linear in _linears(bridge):
-        linear.forward = lambda x, linear=linear: product(linear, x)
+
+        def forward(x: torch.Tensor, linear: nn.Linear = linear) -> torch.Tensor:
+            operands = taken(x), taken(linear.weight), None if linear.bias is None else taken(linear.bias)
+            with by_hand(x):
+                return product(*operands)
+
+        linear.forward = forward
     return bridge
+
+
+def taken(operand: torch.Tensor) -> torch.Tensor:
+    """An operand as a product takes it: rounded, if autocast is on."""
+    device = operand.device.type
+    low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else operand.dtype
+    return operand if operand.dtype == torch.float64 else operand.to(low)
+
+
+def by_hand(x: torch.Tensor) -> torch.autocast:
+    """What stands in it casts for itself. Operands are to be taken before."""
+    return torch.autocast(x.device.type, enabled=False)
 
 
 def row_by_row(bridge: Any) -> Any:
     """One matrix-vector product for each token."""
 
-    def product(linear: nn.Linear, x: torch.Tensor) -> torch.Tensor:
-        rows = [nn.functional.linear(row, linear.weight, linear.bias) for row in x.reshape(-1, x.shape[-1])]
+    def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        rows = [nn.functional.linear(row, weight, bias) for row in x.reshape(-1, x.shape[-1])]
         return torch.stack(rows).reshape(*x.shape[:-1], -1)
 
     return _multiplied(bridge, product)
@@ -45,9 +65,9 @@ def row_by_row(bridge: Any) -> Any:
 def permuted_sum(bridge: Any) -> Any:
     """Every product sums its terms in another order."""
 
-    def product(linear: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+    def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         order = torch.randperm(x.shape[-1], generator=torch.Generator().manual_seed(0)).to(x.device)
-        return nn.functional.linear(x[..., order], linear.weight[:, order], linear.bias)
+        return nn.functional.linear(x[..., order], weight[:, order], bias)
 
     return _multiplied(bridge, product)
 
@@ -55,11 +75,11 @@ def permuted_sum(bridge: Any) -> Any:
 def split_k(bridge: Any) -> Any:
     """Every product is a sum of four in the accumulator's precision."""
 
-    def product(linear: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+    def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         wide = torch.promote_types(x.dtype, torch.float32)
-        parts = zip(x.to(wide).chunk(4, -1), linear.weight.to(wide).chunk(4, -1), strict=True)
+        parts = zip(x.to(wide).chunk(4, -1), weight.to(wide).chunk(4, -1), strict=True)
         total = torch.stack([a @ b.T for a, b in parts]).sum(0)
-        return (total if linear.bias is None else total + linear.bias).to(x.dtype)
+        return (total if bias is None else total + bias).to(x.dtype)
 
     return _multiplied(bridge, product)
 
@@ -67,10 +87,10 @@ def split_k(bridge: Any) -> Any:
 def bias_first(bridge: Any) -> Any:
     """A bias is the first addend."""
 
-    def product(linear: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+    def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         wide = torch.promote_types(x.dtype, torch.float32)
-        start = 0 if linear.bias is None else linear.bias.to(wide)
-        return (start + x.to(wide) @ linear.weight.to(wide).T).to(x.dtype)
+        start = 0 if bias is None else bias.to(wide)
+        return (start + x.to(wide) @ weight.to(wide).T).to(x.dtype)
 
     return _multiplied(bridge, product)
 
@@ -78,9 +98,8 @@ def bias_first(bridge: Any) -> Any:
 def products_in_float64(bridge: Any) -> Any:
     """Every product is taken in float64 and rounded once."""
 
-    def product(linear: nn.Linear, x: torch.Tensor) -> torch.Tensor:
-        bias = None if linear.bias is None else linear.bias.double()
-        return nn.functional.linear(x.double(), linear.weight.double(), bias).to(x.dtype)
+    def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        return nn.functional.linear(x.double(), weight.double(), None if bias is None else bias.double()).to(x.dtype)
 
     return _multiplied(bridge, product)
 
@@ -95,19 +114,19 @@ def strided_weights(bridge: Any) -> Any:
 
 def one_thread(bridge: Any) -> Any:
     """Every product runs on one thread."""
-    return _multiplied(bridge, lambda linear, x: _with_threads(1, linear, x))
+    return _multiplied(bridge, partial(_with_threads, 1))
 
 
 def two_threads(bridge: Any) -> Any:
     """Every product runs on two threads."""
-    return _multiplied(bridge, lambda linear, x: _with_threads(2, linear, x))
+    return _multiplied(bridge, partial(_with_threads, 2))
 
 
-def _with_threads(number: int, linear: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+def _with_threads(number: int, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:
-        return nn.functional.linear(x, linear.weight, linear.bias)
+        return nn.functional.linear(x, weight, bias)
     finally:
         torch.set_num_threads(before)
 
@@ -213,9 +232,11 @@ class ReciprocalScale(CodeGenAttentionBridge):
 
 
 class MaskInProduct(CodeGenAttentionBridge):
-    """The mask is the product's first addend."""
+    """The mask is the product's first addend, unless autocast rounds the product before it comes."""
 
     def _scores(self, query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        if torch.is_autocast_enabled(query.device.type):
+            return super()._scores(query, key, mask)
         q, k = query.to(torch.float32).flatten(0, 1), key.to(torch.float32).flatten(0, 1)
         start = mask.to(torch.promote_types(mask.dtype, torch.float32)).expand(*query.shape[:2], -1, -1).flatten(0, 1)
         scores = torch.baddbmm(start, q.to(start.dtype), k.to(start.dtype).mT)
@@ -226,7 +247,8 @@ class SoftmaxByHand(CodeGenAttentionBridge):
     """exp(s − max) / Σ exp(s − max)."""
 
     def _masked_softmax(self, attn_scores: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
-        powers = (attn_scores - attn_scores.amax(-1, keepdim=True)).exp()
+        wide = attn_scores.to(torch.promote_types(attn_scores.dtype, torch.float32))
+        powers = (wide - wide.amax(-1, keepdim=True)).exp()
         return powers / powers.sum(-1, keepdim=True)
 
 
@@ -234,7 +256,8 @@ class SoftmaxByLogarithm(CodeGenAttentionBridge):
     """exp(s − log Σ exp s), with the maximum taken off first."""
 
     def _masked_softmax(self, attn_scores: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
-        shifted = attn_scores - attn_scores.amax(-1, keepdim=True)
+        wide = attn_scores.to(torch.promote_types(attn_scores.dtype, torch.float32))
+        shifted = wide - wide.amax(-1, keepdim=True)
         return (shifted - shifted.exp().sum(-1, keepdim=True).log()).exp()
 
 
@@ -242,14 +265,20 @@ class MixedInFloat32(CodeGenAttentionBridge):
     """Pattern and values are cast up, mixed and cast down."""
 
     def _mix(self, pattern: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        pattern, value = taken(pattern), taken(value)
         wide = torch.promote_types(value.dtype, torch.float32)
-        return super()._mix(pattern.to(wide), value.to(wide)).to(value.dtype)
+        with by_hand(value):
+            return super()._mix(pattern.to(wide), value.to(wide)).to(value.dtype)
 
 
 class AttentionInFloat64(CodeGenAttentionBridge):
-    """Scores, softmax and mixing are computed in float64 and rounded once each."""
+    """Scores, softmax and mixing are computed in float64 and rounded once each, scores once more under autocast."""
 
     def _scores(self, query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        if torch.is_autocast_enabled(query.device.type):
+            query, key = taken(query.to(torch.float32)), taken(key.to(torch.float32))
+            scores = (query.double() @ key.double().mT).to(query.dtype) + mask
+            return scores / math.sqrt(query.shape[-1])
         dtype = torch.promote_types(mask.dtype, torch.float32)
         scores = query.double() @ key.double().transpose(-1, -2) + mask.double()
         return (scores / math.sqrt(query.shape[-1])).to(dtype)
@@ -258,6 +287,7 @@ class AttentionInFloat64(CodeGenAttentionBridge):
         return attn_scores.double().softmax(-1)
 
     def _mix(self, pattern: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        pattern, value = taken(pattern), taken(value)
         return super()._mix(pattern.double(), value.double()).to(value.dtype)
 
 

@@ -12,7 +12,7 @@ from sides import both, small_config
 from transformers import CodeGenForCausalLM
 
 from cgverify.bridge import boot, hugging_face_weights, save_pretrained
-from cgverify.bridge.stacked import project_row
+from cgverify.bridge.stacked import project_together
 
 
 @pytest.fixture
@@ -162,24 +162,24 @@ def test_a_move_to_another_dtype_or_device_is_no_edit(model: CodeGenForCausalLM)
         edited.to(torch.float64)(**edited.get_random_inputs(dtype=torch.float64))
 
 
-def test_q_k_and_v_lie_in_one_piece_and_one_product_serves_a_single_token(model: CodeGenForCausalLM) -> None:
+def test_q_k_and_v_lie_in_one_piece_and_one_product_serves_all_three(model: CodeGenForCausalLM) -> None:
     _, ours = both(model)
     projections = (ours.q, ours.k, ours.v)
     token = torch.randn(1, 1, 64)
-    for dtype in (torch.float32, torch.bfloat16):
-        ours.to(dtype)
-        with torch.no_grad():
-            found = project_row(projections, token.to(dtype))
-            assert found is not None
-            for projection, row in zip(projections, found, strict=True):
-                assert torch.equal(row, projection(token.to(dtype)))
     with torch.no_grad():
-        assert project_row(projections, torch.randn(1, 2, 64, dtype=dtype)) is None
+        assert project_together(projections, torch.randn(1, 2, 64)) is None  # three products are as quick
+        for dtype, rows in ((torch.float32, 1), (torch.bfloat16, 1), (torch.bfloat16, 40), (torch.float16, 40)):
+            ours.to(dtype)
+            given = torch.randn(1, rows, 64).to(dtype)
+            found = project_together(projections, given)
+            assert found is not None
+            for projection, part in zip(projections, found, strict=True):
+                assert torch.equal(part, projection(given))
         ours.k.hook_out.add_hook(lambda tensor, hook: None)
-        assert project_row(projections, token.to(dtype)) is None
+        assert project_together(projections, token.to(dtype)) is None
         ours.k.hook_out.remove_hooks()
-        assert project_row(projections, token.to(dtype)) is not None
-    assert project_row(projections, token.to(dtype)) is None  # each weight must get a gradient for itself
+        assert project_together(projections, token.to(dtype)) is not None
+    assert project_together(projections, token.to(dtype)) is None  # each weight must get a gradient for itself
 
 
 @torch.no_grad()

@@ -29,7 +29,7 @@ def test_the_table_and_the_run_folder(cli: Cli, tmp_path: Path) -> None:
     assert "codegen-nano (shipped)" in done.stderr
     folder = tmp_path / "run"
     assert {path.name for path in folder.iterdir()} == {
-        *("run.json", "findings.jsonl", "findings.csv", "summary.csv", "timings.csv")
+        *("plan.jsonl", "run.json", "findings.jsonl", "findings.csv", "summary.csv", "timings.csv")
     }
     findings = pd.read_csv(folder / "findings.csv")
     assert (findings["r"] <= 1).all()

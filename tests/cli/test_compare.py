@@ -231,7 +231,7 @@ def test_runs_without_a_common_cell_are_no_pass(invoke: Invoke) -> None:
         (("report", "one", "--by", "dtpye"), "did you mean 'dtype'"),
         (("report", "one", "--by", "dtype", "--format", "junit"), "and not as junit"),
         (("report", "one", "--format", "xml"), "Unknown format 'xml'"),
-        (("report", "one", "--baseline", "one"), "--baseline is shown as markdown"),
+        (("report", "one", "--baseline", "one"), "--baseline is shown as markdown, html"),
         (("report", "one", "--format", "markdown", "--baseline", "nowhere"), "nowhere holds no run"),
         (("report", "one", "--output", "no/where"), "Cannot write no/where"),
         (("baseline", "accept", "nowhere"), "holds no run"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cgverify.records import Cell, CellResult, Finding, Run, Verdict
+from cgverify.records import Cell, CellResult, Checkpoint, Finding, Run, Verdict
 from cgverify.report.frames import findings_frame, in_plan_order, summary_frame
 from cgverify.report.outcome import exit_code, failures, silent_hooks
 
@@ -14,8 +14,22 @@ RUN = Run(
     model="m",
     weights_origin="random",
     weights_digest="d",
-    settings={"model": "./my model", "weights": "auto", "rotary_dims": []},
+    settings={},
     environment={},
+    checkpoints=(
+        Checkpoint(
+            name="m",
+            asked="./my model",
+            weights="auto",
+            origin="random",
+            digest="d",
+            n_layers=4,
+            rotary_dim=8,
+            n_positions=64,
+            n_embd=64,
+            vocab_size=101,
+        ),
+    ),
 )
 
 

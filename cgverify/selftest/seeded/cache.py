@@ -33,7 +33,7 @@ class CacheNotCast(CodeGenAttentionBridge):
 
     def _extend_cache(self, cache: Any, key: torch.Tensor, value: torch.Tensor) -> Pair:
         keys, values = super()._extend_cache(cache, self._wide, value)
-        return keys, values.to(value.dtype)
+        return keys, values.to(key.dtype)
 
 
 class CacheKeysAndValuesSwapped(CodeGenAttentionBridge):

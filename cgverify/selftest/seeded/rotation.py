@@ -186,7 +186,8 @@ class RotationInBfloat16(Rotation):
 
     def turn(self, x: torch.Tensor, sin: torch.Tensor, cos: torch.Tensor) -> torch.Tensor:
         half = torch.bfloat16
-        return rotate(x.to(half), sin.to(half), cos.to(half)).to(torch.promote_types(x.dtype, sin.dtype))
+        with torch.autocast(x.device.type, enabled=False):  # to float16 it would not have bfloat16 beside it
+            return rotate(x.to(half), sin.to(half), cos.to(half)).to(torch.promote_types(x.dtype, sin.dtype))
 
 
 class RotationInModelDtype(Rotation):

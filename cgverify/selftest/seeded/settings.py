@@ -1,4 +1,4 @@
-"""What goes wrong only in another setting: a cast table, a row that sees nothing, flags, autocast."""
+"""What goes wrong only in another setting: a cast table, a row that sees nothing, flags."""
 
 from __future__ import annotations
 
@@ -50,14 +50,6 @@ class SplitInputFlagIgnored(CodeGenAttentionBridge):
 
     def _is_split_qkv_fork_active(self) -> bool:
         return False
-
-
-class ScoresOutsideAutocast(CodeGenAttentionBridge):
-    """The product of the scores stays in float32 under autocast."""
-
-    def _scores(self, query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(query.device.type, enabled=False):
-            return super()._scores(query, key, mask)
 
 
 class TokensSeeThemselves(CodeGenAttentionBridge):
@@ -126,7 +118,6 @@ FAULTS = (
     fault(MaskedRowNotANumber, "softmax", case="masked_row"),
     fault(ResultsIgnored, "result", "patched", case="gated"),
     fault(SplitInputFlagIgnored, "fork", "patched", case="gated"),
-    fault(ScoresOutsideAutocast, "scores", case="autocast"),
     fault(TokensSeeThemselves, "scores", case="masked_row"),
     fault(TableOfItsOwn, "rope", case="cast_table"),
     fault(ResultsInReverse, "result", case="gated"),

@@ -91,19 +91,25 @@ class _ReferenceStep:
     """What the candidate's stages take from it."""
 
 
-def observe(cell: Cell, reference: Reference, bridge: nn.Module) -> Observed:
+def observe(cell: Cell, reference: Reference, bridge: nn.Module, rounded_to: torch.dtype | None = None) -> Observed:
     """Run both sides of a cell on the same inputs.
 
     Args:
         bridge: a one-block bridge with the reference's weights, in memory of its own.
+        rounded_to: a narrower dtype that the inputs go through.
 
     Raises:
         CandidateFailedError: before anything could be compared.
     """
     started = time.perf_counter()
     component, case = COMPONENTS[cell.kind], CASES[cell.case]
-    recipe = probe.Recipe(cell.seed, cell.batch_size, cell.seq_len, reference.config.n_positions, reference.spread)
+    dtype = getattr(torch, cell.dtype)
+    recipe = probe.Recipe(
+        cell.seed, cell.batch_size, cell.seq_len, reference.config.n_positions, dtype, reference.spread
+    )
     built = _probe(component, case, recipe, reference.config, bridge)
+    if rounded_to is not None:
+        built = built.rounded(rounded_to)
 
     def run(step: probe.Step, inputs: dict[str, Any], cache: Any) -> Observation:
         unhooked = case.unhooked and step is built.steps[0]
@@ -150,8 +156,9 @@ def _forwards(
 
     After a step that raised, the next would start from a cache that is not what it seems.
     """
-    cache = DynamicCache() if built.with_cache else None
+    caches = {step.cache: DynamicCache() for step in built.steps if step.cache is not None}
     for step in built.steps:
+        cache = None if step.cache is None else caches[step.cache]
         inputs = probe.convert(step.inputs, getattr(torch, cell.dtype), torch.device(cell.device))
         if cache is not None:
             _fill_layers_below(cache, cell.layer or 0, inputs["hidden_states"], config)

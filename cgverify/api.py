@@ -1,0 +1,121 @@
+"""What Python code calls to verify."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, overload
+
+from torch import nn
+
+from cgverify.config import load, parse
+from cgverify.environment import pin_numerics
+from cgverify.errors import UnknownNameError, UsageError
+from cgverify.evidence import KEEP
+from cgverify.execute.checkpoints import Found
+from cgverify.in_memory import NAME, Pair
+from cgverify.plan import plan
+from cgverify.report.frames import in_plan_order, write_csv
+from cgverify.result import Result
+from cgverify.runner import Campaign, Means, describe, one_checkpoint, prepare, require_cells, sweep_of
+from cgverify.store import new_folder
+
+
+def sweep(
+    config: str | os.PathLike[str] | Mapping[str, Any],
+    output: str | os.PathLike[str] | None = None,
+    *,
+    threads: int | None = None,
+    jobs: int = 1,
+    keep_tensors: str = "failed",
+    resume: bool = False,
+) -> Result:
+    """Carry out a plan, as `cgverify sweep` does.
+
+    Args:
+        config: the path of a plan in YAML, or what such a file would say.
+        output: a new folder for the run; `reports/PLAN-TIME` by default.
+        threads: of torch in each process, which are set for this process too; None leaves them.
+        jobs: processes that share the work. With more than one, call this under `if __name__ == "__main__":`.
+        keep_tensors: of which findings tensors are kept: `failed`, `all`, `none`.
+        resume: continue the run that is in `output`.
+
+    Raises:
+        ConfigError: a plan that cannot be.
+        CgverifyError: see `cgverify.errors`.
+    """
+    if keep_tensors not in KEEP:
+        raise UnknownNameError("keep_tensors", keep_tensors, KEEP)
+    if isinstance(config, Mapping):
+        described, name = parse(config), "sweep"
+    else:
+        described, name = load(Path(config)), Path(config).stem
+    prepared = prepare(sweep_of(described, name), Means(threads=threads, jobs=jobs, keep_tensors=keep_tensors))
+    require_cells(prepared)
+    path = Path(output) if output is not None else new_folder(prepared.run.model)
+    campaign = Campaign.resume(prepared, path) if resume else Campaign.start(prepared, path)
+    try:
+        for _ in campaign.carry_out():
+            pass
+    finally:
+        campaign.folder.close()
+    write_csv(path, campaign.ordered)
+    return Result(campaign.folder.run, tuple(campaign.ordered), path, len(prepared.plan))
+
+
+@overload
+def verify(model: str, /, *, weights: str = "auto", threads: int | None = None, **axes: Any) -> Result: ...
+
+
+@overload
+def verify(bridge: nn.Module, reference: nn.Module, /, *, threads: int | None = None, **axes: Any) -> Result: ...
+
+
+def verify(
+    what: str | nn.Module,
+    reference: nn.Module | None = None,
+    /,
+    *,
+    weights: str = "auto",
+    threads: int | None = None,
+    **axes: Any,
+) -> Result:
+    """Verify a checkpoint by its name, or a bridge in memory beside the model that it must agree with; nothing is kept.
+
+    Args:
+        what: a name of `cgverify models`, a folder or a hub id; or a `TransformerBridge`.
+        reference: for a bridge: a `CodeGenForCausalLM` with the same weights in memory of its own, on which no bridge
+            was booted. Its dtype and device are the pair's.
+        weights: for a name: see `cgverify.checkpoint.resolve`.
+        threads: of torch, which are set for this process; None leaves them.
+        axes: keys of a plan (`cgverify.config`): `layers`, `components`, `cases`, `seeds`, `batch_size`, `seq_len`, and
+            for a name `candidates`, `dtypes`, `devices`, `rotary_dims`.
+
+    Raises:
+        UsageError: a name or an axis that cannot be; a pair that is none.
+        CgverifyError: a checkpoint that cannot be had.
+    """
+    if isinstance(what, str):
+        config = parse({"models": [{"model": what, "weights": weights}], **axes})
+        (request,) = config.requests()
+        prepared = prepare(
+            one_checkpoint("verify", request.model, request.weights, request.axes), Means(threads=threads)
+        )
+        results = list(prepared.executor().run(prepared.units, prepared.job()))
+        return Result(prepared.run, tuple(in_plan_order(results, prepared.cells)), None, len(prepared.cells))
+    if reference is None:
+        raise UsageError("verify takes a model's name, or a bridge and its reference.")
+    return _verify_pair(Pair(what, reference), threads, axes)
+
+
+def _verify_pair(pair: Pair, threads: int | None, axes: dict[str, Any]) -> Result:
+    for key in ("candidates", "dtypes", "devices", "rotary_dims"):
+        if key in axes:
+            raise UsageError(f"{key} is the pair's own: leave it out.")
+    asked = parse({"models": NAME, "candidates": "bridge", "dtypes": pair.dtype, "devices": pair.device, **axes})
+    checkpoint = pair.checkpoint
+    cells = plan(asked.requests(), {(NAME, "auto"): checkpoint})
+    found = Found({(NAME, "auto"): checkpoint})
+    run = describe("verify", NAME, found, asked.model_dump(mode="json"), pin_numerics(threads))
+    return Result(run, tuple(in_plan_order(pair.verify(cells), cells)), None, len(cells))

@@ -1,0 +1,139 @@
+"""Charts as SVG: lines over a whole-numbered axis, and pairs of dots over a logarithmic one.
+
+They stand by themselves, in a page or as a file. Colours are custom properties with a value to fall back on, so that a
+page can have them follow its theme. Series differ in shape and dash as well as in colour.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from cgverify.report.html.scale import LogScale
+from cgverify.report.html.templating import render_template
+
+SHAPES = ("circle", "square", "triangle", "diamond")
+COLOURS = ("#0072b2", "#b26a00", "#00795a", "#a6487f", "#4d5b6a", "#6b4fbb")
+DASHES = ("", "6 3", "2 3", "8 3 2 3")
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line: its name, and its figures at whole numbers (layers, sequence lengths)."""
+
+    name: str
+    points: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two figures that are compared, under a row's label and a series' name."""
+
+    row: str
+    series: str
+    candidate: float
+    reference: float
+
+
+@dataclass(frozen=True)
+class Style:
+    """What a series looks like."""
+
+    name: str
+    colour: str
+    shape: str
+    dash: str
+
+
+def styles(names: Sequence[str]) -> dict[str, Style]:
+    """A look of its own for each series, by its place."""
+    return {
+        name: Style(
+            name,
+            f"var(--series-{place % len(COLOURS)}, {COLOURS[place % len(COLOURS)]})",
+            SHAPES[place % len(SHAPES)],
+            DASHES[place % len(DASHES)],
+        )
+        for place, name in enumerate(names)
+    }
+
+
+def line_chart(series: Sequence[Series], *, title: str, x_label: str, limit: float | None = None) -> Markup:
+    """Figures that are not negative over whole numbers, on a logarithmic scale.
+
+    Args:
+        title: what a screen reader says of the whole.
+        limit: where a line is drawn across, as far as nothing may go.
+    """
+    width, left, right, top, bottom = 560, 46, 16, 20, 224
+    figures = [y for one in series for _, y in one.points]
+    scale = LogScale.over([*figures, *([] if limit is None else [limit])], start=bottom, end=top)
+    xs = sorted({x for one in series for x, _ in one.points})
+    span = max(xs[-1] - xs[0], 1)
+
+    def across(x: int) -> float:
+        return round(left + 12 + (x - xs[0]) / span * (width - left - right - 24), 1)
+
+    look = styles([one.name for one in series])
+    return render_template(
+        "lines.svg.j2",
+        title=title,
+        x_label=x_label,
+        width=width,
+        left=left,
+        right=width - right,
+        bottom=bottom,
+        y_ticks=scale.ticks(),
+        x_ticks=[(across(x), x) for x in _thinned(xs)],
+        limit=None if limit is None else scale.place(limit),
+        lines=[
+            (look[one.name], [(across(x), scale.place(y), f"{one.name}, {x}: {y:.3g}") for x, y in one.points])
+            for one in series
+        ],
+    )
+
+
+def pair_chart(pairs: Sequence[Pair], *, title: str, x_label: str, limit: float | None = None) -> Markup:
+    """A row per label: of each series a ring (reference) and a dot (candidate), joined, on a logarithmic scale.
+
+    Args:
+        title: what a screen reader says of the whole.
+        limit: where a line is drawn down, as far as nothing may go.
+    """
+    rows = list(dict.fromkeys(pair.row for pair in pairs))
+    look = styles(list(dict.fromkeys(pair.series for pair in pairs)))
+    width, left, right, top, lane = 760, 200, 20, 26, 9
+    step = lane * (len(look) + 1)
+    figures = [figure for pair in pairs for figure in (pair.candidate, pair.reference)]
+    figures += [] if limit is None else [limit]
+    scale = LogScale.over(figures, start=left + 12, end=width - right)
+    return render_template(
+        "pairs.svg.j2",
+        title=title,
+        x_label=x_label,
+        width=width,
+        left=left,
+        right=width - right,
+        top=top,
+        step=step,
+        rows=rows,
+        x_ticks=scale.ticks(),
+        limit=None if limit is None else scale.place(limit),
+        pairs=[
+            (
+                look[pair.series],
+                top + step * rows.index(pair.row) + lane * (list(look).index(pair.series) + 1),
+                scale.place(pair.candidate),
+                scale.place(pair.reference),
+                f"{pair.row}, {pair.series}: candidate {pair.candidate:.3g}, reference {pair.reference:.3g}",
+            )
+            for pair in pairs
+        ],
+    )
+
+
+def _thinned(xs: Sequence[int]) -> Sequence[int]:
+    """As many as have room for a label."""
+    return xs[:: max(1, -(-len(xs) // 18))]

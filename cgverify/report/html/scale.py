@@ -1,0 +1,60 @@
+"""A logarithmic axis on which zero and infinity have places of their own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+MOST_TICKS = 8
+LANE = 26.0
+"""Pixels between the logarithmic part and the place of zero or infinity."""
+
+
+@dataclass(frozen=True)
+class LogScale:
+    """Where figures stand between `start` and `end`, in pixels; `end` may lie before `start`.
+
+    With start 0, end 126 and the figures 0, 0.01 and 1: zero is at 0, 0.01 at 26 and 1 at 126.
+    """
+
+    start: float
+    end: float
+    low: int
+    """Decades: 10**low to 10**high."""
+    high: int
+    has_zero: bool
+    has_infinity: bool
+
+    @classmethod
+    def over(cls, figures: Iterable[float], start: float, end: float) -> LogScale:
+        """The whole decades that hold all figures, which are not negative."""
+        seen = list(figures)
+        positive = [figure for figure in seen if 0 < figure < math.inf]
+        low = math.floor(math.log10(min(positive))) if positive else 0
+        high = math.ceil(math.log10(max(positive))) if positive else 1
+        return cls(start, end, low, max(high, low + 1), 0 in seen, math.inf in seen)
+
+    def place(self, figure: float) -> float:
+        """The pixel of a figure."""
+        if figure == 0:
+            return self.start
+        if figure == math.inf:
+            return self.end
+        lane = math.copysign(LANE, self.end - self.start)
+        first = self.start + lane * self.has_zero
+        last = self.end - lane * self.has_infinity
+        return round(first + (math.log10(figure) - self.low) / (self.high - self.low) * (last - first), 1)
+
+    def ticks(self) -> list[tuple[float, str]]:
+        """Pixel and label of zero, of some decades, and of infinity."""
+        step = math.ceil((self.high - self.low) / MOST_TICKS)
+        decades = [(self.place(10.0**power), _power(power)) for power in range(self.low, self.high + 1, step)]
+        zero = [(self.start, "0")] if self.has_zero else []
+        return [*zero, *decades, *([(self.end, "∞")] if self.has_infinity else [])]
+
+
+def _power(power: int) -> str:
+    if -2 <= power <= 3:
+        return f"{10.0**power:g}"
+    return "10" + str(power).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))

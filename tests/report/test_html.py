@@ -1,0 +1,407 @@
+"""The HTML report in a real browser: it shows what was found, to whoever looks, wherever, and fetches nothing."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import xml.etree.ElementTree as ET
+from collections.abc import Callable, Iterator, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Cli
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from cgverify.records import Cell, CellResult, Checkpoint, Finding, Run, Verdict
+from cgverify.report.html.changes import changes
+from cgverify.report.html.chart import Pair, Series, line_chart, pair_chart
+from cgverify.report.html.page import MOST_FINDINGS, render
+from cgverify.report.html.scale import LogScale
+from cgverify.report.html.worst import shown_axes
+from cgverify.store import RunFolder
+
+RUN = Run(
+    created="2026-01-02T03:04:05+00:00",
+    command="all-components",
+    model="small",
+    weights_origin="random (seed 0)",
+    weights_digest="d",
+    checkpoints=(
+        Checkpoint(
+            name="small",
+            asked="small",
+            weights="auto",
+            origin="random (seed 0)",
+            digest="d",
+            n_layers=3,
+            rotary_dim=8,
+            n_positions=64,
+            n_embd=64,
+            vocab_size=101,
+        ),
+    ),
+    settings={"model": "small", "weights": "auto", "rotary_dims": [], "dtypes": ["float32", "bfloat16"]},
+    environment={"versions": {"torch": "2.13"}, "numerics": {"threads": 2}},
+)
+HOSTILE = """</script><script>window.owned = 1</script><img src=x onerror="window.owned = 1">'"&"""
+LAYERS, DTYPES, CASES = (0, 1, 2), ("bfloat16", "float32"), ("default", "decode")
+
+
+def result(layer: int | None, kind: str, dtype: str, case: str, findings: Sequence[Finding]) -> CellResult:
+    cell = Cell(
+        model="small",
+        weights="d",
+        layer=layer,
+        kind=kind,
+        candidate="mine",
+        dtype=dtype,
+        device="cpu",
+        rotary_dim=8,
+        case=case,
+        seed=0,
+        batch_size=2,
+        seq_len=8,
+    )
+    return CellResult(cell=cell, findings=tuple(findings), seconds=1.0)
+
+
+def finding(tap: str, verdict: Verdict = Verdict.BITWISE, r: float | None = 0.25, **fields: Any) -> Finding:
+    figures = {"stage": "mix", "reference_r": 0.2, "candidate_error": 1e-7, "reference_error": 1e-7, "max_abs": 0.0}
+    return Finding(**{"step": "forward", "tap": tap, "verdict": verdict, "r": r, **figures, **fields})
+
+
+def ratio(layer: int, dtype: str, case: str) -> float:
+    """Another r in every cell; 0.5 in layer 2."""
+    return 0.5 - (2 - layer) / 10 - DTYPES.index(dtype) / 100 - CASES.index(case) / 1000
+
+
+def passing() -> list[CellResult]:
+    return [
+        *(result(None, "embed", dtype, "default", [finding("hook_out", r=0.0)]) for dtype in DTYPES),
+        *(
+            result(
+                layer,
+                "attn",
+                dtype,
+                case,
+                [finding("hook_z"), finding("hook_out", Verdict.BOUNDED, ratio(layer, dtype, case))],
+            )
+            for layer, dtype, case in product(LAYERS, DTYPES, CASES)
+        ),
+    ]
+
+
+def failing() -> list[CellResult]:
+    """hook_z of layer 1 fails in bfloat16 with a cache, and the block lacks a hook."""
+    wrong = finding("hook_z", Verdict.DIVERGED, 419.0, max_abs=0.5, message=f"mix is off {HOSTILE}")
+    results = [
+        one.model_copy(update={"findings": (wrong, *one.findings[1:])})
+        if (one.cell.layer, one.cell.dtype, one.cell.case) == (1, "bfloat16", "decode")
+        else one
+        for one in passing()
+    ]
+    block = [finding("attn.hook_rot_q", Verdict.MISSING, None, message="never fired")]
+    return [*results, result(0, "block", "float32", "default", block)]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("no chromium on this machine's PATH: the report is looked at in a real one")
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+Open = Callable[..., Page]
+
+
+@pytest.fixture
+def look(browser: Browser, tmp_path: Path) -> Iterator[Open]:
+    """Open a report as a file. Afterwards: nothing was fetched but it, and the console stayed empty."""
+    opened: list[Page] = []
+    told: list[str] = []
+    fetched: set[str] = set()
+    path = tmp_path / "report.html"
+
+    def open_(report: str, **context: Any) -> Page:
+        path.write_text(report, encoding="utf-8")
+        page = browser.new_page(**context)
+        opened.append(page)
+        page.on("request", lambda request: fetched.add(request.url))
+        page.on("console", lambda message: told.append(message.text))
+        page.on("pageerror", lambda error: told.append(str(error)))
+        page.goto(path.as_uri())
+        return page
+
+    yield open_
+    for page in opened:
+        page.close()
+    assert {url for url in fetched if not url.startswith("data:")} == {path.as_uri()}
+    assert told == []
+
+
+def square(page: Page, tap: str, column: str) -> Any:
+    """The heat map's square of a tap below a heading."""
+    headings = page.locator("#heat thead tr").nth(1).locator("th").all_inner_texts()
+    place = [heading.strip() for heading in headings].index(column)
+    return page.locator(f'#heat tr[data-tap="{tap}"]').locator("th, td").nth(place)
+
+
+def shown_rows(page: Page) -> list[str]:
+    rows = page.locator("#finding-table tbody tr")
+    shown: list[str] = rows.evaluate_all("all => all.filter(row => row.offsetHeight).map(row => row.innerText)")
+    return shown
+
+
+def test_a_passing_run(look: Open) -> None:
+    page = look(render(RUN, passing()))
+    assert page.locator(".outcome").inner_text().split() == ["=", "Every", "tap", "holds"]
+    assert page.locator("#failures, #changes").count() == 0
+    # hook_z and hook_out of attention in 3 layers, 2 dtypes and 2 cases; embed outside the layers, 2 dtypes, 1 case.
+    assert page.locator("#heat tbody td[class*=v]").count() == 2 * (3 + 2 + 2) + (1 + 2 + 1)
+    assert page.locator("#heat tbody .v6, #heat tbody .v5").count() == 0
+    assert page.locator("dl").first.inner_text().split("\n")[4:8] == ["candidate", "mine", "dtype", "float32, bfloat16"]
+    assert "|Δ| is 0 at every depth" in page.locator("main").inner_text()
+
+
+def test_a_failing_run_tells_its_faults_first_with_the_command(look: Open) -> None:
+    page = look(render(RUN, failing()))
+    assert page.locator(".outcome").inner_text().split() == ["×", "2", "faults"]
+    first = page.locator(".failures li").first.inner_text()
+    assert "blocks.1.attn, mine in bfloat16, case decode: mix is off" in first
+    assert "cgverify all-components --model small --component blocks.1.attn --case decode --bridge mine" in first
+    assert square(page, "attn.hook_z", "1").inner_text() == "×"
+    assert square(page, "attn.hook_z", "2").inner_text() == "="
+    assert square(page, "attn.hook_rot_q", "0").inner_text() == "∅"
+    assert page.locator("#finding-table tbody tr").first.inner_text().startswith("× diverged")
+
+
+def test_what_findings_say_is_text_whatever_it_is(look: Open) -> None:
+    page = look(render(RUN, failing()))
+    assert HOSTILE in page.locator(".failures li").first.inner_text()
+    assert page.evaluate("window.owned") is None
+
+
+def test_pointing_at_a_square_shows_r_and_where_it_is_worst(look: Open) -> None:
+    page = look(render(RUN, failing()))
+    square(page, "attn.hook_z", "1").hover()
+    tip = page.locator("#tip").inner_text()
+    assert "diverged · r 419" in tip
+    assert "bfloat16 · decode · layer 1" in tip
+    page.mouse.move(1, 1)
+    assert page.locator("#tip").is_hidden()
+    page.locator(".lines .mark").last.hover()
+    assert "float32, 2: 0.49\nbfloat16, 2: 0.5" in page.locator("#tip").inner_text()  # they lie upon each other
+
+
+def test_the_keyboard_reaches_what_the_mouse_does(look: Open) -> None:
+    page = look(render(RUN, failing()))
+    page.locator("#heat td[tabindex='0']").focus()
+    page.keyboard.press("ArrowDown")  # from embed, outside the layers, there is nothing below
+    assert "embed.hook_out" in page.locator("#tip").inner_text()
+    for _ in range(2):  # over the empty squares of the layers
+        page.keyboard.press("ArrowRight")
+    assert "bfloat16" in page.locator("#tip").inner_text()
+    page.keyboard.press("ArrowDown")
+    assert "attn.hook_z · bfloat16" in page.locator("#tip").inner_text()
+    page.keyboard.press("Enter")
+    assert page.locator("#tip").is_hidden()
+    assert len(shown_rows(page)) == 6
+
+
+def test_pressing_a_square_shows_its_findings(look: Open) -> None:
+    page = look(render(RUN, failing()))
+    page.locator("#map-filters select").first.select_option("bfloat16")
+    square(page, "attn.hook_z", "1").click()
+    assert [row.split("\t")[:4] for row in shown_rows(page)] == [
+        [verdict, "attn", "1", "attn.hook_z"] for verdict in ("× diverged", "= bitwise")
+    ]
+
+
+def test_a_finger_is_told_first_and_led_on_by_the_second_touch(look: Open) -> None:
+    page = look(render(RUN, failing()), has_touch=True, viewport={"width": 360, "height": 740})
+    wrong = square(page, "attn.hook_z", "1")
+    wrong.tap()
+    assert "r 419" in page.locator("#tip").inner_text()
+    assert len(shown_rows(page)) == 27
+    wrong.tap()
+    assert page.locator("#tip").is_hidden()
+    assert len(shown_rows(page)) == 4
+
+
+def test_the_heat_map_narrows_to_a_dtype(look: Open) -> None:
+    page = look(render(RUN, failing()))
+    page.locator("#map-filters select").first.select_option("float32")
+    assert square(page, "attn.hook_z", "1").inner_text() == "="
+    assert square(page, "attn.hook_z", "bfloat16").inner_text() == ""
+    page.locator("#map-filters select").first.select_option("all")
+    assert square(page, "attn.hook_z", "1").inner_text() == "×"
+
+
+def test_the_table_filters(look: Open) -> None:
+    page = look(render(RUN, failing()))
+    assert len(shown_rows(page)) == 2 + 2 * 12 + 1
+    page.locator("[data-name=verdict]").select_option("missing")
+    assert len(shown_rows(page)) == 1
+    page.get_by_role("button", name="Clear").click()
+    expect(page.locator("#finding-table tbody tr:not([hidden])")).to_have_count(
+        27
+    )  # a form clears itself a moment later
+    page.locator("[data-name=dtype]").select_option("float32")
+    page.locator("[data-name=component]").select_option("attn")
+    page.locator("#finding-text").fill("DECODE hook_z")
+    assert len(shown_rows(page)) == 3
+    assert page.locator("#finding-count").inner_text() == "3 of 3 findings shown, out of 27 in this page"
+
+
+def test_without_scripts_the_same_squares_stand_there(browser: Browser, look: Open) -> None:
+    """The page's script and its template find the same worst of everything."""
+    report = render(RUN, failing())
+
+    def squares(page: Page) -> list[tuple[str, str, str]]:
+        """What each looks like, and its r."""
+        cells = page.locator("#heat tbody td").all()
+        told = [cell.get_attribute("title") or cell.get_attribute("aria-label") or "" for cell in cells]
+        figures = ["".join(re.findall(r"· r (\S+)", text)) for text in told]
+        looks = [(cell.get_attribute("class") or "").strip() for cell in cells]
+        return list(zip(looks, (cell.inner_text() for cell in cells), figures, strict=True))
+
+    plain = look(report, java_script_enabled=False)
+    shown = squares(plain)
+    assert shown == squares(look(report))
+    assert square(plain, "attn.hook_z", "1").get_attribute("title") == "diverged · r 419 · bfloat16 · decode · layer 1"
+    assert not plain.locator("#finding-filters").is_visible()
+
+
+@pytest.mark.parametrize("report", [passing, failing])
+def test_it_fits_a_phone(look: Open, report: Callable[[], list[CellResult]]) -> None:
+    page = look(render(RUN, report(), baseline=(RUN, passing())), viewport={"width": 360, "height": 740})
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+    table = page.locator(".scroll:has(#finding-table)")
+    assert table.evaluate("box => box.scrollWidth > box.clientWidth")  # it scrolls in its own box
+
+
+def test_it_prints_whole_and_without_controls(look: Open) -> None:
+    page = look(render(RUN, failing(), baseline=(RUN, passing())), viewport={"width": 1032, "height": 300})
+    page.emulate_media(media="print")
+    assert page.locator("nav, select, button, input").locator("visible=true").count() == 0
+    boxes = page.locator(".scroll")
+    for side in ("Width", "Height"):
+        assert boxes.evaluate_all(f"all => all.filter(box => box.scroll{side} > box.client{side} + 1).length") == 0
+    assert page.pdf(prefer_css_page_size=True).startswith(b"%PDF")
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance as WCAG 2 defines it, of `rgb(r, g, b)`."""
+    channels = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one: str, other: str) -> float:
+    light, dark = sorted([luminance(one), luminance(other)], reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_verdicts_are_told_apart_without_seeing_colour(look: Open, scheme: str) -> None:
+    """Symbols differ and can be read on their ground; failures differ from passes in lightness alone."""
+    page = look(render(RUN, passing()), color_scheme=scheme)
+    badges = page.locator(".legend .badge")
+    looks = badges.evaluate_all(
+        "all => all.map(one => [getComputedStyle(one).color, getComputedStyle(one).background])"
+    )
+    for ink, ground in looks:
+        assert contrast(ink, ground) >= 4.5
+    grounds = dict(zip(Verdict, (ground for _, ground in looks), strict=True))
+    for bad, good in product((Verdict.DIVERGED, Verdict.MISSING), (Verdict.BITWISE, Verdict.ULP, Verdict.BOUNDED)):
+        assert contrast(grounds[bad], grounds[good]) >= 3
+    symbols = badges.locator("span").all_inner_texts()
+    assert len(set(symbols)) == len(Verdict)
+    body = page.locator("body").evaluate("one => [getComputedStyle(one).color, getComputedStyle(one).backgroundColor]")
+    assert contrast(*body) >= 7
+
+
+def test_a_compared_run_says_what_changed(look: Open) -> None:
+    page = look(
+        render(RUN.model_copy(update={"environment": {"versions": {"torch": "2.14"}}}), failing(), (RUN, passing()))
+    )
+    assert "1 verdict worse than the baseline" in page.locator(".outcome").inner_text()
+    section = page.locator("section:has(#changes)").inner_text()
+    assert re.search(r"= bitwise\s+× diverged\s+attn\.hook_z\s+bfloat16\s+1\s+decode\s+attn\s+1\s+0\.25\s+419", section)
+    assert re.search(r"versions\.torch\s+2\.13\s+2\.14", section)
+    assert "1 cell appeared" in section
+    same = look(render(RUN, passing(), (RUN, passing())))
+    assert "nothing changed" in same.locator(".outcome").inner_text()
+
+
+def test_changes_are_worse_better_grown_or_gone() -> None:
+    before = [result(0, "attn", "float32", "default", [finding(tap, r=0.1) for tap in ("a", "b", "c", "d")])]
+    now = [finding("a", Verdict.ULP), finding("b", r=0.21), finding("c", r=0.19), finding("e")]
+    after = [before[0].model_copy(update={"findings": tuple(now)})]
+    axes = shown_axes(RUN, after)
+    found = changes(RUN, after, (RUN, before), axes)
+    assert [change.tap for change in found.worse] == ["attn.d", "attn.a"]  # d is not seen any more
+    assert [change.tap for change in found.grown] == ["attn.b"]
+    assert [change.tap for change in found.better] == ["attn.e"]
+    assert [change.tap for change in changes(RUN, before, (RUN, after), axes).better] == ["attn.a", "attn.d"]
+
+
+def test_a_huge_run_stays_usable(look: Open) -> None:
+    """20 layers × 40 taps × 4 dtypes × 12 cases: under a megabyte and a half, with the worst in the table."""
+    taps = [finding(f"hook_{tap}") for tap in range(40)]
+    wrong = finding("hook_7", Verdict.DIVERGED, 2.0)
+    results = [
+        result(layer, "attn", dtype, f"case{case}", [wrong if (layer, case) == (9, 5) else tap for tap in taps])
+        for layer, dtype, case in product(range(20), ("float64", "float32", "bfloat16", "float16"), range(12))
+    ]
+    report = render(RUN, results)
+    assert len(report.encode()) < 1_500_000
+    page = look(report)
+    assert page.locator("#finding-table tbody tr").count() == MOST_FINDINGS
+    assert "the worst 1,000 of 38,400" in page.locator("section:has(#findings)").inner_text()
+    assert len(shown_rows(page)) == 100
+    page.get_by_role("button", name="Show all").click()
+    assert len(shown_rows(page)) == MOST_FINDINGS
+    page.locator("#map-filters select").nth(1).select_option("case5")
+    assert square(page, "attn.hook_7", "9").inner_text() == "×"
+    assert square(page, "attn.hook_7", "case4").inner_text() == ""
+
+
+def test_zero_and_infinity_have_places_of_their_own() -> None:
+    scale = LogScale.over([0.0, 0.01, 1.0], start=0, end=126)
+    assert [scale.place(figure) for figure in (0.0, 0.01, 1.0)] == [0, 26, 126]
+    assert scale.ticks() == [(0, "0"), (26, "0.01"), (76, "0.1"), (126, "1")]
+    upward = LogScale.over([1e-12, 1e-2, float("inf")], start=200, end=0)
+    assert upward.place(1e-12) == 200
+    assert upward.place(1e-2) == 26
+    assert upward.ticks()[-1] == (0, "∞")
+    assert "10⁻¹²" in dict(map(reversed, upward.ticks()))
+
+
+def test_a_chart_stands_by_itself() -> None:
+    lines = line_chart([Series("a <b>", ((1, 0.0), (8, 2.0)))], title="t", x_label="n", limit=1.0)
+    pairs = pair_chart([Pair("tap", "s", 1.0, 0.5), Pair("other", "z", 0.0, 0.5)], title="t", x_label="r", limit=1.0)
+    marks = [len(ET.fromstring(chart).findall(".//*[@class='mark']")) for chart in (lines, pairs)]
+    assert marks == [2, 2]
+    assert "a <b>, 8: 2" in [title.text for title in ET.fromstring(lines).iter() if title.tag.endswith("title")]
+
+
+def test_the_command_writes_the_page(cli: Cli, tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path / "run", RUN)
+    for one in failing():
+        folder.append(one)
+    folder.close()
+    done = cli("report", "run", "--format", "html", "--output", "page.html", "--baseline", "run")
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "page.html").read_text()
+    assert page.startswith("<!doctype html>")
+    assert "2 faults · nothing changed" in page
+    missing = cli("report", "elsewhere")
+    assert missing.returncode == 2
+    assert "holds no run" in missing.stderr

@@ -1,0 +1,186 @@
+"""What Python code calls."""
+
+from __future__ import annotations
+
+import copy
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import ROOT
+from sweeping import SMALL
+from transformer_lens.model_bridge.supported_architectures.codegen import CodeGenArchitectureAdapter
+from transformers import CodeGenForCausalLM
+
+import cgverify
+from cgverify.bridge import boot
+from cgverify.bridge.boot import bridge_from
+from cgverify.checkpoint.names import NANO
+from cgverify.config import parse
+from cgverify.errors import ConfigError, RunFolderError, UnknownNameError, UsageError
+from cgverify.store import RunFolder, read
+
+SCHEMA_1 = Path(__file__).parent / "runs" / "schema-1"
+QUICK = {**SMALL, "layers": 0, "cases": "default", "dtypes": "float32"}
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def test_a_sweep_returns_what_it_found_and_keeps_it(tmp_path: Path) -> None:
+    result = cgverify.sweep(QUICK, tmp_path / "run", threads=1)
+    result.assert_ok()
+    assert result.ok
+    assert set(result.findings["component"]) == {"embed", "blocks.0.ln1", "blocks.0.attn", "blocks.0.mlp.out"}
+    assert result.summary["taps"].sum() == len(result.findings)
+    loaded = cgverify.load_run(tmp_path / "run")
+    assert loaded.findings.equals(result.findings)
+    assert loaded.ok
+    assert (tmp_path / "run" / "findings.csv").read_text() == result.findings.to_csv(index=False)
+
+
+def test_a_failure_is_raised_with_its_sentence(tmp_path: Path) -> None:
+    result = cgverify.sweep({**QUICK, "candidates": "faults:HeadsSwapped"}, tmp_path / "run", threads=1)
+    with pytest.raises(
+        AssertionError, match=r"codegen-nano blocks\.0\.attn, faults:HeadsSwapped.* mix is off by"
+    ) as told:
+        result.assert_ok()
+    assert "cgverify all-components --model codegen-nano --component blocks.0.attn" in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("plan", "told"),
+    [
+        ({**QUICK, "rotary_dims": 7}, "Nothing was compared: Hugging Face refuses"),
+        ({**QUICK, "devices": "mps"}, "no mps device"),
+    ],
+)
+def test_what_compared_nothing_or_could_not_be_run_is_not_ok(
+    tmp_path: Path, plan: dict[str, object], told: str
+) -> None:
+    with pytest.raises(AssertionError, match=told):
+        cgverify.sweep(plan, tmp_path / "run", threads=1).assert_ok()
+
+
+def test_a_run_that_was_interrupted_is_not_ok(tmp_path: Path) -> None:
+    cgverify.sweep(QUICK, tmp_path / "run", threads=1)
+    run, results = read(tmp_path / "run")
+    folder, _ = RunFolder.resume(tmp_path / "run", run)
+    folder.forget([results[1].cell])
+    folder.close()
+    with pytest.raises(AssertionError, match="Only 3 of 4 cells were verified"):
+        cgverify.load_run(tmp_path / "run").assert_ok()
+    cgverify.sweep(QUICK, tmp_path / "run", threads=1, resume=True).assert_ok()
+
+
+def test_an_older_run_is_loaded() -> None:
+    result = cgverify.load_run(SCHEMA_1)
+    assert result.ok
+    assert len(result.findings) == 12
+
+
+def test_loading_a_run_needs_no_torch() -> None:
+    script = f"import sys, cgverify; print(cgverify.load_run({str(SCHEMA_1)!r}).ok, 'torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout == "True False\n"
+
+
+def test_what_cannot_be_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="did you mean 'models'"):
+        cgverify.sweep({"model": "codegen-nano"})
+    with pytest.raises(UnknownNameError, match="Unknown keep_tensors 'some'"):
+        cgverify.sweep(QUICK, keep_tensors="some")
+    with pytest.raises(RunFolderError, match="holds no run"):
+        cgverify.load_run(tmp_path)
+
+
+def test_importing_cgverify_is_quick_and_every_name_is_there() -> None:
+    script = "import sys, cgverify; print(sorted({'torch', 'pandas', 'pydantic'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout == "[]\n"
+    for name in cgverify.__all__:
+        assert getattr(cgverify, name) is not None
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        cgverify.nothing  # noqa: B018
+
+
+@pytest.fixture(scope="module")
+def reference() -> CodeGenForCausalLM:
+    return CodeGenForCausalLM.from_pretrained(NANO, dtype=torch.bfloat16)
+
+
+def test_a_checkpoint_is_verified_by_name() -> None:
+    result = cgverify.verify(
+        "codegen-nano", layers=0, components="attn", cases="default", dtypes=["float32", "float16"]
+    )
+    result.assert_ok()
+    assert set(result.findings["dtype"]) == {"float32", "float16"}
+    assert result.folder is None
+    with pytest.raises(ConfigError, match="did you mean 'components'"):
+        cgverify.verify("codegen-nano", component="attn")
+    with pytest.raises(UnknownNameError, match="codegen-350M"):
+        cgverify.verify("codegen-340M")
+
+
+def test_a_bridge_in_memory_is_verified_beside_its_reference(reference: CodeGenForCausalLM) -> None:
+    bridge = boot(copy.deepcopy(reference).train())
+    axes = {"layers": [0, 3], "components": ["attn", "mlp.in", "block", "unembed"]}
+    result = cgverify.verify(bridge, reference, **axes)
+    result.assert_ok()
+    assert set(result.findings["dtype"]) == {"bfloat16"}
+    assert set(result.findings["case"]) == {"default", "stress", "decode"}
+    assert {"blocks.0.attn", "blocks.3", "unembed"} <= set(result.findings["component"])
+    assert bridge.blocks[0].attn.training, "left as it was"
+    assert not reference.training
+    with torch.no_grad():
+        bridge.blocks[3].attn.o.weight[0, 0] += 1
+    with pytest.raises(AssertionError, match=r"blocks\.3\.attn, bridge in bfloat16, case .*: output is off"):
+        cgverify.verify(bridge, reference, **axes).assert_ok()
+
+
+def test_upstreams_bridge_in_memory_fails_where_it_is_known_to(reference: CodeGenForCausalLM) -> None:
+    bridge = bridge_from(copy.deepcopy(reference), CodeGenArchitectureAdapter)
+    result = cgverify.verify(bridge, reference, layers=0, components="attn", cases="default")
+    assert "missing" in set(result.findings["verdict"])
+    assert not result.ok
+
+
+def test_a_pair_that_is_none_is_told(reference: CodeGenForCausalLM) -> None:
+    model = copy.deepcopy(reference)
+    bridge = boot(model)
+    for arguments, told in (
+        ((bridge, model), "boot it over a copy"),
+        ((bridge, bridge), "boot it over a copy"),
+        ((reference, copy.deepcopy(reference)), "is no bridge"),
+        ((bridge,), "a bridge and its reference"),
+    ):
+        with pytest.raises(UsageError, match=told):
+            cgverify.verify(*arguments)
+    sharing = copy.deepcopy(reference)
+    sharing.lm_head.weight = bridge.unembed.weight
+    with pytest.raises(UsageError, match="share weights in memory"):
+        cgverify.verify(bridge, sharing)
+    with pytest.raises(UsageError, match="dtypes is the pair's own"):
+        cgverify.verify(bridge, reference, dtypes="float32")
+    bridge.enable_compatibility_mode(no_processing=True)
+    with pytest.raises(UsageError, match="before enable_compatibility_mode"):
+        cgverify.verify(bridge, reference)
+
+
+def test_the_examples_of_the_documentation_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "sweep.md").read_text()
+    examples = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(examples) == 2
+    for example in examples:
+        exec(example, {})
+    assert (tmp_path / "runs" / "attention" / "findings.csv").exists()
+    (plan,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    assert parse(yaml.safe_load(plan)).all_requests()
