@@ -21,7 +21,7 @@ from pathlib import Path
 from cgverify.errors import RunFolderError
 from cgverify.order import in_report_order
 from cgverify.records import TIMES, CellResult, Run, Verdict
-from cgverify.store import read
+from cgverify.store import read, read_plan
 
 PACKED = "findings.jsonl.gz"
 
@@ -41,7 +41,11 @@ def load(path: Path) -> StoredRun:
         RunFolderError: neither is there, or it is damaged.
     """
     if not (path / PACKED).exists():
-        return _ordered(*read(path))
+        run, results = read(path)
+        places = {planned.cell.id: planned.place for planned in read_plan(path)}
+        if not places:
+            return StoredRun(run, in_report_order(run, results))
+        return StoredRun(run, sorted(results, key=lambda result: places.get(result.cell.id, len(places))))
     with tempfile.TemporaryDirectory() as unpacked:  # one reader for both: an old baseline reads like an old run
         folder = Path(unpacked)
         try:
@@ -49,7 +53,7 @@ def load(path: Path) -> StoredRun:
             (folder / "findings.jsonl").write_bytes(gzip.decompress((path / PACKED).read_bytes()))
         except (OSError, EOFError) as error:
             raise RunFolderError(f"Cannot read the baseline in {path}: {error}. Accept it anew.") from error
-        return _ordered(*read(folder))
+        return StoredRun(*read(folder))
 
 
 def accept(stored: StoredRun, path: Path) -> None:
@@ -69,10 +73,6 @@ def accept(stored: StoredRun, path: Path) -> None:
         (path / "run.json").write_text(stored.run.model_dump_json(indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise RunFolderError(f"Cannot write to {path}: {error.strerror}. Give another --reports.") from error
-
-
-def _ordered(run: Run, results: Sequence[CellResult]) -> StoredRun:
-    return StoredRun(run, in_report_order(run, results))
 
 
 def _require_fit(results: Sequence[CellResult]) -> None:

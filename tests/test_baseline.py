@@ -14,7 +14,7 @@ from cgverify.baseline import PACKED, StoredRun, accept, load
 from cgverify.comparison import compare_runs
 from cgverify.errors import RunFolderError
 from cgverify.records import CellResult, Verdict
-from cgverify.store import RunFolder
+from cgverify.store import Planned, RunFolder
 
 PUBLISHED = sorted(path.parent for path in (ROOT / "reports").glob(f"*/{PACKED}"))
 
@@ -51,6 +51,19 @@ def test_a_run_folder_and_a_baseline_are_read_alike(tmp_path: Path) -> None:
     accept(load(tmp_path / "run"), tmp_path / "m-cpu")
     assert load(tmp_path / "m-cpu") == load(tmp_path / "run")
     assert compare_runs(tmp_path / "m-cpu", str(tmp_path / "run")).cells == 1
+
+
+def test_cells_stand_in_the_plans_order_whatever_finished_first(tmp_path: Path) -> None:
+    results = [a_result(layer=layer) for layer in (2, 0, 1)]
+    plan = [Planned(place=place, cell=result.cell) for place, result in enumerate(results)]
+    for name, planned, layers in (("planned", plan, [2, 0, 1]), ("older", [], [0, 1, 2])):
+        folder = RunFolder.create(tmp_path / name, a_run(), planned)
+        for result in (results[1], results[0], results[2]):
+            folder.append(result)
+        folder.close()
+        accept(load(tmp_path / name), tmp_path / f"{name}-cpu")
+        for path in (tmp_path / name, tmp_path / f"{name}-cpu"):
+            assert [result.cell.layer for result in load(path).results] == layers
 
 
 @pytest.mark.parametrize(

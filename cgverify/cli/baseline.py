@@ -38,8 +38,9 @@ def accept(run: Folder, name: Name = None, reports: Reports = Path("reports"), v
         from cgverify.baseline import PACKED, load
         from cgverify.baseline import accept as keep
         from cgverify.comparison import compare_runs
-        from cgverify.report.comparison import render
+        from cgverify.report.comparison import sections
         from cgverify.report.frames import summary_frame
+        from cgverify.report.sections import on_screen
 
         stored = load(run)
         path = reports / (name or _name(stored))
@@ -47,7 +48,7 @@ def accept(run: Folder, name: Name = None, reports: Reports = Path("reports"), v
         keep(stored, path)
         summary_frame(stored.results).to_csv(path / "summary.csv", index=False)
         if before is not None:
-            typer.echo(render("table", compare_runs(before, stored), ()), nl=False)
+            typer.echo(on_screen(sections(compare_runs(before, stored))), nl=False)
         typer.echo(f"Accepted as {path}: review its summary.csv, and commit the folder.", err=True)
 
 

@@ -10,9 +10,9 @@ import pandas as pd
 
 from cgverify.records import CellResult, Run, Verdict
 from cgverify.report import as_json
+from cgverify.report.document import document
 from cgverify.report.figures import figure
 from cgverify.report.frames import findings_frame, worst_by
-from cgverify.report.markdown import document
 from cgverify.report.sections import Section, on_screen
 
 
