@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "cgverify"
 ROOMS = [
     "cli",
     "report",
+    "bench",
     "selftest",
     "execute",
     "store",
@@ -94,7 +95,7 @@ def test_light_rooms_name_no_heavy_package_at_the_top(room: str) -> None:
                 assert not HEAVY & {name.split(".")[0] for name in names}, path
 
 
-@pytest.mark.parametrize("arguments", [[], ["all-components"], ["selftest"], ["models"], ["env"]])
+@pytest.mark.parametrize("arguments", [[], ["all-components"], ["selftest"], ["bench"], ["models"], ["env"]])
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     script = (
         "import sys\n"

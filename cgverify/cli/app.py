@@ -8,6 +8,7 @@ import typer
 
 from cgverify import __version__
 from cgverify.cli.all_components import all_components
+from cgverify.cli.bench import bench
 from cgverify.cli.env import env
 from cgverify.cli.models import models
 from cgverify.cli.selftest import selftest
@@ -38,5 +39,6 @@ def cgverify(
 
 app.command()(all_components)
 app.command()(selftest)
+app.command()(bench)
 app.command()(models)
 app.command()(env)
