@@ -12,7 +12,6 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from math import comb
 
 CONFIDENCE = 0.95
 
@@ -37,14 +36,14 @@ def rank(n: int, confidence: float = CONFIDENCE) -> int:
 
     `rank(6)` is 1, `rank(5)` is 0, `rank(20)` is 6.
     """
-    outside, k = 0, 0
-    # In whole numbers of 2**n equally likely outcomes: 2·P(Bin < k + 1) may be at most 1 − confidence.
+    # In whole numbers, of 2**n equally likely outcomes: 2·P(Bin < k + 1) may be at most 1 − confidence.
     most = round((1 - confidence) * 10**9) * (1 << n) // 10**9
-    while k < n // 2:
-        outside += 2 * comb(n, k)
-        if outside > most:
-            break
+    k, ways = 0, 1
+    outside = 2 * ways
+    while k < n // 2 and outside <= most:
+        ways = ways * (n - k) // (k + 1)
         k += 1
+        outside += 2 * ways
     return k
 
 
