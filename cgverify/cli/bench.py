@@ -19,7 +19,7 @@ from cgverify.bench.scenarios import COMPONENTS, SCENARIOS, Selection, Shape
 from cgverify.cli import options
 from cgverify.cli.exits import INTERRUPTED, exit_codes
 from cgverify.cli.options import known, split
-from cgverify.environment import machine, pin_numerics, prefer_huge_pages, versions
+from cgverify.environment import machine, pin_numerics, prefer_huge_pages, uncollected, versions
 from cgverify.errors import RunFolderError, UsageError
 from cgverify.plan import DEVICES, DTYPES
 
@@ -162,14 +162,15 @@ def _measure(
     """The benchmark, written to its folder; and whether it was interrupted."""
     if not bridges:
         raise UsageError("--bridge names nothing: give cgverify, transformer_lens, or module:name.")
-    import torch
+    with uncollected():
+        import torch
 
-    from cgverify.bench.harness import Harness
-    from cgverify.bench.rate import product_rate
-    from cgverify.bench.rounds import Limits
-    from cgverify.candidate import find
-    from cgverify.checkpoint.resolve import resolve
-    from cgverify.execute.serial import require_devices
+        from cgverify.bench.harness import Harness
+        from cgverify.bench.rate import product_rate
+        from cgverify.bench.rounds import Limits
+        from cgverify.candidate import find
+        from cgverify.checkpoint.resolve import resolve
+        from cgverify.execute.serial import require_devices
 
     require_devices(selection.devices)
     with contextlib.redirect_stdout(sys.stderr):

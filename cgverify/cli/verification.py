@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from cgverify.cli.exits import INTERRUPTED
-from cgverify.environment import machine, pin_numerics, prefer_huge_pages, versions
+from cgverify.environment import machine, pin_numerics, prefer_huge_pages, uncollected, versions
 from cgverify.errors import UsageError
 from cgverify.plan import Axes, Subject, cells
 from cgverify.records import Cell, CellResult, Run, Verdict
@@ -43,10 +43,11 @@ class Verification:
         prefer_huge_pages()
         if self.verbosity == 0:
             hush_libraries()
-        from cgverify.candidate import find
-        from cgverify.checkpoint.resolve import resolve
-        from cgverify.evidence import with_evidence
-        from cgverify.execute.serial import require_devices, run
+        with uncollected():
+            from cgverify.candidate import find
+            from cgverify.checkpoint.resolve import resolve
+            from cgverify.evidence import with_evidence
+            from cgverify.execute.serial import require_devices, run
 
         require_devices(self.axes.devices)
         with contextlib.redirect_stdout(sys.stderr):
