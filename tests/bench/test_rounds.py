@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 
 import pytest
@@ -53,6 +54,21 @@ def test_it_goes_on_until_every_interval_is_tight(monkeypatch: pytest.MonkeyPatc
     assert steady.rounds == settled.rounds > 2 * FEWEST
     assert settled.tight
     assert settled.ratio.value == 1.5
+
+
+def test_stopping_at_a_tight_interval_keeps_its_promise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rounds, "_repeats", lambda _: 1)
+    trials, inside = 400, 0
+    for seed in range(trials):
+        noise = random.Random(seed)
+        monkeypatch.setattr(
+            rounds, "_seconds", lambda call, _, noise=noise: call.run() * noise.lognormvariate(0, 0.015)
+        )
+        (timing,) = in_rounds([Call(lambda: 1.0), Call(lambda: 0.8)], Limits(width=0.02, seconds=60))
+        assert timing.tight
+        inside += timing.ratio.low <= 0.8 <= timing.ratio.high
+    # Looks cost a little of the 95 %; three standard deviations of the count beyond that.
+    assert inside / trials >= 0.94 - 3 * (0.05 * 0.95 / trials) ** 0.5
 
 
 def test_a_time_limit_ends_it_and_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
