@@ -14,5 +14,17 @@ class Raising(CodeGenAttentionBridge):
         raise RuntimeError("not\ntoday")
 
 
+class RaisingLater(CodeGenAttentionBridge):
+    """Runs four times."""
+
+    runs = 0
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        type(self).runs += 1
+        if self.runs > 4:
+            raise RuntimeError("enough")
+        return super().forward(*args, **kwargs)
+
+
 def unbootable(_: Any) -> NoReturn:
     raise OSError("no boot")

@@ -42,8 +42,8 @@ class Harness:
         for (whole, dtype, device), group in groupby(points, key=_subject):
             setting = Setting(getattr(torch, dtype), torch.device(device), self.source.config.rotary_dim)
             workshop = Workshop(self.source, setting, WHOLE if whole else "block")
+            subjects = None  # those of the group before are let go first
             lacking = workshop.lacking(len(self.candidates))
-            subjects = None
             for point in group:
                 if lacking is not None:
                     yield self._all(point, f"not measured: {lacking}")
@@ -64,8 +64,9 @@ class Harness:
     def _forwards(self, point: Point, subjects: Subjects) -> list[Measured]:
         inputs = calls.inputs_of(point, subjects.config)
         reference = subjects.of_reference(point.component)
-        raised: dict[str, str] = {}
-        ready: dict[str, tuple[Call, bool]] = {}
+        ready: dict[str, Call] = {}
+        raised: dict[str, BaseException] = {}
+        same: dict[str, bool] = {}
         with contextlib.ExitStack() as stack:
             stack.enter_context(calls.mode(point))
             stack.enter_context(calls.prepared(reference, point))
@@ -80,57 +81,55 @@ class Harness:
                     module = subjects.of_candidate(name, point.component)
                     stack.enter_context(calls.prepared(module, point))
                     run = calls.forward_of(module, point, inputs, subjects.config)
-                    same = _same(_kept(run()), wanted)
+                    same[name] = _same(_kept(run()), wanted)
                     run()
-                    ready[name] = (Call(run), same)
+                    ready[name] = Call(run)
                 except (Exception, SystemExit) as error:  # a candidate may fail in any way, and that is a result
-                    raised[name] = f"raised {_sentence(error)}"
+                    raised[name] = error
             del wanted
-            timings = self._rounds(Call(first), {name: call for name, (call, _) in ready.items()})
+            found = self._timed(point, Call(first), ready, raised)
         return [
-            timings[name].model_copy(update={"point": point, "flops": flops, "same_bits": ready[name][1]})
-            if name in ready
-            else _unmeasured(point, name, raised[name])
-            for name in self.candidates
+            each if each.message else each.model_copy(update={"flops": flops, "same_bits": same[each.candidate]})
+            for each in found
         ]
 
     def _boot(self, point: Point, subjects: Subjects) -> list[Measured]:
         """Wrapping a fresh copy of the model, beside making such a copy."""
-        ready: dict[str, Call] = {}
-        raised: dict[str, str] = {}
-        for name, candidate in self.candidates.items():
-            if isinstance(subjects.bridges[name], BaseException):
-                raised[name] = f"raised {_sentence(subjects.bridges[name])}"
-                continue
-            ready[name] = _booting(candidate, subjects.reference)
-        timings = self._rounds(Call(lambda: copy.deepcopy(subjects.reference), gc.collect), ready)
-        return [
-            timings[name].model_copy(update={"point": point})
-            if name in ready
-            else _unmeasured(point, name, raised[name])
-            for name in self.candidates
-        ]
+        raised = {name: bridge for name, bridge in subjects.bridges.items() if isinstance(bridge, BaseException)}
+        ready = {
+            name: _booting(candidate, subjects.reference)
+            for name, candidate in self.candidates.items()
+            if name not in raised
+        }
+        copying = Call(lambda: copy.deepcopy(subjects.reference), gc.collect)
+        return self._timed(point, copying, ready, raised)
 
-    def _rounds(self, first: Call, others: Mapping[str, Call]) -> dict[str, Measured]:
-        """Timings by candidate, still without their point."""
-        if not others:
-            return {}
-        timings = in_rounds([first, *others.values()], self.limits)
-        return {
-            name: Measured(
-                point=_NOWHERE,
+    def _timed(
+        self, point: Point, first: Call, ready: Mapping[str, Call], raised: Mapping[str, BaseException]
+    ) -> list[Measured]:
+        """A result for each candidate: of those that are ready their times beside the first call's."""
+        try:
+            timings = in_rounds([first, *ready.values()], self.limits) if ready else []
+        except (Exception, SystemExit) as error:  # one that ran twice may fail later all the same
+            return self._all(point, f"raised while it was timed: {_sentence(error)}")
+        times = dict(zip(ready, timings, strict=True))
+        return [
+            _unmeasured(point, name, f"raised {_sentence(raised[name])}")
+            if name in raised
+            else Measured(
+                point=point,
                 candidate=name,
                 unit="s",
-                value=timing.seconds,
-                reference=timing.first_seconds,
-                ratio=timing.ratio.value,
-                low=timing.ratio.low,
-                high=timing.ratio.high,
-                rounds=timing.rounds,
-                tight=timing.tight,
+                value=times[name].seconds,
+                reference=times[name].first_seconds,
+                ratio=times[name].ratio.value,
+                low=times[name].ratio.low,
+                high=times[name].ratio.high,
+                rounds=times[name].rounds,
+                tight=times[name].tight,
             )
-            for name, timing in zip(others, timings, strict=True)
-        }
+            for name in self.candidates
+        ]
 
     def _parameters(self, point: Point, subjects: Subjects) -> list[Measured]:
         theirs = bytes_of(subjects.of_reference(point.component))
@@ -161,9 +160,6 @@ class Harness:
 
     def _all(self, point: Point, message: str) -> list[Measured]:
         return [_unmeasured(point, name, message) for name in self.candidates]
-
-
-_NOWHERE = Point(component="", scenario="", dtype="", device="")
 
 
 def _weighed(point: Point, name: str, figure: Callable[[str], int], theirs: int) -> Measured:

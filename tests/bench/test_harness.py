@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 
 import pytest
 import torch
 from torch import nn
 
-from cgverify.bench import calls
+from cgverify.bench import calls, fresh, memory, rounds
 from cgverify.bench.harness import Harness
+from cgverify.bench.memory import PeakError, Request
 from cgverify.bench.rate import product_flops, product_rate
 from cgverify.bench.records import Measured, Point
 from cgverify.bench.rounds import Limits
@@ -47,9 +52,12 @@ def measure(source: Source, points: Sequence[Point], bridges: Sequence[str] = BR
     return [each for found in harness.measure(points) for each in found]
 
 
-def test_every_scenario_of_a_block_and_of_a_model_gives_a_figure(source: Source) -> None:
+def test_every_scenario_of_a_component_and_of_a_model_gives_a_figure(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rounds, "BLOCK", 0.0)
     here = [name for name in SCENARIOS if not name.endswith("memory")]
-    selection = Selection(here, ["attn", "block", "model"], [Shape(1, 1, 5)])
+    selection = Selection(here, ["block", "model"], [Shape(1, 1, 5)])
     points = selection.points(512) + Selection(here, ["attn", "mlp"], [Shape(2, 3)]).points(512)
     found = measure(source, points, ["cgverify"])
     assert len(found) == len(points)
@@ -79,6 +87,15 @@ def test_a_candidate_that_raises_is_a_row_and_the_others_are_measured(source: So
     assert found["cgverify"].ratio is not None
 
 
+def test_a_candidate_that_raises_while_it_is_timed_ends_nothing(source: Source) -> None:
+    points = Selection(["prefill", "no-grad"], ["attn"], [Shape(2, 3)]).points(512)
+    found = measure(source, points, ["raising:RaisingLater"])
+    assert [each.message for each in found] == [
+        "raised while it was timed: RuntimeError: enough",
+        "raised RuntimeError: enough",
+    ]
+
+
 def test_a_candidate_that_cannot_be_booted_is_a_row_in_every_scenario(source: Source) -> None:
     points = Selection(["prefill", "boot", "parameters"], ["block"]).points(16)
     found = measure(source, points, ["raising:unbootable"])
@@ -95,14 +112,38 @@ def test_bytes_of_parameters_are_those_of_the_modules(source: Source) -> None:
     assert ours.value - ours.reference == pytest.approx(4 * 3 * width**2, abs=4 * table + 64)
 
 
-def test_peak_memory_is_that_of_a_fresh_process_and_one_that_fails_says_why(source: Source) -> None:
-    points = Selection(["memory"], ["attn"], [Shape(2, 512)]).points(512)
-    found, raising = measure(source, points, ["cgverify", "raising:Raising"])
+def test_peak_memory_is_that_of_a_fresh_process(source: Source) -> None:
+    (found,) = measure(source, Selection(["memory"], ["attn"], [Shape(2, 512)]).points(512), ["cgverify"])
     scores = 4 * 2 * source.config.n_head * 512**2
     for peak in (found.value, found.reference):
-        assert peak is not None
+        assert peak is not None, found.message
         assert scores < peak < 20 * scores
-    assert raising.message.endswith("RuntimeError: not today")
+
+
+def test_a_fresh_process_that_fails_says_why(
+    source: Source, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (point,) = Selection(["memory"], ["attn"], [Shape(2, 8)]).points(512)
+    dim, threads = source.config.rotary_dim, torch.get_num_threads()
+    request = Request(point.model_dump(), "codegen-nano", "auto", dim, "raising:Raising", threads)
+    monkeypatch.setattr("sys.argv", ["fresh", json.dumps(asdict(request))])
+    fresh.main()
+    assert json.loads(capsys.readouterr().out) == {"message": "RuntimeError: not today"}
+
+
+@pytest.mark.parametrize(
+    ("script", "told"),
+    [
+        ('print(\'{"message": "no room"}\')', "no room"),
+        ("import sys; sys.exit('killed')", "the fresh process failed: killed"),
+        ("", "the fresh process failed: exit code 0"),
+    ],
+)
+def test_what_a_failed_process_said_is_passed_on(script: str, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = subprocess.run
+    monkeypatch.setattr(memory.subprocess, "run", lambda _, **how: run([sys.executable, "-c", script], **how))
+    with pytest.raises(PeakError, match=told):
+        memory.in_fresh_process(Request({}, "codegen-nano", "auto", 16, None, 1))
 
 
 def at(scenario: str, **changes: object) -> Point:
