@@ -96,7 +96,7 @@ def as_it_comes(inputs: Inputs, _: Recipe) -> Inputs:
 def draw(random_inputs: RandomInputs, recipe: Recipe, bend: Stress, extra: int = 0) -> Inputs:
     """Inputs of `seq_len + extra` tokens, bent, on the CPU in float32. The global random state is left as it was."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
+        torch.default_generator.manual_seed(recipe.seed)  # the CPU's alone: nothing would put the other devices' back
         inputs = dict(random_inputs(recipe.batch_size, recipe.seq_len + extra, torch.device("cpu"), torch.float32))
         return bend(inputs, recipe)
 

@@ -19,6 +19,7 @@ ROOMS = [
     "comparison",
     "baseline",
     "order",
+    "bench",
     "selftest",
     "cost",
     "runner",
@@ -108,7 +109,8 @@ def test_light_rooms_name_no_heavy_package_at_the_top(room: str) -> None:
 
 
 COMMANDS = (
-    *("all-components", "attention", "sweep", "merge", "compare", "report", "baseline", "selftest", "models", "env"),
+    *("all-components", "attention", "sweep", "merge", "compare", "report", "baseline", "selftest", "bench"),
+    *("models", "env"),
 )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import cast
 
@@ -57,10 +58,16 @@ class Window:
         self._stored, self.view = {}, None
         module = _in_view(self._skeleton(self._config), view)
         prefix = f"transformer.h.{view}" if isinstance(view, int) else _ENDS[view]
-        for name, parameter in module.named_parameters():
-            tensor = self._source.read(f"{prefix}.{name}", parameter.shape)
+        shapes = {name: parameter.shape for name, parameter in module.named_parameters()}
+
+        def read(name: str) -> torch.Tensor:
+            tensor = self._source.read(f"{prefix}.{name}", shapes[name])
             _require_finite(tensor, f"{prefix}.{name}")
-            self._stored[name] = tensor
+            return tensor
+
+        # Reading a file and drawing random numbers use one processor each, however many torch may use.
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            self._stored = dict(zip(shapes, pool.map(read, shapes), strict=True))
         self.view = view
 
     def spread(self) -> float:

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from cgverify.cli.exits import INTERRUPTED
-from cgverify.environment import hush_libraries, prefer_huge_pages
+from cgverify.environment import hush_libraries, prefer_huge_pages, uncollected
 from cgverify.errors import CgverifyError, UsageError
 from cgverify.plan import Axes
 from cgverify.records import CellResult, Run
@@ -51,10 +51,12 @@ class Course:
 
 
 def make_ready(verbosity: int) -> None:
-    """What must be set before torch and its company are imported."""
+    """Import torch and its company, after what must be set before."""
     prefer_huge_pages()
     if verbosity == 0:
         hush_libraries()
+    with uncollected():
+        import cgverify.runner  # noqa: F401
 
 
 def run(order: Order, means: Means, course: Course, *, format: str, quiet: bool) -> int:
