@@ -80,7 +80,7 @@ def test_an_unfinished_run_is_told(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path / "run", a_run(), plan)
     folder.append(a_result())
     folder.close()
-    with pytest.raises(RunFolderError, match="2 cells of .* are still to be run"):
+    with pytest.raises(RunFolderError, match=r"2 cells of .* are still to be run"):
         require_finished(tmp_path / "run")
 
 
