@@ -75,6 +75,13 @@ def accept(stored: StoredRun, path: Path) -> None:
         raise RunFolderError(f"Cannot write to {path}: {error.strerror}. Give another --reports.") from error
 
 
+def require_finished(path: Path) -> None:
+    """Raise RunFolderError if a run folder's plan holds cells that the run did not come to."""
+    left = {planned.cell.id for planned in read_plan(path)} - {result.cell.id for result in load(path).results}
+    if left:
+        raise RunFolderError(f"{len(left)} cells of {path} are still to be run: finish it with --resume.")
+
+
 def _require_fit(results: Sequence[CellResult]) -> None:
     """What could not be run would never be missed in a later run."""
     errors = [result for result in results if result.verdict is Verdict.ERROR]

@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT
 from made_records import a_finding, a_result, a_run
 
-from cgverify.baseline import PACKED, StoredRun, accept, load
+from cgverify.baseline import PACKED, StoredRun, accept, load, require_finished
 from cgverify.comparison import compare_runs
 from cgverify.errors import RunFolderError
 from cgverify.records import CellResult, Verdict
@@ -73,6 +73,15 @@ def test_a_run_that_later_ones_cannot_be_held_to_is_refused(verdict: Verdict, to
     with pytest.raises(RunFolderError, match=told):
         accept(a_stored(a_result(a_finding("", "", verdict, r=None))), tmp_path / "m-cpu")
     assert not (tmp_path / "m-cpu").exists()
+
+
+def test_an_unfinished_run_is_told(tmp_path: Path) -> None:
+    plan = [Planned(place=layer, cell=a_result(layer=layer).cell) for layer in range(3)]
+    folder = RunFolder.create(tmp_path / "run", a_run(), plan)
+    folder.append(a_result())
+    folder.close()
+    with pytest.raises(RunFolderError, match=r"2 cells of .* are still to be run"):
+        require_finished(tmp_path / "run")
 
 
 def test_a_run_folder_is_never_overwritten(tmp_path: Path) -> None:

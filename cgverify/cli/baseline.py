@@ -35,13 +35,14 @@ def accept(run: Folder, name: Name = None, reports: Reports = Path("reports"), v
     Exit codes: 0 accepted, 2 bad usage, or a run that is not fit to be compared with.
     """
     with exit_codes(verbose):
-        from cgverify.baseline import PACKED, load
+        from cgverify.baseline import PACKED, load, require_finished
         from cgverify.baseline import accept as keep
         from cgverify.comparison import compare_runs
         from cgverify.report.comparison import sections
         from cgverify.report.frames import summary_frame
         from cgverify.report.sections import on_screen
 
+        require_finished(run)
         stored = load(run)
         path = reports / (name or _name(stored))
         before = load(path) if (path / PACKED).exists() else None
