@@ -57,7 +57,7 @@ def _run_view(
     spread = window.spread()
     for (dtype, device, rotary_dim), in_setting in groupby(cells, key=_setting):
         setting = Setting(getattr(torch, dtype), torch.device(device), rotary_dim)
-        reference = verify.Reference(window.model(setting), source.config, spread)
+        reference = verify.Reference(window.reference(setting), source.config, spread)
         for name, of_candidate in groupby(in_setting, key=lambda cell: cell.candidate):
             yield from _run_candidate(candidates[name], list(of_candidate), reference, window, setting, keep)
 
