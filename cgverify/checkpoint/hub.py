@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -41,11 +42,12 @@ def download(hub_id: str, revision: str | None = None) -> Path:
 def _patterns(hub_id: str, revision: str | None) -> list[str]:
     """Of the files that hold a repository's weights."""
     try:
-        for patterns in PATTERNS.values():
-            if snapshot_download(hub_id, revision=revision, allow_patterns=patterns, dry_run=True):
-                return patterns
+        files = HfApi().list_repo_files(hub_id, revision=revision)
     except Exception as error:  # the hub's client lets errors of several libraries through
         raise WeightsError(_reason(error, hub_id, revision)) from error
+    for patterns in PATTERNS.values():
+        if any(fnmatchcase(file, pattern) for file in files for pattern in patterns):
+            return patterns
     raise WeightsError(f"{hub_id} has no weights that cgverify reads: neither {' nor '.join(PATTERNS)}.")
 
 
