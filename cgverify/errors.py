@@ -7,7 +7,8 @@ CgverifyError                 3  something could not be run
 │   ├── CandidateError           --bridge cannot be imported, or is no bridge
 │   └── RunFolderError           the output folder exists, cannot be written, or does not fit
 ├── WeightsError              3  a checkpoint whose weights cannot be read or trusted
-└── DeviceError               3  a device that this machine does not have
+├── DeviceError               3  a device that this machine does not have
+└── MemoryShortError          3  a run that cannot fit into memory
 """
 
 from __future__ import annotations
@@ -53,4 +54,8 @@ class WeightsError(CgverifyError):
 
 
 class DeviceError(CgverifyError):
+    pass
+
+
+class MemoryShortError(CgverifyError):
     pass

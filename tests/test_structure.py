@@ -16,6 +16,7 @@ ROOMS = [
     "report",
     "selftest",
     "execute",
+    "cost",
     "store",
     "evidence",
     "verify",

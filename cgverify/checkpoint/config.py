@@ -9,7 +9,7 @@ from typing import Any
 from transformers import CodeGenConfig
 
 from cgverify.bridge.fused_qkv import PARTITIONS
-from cgverify.checkpoint.names import ARCHITECTURES
+from cgverify.checkpoint.names import ARCHITECTURES, Architecture
 from cgverify.errors import CheckpointMissingError
 
 
@@ -24,6 +24,19 @@ def named_config(name: str) -> CodeGenConfig:
         n_layer=shape.n_layer,
         n_head=shape.n_head,
         rotary_dim=shape.rotary_dim,
+    )
+
+
+def shape_of(config: CodeGenConfig) -> Architecture:
+    """The sizes that decide what a checkpoint costs."""
+    return Architecture(
+        n_embd=config.n_embd,
+        n_layer=config.n_layer,
+        n_head=config.n_head,
+        rotary_dim=config.rotary_dim,
+        hub=None,
+        vocab_size=config.vocab_size,
+        n_positions=config.n_positions,
     )
 
 

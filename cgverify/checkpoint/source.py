@@ -36,6 +36,8 @@ class Source(Protocol):
     """For people: `random (seed 0)`, `codegen-nano (shipped)`, a folder."""
     digest: str
     """Of the content: equal digests mean equal tensors."""
+    stored_width: int
+    """Bytes of a weight as it is stored, as far as the config tells."""
 
     def read(self, name: str, shape: torch.Size) -> torch.Tensor:
         """The tensor of that name in its stored dtype, in memory of its own.
@@ -60,6 +62,7 @@ class RandomWeights:
     def __init__(self, config: CodeGenConfig, seed: int) -> None:
         self.config = config
         self.origin = f"random (seed {seed})"
+        self.stored_width = torch.float32.itemsize
         self._seed = seed
         described = json.dumps(["normal-2", seed, config.to_diff_dict()], sort_keys=True)
         self.digest = hashlib.sha256(described.encode()).hexdigest()[:16]
@@ -89,6 +92,7 @@ class FolderWeights:
     def __init__(self, folder: Path, config: CodeGenConfig, origin: str) -> None:
         self.config = config
         self.origin = origin
+        self.stored_width = (config.dtype or torch.float32).itemsize
         files = weight_files(folder)
         self._open: TensorFile = opened(files.paths[0])
         self._shards = files.shard_of or dict.fromkeys(self._open.names, files.paths[0])

@@ -45,6 +45,7 @@ class Verification:
             hush_libraries()
         from cgverify.candidate import find
         from cgverify.checkpoint.resolve import resolve
+        from cgverify.cli.forecast import forecast
         from cgverify.evidence import with_evidence
         from cgverify.execute.serial import require_devices, run
 
@@ -60,6 +61,7 @@ class Verification:
             n_positions=source.config.n_positions,
         )
         plan = cells(subject, self.axes)
+        takes = forecast(source, subject, self.axes)
         sources = {name: candidate.source for name, candidate in candidates.items()}
         described = self._describe(source.origin, source.digest, sources, pin_numerics(self.threads))
         path = output or _new_folder(subject.model)
@@ -67,7 +69,8 @@ class Verification:
         if not quiet:
             note = f"{len(finished)} cells are finished already. " if finished else ""
             typer.echo(
-                f"{subject.model}, weights {source.origin}: {len(plan)} cells. {note}Run folder {path}", err=True
+                f"{subject.model}, weights {source.origin}: {len(plan)} cells, {takes}. {note}Run folder {path}",
+                err=True,
             )
         done = {result.cell.id for result in finished if result.verdict is not Verdict.ERROR}  # errors are tried again
         left = [cell for cell in plan if cell.id not in done]
