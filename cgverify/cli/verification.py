@@ -73,13 +73,13 @@ class Verification:
                 err=True,
             )
         done = {result.cell.id for result in finished if result.verdict is not Verdict.ERROR}  # errors are tried again
-        left = [cell for cell in plan if cell.id not in done]
+        left = sum(cell.id not in done for cell in plan)
         results, interrupted = list(finished), False
         try:
             # What candidates print must not stand in the report.
             with contextlib.redirect_stdout(sys.stderr):
                 keep = partial(with_evidence, folder=path, kept=self.keep_tensors)
-                for result in with_progress(run(left, source, candidates, keep), len(left), quiet):
+                for result in with_progress(run(plan, source, candidates, keep, done), left, quiet):
                     folder.append(result)
                     results.append(result)
                     if stop_at_failure and result.verdict.fails:

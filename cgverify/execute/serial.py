@@ -6,7 +6,7 @@ checkpoint is read once whatever is asked of it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 
 import torch
@@ -24,21 +24,28 @@ def run(
     source: Source,
     candidates: Mapping[str, Candidate],
     keep: verify.Keep = verify.keep_nothing,
+    done: Collection[str] = (),
 ) -> Iterator[CellResult]:
     """Verify cells of one checkpoint, each result as it is found.
 
     Args:
         candidates: by the name that cells have for them.
         keep: what is done with the tensors of findings.
+        done: ids of cells whose results are known already and are not given again. Where others of their view are
+            left they run with them: the last digits of a product depend on how many rows are multiplied at once, and a
+            run that was interrupted is to find what an uninterrupted one finds.
     """
     window = Window(source)
     refusals = {dim: refusal(source.config, dim) for dim in {cell.rotary_dim for cell in cells}}
     possible = [cell for cell in cells if refusals[cell.rotary_dim] is None]
     for cell in cells:
-        if (reason := refusals[cell.rotary_dim]) is not None:
+        if (reason := refusals[cell.rotary_dim]) is not None and cell.id not in done:
             yield from verify.not_run([cell], Verdict.UNSUPPORTED, reason)
     for view, in_view in groupby(sorted(possible, key=_turn), key=_view):
-        yield from _run_view(view, list(in_view), window, source, candidates, keep)
+        together = list(in_view)
+        if any(cell.id not in done for cell in together):
+            results = _run_view(view, together, window, source, candidates, keep)
+            yield from (result for result in results if result.cell.id not in done)
 
 
 def _run_view(
