@@ -2,6 +2,7 @@
 
     python tools/scale.py                                    # the table of docs/scale.md: about half an hour
     python tools/scale.py --job codegen-350M --job upstream  # some of its rows
+    python tools/scale.py --job codegen-16B --options '--layers 0,33'  # two layers tell the memory of all
 
 Weights are random and seeded, nothing is downloaded. Each row is a process of its own, imports included; its memory is
 what the system counted for it (`ru_maxrss` of `os.wait4`). The rows with 10, 20 and 40 layers are codegen-350M made
@@ -17,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cgverify.environment import machine, versions
@@ -94,20 +95,23 @@ def measure(job: Job) -> str:
         seconds = time.perf_counter() - started
         process.returncode = os.waitstatus_to_exitcode(status)
     options = " ".join(job.options)
-    peak = usage.ru_maxrss / 1e6  # of kB
-    return f"| {job.name} {options} | {seconds:.0f} s | {peak:.2f} GB | {process.returncode} |"
+    peak = usage.ru_maxrss * 1024 / 1e9
+    busy = usage.ru_utime + usage.ru_stime
+    return f"| {job.name} {options} | {seconds:.0f} s | {busy:.0f} s | {peak:.2f} GB | {process.returncode} |"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--job", action="append", choices=[job.name for job in JOBS])
-    wanted = parser.parse_args().job
+    parser.add_argument("--options", default="", help="More options of all-components, as one text: '--layers 0,33'.")
+    arguments = parser.parse_args()
+    wanted = arguments.job
     described = machine()
     print(f"{described['processors']} processors of {described['processor']}, torch {versions()['torch']}", flush=True)
-    print("| job | wall | peak memory | exit code |\n|---|---|---|---|", flush=True)
+    print("| job | wall | CPU | peak memory | exit code |\n|---|---|---|---|---|", flush=True)
     for job in JOBS:
         if not wanted or job.name in wanted:
-            print(measure(job), flush=True)
+            print(measure(replace(job, options=(*job.options, *arguments.options.split()))), flush=True)
 
 
 if __name__ == "__main__":

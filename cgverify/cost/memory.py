@@ -17,7 +17,7 @@ def available(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup"))
 
     A container's limit is a control group's, and /proc/meminfo knows nothing of it.
     """
-    return max(0, min([psutil.virtual_memory().available, *_left_in_groups(proc, groups)]))
+    return max(0, min([int(psutil.virtual_memory().available), *_left_in_groups(proc, groups)]))
 
 
 def taken() -> int:
