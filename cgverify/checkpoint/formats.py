@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from cgverify.errors import WeightsError
 
-MOST_MAPPED = 1 << 28
+MOST_MAPPED = 1 << 27
 """Bytes that are read through one mapping of a `.bin`. What was read stays in memory as long as its mapping."""
 
 
@@ -68,14 +68,14 @@ class PickleFile:
         self.names = tuple(self._tensors)
 
     def read(self, name: str, shape: torch.Size) -> torch.Tensor:
-        if self._bytes_read > MOST_MAPPED:
-            self._tensors, self._bytes_read = {}, 0
         if not self._tensors:
             self._tensors = _mapped(self.path)
         if name not in self._tensors:
             raise WeightsError(f"Cannot read {name} from {self.path}: it is not in there. Fetch the file again.")
         tensor = _copied(self._tensors[name], name, shape, self.path)
         self._bytes_read += tensor.nbytes
+        if self._bytes_read > MOST_MAPPED:
+            self._tensors, self._bytes_read = {}, 0
         return tensor
 
 

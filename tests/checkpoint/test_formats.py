@@ -230,12 +230,12 @@ def test_a_shard_without_what_its_index_promises_is_told(folder: Path, model: Co
 def test_what_was_read_of_a_bin_does_not_stay_mapped(
     folder: Path, model: CodeGenForCausalLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Linux tells what is mapped. With a budget of nothing, each read maps the file anew and lets the last one go."""
+    """Linux tells what is mapped. With a budget of nothing, each read maps the file anew and lets go of it."""
     monkeypatch.setattr(formats, "MOST_MAPPED", 0)
     source = resolve(store(folder, model.state_dict(), one_bin))
     tensors = [source.read(NAME, SHAPE) for _ in range(3)]
     assert all(torch.equal(tensor, model.state_dict()[NAME]) for tensor in tensors)
-    assert Path("/proc/self/maps").read_text().count("pytorch_model.bin") == 1
+    assert Path("/proc/self/maps").read_text().count("pytorch_model.bin") == 0
 
 
 def test_a_tensor_of_the_wrong_kind_is_told(folder: Path, model: CodeGenForCausalLM) -> None:
