@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,7 +12,11 @@ from typing import Any
 
 from cgverify import candidate
 from cgverify.checkpoint.prompt import UNSEEN, prompt_for
+from cgverify.checkpoint.source import Source
 from cgverify.config import SweepConfig
+from cgverify.cost.estimate import Estimate
+from cgverify.cost.memory import available, taken
+from cgverify.cost.room import forecast, require_room, without_room
 from cgverify.environment import machine, pin_numerics, versions
 from cgverify.errors import NothingToVerifyError
 from cgverify.execute.checkpoints import Asked, Found, find, found_one, name_of, sketch
@@ -80,6 +84,11 @@ class Prepared:
     def units(self) -> list[Unit]:
         return units(self.cells, self.found.checkpoints.values())
 
+    @property
+    def forecast(self) -> Estimate:
+        """What it will take on this machine."""
+        return forecast(_by_digest(self.found), self.cells, self.means.jobs)
+
     def job(self, folder: Path | None = None) -> Job:
         """What workers must know.
 
@@ -135,6 +144,7 @@ def prepare(order: Order, means: Means) -> Prepared:
     sources = {name: candidate.find(name).source for name in names}
     found = _with_prompts(order, order.find(asked_by(order)))
     cells = whole_plan(order, found)
+    found = _with_room(order, found, cells, means)
     planned = tuple(Planned(place=place, cell=cell) for place, cell in enumerate(cells))
     if means.shard is not None:
         own = {cell.id for cell in means.shard.of(cells)}
@@ -164,6 +174,30 @@ def outline(order: Order, means: Means) -> list[Unit]:
 def asked_by(order: Order) -> list[Asked]:
     """The checkpoints of an order, each once."""
     return list(dict.fromkeys((request.model, request.weights) for request in order.requests))
+
+
+def _with_room(order: Order, found: Found, cells: Sequence[Cell], means: Means) -> Found:
+    """The same, each checkpoint of a plan that does not fit into memory with that as its problem.
+
+    Raises:
+        MemoryShortError: one that must be had does not.
+    """
+    room = (available() + taken()) // means.jobs
+    if order.config is None:
+        for request in order.requests:
+            asked = request.model, request.weights
+            require_room(request, found.checkpoints[asked], found.sources[asked], room)
+        return found
+    problems = without_room(_by_digest(found), cells, room)
+    told = {
+        asked: one.model_copy(update={"problem": problems[one.digest]}) if one.digest in problems else one
+        for asked, one in found.checkpoints.items()
+    }
+    return replace(found, checkpoints=told)
+
+
+def _by_digest(found: Found) -> dict[str, Source]:
+    return {found.checkpoints[asked].digest: source for asked, source in found.sources.items()}
 
 
 def _with_prompts(order: Order, found: Found) -> Found:

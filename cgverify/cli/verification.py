@@ -119,7 +119,7 @@ def _announce(campaign: Campaign) -> None:
     run = prepared.run
     shard = f", shard {prepared.means.shard}" if prepared.means.shard else ""
     typer.echo(
-        f"{run.model}, weights {run.weights_origin}{shard}: {len(prepared.plan)} cells. {note}"
+        f"{run.model}, weights {run.weights_origin}{shard}: {len(prepared.plan)} cells, {prepared.forecast}. {note}"
         f"Run folder {campaign.folder.path}",
         err=True,
     )

@@ -101,7 +101,7 @@ class Reader:
             yield from not_run(cells, Verdict.ERROR, str(error))
             return
         setting = Setting(getattr(torch, dtype), torch.device(device), rotary_dim)
-        reference = Reference(self._window.model(setting), self._source.config, self._spread)
+        reference = Reference(self._window.reference(setting), self._source.config, self._spread)
         for name, of_candidate in groupby(sorted(cells, key=_candidate), key=_candidate):
             yield from self._of_candidate(candidates[name], list(of_candidate), reference, setting, keep, watch)
 
