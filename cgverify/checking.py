@@ -33,6 +33,7 @@ class Checked:
     r: float = 0.0
     index: int = 0
     error: float = 0.0
+    """The greatest absolute one among elements that the attention mask lets be seen."""
 
     def add(self, worst: Worst, index: int, error: float) -> None:
         if worst.value > self.r:
@@ -173,8 +174,9 @@ def _check(side: Side, place: int, stage: Stage, answer: Expected | None, column
     error = errors(part, answer)
     worst = worst_ratio(error, answer)
     row, column = divmod(worst.index, width) if width else (0, 0)
-    checked.add(worst, row * stride + first + column, float(error.max()) if error.numel() else 0.0)
-    _measure(checked.precision, stage, side.view, error.reshape(answer.value.shape), answer.value.abs(), columns)
+    shaped, value = error.reshape(answer.value.shape), answer.value.abs()
+    greatest = _measure(checked.precision, stage, side.view, shaped, value, columns)
+    checked.add(worst, row * stride + first + column, greatest)
 
 
 def visible(stage: Stage, view: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
@@ -196,10 +198,13 @@ def _measure(
     error: torch.Tensor,
     value: torch.Tensor,
     columns: slice | None,
-) -> None:
-    """Take errors and absolute values, in the tap's shape or as a matrix of some of its columns, into its precision."""
+) -> float:
+    """Take errors and absolute values, in the tap's shape or as a matrix of some of its columns, into its precision.
+
+    Returns the greatest error.
+    """
     if not error.numel():
-        return
+        return 0.0
     seen = visible(stage, view)
     if seen is not None:  # a mask's lowest value would dwarf every score
         error, value = error.masked_fill(~seen, 0), value.masked_fill(~seen, 0)
@@ -216,3 +221,4 @@ def _measure(
         head = torch.zeros(1, dtype=torch.int64)
         error, value = error.max().reshape(1), value.max().reshape(1)
     precision.add(error, value.nan_to_num(nan=0.0), head)
+    return float(error.max())
