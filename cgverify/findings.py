@@ -183,7 +183,7 @@ def silent_hooks(observed: Observed) -> tuple[str, ...]:
     silent = [set(step.candidate.observation.silent_hooks) for step in observed.steps]
     on = {flag for step in observed.steps for flag in step.conditions.flags}
     waiting = {hook for flag, hooks in gated.HOOKS.items() if flag not in on for hook in hooks}
-    found = set.intersection(*silent) - required
+    found = set.intersection(*silent) - required - set(gated.LEFT_OFF)
     return tuple(sorted(hook for hook in found if hook.removeprefix("attn.") not in waiting))
 
 

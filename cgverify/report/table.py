@@ -95,8 +95,8 @@ def _component_table(run: Run, setting: tuple[str, ...], findings: pd.DataFrame,
     table.add_column("component", no_wrap=True)
     for heading in ("cells", "taps"):
         table.add_column(heading, justify="right")
-    table.add_column("worst verdict", no_wrap=True)
-    for heading in ("worst r", "max |Δ|", "max ULP", "bits"):
+    table.add_column("verdict", no_wrap=True)
+    for heading in ("r", "max |Δ|", "max ULP", "bits"):
         table.add_column(heading, justify="right", no_wrap=True)
     if width >= WIDE:
         table.add_column("where", overflow="fold", max_width=60)
