@@ -33,7 +33,15 @@ class Checked:
     r: float = 0.0
     index: int = 0
     error: float = 0.0
-    """The greatest absolute one among elements that the attention mask lets be seen."""
+    """The greatest absolute one."""
+
+    @property
+    def error_seen(self) -> float:
+        """The same among elements that the attention mask lets be seen: the lowest value of a mask has errors of 1e30.
+
+        Infinite where anything is that is infinite, a wrong shape too.
+        """
+        return self.error if math.isinf(self.error) else float(self.precision.errors.max())
 
     def add(self, worst: Worst, index: int, error: float) -> None:
         if worst.value > self.r:
@@ -174,9 +182,8 @@ def _check(side: Side, place: int, stage: Stage, answer: Expected | None, column
     error = errors(part, answer)
     worst = worst_ratio(error, answer)
     row, column = divmod(worst.index, width) if width else (0, 0)
-    shaped, value = error.reshape(answer.value.shape), answer.value.abs()
-    greatest = _measure(checked.precision, stage, side.view, shaped, value, columns)
-    checked.add(worst, row * stride + first + column, greatest)
+    checked.add(worst, row * stride + first + column, float(error.max()) if error.numel() else 0.0)
+    _measure(checked.precision, stage, side.view, error.reshape(answer.value.shape), answer.value.abs(), columns)
 
 
 def visible(stage: Stage, view: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
@@ -198,13 +205,10 @@ def _measure(
     error: torch.Tensor,
     value: torch.Tensor,
     columns: slice | None,
-) -> float:
-    """Take errors and absolute values, in the tap's shape or as a matrix of some of its columns, into its precision.
-
-    Returns the greatest error.
-    """
+) -> None:
+    """Take errors and absolute values, in the tap's shape or as a matrix of some of its columns, into its precision."""
     if not error.numel():
-        return 0.0
+        return
     seen = visible(stage, view)
     if seen is not None:  # a mask's lowest value would dwarf every score
         error, value = error.masked_fill(~seen, 0), value.masked_fill(~seen, 0)
@@ -221,4 +225,3 @@ def _measure(
         head = torch.zeros(1, dtype=torch.int64)
         error, value = error.max().reshape(1), value.max().reshape(1)
     precision.add(error, value.nan_to_num(nan=0.0), head)
-    return float(error.max())

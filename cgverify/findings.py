@@ -56,7 +56,7 @@ def _finding(step: ObservedStep, place: int, stage: Stage) -> Finding:
         "tap": stage.tap,
         "stage": stage.name,
         "reference_r": counterpart.r if counterpart else None,
-        "reference_error": counterpart.error if counterpart else None,
+        "reference_error": counterpart.error_seen if counterpart else None,
     }
     if ours is None:
         return Finding(**found, verdict=Verdict.MISSING, message=f"{stage.tap} never fired")
@@ -67,7 +67,7 @@ def _finding(step: ObservedStep, place: int, stage: Stage) -> Finding:
         return Finding(step=step.name, tap=dead, stage=makes, verdict=Verdict.MISSING, message=message)
     found |= {"shape": tuple(ours.shape)}
     if checked is not None:
-        found |= {"r": checked.r, "candidate_error": checked.error, **_bits(checked)}
+        found |= {"r": checked.r, "candidate_error": checked.error_seen, **_bits(checked)}
     wrong = _wrong_form(stage, ours, theirs, checked)
     if wrong:
         return Finding(**found, verdict=Verdict.DIVERGED, message=wrong)

@@ -8,6 +8,7 @@ import pytest
 import yaml
 from conftest import ROOT
 
+from cgverify.checkpoint.prompt import UNSEEN
 from cgverify.config import load, parse
 from cgverify.errors import ConfigError, NothingToVerifyError
 from cgverify.execute.checkpoints import sketch
@@ -29,6 +30,7 @@ def checkpoint(model: str = "m", n_layers: int = 6) -> Checkpoint:
         n_positions=64,
         n_embd=64,
         vocab_size=101,
+        prompt=UNSEEN,
     )
 
 
@@ -172,7 +174,10 @@ def test_a_checkpoint_is_dealt_alike_whatever_else_is_in_the_plan() -> None:
 def test_the_plans_that_ship_are_plans(path: Path) -> None:
     config = load(path)
     requests = config.all_requests()
-    found = {(one.model, one.weights): sketch(one.model, one.weights) for one in requests}
+    found = {
+        (one.model, one.weights): sketch(one.model, one.weights).model_copy(update={"prompt": UNSEEN})
+        for one in requests
+    }
     cells = plan(requests, found, config.excluded)
     config.require_sense(cells, plan(requests, found))
     assert path.read_text().startswith("# ")

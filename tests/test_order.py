@@ -11,7 +11,7 @@ from made_records import a_finding, a_run
 
 from cgverify.order import in_report_order
 from cgverify.plan import CASES, Axes, Subject, cells
-from cgverify.records import CellResult
+from cgverify.records import CellResult, Prompt
 
 SUBJECT = Subject(model="m", weights="d", n_layers=3, rotary_dim=8, n_positions=64)
 
@@ -26,7 +26,7 @@ SUBJECT = Subject(model="m", weights="d", n_layers=3, rotary_dim=8, n_positions=
 )
 def test_the_order_is_the_plans_with_the_axes_as_they_were_asked_for(axes: dict[str, Any]) -> None:
     asked = Axes(**axes)
-    planned = cells(SUBJECT, asked)
+    planned = cells(SUBJECT, asked, Prompt(tokens=tuple(range(9)), origin="nine"))
     finished = [CellResult(cell=cell, findings=(a_finding(),), seconds=0.0) for cell in planned]
     random.Random(0).shuffle(finished)
     shown = [result.cell for result in in_report_order(a_run(settings=asdict(asked)), finished)]

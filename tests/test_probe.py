@@ -132,6 +132,6 @@ def test_a_draw_seeds_no_other_device(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded)
     monkeypatch.setattr(torch.xpu, "manual_seed_all", seeded)
-    recipe = Recipe(seed=1, batch_size=1, seq_len=2, n_positions=8, spread=1.0)
+    recipe = Recipe(seed=1, batch_size=1, seq_len=2, n_positions=8, dtype=torch.float32, spread=1.0)
     first, again = (probe.draw(probe.hidden_states(4), recipe, probe.as_it_comes) for _ in range(2))
     assert torch.equal(first["hidden_states"], again["hidden_states"])

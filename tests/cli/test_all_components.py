@@ -284,7 +284,7 @@ def test_a_prompt_is_recorded_reported_and_carried_again_when_a_run_goes_on(cli:
         "top-1 agrees at 8 of 8 positions; 8 of 8 generated tokens alike; booted whole it gives the same bits" in line
     )
     assert "--case text --bridge transformer_lens --tokens ids" in done.stdout
-    recorded = json.loads((tmp_path / "run" / "run.json").read_text())["settings"]["prompt_tokens"]
+    recorded = json.loads((tmp_path / "run" / "run.json").read_text())["checkpoints"][0]["prompt"]
     assert recorded == {"tokens": [100, 101, 102, 32, 102, 40, 41, 58], "origin": "tokens of ids"}
 
     findings = (tmp_path / "run" / "findings.csv").read_bytes()

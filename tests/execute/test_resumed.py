@@ -10,33 +10,30 @@ from pathlib import Path
 import pytest
 from conftest import command
 
-from cgverify.candidate import find
-from cgverify.checkpoint.resolve import resolve
-from cgverify.execute.serial import run
-from cgverify.plan import Axes, Subject, cells
+from cgverify.execute.work import unfinished
+from cgverify.plan import Axes
+from cgverify.runner import Means, one_checkpoint, prepare
 from cgverify.store import read
 
 
-def test_what_is_left_of_a_view_is_computed_in_the_company_of_what_is_done() -> None:
-    """At this width a product of 3 cells' rows has other last digits than one of 6."""
-    source = resolve("codegen-350M", "random")
+def test_what_is_left_of_a_unit_is_computed_in_the_company_of_what_is_done() -> None:
+    """At this width a product of 3 cells' rows has other last digits than one of 6, so a unit is run whole again."""
     axes = Axes(layers=[0], cases=["default", "decode"], components=["blocks.0", "blocks.0.attn*"])
-    plan = cells(Subject("codegen-350M", source.digest, 20, 32, 2048), axes)
-    candidates = {"cgverify": find("cgverify")}
-    whole = {result.cell.id: result.findings for result in run(plan, source, candidates)}
-    done = {cell.id for cell in plan[: len(plan) // 2]}
-    left = {result.cell.id: result.findings for result in run(plan, source, candidates, done=done)}
-    assert left.keys() == whole.keys() - done
-    for cell in left:
-        assert left[cell] == whole[cell]
+    planned = prepare(one_checkpoint("all-components", "codegen-350M", "random", axes), Means())
+    done = {cell.id for cell in planned.cells[: len(planned.cells) // 2]}
+    (unit,) = unfinished(planned.units, done)
+    assert {cell.id for cell in unit.cells} > done
+    whole = {result.cell.id: result.findings for result in planned.executor().run(planned.units, planned.job())}
+    again = {result.cell.id: result.findings for result in planned.executor().run([unit], planned.job())}
+    assert again == whole
 
 
-def test_views_that_are_done_are_not_read_again(folder: Path) -> None:
-    source = resolve(str(folder))
-    plan = cells(Subject("small", source.digest, 2, 8, 64), Axes(cases=["default"], components=["*embed"]))
-    embed, unembed = plan
+def test_units_that_are_done_are_not_read_again(folder: Path) -> None:
+    axes = Axes(cases=["default"], components=["*embed"])
+    planned = prepare(one_checkpoint("all-components", str(folder), "auto", axes), Means())
+    embed, unembed = planned.cells
     (folder / "model.safetensors").unlink()  # whatever is read from now on is an error
-    (result,) = run(plan, source, {"cgverify": find("cgverify")}, done={embed.id})
+    (result,) = planned.executor().run(unfinished(planned.units, {embed.id}), planned.job())
     assert result.cell == unembed
     assert result.verdict == "error"
 
