@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.autograd import forward_ad
 from torch.nn.modules.module import _has_any_global_hook
+from transformer_lens.model_bridge.generalized_components import LinearBridge
 
 
 def is_heard(module: nn.Module) -> bool:
@@ -21,6 +22,11 @@ def is_heard(module: nn.Module) -> bool:
     )
 
 
+def is_changed(module: nn.Module) -> bool:
+    """Whether calling a module runs something else than its class says: a forward of its own, or accelerate's."""
+    return "forward" in module.__dict__ or "_hf_hook" in module.__dict__
+
+
 def show(owner: nn.Module, name: str, tensor: torch.Tensor) -> torch.Tensor:
     """What a hook point makes of a tensor; the tensor itself, and sooner, where nobody listens."""
     point = owner._modules[name]
@@ -30,7 +36,7 @@ def show(owner: nn.Module, name: str, tensor: torch.Tensor) -> torch.Tensor:
 
 def run_linear(linear: Any, tensor: torch.Tensor) -> torch.Tensor:
     """What the bridge of a Linear makes of a tensor, its hooks included."""
-    if is_heard(linear):
+    if is_heard(linear) or is_changed(linear) or type(linear) is not LinearBridge:
         through: torch.Tensor = linear(tensor)
         return through
     return show(linear, "hook_out", linear._modules["_original_component"](show(linear, "hook_in", tensor)))

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from cgverify.bridge.listeners import is_heard
+from cgverify.bridge.listeners import is_changed, is_heard
 
 _HALF = (torch.bfloat16, torch.float16)
 
@@ -34,8 +34,8 @@ def project_together(projections: Sequence[Any], rows: torch.Tensor) -> tuple[to
     """What bridges of Linears make of `[batch, seq, width]`, by one product; the parts are views of its result.
 
     None where that is not the same, or not sooner: more than one row in float32, where three products are as quick;
-    somebody listening; other modules than plain Linears; float64, in which the last bit differs; gradients that each
-    weight must get for itself.
+    somebody listening; other modules than plain Linears, or with a forward of their own; float64, in which the last bit
+    differs; gradients that each weight must get for itself.
     """
     alone = rows.numel() == rows.shape[-1]
     if not (rows.dtype in _HALF or (alone and rows.dtype == torch.float32)) or torch.compiler.is_compiling():
@@ -47,7 +47,7 @@ def project_together(projections: Sequence[Any], rows: torch.Tensor) -> tuple[to
     for projection, linear in zip(projections, linears, strict=True):
         points = projection._modules
         for module in (projection, linear, points["hook_in"], points["hook_out"]):
-            if is_heard(module) or "_hf_hook" in module.__dict__:
+            if is_heard(module) or is_changed(module):
                 return None
     return functional.linear(rows, weight).chunk(len(linears), dim=-1)
 

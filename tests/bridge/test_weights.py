@@ -175,6 +175,13 @@ def test_q_k_and_v_lie_in_one_piece_and_one_product_serves_all_three(model: Code
             assert found is not None
             for projection, part in zip(projections, found, strict=True):
                 assert torch.equal(part, projection(given))
+        plain = ours.k.original_component.forward
+        ours.k.original_component.forward = lambda tensor: plain(tensor) * 2
+        assert project_together(projections, token.to(dtype)) is None
+        given = ours.get_random_inputs(dtype=dtype)
+        twice = ours(**given)[0]
+        del ours.k.original_component.forward
+        assert not torch.equal(ours(**given)[0], twice)
         ours.k.hook_out.add_hook(lambda tensor, hook: None)
         assert project_together(projections, token.to(dtype)) is None
         ours.k.hook_out.remove_hooks()
