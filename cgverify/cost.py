@@ -15,9 +15,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from cgverify.checkpoint.names import Architecture
+from cgverify.execute.size import parameters
 from cgverify.execute.work import Unit
-from cgverify.records import Checkpoint
 
 VIEW = 0.05
 READ = 15e-9
@@ -67,24 +66,3 @@ def seconds(unit: Unit) -> float:
     size = parameters(unit)
     cells = [CELL.get(cell.case, UNMEASURED) for cell in unit.cells]
     return VIEW + READ * size + sum(fixed + rate * 1e-9 * size for fixed, rate in cells)
-
-
-def parameters(unit: Unit) -> int:
-    """In view of a unit."""
-    checkpoint = unit.checkpoint
-    if unit.view == "ln_final":
-        return 2 * checkpoint.n_embd
-    if isinstance(unit.view, str):
-        return checkpoint.vocab_size * checkpoint.n_embd
-    return shape(checkpoint).block_parameters
-
-
-def shape(checkpoint: Checkpoint) -> Architecture:
-    return Architecture(
-        n_embd=checkpoint.n_embd,
-        n_layer=checkpoint.n_layers,
-        n_head=1,  # the number of parameters does not depend on it
-        rotary_dim=checkpoint.rotary_dim,
-        hub=None,
-        vocab_size=checkpoint.vocab_size,
-    )

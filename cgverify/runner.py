@@ -15,6 +15,8 @@ from cgverify.config import SweepConfig
 from cgverify.environment import machine, pin_numerics, versions
 from cgverify.errors import NothingToVerifyError
 from cgverify.execute.checkpoints import Asked, Found, find, found_one, name_of, sketch
+from cgverify.execute.cluster import Cluster
+from cgverify.execute.dask import Dask
 from cgverify.execute.in_process import InProcess
 from cgverify.execute.processes import Processes
 from cgverify.execute.work import Executor, Job, Unit, unfinished, units
@@ -30,6 +32,8 @@ class Means:
     threads: int | None = None
     """Of torch in each process; None is all processors, shared among the jobs."""
     jobs: int = 1
+    cluster: Cluster | None = None
+    """A Dask cluster that carries it out; None is this machine without one."""
     allow: tuple[str, ...] = ()
     """Shortcuts of products that are left on; see `cgverify.environment.SHORTCUTS`."""
     shard: Shard | None = None
@@ -85,6 +89,8 @@ class Prepared:
         )
 
     def executor(self) -> Executor:
+        if self.means.cluster is not None:
+            return Dask(self.means.cluster)
         return InProcess(self.found.sources) if self.means.jobs == 1 else Processes(self.means.jobs)
 
 

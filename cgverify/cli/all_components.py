@@ -26,6 +26,8 @@ def all_components(
     seq_len: options.SeqLen = 8,
     threads: options.Threads = None,
     jobs: options.Jobs = 1,
+    executor: options.ExecutorName = "local",
+    scheduler: options.Scheduler = None,
     allow: options.Allow = None,
     output: options.Output = None,
     keep_tensors: options.KeepTensors = "failed",
@@ -56,6 +58,7 @@ def all_components(
         known("format", [format], FORMATS)
         known("keep-tensors", [keep_tensors], KEPT)
         shortcuts = tuple(options.shortcuts(allow))
+        cluster = options.cluster(executor, scheduler, jobs)
 
         from cgverify.cli.verification import Course, make_ready, run
 
@@ -67,6 +70,13 @@ def all_components(
 
         require_devices(asked.devices)
         order = one_checkpoint("all-components", model, weights, asked)
-        means = Means(threads=threads, jobs=jobs, allow=shortcuts, keep_tensors=keep_tensors, warnings=verbose > 0)
+        means = Means(
+            threads=threads,
+            jobs=jobs,
+            cluster=cluster,
+            allow=shortcuts,
+            keep_tensors=keep_tensors,
+            warnings=verbose > 0,
+        )
         code = run(order, means, course, format=format, quiet=quiet)
     raise typer.Exit(code)
