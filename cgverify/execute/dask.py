@@ -28,7 +28,7 @@ from cgverify.execute import dask_worker
 from cgverify.execute.cluster import Cluster, local_cluster
 from cgverify.execute.dask_worker import BEFORE_OR_AFTER, MEMORY, Introduction, Raised
 from cgverify.execute.processes import Queue, give_back
-from cgverify.execute.size import memory
+from cgverify.execute.size import heaviest_first, memory
 from cgverify.execute.work import Job, Unit, UnitView, lost
 from cgverify.records import Cell, CellResult
 
@@ -88,7 +88,7 @@ class Dask:
                 client = held.enter_context(distributed.Client(address, timeout=CONNECT, set_as_default=False))
             except OSError as error:
                 raise CgverifyError(f"No Dask scheduler answers at {address}: start one, `dask scheduler`.") from error
-            yield from _Driver(client, [_findable(unit) for unit in units], told).results()
+            yield from _Driver(client, [_findable(unit) for unit in heaviest_first(units)], told).results()
 
 
 class _Driver:

@@ -96,9 +96,14 @@ class Queue:
         return bool(self._units)
 
     def take(self, seen: UnitView | None, others: Collection[UnitView | None]) -> Unit:
-        """The next unit for a worker: of what it has in view, else of what no other has, else the first."""
+        """The next unit for a worker: of what it has in view, else of what no other has, else the first.
+
+        Of what no other has, the checkpoint that it has open comes first: to open one is to read all of it once.
+        """
         if seen not in self._units:
-            seen = next((view for view in self._units if view not in others), next(iter(self._units)))
+            free = [view for view in self._units if view not in others]
+            near = [view for view in free if seen is not None and view[:2] == seen[:2]]
+            seen = next(iter(near or free or self._units))
         waiting = self._units[seen]
         unit = waiting.popleft()
         if not waiting:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
+
 from cgverify.checkpoint.names import Architecture
-from cgverify.execute.work import Unit
+from cgverify.execute.work import Unit, UnitView
 from cgverify.records import Checkpoint
 
 LIBRARIES = 700_000_000
@@ -31,6 +34,14 @@ def shape(checkpoint: Checkpoint) -> Architecture:
         hub=None,
         vocab_size=checkpoint.vocab_size,
     )
+
+
+def heaviest_first(units: Sequence[Unit]) -> list[Unit]:
+    """By views, the ones with the most cells over the most weights first, so that none is left over at the end."""
+    weights = Counter[UnitView]()
+    for unit in units:
+        weights[unit.in_view] += len(unit.cells) * parameters(unit)
+    return sorted(units, key=lambda unit: -weights[unit.in_view])
 
 
 def memory(unit: Unit) -> int:
