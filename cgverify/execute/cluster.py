@@ -8,13 +8,20 @@ import logging
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from cgverify.errors import UsageError
 from cgverify.execute.dask_worker import MEMORY
 from cgverify.execute.work import Job
 
-NO_ROUTES: dict[str, list[str]] = {"distributed.scheduler.http.routes": [], "distributed.worker.http.routes": []}
-"""Dask opens an HTTP port in any case, on loopback here: nothing is to be had there."""
+CONFIG: dict[str, Any] = {
+    "distributed.worker.multiprocessing-method": "forkserver",
+    "distributed.nanny.pre-spawn-environ": {},
+    "distributed.scheduler.http.routes": [],
+    "distributed.worker.http.routes": [],
+}
+"""Workers are forked, in the environment that local processes have. Dask opens an HTTP port in any case, on loopback
+here: nothing is to be had there."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +49,7 @@ def local_cluster(workers: int, job: Job) -> Iterator[str]:
     """
     import dask
 
-    with dask.config.set({"distributed.worker.multiprocessing-method": "forkserver", **NO_ROUTES}):
+    with dask.config.set(CONFIG):
         import distributed
         from distributed.system import MEMORY_LIMIT
         from distributed.utils import get_mp_context

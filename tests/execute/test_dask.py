@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import shutil
 import signal
 import sys
 import time
 from collections.abc import Iterator
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import distributed
@@ -17,6 +15,7 @@ import psutil
 import pytest
 import torch
 import yaml
+from execute.dask_clusters import JOB, apart
 from sweeping import SMALL, command_line, prepared, swept
 from typer.testing import CliRunner
 
@@ -33,8 +32,6 @@ from cgverify.report.frames import write_csv
 from cgverify.report.outcome import exit_code
 from cgverify.runner import Campaign
 from cgverify.store import read
-
-JOB = Job(("cgverify",), threads=1)
 
 
 @pytest.fixture(autouse=True)
@@ -168,24 +165,14 @@ def test_the_memory_of_a_unit_grows_with_what_is_in_view() -> None:
     assert by_size[0] < 0.8e9 < 2e9 < by_size[1]
 
 
-def _cluster_until_killed(pipe: Connection) -> None:
-    with local_cluster(1, JOB) as address:
-        pipe.send(address)
-        time.sleep(600)
-
-
 def test_a_scheduler_that_vanishes_leaves_a_run_that_goes_on(alone: Path, two_workers: Cluster, tmp_path: Path) -> None:
-    context = multiprocessing.get_context("forkserver")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_cluster_until_killed, args=(theirs,))
-    process.start()
-    doomed = prepared(SMALL, cluster=Cluster(ours.recv()))
-    campaign = Campaign.start(doomed, tmp_path / "run")
-    results = campaign.carry_out()
-    next(results)
-    process.kill()
-    with pytest.raises(CgverifyError, match="scheduler is gone: what arrived is kept") as raised:
-        list(results)
+    with apart(1) as (cluster, process):
+        campaign = Campaign.start(prepared(SMALL, cluster=cluster), tmp_path / "run")
+        results = campaign.carry_out()
+        next(results)
+        process.kill()
+        with pytest.raises(CgverifyError, match="scheduler is gone: what arrived is kept") as raised:
+            list(results)
     campaign.folder.close()
     assert raised.value.exit_code == 3
     assert 0 < len(read(tmp_path / "run")[1]) < 18
