@@ -63,6 +63,7 @@ def local_cluster(workers: int, job: Job) -> Iterator[str]:
             dashboard_address="127.0.0.1:0",
             scheduler_kwargs={"dashboard": False},
             worker_dashboard_address=None,
+            preload=["cgverify.execute.local_worker"],
             memory_limit=None,
             resources={MEMORY: MEMORY_LIMIT / max(workers, 1)},
             silence_logs=logging.WARNING if job.warnings else logging.CRITICAL,

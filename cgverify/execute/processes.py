@@ -98,7 +98,7 @@ class Queue:
     def take(self, seen: UnitView | None, others: Collection[UnitView | None]) -> Unit:
         """The next unit for a worker: of what it has in view, else of what no other has, else the first.
 
-        Of what no other has, the checkpoint that it has open comes first: to open one is to read all of it once.
+        Of what no other has, the checkpoint that it has open comes first: to open one is to read all of it.
         """
         if seen not in self._units:
             free = [view for view in self._units if view not in others]

@@ -19,6 +19,7 @@ from execute.dask_clusters import JOB, apart
 from sweeping import SMALL, command_line, prepared, swept
 from typer.testing import CliRunner
 
+import cgverify
 from cgverify import environment
 from cgverify.errors import CgverifyError
 from cgverify.execute import cluster as clusters
@@ -76,6 +77,12 @@ def test_two_workers_find_what_serial_finds(alone: Path, two_workers: Cluster, t
     swept(SMALL, tmp_path / "run", cluster=two_workers)
     assert same(tmp_path / "run", alone)
     assert len(read(tmp_path / "run")[1]) == 18
+
+
+def test_from_python_a_scheduler_does_the_work_too(alone: Path, two_workers: Cluster, tmp_path: Path) -> None:
+    result = cgverify.sweep(SMALL, tmp_path / "run", threads=1, scheduler=two_workers.scheduler)
+    assert len(result.findings["component"]) > 18
+    assert same(tmp_path / "run", alone)
 
 
 def test_a_local_cluster_listens_on_loopback_alone(two_workers: Cluster) -> None:
@@ -193,7 +200,8 @@ def test_interrupted_it_leaves_a_run_that_goes_on(tmp_path: Path, monkeypatch: p
         time.sleep(0.05)
     assert process.pid is not None
     workers = psutil.Process(process.pid).children(recursive=True)
-    os.kill(process.pid, signal.SIGINT)
+    for one in [process, *workers]:  # as Ctrl-C does in a terminal
+        os.kill(one.pid, signal.SIGINT)
     process.join(60)
     told = Path("output.txt").read_text()
     assert process.exitcode == 130, told
