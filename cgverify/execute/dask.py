@@ -76,6 +76,8 @@ class Dask:
 
     def run(self, units: Sequence[Unit], job: Job) -> Iterator[CellResult]:
         """Raises CgverifyError as well where the scheduler cannot be reached, or is lost, or has no workers."""
+        if not units:
+            return
         import distributed
 
         away = self._cluster.scheduler is not None
@@ -102,6 +104,7 @@ class _Driver:
         self._run = f"cgverify-{uuid.uuid4().hex[:8]}"
         self._given = self._stillborn = 0
         self._versions = environment.versions()
+        self._numerics = environment.pin_numerics(job.threads, job.allow)
         self._refused: dict[str, str] = {}
         """Workers that get no work, with the reason."""
         self._missed: set[str] = set()
@@ -188,11 +191,11 @@ class _Driver:
     def _went(self, address: str, *, asked: bool) -> list[CellResult]:
         """Give a lost worker's unit back; one that was asked to leave did not die of it."""
         hand = self._hands.pop(address, None)
-        self._refused.pop(address, None)
+        refused = self._refused.pop(address, None)
         if hand is None:
             return []
         hand.future.release()
-        if not hand.ready and not asked:
+        if not (hand.ready or refused or asked):
             self._stillborn += 1
         if self._stillborn >= STILLBORN:
             raise CgverifyError(f"{STILLBORN} workers died before their first unit, {address} the last: see its log.")
@@ -246,13 +249,19 @@ class _Driver:
                 theirs = told.versions.get(package, "not installed")
                 self._refuse(hand, f"has {package} {theirs}, and the driver {ours[package]}: install the same")
                 return
+        for flag in self._numerics:
+            if told.numerics.get(flag) != self._numerics[flag]:
+                self._tell(
+                    f"Some workers have {flag} {told.numerics.get(flag)}, and the driver {self._numerics[flag]}: "
+                    "verdicts hold there too, but last digits may differ from worker to worker."
+                )
         self._stillborn = 0
         hand.ready, hand.memory = True, told.memory
         if not told.sees_folder and self._job.keep_tensors != "none":
             hand.job = replace(self._job, folder=None)
             self._tell(
-                f"Workers such as {hand.address} do not see the run folder, and keep no tensors of failures: to have "
-                "them, give --output on a disk that all share."
+                "Some workers do not see the run folder, and keep no tensors of failures: to have them, give --output "
+                "on a disk that all share."
             )
 
     def _refuse(self, hand: _Hand, reason: str) -> None:
@@ -272,7 +281,8 @@ class _Driver:
         results: list[CellResult] = []
         while self._queue:
             unit = self._queue.take(None, ())
-            results += lost(unit.cells, f"it takes about {memory(unit) / 1e9:.1f} GB, and no worker declares so much.")
+            needed = f"it takes about {memory(unit) / 1e9:.1f} GB, and no worker declares so much"
+            results += lost(unit.cells, f"{needed}: start larger ones, or give fewer --jobs.")
         return results
 
     def _require_hands(self) -> None:

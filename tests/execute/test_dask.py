@@ -190,6 +190,36 @@ def test_a_scheduler_that_vanishes_leaves_a_run_that_goes_on(alone: Path, two_wo
     assert same(again.folder.path, alone)
 
 
+def test_a_worker_stops_between_two_cells_when_nobody_waits_any_longer(two_workers: Cluster) -> None:
+    long = {**SMALL, "components": ["attn", "embed"], "layers": 0, "dtypes": "float32", "seeds": list(range(300))}
+    plan = prepared(long, cluster=two_workers)
+    assert {(unit.view, len(unit.cells)) for unit in plan.units} == {("embed", 300), (0, 600)}
+    results = plan.executor().run(plan.units, plan.job())
+    assert next(results).cell.kind == "embed", "the other worker has most of its unit before it"
+    results.close()  # type: ignore[attr-defined]
+    with distributed.Client(two_workers.scheduler, set_as_default=False) as client:
+        deadline = time.monotonic() + 5
+        while any(busy := client.run(lambda dask_worker: dask_worker.state.executing_count).values()):
+            assert time.monotonic() < deadline, busy
+            time.sleep(0.1)
+
+
+def test_what_workers_have_otherwise_than_the_driver_is_told(
+    two_workers: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A folder that they do not see, a processor that computes otherwise."""
+    plan = prepared(
+        {**SMALL, "components": "attn", "candidates": "faults:HeadsSwapped", "cases": "default", "layers": 0}
+    )
+    pinned = environment.pin_numerics
+    monkeypatch.setattr(environment, "pin_numerics", lambda *a: {**pinned(*a), "cpu_capability": "AVX1024"})
+    results = list(Dask(two_workers).run(plan.units, plan.job(tmp_path / "nowhere")))
+    assert {result.verdict for result in results} == {Verdict.DIVERGED}
+    assert not any(finding.tensors for result in results for finding in result.findings)
+    assert caplog.text.count("Some workers do not see the run folder") == 1
+    assert caplog.text.count("and the driver AVX1024") == 1
+
+
 def test_interrupted_it_leaves_a_run_that_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("plan.yaml").write_text(yaml.safe_dump({**SMALL, "seeds": list(range(20))}))
