@@ -46,6 +46,6 @@ def parity(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """The attention bridge's time beside Hugging Face's, measured in pairs."""
+    """What the bridge costs beside Hugging Face, measured in pairs; options of `cgverify bench` after `--`."""
     install(session)
-    session.run("python", "tools/time_attention.py", *session.posargs)
+    session.run("cgverify", "bench", *session.posargs)

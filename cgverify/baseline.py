@@ -20,8 +20,8 @@ from pathlib import Path
 
 from cgverify.errors import RunFolderError
 from cgverify.order import in_report_order
-from cgverify.records import CellResult, Run, Verdict
-from cgverify.store import read
+from cgverify.records import TIMES, CellResult, Run, Verdict
+from cgverify.store import read, read_plan
 
 PACKED = "findings.jsonl.gz"
 
@@ -41,7 +41,11 @@ def load(path: Path) -> StoredRun:
         RunFolderError: neither is there, or it is damaged.
     """
     if not (path / PACKED).exists():
-        return _ordered(*read(path))
+        run, results = read(path)
+        places = {planned.cell.id: planned.place for planned in read_plan(path)}
+        if not places:
+            return StoredRun(run, in_report_order(run, results))
+        return StoredRun(run, sorted(results, key=lambda result: places.get(result.cell.id, len(places))))
     with tempfile.TemporaryDirectory() as unpacked:  # one reader for both: an old baseline reads like an old run
         folder = Path(unpacked)
         try:
@@ -49,7 +53,7 @@ def load(path: Path) -> StoredRun:
             (folder / "findings.jsonl").write_bytes(gzip.decompress((path / PACKED).read_bytes()))
         except (OSError, EOFError) as error:
             raise RunFolderError(f"Cannot read the baseline in {path}: {error}. Accept it anew.") from error
-        return _ordered(*read(folder))
+        return StoredRun(*read(folder))
 
 
 def accept(stored: StoredRun, path: Path) -> None:
@@ -71,8 +75,11 @@ def accept(stored: StoredRun, path: Path) -> None:
         raise RunFolderError(f"Cannot write to {path}: {error.strerror}. Give another --reports.") from error
 
 
-def _ordered(run: Run, results: Sequence[CellResult]) -> StoredRun:
-    return StoredRun(run, in_report_order(run, results))
+def require_finished(path: Path) -> None:
+    """Raise RunFolderError if a run folder's plan holds cells that the run did not come to."""
+    left = {planned.cell.id for planned in read_plan(path)} - {result.cell.id for result in load(path).results}
+    if left:
+        raise RunFolderError(f"{len(left)} cells of {path} are still to be run: finish it with --resume.")
 
 
 def _require_fit(results: Sequence[CellResult]) -> None:
@@ -88,6 +95,8 @@ def _require_fit(results: Sequence[CellResult]) -> None:
 
 
 def _lean(result: CellResult) -> CellResult:
-    """Without the names of tensors that are not kept with it, and with times no finer than they are true."""
-    findings = tuple(finding.model_copy(update={"tensors": ""}) for finding in result.findings)
-    return result.model_copy(update={"findings": findings, "seconds": round(result.seconds, 3)})
+    """Without the names of tensors that are not kept with it and figures by head, and times no finer than they are."""
+    dropped = {"tensors": "", "bits_by_head": (), "errors_by_head": ()}
+    findings = tuple(finding.model_copy(update=dropped) for finding in result.findings)
+    times = {name: round(getattr(result, name), 3) for name in TIMES}
+    return result.model_copy(update={"findings": findings, **times})

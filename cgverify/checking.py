@@ -7,19 +7,19 @@ both sides agree bit for bit on a tap and on all that it comes from, one answer 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
 
 from cgverify.bits import same_tensor
 from cgverify.components import Component
-from cgverify.conditions import Conditions
+from cgverify.conditions import Conditions, Substitute
 from cgverify.judge import Worst, errors, worst_ratio
 from cgverify.oracle.arithmetic import Expected, rounded
 from cgverify.oracle.parameters import Parameters
 from cgverify.precision import Precision
-from cgverify.records import Cell
+from cgverify.records import Cell, Finding
 from cgverify.stages import Local, Stage, expect_products
 from cgverify.tap import Observation
 
@@ -33,6 +33,7 @@ class Checked:
     r: float = 0.0
     index: int = 0
     error: float = 0.0
+    """The greatest absolute one among elements that the attention mask lets be seen."""
 
     def add(self, worst: Worst, index: int, error: float) -> None:
         if worst.value > self.r:
@@ -63,6 +64,17 @@ class ObservedStep:
     conditions: Conditions
 
 
+@dataclass(frozen=True)
+class Spent:
+    """Seconds that the forwards of a cell took, with what it takes to tap them."""
+
+    started: float
+    """By `time.perf_counter`."""
+    candidate: float
+    reference: float
+    """0 where another candidate's cell had run it already."""
+
+
 @dataclass
 class Observed:
     """A cell that has been run and waits to be judged."""
@@ -70,7 +82,11 @@ class Observed:
     cell: Cell
     component: Component
     steps: list[ObservedStep]
-    started: float
+    again: Callable[[ObservedStep, Substitute], ObservedStep | None]
+    """One of the steps once more, with another tensor at a tap of the candidate; None if it did not get there."""
+    spent: Spent
+    beside: tuple[Finding, ...] = ()
+    """What was found that is about no stage."""
 
 
 Question = tuple[Side, int, Stage, str]
@@ -80,22 +96,21 @@ Factor = tuple[str, torch.dtype | None]
 """A weight's name, and what autocast rounds it to."""
 
 
-def check_stages(observed: Sequence[Observed], parameters: Parameters) -> None:
+def check_stages(steps: Iterable[ObservedStep], parameters: Parameters) -> None:
     """Fill in `Side.checked` of both sides of every step."""
     products: dict[Factor, list[Question]] = {}
     agreeing: list[tuple[Side, Side, int]] = []
-    for one in observed:
-        for step in one.steps:
-            reference, candidate = step.reference, step.candidate
-            if reference.observation.raised is not None:
-                continue
-            for place, stage in enumerate(step.stages):
-                reads = _question(reference, place, stage, parameters, products)
-                # Where both sides agree bit for bit on the tap and on all that it comes from, one answer serves both.
-                if reads is not None and _agree(reference, candidate, (stage.tap, *reads)):
-                    agreeing.append((reference, candidate, place))
-                else:
-                    _question(candidate, place, stage, parameters, products)
+    for step in steps:
+        reference, candidate = step.reference, step.candidate
+        if reference.observation.raised is not None:
+            continue
+        for place, stage in enumerate(step.stages):
+            reads = _question(reference, place, stage, parameters, products)
+            # Where both sides agree bit for bit on the tap and on all that it comes from, one answer serves both.
+            if reads is not None and _agree(reference, candidate, (stage.tap, *reads)):
+                agreeing.append((reference, candidate, place))
+            else:
+                _question(candidate, place, stage, parameters, products)
     for (weight, autocast), questions in products.items():
         inputs = [side.view[name] for side, _, _, name in questions]
         for columns, answers in expect_products(inputs, weight, parameters, autocast):
@@ -159,8 +174,9 @@ def _check(side: Side, place: int, stage: Stage, answer: Expected | None, column
     error = errors(part, answer)
     worst = worst_ratio(error, answer)
     row, column = divmod(worst.index, width) if width else (0, 0)
-    checked.add(worst, row * stride + first + column, float(error.max()) if error.numel() else 0.0)
-    _measure(checked.precision, stage, side.view, error.reshape(answer.value.shape), answer.value.abs(), columns)
+    shaped, value = error.reshape(answer.value.shape), answer.value.abs()
+    greatest = _measure(checked.precision, stage, side.view, shaped, value, columns)
+    checked.add(worst, row * stride + first + column, greatest)
 
 
 def visible(stage: Stage, view: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
@@ -182,10 +198,13 @@ def _measure(
     error: torch.Tensor,
     value: torch.Tensor,
     columns: slice | None,
-) -> None:
-    """Take errors and absolute values, in the tap's shape or as a matrix of some of its columns, into its precision."""
+) -> float:
+    """Take errors and absolute values, in the tap's shape or as a matrix of some of its columns, into its precision.
+
+    Returns the greatest error.
+    """
     if not error.numel():
-        return
+        return 0.0
     seen = visible(stage, view)
     if seen is not None:  # a mask's lowest value would dwarf every score
         error, value = error.masked_fill(~seen, 0), value.masked_fill(~seen, 0)
@@ -202,3 +221,4 @@ def _measure(
         head = torch.zeros(1, dtype=torch.int64)
         error, value = error.max().reshape(1), value.max().reshape(1)
     precision.add(error, value.nan_to_num(nan=0.0), head)
+    return float(error.max())

@@ -99,13 +99,13 @@ class Component:
                         returned = self._call_and_differentiate(
                             node, inputs, weights, bridge.cfg.n_heads, conditions.cotangent, observation
                         )
-                _see_returned(returned, observation)
+                see_returned(returned, observation)
             finally:  # a candidate may fail on what it put into the cache
-                _see_cache(cache, layer, self._attention_prefix, observation.see)
+                see_cache(cache, layer, self._attention_prefix, observation.see)
             if again is not None:
                 plain = Observation()
                 with under(conditions, node, device, bridge.cfg):
-                    _see_returned(self._call(node, *again), plain)
+                    see_returned(self._call(node, *again), plain)
                 for name, tap in plain.taps.items():
                     if name not in observation.taps or not same_tensor(tap, observation.taps[name]):
                         observation.misdeeds.append((name, f"{name} is another tensor when no hook is attached"))
@@ -116,10 +116,7 @@ class Component:
             for alias, path in HOOK_ALIASES.get(self.kind, {}).items()
             if getattr(node, alias, None) is not node.get_submodule(path)
         ]
-        observation.taps = {self._tap_name(name): tap for name, tap in observation.taps.items()}
-        if self.kind == "attn.o" and "hook_in" in observation.taps:  # shown by heads, as hook_z
-            observation.taps["hook_in"] = observation.taps["hook_in"].flatten(2)
-        observation.silent_hooks = [self._tap_name(name) for name in observation.silent_hooks]
+        self.name_taps(observation)
         return observation
 
     def run_reference(
@@ -144,8 +141,8 @@ class Component:
                     returned = self._call_and_differentiate(
                         module, inputs, weights, cast(int, heads), conditions.cotangent, observation
                     )
-            _see_returned(returned, observation)
-            _see_cache(cache, layer, self._attention_prefix, observation.see)
+            see_returned(returned, observation)
+            see_cache(cache, layer, self._attention_prefix, observation.see)
 
         return observe(run, inputs)
 
@@ -200,6 +197,13 @@ class Component:
         """The hook, by its path in the component, that a tap of the stages is seen at."""
         return next((path for path in _ATTENTION_PATHS if self._tap_name(path) == tap), tap)
 
+    def name_taps(self, observation: Observation) -> None:
+        """Give what was seen of a bridge's hooks the names and shapes that it has in the stages."""
+        observation.taps = {self._tap_name(name): tap for name, tap in observation.taps.items()}
+        if self.kind == "attn.o" and "hook_in" in observation.taps:  # shown by heads, as hook_z
+            observation.taps["hook_in"] = observation.taps["hook_in"].flatten(2)
+        observation.silent_hooks = [self._tap_name(name) for name in observation.silent_hooks]
+
     def _tap_name(self, name: str) -> str:
         """The name that a hook's tap has in the stages."""
         prefix = self._attention_prefix
@@ -209,7 +213,8 @@ class Component:
         return prefix + CANDIDATE_NAMES.get(own, own)
 
 
-def _see_returned(returned: Any, observation: Observation) -> None:
+def see_returned(returned: Any, observation: Observation) -> None:
+    """Show what a module returned: its first part and, for attention and blocks, the pattern."""
     parts = returned if isinstance(returned, tuple) else (returned,)
     observation.returned = f"a tuple of {len(parts)}" if isinstance(returned, tuple) else "a tensor"
     for name, part in zip(("returned", "returned_pattern"), parts, strict=False):
@@ -217,7 +222,8 @@ def _see_returned(returned: Any, observation: Observation) -> None:
             observation.see(name, part)
 
 
-def _see_cache(cache: Any, layer: int | None, prefix: str, see: See) -> None:
+def see_cache(cache: Any, layer: int | None, prefix: str, see: See) -> None:
+    """Show what a cache holds of a layer, under the names of the stages."""
     if cache is not None and layer is not None and len(cache.layers) > layer and cache.layers[layer].is_initialized:
         see(f"{prefix}cache_keys", cache.layers[layer].keys)
         see(f"{prefix}cache_values", cache.layers[layer].values)

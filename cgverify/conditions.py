@@ -33,6 +33,18 @@ class Patch:
         return _drawn(f"{self.tap} {self.seed}", seen, self.rounded_to)
 
 
+@dataclass(frozen=True, eq=False)
+class Substitute:
+    """A hook that returns a given tensor, which has been computed for this very forward."""
+
+    tap: str
+    tensor: torch.Tensor
+
+    def __call__(self, seen: torch.Tensor) -> torch.Tensor:
+        """The tensor in the shape and on the device of what was seen."""
+        return self.tensor.reshape(seen.shape).to(seen.device)
+
+
 @dataclass(frozen=True)
 class Cotangent:
     """G: the gradients of a component are those of sum(output · G)."""
@@ -67,7 +79,7 @@ class Conditions:
     """Whether the sin/cos table was cast with the model, as `model.to(dtype)` does."""
     flags: tuple[str, ...] = ()
     """Settings of the bridge's config that are on. Hugging Face has none of them."""
-    patch: Patch | None = None
+    patch: Patch | Substitute | None = None
     """A hook on the candidate; Hugging Face has no hooks."""
 
     def rounded(self, dtype: torch.dtype) -> Conditions:
@@ -75,7 +87,7 @@ class Conditions:
         return replace(
             self,
             cotangent=self.cotangent and replace(self.cotangent, rounded_to=dtype),
-            patch=self.patch and replace(self.patch, rounded_to=dtype),
+            patch=replace(self.patch, rounded_to=dtype) if isinstance(self.patch, Patch) else self.patch,
         )
 
     @property

@@ -10,7 +10,8 @@ CgverifyError                 3  something could not be run
 ├── NothingToVerifyError      5  a plan without a cell
 ├── StorageError              3  the run folder cannot be written any longer: the disk is full
 ├── WeightsError              3  a checkpoint whose weights cannot be read or trusted
-└── DeviceError               3  a device that this machine does not have
+├── DeviceError               3  a device that this machine does not have
+└── MemoryShortError          3  a run that cannot fit into memory
 """
 
 from __future__ import annotations
@@ -68,4 +69,8 @@ class WeightsError(CgverifyError):
 
 
 class DeviceError(CgverifyError):
+    pass
+
+
+class MemoryShortError(CgverifyError):
     pass

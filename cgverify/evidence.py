@@ -18,16 +18,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from cgverify.checking import ObservedStep
 from cgverify.errors import StorageError
-from cgverify.oracle.arithmetic import Expected
 from cgverify.oracle.parameters import Parameters
 from cgverify.records import Cell, Finding, Verdict
-from cgverify.stages import Local, Stage, View, expect_products
+from cgverify.stages import Stage, whole_answer
 
 KEEP: dict[str, Callable[[Verdict], bool]] = {
     "failed": lambda verdict: verdict.fails,
@@ -65,24 +63,6 @@ def keep(folder: Path, cell: Cell, step: ObservedStep, stage: Stage, parameters:
             f"Cannot write to {folder / path}: {error}. What was finished is kept: make room, and --resume goes on."
         ) from error
     return str(path)
-
-
-def whole_answer(stage: Stage, view: View, parameters: Parameters) -> Expected | None:
-    """What a tap must be, all columns at once, in its shape; None where it cannot be computed."""
-    if isinstance(stage.oracle, Local):
-        return stage.oracle.expect(view, parameters)[0]
-    if stage.oracle.input not in view:
-        return None
-    try:
-        product = stage.oracle
-        blocks = expect_products([view[product.input]], product.weight, parameters, product.autocast)
-        parts = [one for _, (one,) in blocks]
-    except RuntimeError:  # a candidate's taps may be of any shape
-        return None
-    value, bound = (torch.cat(pieces, -1) for pieces in ([p.value for p in parts], [p.bound for p in parts]))
-    tap = view.get(stage.tap)
-    shape = tap.shape if tap is not None and tap.numel() == value.numel() else value.shape
-    return Expected(value.reshape(shape), bound.reshape(shape), parts[0].dtype)
 
 
 def with_evidence(

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 
+from cgverify.cases import gated
 from cgverify.checking import Checked, Observed, ObservedStep, visible
 from cgverify.judge import Difference, difference, verdict
 from cgverify.records import Finding, Verdict
 from cgverify.stages import Stage
+
+RAISED = "raised"
+"""What stands in the place of a tap where the candidate raised."""
 
 
 def findings_of(step: ObservedStep) -> list[Finding]:
@@ -25,9 +29,7 @@ def findings_of(step: ObservedStep) -> list[Finding]:
     findings = []
     if raised is not None:
         message = f"the candidate raised where the reference did not: {described(raised)}"
-        findings.append(
-            Finding(step=step.name, tap="raised", stage="forward", verdict=Verdict.DIVERGED, message=message)
-        )
+        findings.append(Finding(step=step.name, tap=RAISED, stage="forward", verdict=Verdict.DIVERGED, message=message))
     findings += [
         _finding(step, place, stage)
         for place, stage in enumerate(step.stages)
@@ -58,6 +60,11 @@ def _finding(step: ObservedStep, place: int, stage: Stage) -> Finding:
     }
     if ours is None:
         return Finding(**found, verdict=Verdict.MISSING, message=f"{stage.tap} never fired")
+    dead = _dead_input(step, place) if checked is None and theirs is None else ""
+    if dead:
+        makes = next((other.name for other in step.stages if other.tap == dead), stage.name)
+        message = f"{dead} never fired, so that {stage.name} cannot be checked"
+        return Finding(step=step.name, tap=dead, stage=makes, verdict=Verdict.MISSING, message=message)
     found |= {"shape": tuple(ours.shape)}
     if checked is not None:
         found |= {"r": checked.r, "candidate_error": checked.error, **_bits(checked)}
@@ -74,13 +81,25 @@ def _finding(step: ObservedStep, place: int, stage: Stage) -> Finding:
         message = _divergence(stage, checked, against, str(found["at"]))
         if stage.meaning:
             message = f"{stage.meaning}: {message}"
-        patch = step.conditions.patch
-        if patch is not None and patch.tap in candidate.read.get(place, ()):
-            message = f"what {patch.tap} returned was not used, or not wholly: {message}"
+        if step.conditions.patch is not None and ignores_patch(step, stage):
+            message = f"what {step.conditions.patch.tap} returned was not used, or not wholly: {message}"
         return Finding(**found, verdict=said, message=message)
     suspect = counterpart is not None and counterpart.r > 1
     message = "reference suspect: it breaks its own bound" if suspect else ""
     return Finding(**found, verdict=said, message=message)
+
+
+def ignores_patch(step: ObservedStep, stage: Stage) -> bool:
+    """Whether a stage of the candidate, if it broke, broke on a tensor that a hook had returned."""
+    patch = step.conditions.patch
+    return patch is not None and patch.tap in step.candidate.read.get(step.stages.index(stage), ())
+
+
+def _dead_input(step: ObservedStep, place: int) -> str:
+    """The tap that never fired, for want of which a stage of the candidate cannot be computed; empty if all did."""
+    side = step.candidate
+    absent = [name for name in side.read.get(place, ()) if name not in side.view and not name.startswith("given.")]
+    return absent[-1] if absent else ""
 
 
 def _worst_index(checked: Checked | None, against: Difference | None) -> int:
@@ -96,7 +115,7 @@ def _wrong_form(stage: Stage, ours: torch.Tensor, theirs: torch.Tensor | None, c
         return f"{stage.tap} has shape {list(ours.shape)}, the reference's {list(theirs.shape)}"
     dtype = checked.dtype if checked is not None else theirs.dtype if theirs is not None else ours.dtype
     if ours.dtype != dtype:
-        return f"{stage.tap} is {_short(ours.dtype)} where it must be {_short(dtype)}"
+        return f"{stage.tap} is {short(ours.dtype)} where it must be {short(dtype)}"
     return None
 
 
@@ -116,7 +135,13 @@ def _bits(checked: Checked) -> dict[str, Any]:
         return {"bits": 0.0}
     if worst is None:
         return {"bits": checked.precision.bits}
-    return {"bits": checked.precision.bits, "head_bits": worst[1], "worst_head": worst[0]}
+    return {
+        "bits": checked.precision.bits,
+        "head_bits": worst[1],
+        "worst_head": worst[0],
+        "bits_by_head": checked.precision.by_head,
+        "errors_by_head": tuple(checked.precision.errors.tolist()),
+    }
 
 
 def _divergence(stage: Stage, checked: Checked | None, against: Difference | None, at: str) -> str:
@@ -139,11 +164,27 @@ def _place(index: int, shape: torch.Size, axes: tuple[str, ...]) -> str:
     return ", ".join(f"{axis} {i}" for axis, i in zip(axes, reversed(coordinates), strict=True))
 
 
+def told_once(findings: Iterable[Finding]) -> list[Finding]:
+    """The findings of a cell; of a hook that never fired in several of its forwards only the first."""
+    told, missing = [], set()
+    for finding in findings:
+        if finding.verdict is Verdict.MISSING:
+            if finding.tap in missing:
+                continue
+            missing.add(finding.tap)
+        told.append(finding)
+    return told
+
+
 def silent_hooks(observed: Observed) -> tuple[str, ...]:
-    """Hooks that fired in no step, other than those whose absence is a finding."""
-    required = {stage.tap for step in observed.steps for stage in step.stages if stage.required}
+    """Hooks that fired in no step, other than those whose absence is a finding or whose flag was off."""
+    asked = [*observed.component.stages(False), *(stage for step in observed.steps for stage in step.stages)]
+    required = {stage.tap for stage in asked if stage.required}
     silent = [set(step.candidate.observation.silent_hooks) for step in observed.steps]
-    return tuple(sorted(set.intersection(*silent) - required))
+    on = {flag for step in observed.steps for flag in step.conditions.flags}
+    waiting = {hook for flag, hooks in gated.HOOKS.items() if flag not in on for hook in hooks}
+    found = set.intersection(*silent) - required - set(gated.LEFT_OFF)
+    return tuple(sorted(hook for hook in found if hook.removeprefix("attn.") not in waiting))
 
 
 def described(error: BaseException) -> str:
@@ -152,5 +193,6 @@ def described(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
-def _short(dtype: torch.dtype) -> str:
+def short(dtype: torch.dtype) -> str:
+    """`float32`, without torch's name before it."""
     return str(dtype).removeprefix("torch.")

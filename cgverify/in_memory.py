@@ -26,6 +26,7 @@ class MemoryWeights:
     def __init__(self, model: CodeGenForCausalLM) -> None:
         self.config = model.config
         self.origin = NAME
+        self.stored_width = model.dtype.itemsize
         self._tensors: dict[str, torch.Tensor] = {name: one.detach() for name, one in model.named_parameters()}
         digest = hashlib.sha256()
         for name, tensor in sorted(self._tensors.items()):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,13 +16,14 @@ from torch import nn
 from transformers import CodeGenConfig, DynamicCache
 
 from cgverify import probe
-from cgverify.blame import with_causes
+from cgverify.blame.causes import with_causes
+from cgverify.blame.sentence import sentence
 from cgverify.cases import CASES
 from cgverify.cases.case import Case
-from cgverify.checking import Observed, ObservedStep, Side, check_stages
+from cgverify.checking import Observed, ObservedStep, Side, Spent, check_stages
 from cgverify.components import COMPONENTS, Component
-from cgverify.conditions import Conditions
-from cgverify.findings import described, findings_of, silent_hooks
+from cgverify.conditions import Conditions, Substitute
+from cgverify.findings import described, findings_of, silent_hooks, told_once
 from cgverify.oracle.parameters import Parameters
 from cgverify.records import Cell, CellResult, Finding, Verdict
 from cgverify.stages import Stage
@@ -38,6 +39,14 @@ class CandidateFailedError(Exception):
     def __init__(self, where: str, cause: BaseException) -> None:
         super().__init__(f"the candidate raised in {where}: {described(cause)}")
         self.where = where
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a prompt gives a component on either side; the same probe for both, unless each has states of its own."""
+
+    reference: probe.Probe
+    candidate: probe.Probe
 
 
 class Reference:
@@ -91,12 +100,19 @@ class _ReferenceStep:
     """What the candidate's stages take from it."""
 
 
-def observe(cell: Cell, reference: Reference, bridge: nn.Module, rounded_to: torch.dtype | None = None) -> Observed:
-    """Run both sides of a cell on the same inputs.
+def observe(
+    cell: Cell,
+    reference: Reference,
+    bridge: nn.Module,
+    given: Given | None = None,
+    rounded_to: torch.dtype | None = None,
+) -> Observed:
+    """Run both sides of a cell, on the same inputs unless each has its own.
 
     Args:
         bridge: a one-block bridge with the reference's weights, in memory of its own.
-        rounded_to: a narrower dtype that the inputs go through.
+        given: what a prompt gives; None where inputs are random.
+        rounded_to: a narrower dtype that random inputs go through.
 
     Raises:
         CandidateFailedError: before anything could be compared.
@@ -104,24 +120,43 @@ def observe(cell: Cell, reference: Reference, bridge: nn.Module, rounded_to: tor
     started = time.perf_counter()
     component, case = COMPONENTS[cell.kind], CASES[cell.case]
     dtype = getattr(torch, cell.dtype)
-    recipe = probe.Recipe(
-        cell.seed, cell.batch_size, cell.seq_len, reference.config.n_positions, dtype, reference.spread
-    )
-    built = _probe(component, case, recipe, reference.config, bridge)
-    if rounded_to is not None:
-        built = built.rounded(rounded_to)
+    if given is None:
+        recipe = probe.Recipe(
+            cell.seed, cell.batch_size, cell.seq_len, reference.config.n_positions, dtype, reference.spread
+        )
+        built = _probe(component, case, recipe, reference.config, bridge)
+        if rounded_to is not None:
+            built = built.rounded(rounded_to)
+        given = Given(built, built)
+    else:
+        built = given.candidate
+        _node(component, bridge)
+    probed = time.perf_counter()
 
     def run(step: probe.Step, inputs: dict[str, Any], cache: Any) -> Observation:
         unhooked = case.unhooked and step is built.steps[0]
         return component.run_candidate(bridge, inputs, cache, cell.layer, step.conditions, unhooked)
 
-    steps = []
-    ours = _forwards(cell, built, reference.config, run)
-    for theirs, (step, given, observation) in zip(reference.run(cell, built), ours, strict=False):
-        candidate = Side(observation, {**given, **theirs.shared, **observation.taps})
-        stages = _applicable(case.stages(component, step), step.conditions, observation)
-        steps.append(ObservedStep(step.name, stages, theirs.side, candidate, step.conditions))
-    return Observed(cell, component, steps, started)
+    def observed(run: Run) -> Iterator[ObservedStep]:
+        ours = _forwards(cell, built, reference.config, run)
+        for theirs, (step, inputs, observation) in zip(sides, ours, strict=False):
+            candidate = Side(observation, {**inputs, **theirs.shared, **observation.taps})
+            stages = _applicable(case.stages(component, step), step.conditions, observation)
+            yield ObservedStep(step.name, stages, theirs.side, candidate, step.conditions)
+
+    def again(once: ObservedStep, substitute: Substitute) -> ObservedStep | None:
+        def run(step: probe.Step, inputs: dict[str, Any], cache: Any) -> Observation:
+            patch = substitute if step.name == once.name else step.conditions.patch
+            conditions = replace(step.conditions, patch=patch)
+            return component.run_candidate(bridge, inputs, cache, cell.layer, conditions)
+
+        return next((step for step in observed(run) if step.name == once.name), None)
+
+    sides = reference.run(cell, given.reference)
+    between = time.perf_counter()
+    steps = list(observed(run))
+    spent = Spent(started, candidate=time.perf_counter() - between, reference=between - probed)
+    return Observed(cell, component, steps, again, spent)
 
 
 def _applicable(stages: tuple[Stage, ...], conditions: Conditions, observation: Observation) -> tuple[Stage, ...]:
@@ -137,16 +172,21 @@ def _probe(
 ) -> probe.Probe:
     """The case's probe, from the candidate's own inputs where it has a method for them."""
     ours = component.random_inputs(config)
-    try:
-        own = getattr(bridge.get_submodule(component.bridge_path), "get_random_inputs", None)
-    except AttributeError as error:
-        raise CandidateFailedError("boot", error) from error
+    own = getattr(_node(component, bridge), "get_random_inputs", None)
     if own is None:
         return case.probe(component, recipe, ours, component.stress(config))
     try:
         return case.probe(component, recipe, probe.held_to(ours, own), component.stress(config))
     except (Exception, SystemExit) as error:
         raise CandidateFailedError("get_random_inputs", error) from error
+
+
+def _node(component: Component, bridge: nn.Module) -> nn.Module:
+    """The component in a bridge, which may lack it."""
+    try:
+        return bridge.get_submodule(component.bridge_path)
+    except AttributeError as error:
+        raise CandidateFailedError("boot", error) from error
 
 
 def _forwards(
@@ -162,7 +202,7 @@ def _forwards(
         inputs = probe.convert(step.inputs, getattr(torch, cell.dtype), torch.device(cell.device))
         if cache is not None:
             _fill_layers_below(cache, cell.layer or 0, inputs["hidden_states"], config)
-        given = {f"given.{name}": value.clone() for name, value in inputs.items()} | _cached(cache, cell.layer)
+        given = {f"given.{name}": value.clone() for name, value in inputs.items()} | cached(cache, cell.layer)
         observation = run(step, inputs, cache)
         yield step, given, observation
         if observation.raised is not None and cache is not None:
@@ -177,22 +217,43 @@ def keep_nothing(findings: list[Finding], _: Cell, __: ObservedStep, ___: Parame
     return findings
 
 
-def judge(observed: Sequence[Observed], parameters: Parameters, keep: Keep = keep_nothing) -> list[CellResult]:
+Blame = Callable[[Observed, Sequence[Finding], Parameters], str]
+"""Says in one sentence why a cell failed; empty where it did not."""
+
+
+def no_blame(_: Observed, __: Sequence[Finding], ___: Parameters) -> str:
+    return ""
+
+
+def judge(
+    observed: Sequence[Observed], parameters: Parameters, keep: Keep = keep_nothing, blame: Blame = sentence
+) -> list[CellResult]:
     """Check every stage of every side, and write down what was found."""
-    check_stages(observed, parameters)
-    return [
-        CellResult(
-            cell=one.cell,
-            findings=tuple(
-                f
-                for step in one.steps
-                for f in keep(with_causes(findings_of(step), step, parameters), one.cell, step, parameters)
-            ),
-            silent_hooks=silent_hooks(one),
-            seconds=time.perf_counter() - one.started,
-        )
-        for one in observed
-    ]
+    started = time.perf_counter()
+    check_stages((step for one in observed for step in one.steps), parameters)
+    shared = (time.perf_counter() - started) / max(len(observed), 1)
+    return [_judged(one, parameters, keep, blame, shared) for one in observed]
+
+
+def _judged(observed: Observed, parameters: Parameters, keep: Keep, blame: Blame, shared: float) -> CellResult:
+    """One cell, whose share of the oracle's time is `shared`. What is said of a failure is not part of its judging."""
+    started = time.perf_counter()
+    found = told_once(finding for step in observed.steps for finding in findings_of(step))
+    judging = shared + time.perf_counter() - started
+    findings: list[Finding] = []
+    for step in observed.steps:
+        own = [finding for finding in found if finding.step == step.name]
+        findings += keep(with_causes(own, step, parameters), observed.cell, step, parameters)
+    return CellResult(
+        cell=observed.cell,
+        findings=(*findings, *observed.beside),
+        silent_hooks=silent_hooks(observed),
+        blame=blame(observed, findings, parameters),
+        seconds=time.perf_counter() - observed.spent.started,
+        candidate_seconds=observed.spent.candidate,
+        reference_seconds=observed.spent.reference,
+        judging_seconds=judging,
+    )
 
 
 def not_run(cells: Iterable[Cell], why: Verdict, message: str) -> list[CellResult]:
@@ -215,7 +276,7 @@ def _fill_layers_below(cache: DynamicCache, layer: int, hidden_states: torch.Ten
         cache.update(nothing, nothing, below)
 
 
-def _cached(cache: DynamicCache | None, layer: int | None) -> dict[str, torch.Tensor]:
+def cached(cache: DynamicCache | None, layer: int | None) -> dict[str, torch.Tensor]:
     """What a cache holds of a layer before a forward."""
     if cache is None or layer is None or len(cache.layers) <= layer or not cache.layers[layer].is_initialized:
         return {}

@@ -1,4 +1,4 @@
-"""The order in which reports show cells that were kept in the order in which they were finished."""
+"""The order in which reports show the cells of a run that kept no plan, as older ones did not."""
 
 from __future__ import annotations
 

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from itertools import product
-from typing import Literal
+from typing import Any, Literal
 
 from cgverify.errors import NothingToVerifyError, UnknownNameError, UsageError
-from cgverify.records import Cell, Checkpoint, RotaryDim
+from cgverify.records import Cell, Checkpoint, Prompt, RotaryDim
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 DEVICES = ("cpu", "cuda", "mps")
@@ -18,6 +18,8 @@ DEVICES = ("cpu", "cuda", "mps")
 BEFORE = ("embed",)
 PER_LAYER = ("ln1", "attn", "attn.q", "attn.k", "attn.v", "attn.o", "mlp", "mlp.in", "mlp.out", "block")
 AFTER = ("ln_final", "unembed")
+WHOLE = ("model",)
+"""The whole bridge, booted at once."""
 
 CASES = {
     "default": (*BEFORE, *PER_LAYER, *AFTER),
@@ -30,6 +32,8 @@ CASES = {
     "patched": ("attn", "mlp", "block"),
     "autocast": (*PER_LAYER, *AFTER),
     "backward": ("ln1", "attn", "attn.o", "mlp", "mlp.in", "mlp.out", "block"),
+    "text": (*BEFORE, *PER_LAYER, *AFTER),
+    "model": (*BEFORE, "block", *AFTER, *WHOLE),
 }
 """Each case, with the kinds of component that it is for. What it does is in `cgverify/cases/`."""
 
@@ -43,6 +47,18 @@ DECODING = ("decode", "autocast")
 """The cases that do so."""
 
 DECODED_TOKENS = sum(length for _, length in DECODE_STEPS)
+
+PROMPTED = ("text", "model")
+"""The cases whose inputs are a prompt's."""
+
+FORCED_TOKENS = 2
+"""How many of a prompt's last tokens the `model` case takes one by one, through a cache."""
+
+GENERATED_TOKENS = 8
+"""How many tokens a whole model then generates."""
+
+CARRIED, TOP_1, AS_CARRIED, GENERATION = "carried", "top_1", "as_carried", "generation"
+"""Stages of the `model` case that report and do not gate: see `cgverify/drift.py`."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +91,12 @@ class Subject:
     n_positions: int
 
 
-def cells(subject: Subject, axes: Axes) -> list[Cell]:
+def cells(subject: Subject, axes: Axes, prompt: Prompt | None = None) -> list[Cell]:
     """All cells of the plan, in report order.
+
+    Args:
+        prompt: what the cases of `PROMPTED` need. It is one sequence, so each of their cells is planned once, whatever
+            the seeds, the batch size and the sequence length of random inputs.
 
     Raises:
         UsageError: a layer that the checkpoint has not, more positions than it has, or a component glob that matches
@@ -90,9 +110,17 @@ def cells(subject: Subject, axes: Axes) -> list[Cell]:
             raise UsageError(
                 f"{subject.model} has no layer {layer}: give --layers between 0 and {subject.n_layers - 1}."
             )
+    prompted = [case for case in axes.cases if case in PROMPTED]
+    if prompted:
+        if prompt is None:
+            raise UsageError(
+                f"The {'case' if len(prompted) == 1 else 'cases'} {' and '.join(prompted)} need a prompt, which only a "
+                "checkpoint that is given by name can have: leave them out."
+            )
+        _require_fit(prompt, prompted, subject)
     decoding = [case for case in axes.cases if case in DECODING]
     longest = axes.seq_len + (DECODED_TOKENS if decoding else 0)
-    if longest > subject.n_positions:
+    if longest > subject.n_positions and len(prompted) < len(axes.cases):
         raise UsageError(
             f"{subject.model} has {subject.n_positions} positions, and {longest} are asked for: give a smaller "
             f"--seq-len (the cases {' and '.join(DECODING)} add {DECODED_TOKENS} tokens)."
@@ -108,14 +136,13 @@ def cells(subject: Subject, axes: Axes) -> list[Cell]:
             device=device,
             rotary_dim=rotary_dim,
             case=case,
-            seed=seed,
-            batch_size=axes.batch_size,
-            seq_len=axes.seq_len,
+            **inputs,
         )
         for candidate, dtype, device, rotary_dim in product(axes.candidates, axes.dtypes, axes.devices, rotary_dims)
         for layer, kind in _places(layers)
-        for case, seed in product(axes.cases, axes.seeds)
+        for case in axes.cases
         if kind in CASES[case]
+        for inputs in _inputs(case, axes, prompt)
     ]
     _require_matches(planned, axes.components)
     return [cell for cell in planned if _selected(cell, axes.components)]
@@ -156,7 +183,9 @@ def plan(
             if (request.model, request.weights) != key:
                 continue
             if found[key].n_layers:
-                asked = [cell for cell in cells(subject(found[key]), request.axes) if not excluded(cell)]
+                asked = [
+                    cell for cell in cells(subject(found[key]), request.axes, found[key].prompt) if not excluded(cell)
+                ]
             else:
                 asked = _stand_ins(found[key], request.axes)
             planned |= {cell.id: cell for cell in asked}
@@ -183,10 +212,15 @@ def subject(checkpoint: Checkpoint) -> Subject:
 
 
 View = int | str
-"""What is in view of a checkpoint's weights: a layer's number, `embed`, `ln_final` or `unembed`."""
+"""What is in view of a checkpoint's weights: a layer's number, `embed`, `ln_final`, `unembed`, or all in turn."""
+
+IN_TURN = "in turn"
+"""The view of a prompt's cells: its hidden states go through all others."""
 
 
 def view(cell: Cell) -> View:
+    if cell.prompt:
+        return IN_TURN
     return cell.kind if cell.layer is None else cell.layer
 
 
@@ -226,10 +260,33 @@ def _thinned(layers: Sequence[int], most: int | None) -> Sequence[int]:
     return [layers[place * (len(layers) - 1) // (most - 1)] for place in range(most)]
 
 
+def _inputs(case: str, axes: Axes, prompt: Prompt | None) -> Iterator[dict[str, Any]]:
+    """What of a cell says what its inputs are."""
+    if prompt is not None and case in PROMPTED:
+        yield {"seed": axes.seeds[0], "batch_size": 1, "seq_len": len(prompt.tokens), "prompt": prompt.digest}
+        return
+    for seed in axes.seeds:
+        yield {"seed": seed, "batch_size": axes.batch_size, "seq_len": axes.seq_len}
+
+
+def _require_fit(prompt: Prompt, cases: Sequence[str], subject: Subject) -> None:
+    """Raise UsageError for a prompt that is too short or too long for its cases."""
+    given = len(prompt.tokens)
+    least, beyond = (FORCED_TOKENS + 1, GENERATED_TOKENS) if "model" in cases else (1, 0)
+    if given < least:
+        raise UsageError(f"The prompt has {given} tokens: give --prompt or --tokens with at least {least}.")
+    if given + beyond > subject.n_positions:
+        more = f" (the model case generates {beyond} more)" if beyond else ""
+        raise UsageError(
+            f"{subject.model} has {subject.n_positions} positions, and the prompt {given} tokens{more}: give a shorter "
+            "--prompt or --tokens."
+        )
+
+
 def _places(layers: Sequence[int]) -> Iterator[tuple[int | None, str]]:
     yield from ((None, kind) for kind in BEFORE)
     yield from product(layers, PER_LAYER)
-    yield from ((None, kind) for kind in AFTER)
+    yield from ((None, kind) for kind in (*AFTER, *WHOLE))
 
 
 def _selected(cell: Cell, globs: Sequence[str]) -> bool:
@@ -242,7 +299,7 @@ def _require_matches(planned: Sequence[Cell], globs: Sequence[str]) -> None:
     for glob in globs:
         if any(fnmatchcase(name, glob) for name in names):
             continue
-        if any(fnmatchcase(kind, glob) for kind in (*BEFORE, *PER_LAYER, *AFTER)):
+        if any(fnmatchcase(kind, glob) for kind in (*BEFORE, *PER_LAYER, *AFTER, *WHOLE)):
             raise UsageError(
                 f"No --case that was given is for the component {glob!r}; known cases: {', '.join(CASES)}."
             )

@@ -47,8 +47,12 @@ class Precision:
         """The head with the fewest bits (among equals the first) and how many; None where there are no heads."""
         if self.heads == 1:
             return None
-        per_head = [leading_bits(e, v) for e, v in zip(self.errors.tolist(), self.greatest.tolist(), strict=True)]
-        return min(enumerate(per_head), key=lambda each: each[1])
+        return min(enumerate(self.by_head), key=lambda each: each[1])
+
+    @property
+    def by_head(self) -> tuple[float, ...]:
+        """Of each head by itself."""
+        return tuple(leading_bits(e, v) for e, v in zip(self.errors.tolist(), self.greatest.tolist(), strict=True))
 
 
 def leading_bits(error: float, greatest: float) -> float:

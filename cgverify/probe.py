@@ -39,6 +39,15 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Part:
+    """The tokens of a prompt that one forward takes; those before are in the cache."""
+
+    name: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
 class Probe:
     """The forwards of a case, in order."""
 
@@ -87,7 +96,7 @@ def as_it_comes(inputs: Inputs, _: Recipe) -> Inputs:
 def draw(random_inputs: RandomInputs, recipe: Recipe, bend: Stress, extra: int = 0) -> Inputs:
     """Inputs of `seq_len + extra` tokens, bent, on the CPU in float32. The global random state is left as it was."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
+        torch.default_generator.manual_seed(recipe.seed)  # the CPU's alone: nothing would put the other devices' back
         inputs = dict(random_inputs(recipe.batch_size, recipe.seq_len + extra, torch.device("cpu"), torch.float32))
         return bend(inputs, recipe)
 
@@ -107,7 +116,7 @@ def _rounded(inputs: Inputs, dtype: torch.dtype) -> Inputs:
 def _convert(value: Any, dtype: torch.dtype, device: torch.device) -> Any:
     if not isinstance(value, torch.Tensor):
         return value
-    if not value.is_floating_point():
+    if not value.is_floating_point() or value.dtype == dtype:
         return value.to(device, copy=True)
     return value.to(dtype).masked_fill(value <= LOWEST, torch.finfo(dtype).min).to(device)
 
@@ -182,6 +191,13 @@ def attention_inputs(width: int) -> RandomInputs:
         }
 
     return random_inputs
+
+
+def prompt_context(part: Part) -> Inputs:
+    """Positions `[1, seq]` and a causal mask `[1, 1, seq, keys]`, as Hugging Face's model gives them to its blocks."""
+    seen = torch.ones(part.stop - part.start, part.stop, dtype=torch.bool).tril(part.start)
+    mask = torch.zeros(1, 1, *seen.shape).masked_fill(~seen, LOWEST)
+    return {"position_ids": torch.arange(part.start, part.stop).unsqueeze(0), "attention_mask": mask}
 
 
 # --- the stress case: what random inputs hide -------------------------------------------------------------------------

@@ -6,6 +6,7 @@ Plain values only, no tensors. NaN and infinity survive a round trip through JSO
 from __future__ import annotations
 
 import hashlib
+import json
 from enum import StrEnum
 from functools import cached_property
 from typing import Any, Literal
@@ -49,6 +50,18 @@ class Record(BaseModel):
 RotaryDim = int | Literal["none"]
 
 
+class Prompt(Record):
+    """A text as one sequence of token ids, for the cases `text` and `model`."""
+
+    tokens: tuple[int, ...]
+    origin: str
+    """For people: where the tokens are from."""
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(json.dumps(self.tokens).encode()).hexdigest()[:16]
+
+
 class Cell(Record):
     """One thing to verify. Its content is its identity."""
 
@@ -66,6 +79,8 @@ class Cell(Record):
     seed: int
     batch_size: int
     seq_len: int
+    prompt: str = ""
+    """Digest of the token ids; empty where inputs are random."""
 
     @property
     def component(self) -> str:
@@ -76,7 +91,9 @@ class Cell(Record):
 
     @cached_property
     def id(self) -> str:
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
+        # A cell of random inputs is the same cell as before there were prompts.
+        left_out = None if self.prompt else {"prompt"}
+        return hashlib.sha256(self.model_dump_json(exclude=left_out).encode()).hexdigest()[:16]
 
 
 class Finding(Record):
@@ -101,6 +118,9 @@ class Finding(Record):
     head_bits: float | None = None
     """The same of the worst head, where the tap has heads."""
     worst_head: int | None = None
+    bits_by_head: tuple[float, ...] = ()
+    """The same of every head, and `errors_by_head` the greatest error of each."""
+    errors_by_head: tuple[float, ...] = ()
     shape: tuple[int, ...] = ()
     at: str = ""
     """Where the worst element is: `head 3, position 5`."""
@@ -111,6 +131,10 @@ class Finding(Record):
     """The safetensors file in the run folder that holds what this finding is about; empty where none was kept."""
 
 
+TIMES = ("seconds", "candidate_seconds", "reference_seconds", "judging_seconds")
+"""The fields of a finished cell that differ whenever it is run again."""
+
+
 class CellResult(Record):
     """A finished cell: one line of findings.jsonl."""
 
@@ -118,7 +142,14 @@ class CellResult(Record):
     findings: tuple[Finding, ...]
     silent_hooks: tuple[str, ...] = ()
     """Registered hooks that did not fire in this cell."""
+    blame: str = ""
+    """Why the cell failed, as one sentence without a full stop; empty where it held."""
     seconds: float
+    candidate_seconds: float = 0.0
+    """What its forwards took, tapped; `reference_seconds` is 0 where another candidate's cell had run them before."""
+    reference_seconds: float = 0.0
+    judging_seconds: float = 0.0
+    """Its share of the oracle's and the judge's time, which cells that are in view together spend together."""
 
     @property
     def verdict(self) -> Verdict:
@@ -145,6 +176,8 @@ class Checkpoint(Record):
     vocab_size: int
     problem: str = ""
     """Why its weights cannot be had: its cells are then errors."""
+    prompt: Prompt | None = None
+    """In its own tokens, for the cases that have one."""
 
 
 class Run(Record):

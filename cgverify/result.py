@@ -38,7 +38,7 @@ class Result:
     @cached_property
     def summary(self) -> pd.DataFrame:
         """One row per component and setting, the columns of `summary.csv`."""
-        return summary_frame(self.findings)
+        return summary_frame(self.results)
 
     @property
     def exit_code(self) -> int:

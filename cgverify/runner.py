@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Generator, Iterable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Generator, Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from cgverify import candidate
+from cgverify.checkpoint.prompt import UNSEEN, prompt_for
+from cgverify.checkpoint.source import Source
 from cgverify.config import SweepConfig
+from cgverify.cost.estimate import Estimate
+from cgverify.cost.memory import available, taken
+from cgverify.cost.of_plan import memory, seconds
+from cgverify.cost.room import forecast, require_room, without_room
 from cgverify.environment import machine, pin_numerics, versions
 from cgverify.errors import NothingToVerifyError
 from cgverify.execute.checkpoints import Asked, Found, find, found_one, name_of, sketch
@@ -20,7 +26,7 @@ from cgverify.execute.dask import Dask
 from cgverify.execute.in_process import InProcess
 from cgverify.execute.processes import Processes
 from cgverify.execute.work import Executor, Job, Unit, unfinished, units
-from cgverify.plan import Axes, Request, Shard, plan
+from cgverify.plan import PROMPTED, Axes, Request, Shard, plan
 from cgverify.records import Cell, CellResult, Run, Verdict
 from cgverify.store import Planned, RunFolder, begun, either
 
@@ -42,6 +48,14 @@ class Means:
 
 
 @dataclass(frozen=True)
+class Text:
+    """Where a prompt comes from: `--prompt`, `--tokens`, or by default the package itself."""
+
+    prompt: str | None = None
+    tokens: Path | None = None
+
+
+@dataclass(frozen=True)
 class Order:
     """What is asked for."""
 
@@ -53,6 +67,8 @@ class Order:
     find: Callable[[Iterable[Asked]], Found]
     config: SweepConfig | None = None
     """Where the requests come from a file: its rules."""
+    text: Text = Text()
+    """For the cases of a prompt."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +89,11 @@ class Prepared:
     def units(self) -> list[Unit]:
         return units(self.cells, self.found.checkpoints.values())
 
+    @property
+    def forecast(self) -> Estimate:
+        """What it will take on this machine."""
+        return forecast(_by_digest(self.found), self.cells, self.means.jobs)
+
     def job(self, folder: Path | None = None) -> Job:
         """What workers must know.
 
@@ -90,18 +111,20 @@ class Prepared:
 
     def executor(self) -> Executor:
         if self.means.cluster is not None:
-            return Dask(self.means.cluster)
+            return Dask(self.means.cluster, memory, seconds)
         return InProcess(self.found.sources) if self.means.jobs == 1 else Processes(self.means.jobs)
 
 
-def one_checkpoint(command: str, model: str, weights: str, axes: Axes) -> Order:
+def one_checkpoint(command: str, model: str, weights: str, axes: Axes, text: Text = Text()) -> Order:
     """Axes over a checkpoint that must be had."""
+    said = {"prompt": text.prompt, "tokens": None if text.tokens is None else str(text.tokens)}
     return Order(
         command=command,
         name=name_of(model),
         requests=(Request(model, weights, axes),),
-        settings={"model": model, "weights": weights, **asdict(axes)},
+        settings={"model": model, "weights": weights, **asdict(axes), **said},
         find=lambda _: found_one(model, weights),
+        text=text,
     )
 
 
@@ -126,8 +149,9 @@ def prepare(order: Order, means: Means) -> Prepared:
     """
     names = dict.fromkeys(name for request in order.requests for name in request.axes.candidates)
     sources = {name: candidate.find(name).source for name in names}
-    found = order.find(asked_by(order))
+    found = _with_prompts(order, order.find(asked_by(order)))
     cells = whole_plan(order, found)
+    found = _with_room(order, found, cells, means)
     planned = tuple(Planned(place=place, cell=cell) for place, cell in enumerate(cells))
     if means.shard is not None:
         own = {cell.id for cell in means.shard.of(cells)}
@@ -149,7 +173,7 @@ def outline(order: Order, means: Means) -> list[Unit]:
     Raises:
         UsageError: see `whole_plan`.
     """
-    found = Found({asked: sketch(*asked) for asked in asked_by(order)})
+    found = _with_prompts(order, Found({asked: sketch(*asked) for asked in asked_by(order)}))
     cells = whole_plan(order, found)
     return units(cells if means.shard is None else means.shard.of(cells), found.checkpoints.values())
 
@@ -157,6 +181,52 @@ def outline(order: Order, means: Means) -> list[Unit]:
 def asked_by(order: Order) -> list[Asked]:
     """The checkpoints of an order, each once."""
     return list(dict.fromkeys((request.model, request.weights) for request in order.requests))
+
+
+def _with_room(order: Order, found: Found, cells: Sequence[Cell], means: Means) -> Found:
+    """The same, each checkpoint of a plan that does not fit into memory with that as its problem.
+
+    Raises:
+        MemoryShortError: one that must be had does not.
+    """
+    if means.cluster is not None and means.cluster.scheduler is not None:  # its workers declare what they have
+        return found
+    room = (available() + taken()) // means.jobs
+    if order.config is None:
+        for request in order.requests:
+            asked = request.model, request.weights
+            require_room(request, found.checkpoints[asked], found.sources[asked], room)
+        return found
+    problems = without_room(_by_digest(found), cells, room)
+    told = {
+        asked: one.model_copy(update={"problem": problems[one.digest]}) if one.digest in problems else one
+        for asked, one in found.checkpoints.items()
+    }
+    return replace(found, checkpoints=told)
+
+
+def _by_digest(found: Found) -> dict[str, Source]:
+    return {found.checkpoints[asked].digest: source for asked, source in found.sources.items()}
+
+
+def _with_prompts(order: Order, found: Found) -> Found:
+    """The same, each checkpoint that is asked for a prompt's cases with one in its own tokens.
+
+    Raises:
+        UsageError: see `prompt_for`.
+    """
+    checkpoints = dict(found.checkpoints)
+    for model, weights in _prompted(order):
+        source = found.sources.get((model, weights))
+        prompt = UNSEEN if source is None else prompt_for(model, source, order.text.prompt, order.text.tokens)
+        checkpoints[model, weights] = checkpoints[model, weights].model_copy(update={"prompt": prompt})
+    return replace(found, checkpoints=checkpoints)
+
+
+def _prompted(order: Order) -> list[Asked]:
+    """The checkpoints that are asked for a prompt's cases."""
+    asked = [(one.model, one.weights) for one in order.requests if set(PROMPTED) & set(one.axes.cases)]
+    return list(dict.fromkeys(asked))
 
 
 def whole_plan(order: Order, found: Found) -> list[Cell]:

@@ -95,6 +95,24 @@ def expect_products(
         yield columns, [answer[key] for key in keys]
 
 
+def whole_answer(stage: Stage, view: View, parameters: Parameters) -> Expected | None:
+    """What a tap must be, all columns at once, in its shape; None where it cannot be computed."""
+    if isinstance(stage.oracle, Local):
+        return stage.oracle.expect(view, parameters)[0]
+    if stage.oracle.input not in view:
+        return None
+    try:
+        product = stage.oracle
+        blocks = expect_products([view[product.input]], product.weight, parameters, product.autocast)
+        parts = [one for _, (one,) in blocks]
+    except RuntimeError:  # a candidate's taps may be of any shape
+        return None
+    value, bound = (torch.cat(pieces, -1) for pieces in ([p.value for p in parts], [p.bound for p in parts]))
+    tap = view.get(stage.tap)
+    shape = tap.shape if tap is not None and tap.numel() == value.numel() else value.shape
+    return Expected(value.reshape(shape), bound.reshape(shape), parts[0].dtype)
+
+
 @dataclass(frozen=True)
 class Stage:
     name: str

@@ -30,7 +30,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from cgverify.errors import RunFolderError, StorageError
-from cgverify.records import SCHEMA_VERSION, Cell, CellResult, Checkpoint, Finding, Record, Run, Verdict
+from cgverify.records import SCHEMA_VERSION, TIMES, Cell, CellResult, Checkpoint, Finding, Record, Run, Verdict
 
 SAME = ("versions", "numerics", "machine")
 """What must not differ between the parts of a continued run."""
@@ -328,7 +328,7 @@ def first_difference(before: Mapping[str, Any] | None, now: Mapping[str, Any] | 
 
 def _found(result: CellResult) -> str:
     """All of a result that must be the same each time. As JSON, for NaN is not equal to itself."""
-    return result.model_dump_json(exclude={"seconds"})
+    return result.model_dump_json(exclude=set(TIMES))
 
 
 def _whole_lines(path: Path) -> list[bytes]:

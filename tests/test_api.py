@@ -51,7 +51,7 @@ def test_a_sweep_returns_what_it_found_and_keeps_it(tmp_path: Path) -> None:
 def test_a_failure_is_raised_with_its_sentence(tmp_path: Path) -> None:
     result = cgverify.sweep({**QUICK, "candidates": "faults:HeadsSwapped"}, tmp_path / "run", threads=1)
     with pytest.raises(
-        AssertionError, match=r"codegen-nano blocks\.0\.attn, faults:HeadsSwapped.* mix is off by"
+        AssertionError, match=r"codegen-nano blocks\.0\.attn, faults:HeadsSwapped.* mix breaks first, at hook_z"
     ) as told:
         result.assert_ok()
     assert "cgverify all-components --model codegen-nano --component blocks.0.attn" in str(told.value)
@@ -141,7 +141,7 @@ def test_a_bridge_in_memory_is_verified_beside_its_reference(reference: CodeGenF
     assert not reference.training
     with torch.no_grad():
         bridge.blocks[3].attn.o.weight[0, 0] += 1
-    with pytest.raises(AssertionError, match=r"blocks\.3\.attn, bridge in bfloat16, case .*: output is off"):
+    with pytest.raises(AssertionError, match=r"blocks\.3\.attn, bridge in bfloat16, case .*: output breaks first"):
         cgverify.verify(bridge, reference, **axes).assert_ok()
 
 

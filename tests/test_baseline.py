@@ -10,11 +10,11 @@ import pytest
 from conftest import ROOT
 from made_records import a_finding, a_result, a_run
 
-from cgverify.baseline import PACKED, StoredRun, accept, load
+from cgverify.baseline import PACKED, StoredRun, accept, load, require_finished
 from cgverify.comparison import compare_runs
 from cgverify.errors import RunFolderError
 from cgverify.records import CellResult, Verdict
-from cgverify.store import RunFolder
+from cgverify.store import Planned, RunFolder
 
 PUBLISHED = sorted(path.parent for path in (ROOT / "reports").glob(f"*/{PACKED}"))
 
@@ -53,6 +53,19 @@ def test_a_run_folder_and_a_baseline_are_read_alike(tmp_path: Path) -> None:
     assert compare_runs(tmp_path / "m-cpu", str(tmp_path / "run")).cells == 1
 
 
+def test_cells_stand_in_the_plans_order_whatever_finished_first(tmp_path: Path) -> None:
+    results = [a_result(layer=layer) for layer in (2, 0, 1)]
+    plan = [Planned(place=place, cell=result.cell) for place, result in enumerate(results)]
+    for name, planned, layers in (("planned", plan, [2, 0, 1]), ("older", [], [0, 1, 2])):
+        folder = RunFolder.create(tmp_path / name, a_run(), planned)
+        for result in (results[1], results[0], results[2]):
+            folder.append(result)
+        folder.close()
+        accept(load(tmp_path / name), tmp_path / f"{name}-cpu")
+        for path in (tmp_path / name, tmp_path / f"{name}-cpu"):
+            assert [result.cell.layer for result in load(path).results] == layers
+
+
 @pytest.mark.parametrize(
     ("verdict", "told"), [(Verdict.ERROR, "could not be run"), (Verdict.UNSUPPORTED, "compared nothing")]
 )
@@ -60,6 +73,15 @@ def test_a_run_that_later_ones_cannot_be_held_to_is_refused(verdict: Verdict, to
     with pytest.raises(RunFolderError, match=told):
         accept(a_stored(a_result(a_finding("", "", verdict, r=None))), tmp_path / "m-cpu")
     assert not (tmp_path / "m-cpu").exists()
+
+
+def test_an_unfinished_run_is_told(tmp_path: Path) -> None:
+    plan = [Planned(place=layer, cell=a_result(layer=layer).cell) for layer in range(3)]
+    folder = RunFolder.create(tmp_path / "run", a_run(), plan)
+    folder.append(a_result())
+    folder.close()
+    with pytest.raises(RunFolderError, match=r"2 cells of .* are still to be run"):
+        require_finished(tmp_path / "run")
 
 
 def test_a_run_folder_is_never_overwritten(tmp_path: Path) -> None:

@@ -52,3 +52,12 @@ def test_same_tensor_wants_shape_and_dtype_as_well() -> None:
     assert same_tensor(x, x.T.contiguous().T)
     assert not same_tensor(x, x.T)
     assert not same_tensor(x, x.double())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_same_tensor_knows_zeros_apart_and_nans_alike(dtype: torch.dtype) -> None:
+    nan = torch.tensor([math.nan], dtype=dtype)
+    assert same_tensor(nan, -nan)  # other bits, a NaN all the same
+    assert same_tensor(nan, nan.clone())
+    assert not same_tensor(torch.zeros(1, dtype=dtype), -torch.zeros(1, dtype=dtype))
+    assert not same_tensor(nan, torch.ones(1, dtype=dtype))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from importlib import import_module
 from typing import Any
 
 import case_faults
@@ -17,6 +18,8 @@ from cgverify.records import CellResult, Verdict
 
 OWN = ["masked_row", "cast_table", "gated", "patched", "train"]
 """The cases beyond the default ones, which have tests of their own."""
+
+RANDOM = [case for case in CASES if case not in plan.PROMPTED]
 
 
 def test_the_plan_and_the_table_name_the_same_cases() -> None:
@@ -88,7 +91,7 @@ def test_other_seeds_and_shapes_hold() -> None:
 def seeded() -> dict[tuple[str, str], dict[tuple[str, str], set[str]]]:
     """By fault and dtype: the stages that failed, by case and kind."""
     names = [f"case_faults:{fault.__name__}" for fault in case_faults.FAULTS]
-    results = verify(candidates=names, dtypes=["float32", "bfloat16"], cases=list(CASES), components=["attn", "block"])
+    results = verify(candidates=names, dtypes=["float32", "bfloat16"], cases=RANDOM, components=["attn", "block"])
     found: dict[Any, Any] = defaultdict(lambda: defaultdict(set))
     for result in results:
         for finding in failed([result]):
@@ -117,16 +120,23 @@ def test_a_hook_that_only_shows_fails_for_exactly_that_hook_and_is_told(kind: st
 
 def test_a_hook_that_only_shows_holds_where_nobody_intervenes() -> None:
     names = [f"case_faults:{name}" for name in case_faults.DEAF["attn"].values()]
-    others = [case for case in CASES if case != "patched"]
+    others = [case for case in RANDOM if case != "patched"]
     assert failed(verify(candidates=names, cases=others, components=["attn"])) == []
 
 
 def test_flags_are_put_back() -> None:
-    """What comes after `gated` runs plainly again: on one bridge, per-head results fire nowhere else."""
-    results = verify(cases=["gated", "patched", "default"], components=["attn"])
-    (default,) = of(results, case="default")
-    assert "hook_result" in default.silent_hooks
-    assert "hook_attn_in" in default.silent_hooks
+    """What comes after `gated` runs plainly again, on the same bridge."""
+    verify(candidates=["test_cases:kept"], cases=["gated", "default"], components=["attn"])
+    (bridge,) = import_module("test_cases").KEPT  # as `--bridge` imports it
+    assert not any(getattr(bridge.cfg, flag) for flag in HOOKS)
+
+
+KEPT: list[Any] = []
+
+
+def kept(bridge: Any) -> Any:
+    KEPT.append(bridge)
+    return bridge
 
 
 # --- TransformerLens's own --------------------------------------------------------------------------------------------

@@ -52,7 +52,9 @@ def commands() -> list[list[str]]:
     for path in WORKFLOWS:
         for job in yaml.safe_load(path.read_text())["jobs"].values():
             texts += [step["run"] for step in job["steps"] if "run" in step]
-    calls = re.findall(r"(?:^|[;\s])cgverify ([a-z][^;|>&#\n]*)", "\n".join(texts), flags=re.MULTILINE)
+    calls = re.findall(
+        r"(?:^|[;\s])cgverify ([a-z][^;|>&#\n]*)", "\n".join(texts).replace("\\\n", " "), flags=re.MULTILINE
+    )
     return [shlex.split(call) for call in calls if not call.startswith("-e ")]
 
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+
 import pytest
 
 from cgverify.components import COMPONENTS
 from cgverify.errors import UnknownNameError, UsageError
-from cgverify.plan import AFTER, BEFORE, CASES, PER_LAYER, Axes, Subject, cells
+from cgverify.plan import AFTER, BEFORE, CASES, PER_LAYER, WHOLE, Axes, Subject, cells
+from cgverify.records import Prompt
 
 SUBJECT = Subject(model="m", weights="d", n_layers=3, rotary_dim=8, n_positions=64)
 
 
 def test_the_plan_and_the_table_name_the_same_components() -> None:
-    assert set(COMPONENTS) == {*BEFORE, *PER_LAYER, *AFTER}
+    assert {*COMPONENTS, *WHOLE} == {*BEFORE, *PER_LAYER, *AFTER, *WHOLE}
 
 
 def test_everything_is_planned_by_default() -> None:
@@ -71,3 +75,49 @@ def test_a_cells_identity_is_its_content() -> None:
 
 def test_cases_are_for_the_kinds_that_they_name() -> None:
     assert {cell.kind for cell in cells(SUBJECT, Axes(cases=["decode"]))} == set(CASES["decode"])
+
+
+PROMPT = Prompt(tokens=(5, 6, 7, 8), origin="a test")
+
+
+def test_a_prompt_is_planned_once_whatever_random_inputs_are() -> None:
+    axes = Axes(cases=["default", "text", "model"], seeds=[3, 4], batch_size=5, layers=[1])
+    planned = cells(SUBJECT, axes, PROMPT)
+    prompted = [cell for cell in planned if cell.case != "default"]
+    assert {(cell.seed, cell.batch_size, cell.seq_len, cell.prompt) for cell in prompted} == {(3, 1, 4, PROMPT.digest)}
+    assert {cell.kind for cell in prompted if cell.case == "text"} == {*BEFORE, *PER_LAYER, *AFTER}
+    assert {cell.component for cell in prompted if cell.case == "model"} == {*BEFORE, "blocks.1", *AFTER, *WHOLE}
+    assert len({cell.id for cell in planned}) == len(planned)
+
+
+def test_another_prompt_is_another_cell() -> None:
+    axes = Axes(cases=["text"], components=["embed"])
+    (one,) = cells(SUBJECT, axes, PROMPT)
+    (other,) = cells(SUBJECT, axes, PROMPT.model_copy(update={"tokens": (5, 6, 8, 7)}))
+    assert one.id != other.id
+    (elsewhere,) = cells(SUBJECT, axes, PROMPT.model_copy(update={"origin": "another file"}))
+    assert one.id == elsewhere.id
+
+
+def test_a_cell_of_random_inputs_is_what_it_was_before_there_were_prompts() -> None:
+    cell = cells(SUBJECT, Axes(layers=[0]))[0]
+    fields = {name: value for name, value in cell.model_dump().items() if name != "prompt"}
+    assert cell.id == hashlib.sha256(json.dumps(fields, separators=(",", ":")).encode()).hexdigest()[:16]
+
+
+@pytest.mark.parametrize(
+    ("case", "tokens", "sentence"),
+    [
+        ("model", 2, "has 2 tokens: give --prompt or --tokens with at least 3"),
+        ("model", 57, "has 64 positions, and the prompt 57 tokens .the model case generates 8 more."),
+        ("text", 0, "has 0 tokens"),
+        ("text", 65, "has 64 positions, and the prompt 65 tokens: give a shorter"),
+    ],
+)
+def test_a_prompt_must_fit_its_cases(case: str, tokens: int, sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        cells(SUBJECT, Axes(cases=[case]), Prompt(tokens=(1,) * tokens, origin="a test"))
+
+
+def test_the_length_of_random_inputs_does_not_concern_a_prompt() -> None:
+    assert cells(SUBJECT, Axes(cases=["text"], seq_len=100), PROMPT)

@@ -53,3 +53,6 @@ def test_masked_scores_neither_lend_bits_nor_take_them() -> None:
     (scores,) = (f for f in findings(verify(components=["attn"], cases=["stress"])) if f.tap == "hook_attn_scores")
     assert scores.bits is not None
     assert 18 < scores.bits < 30
+    assert scores.candidate_error is not None
+    assert scores.reference_error is not None
+    assert max(scores.candidate_error, scores.reference_error) < 1e-3

@@ -122,3 +122,16 @@ def test_rows_for_layer_norm_have_variance_near_eps_offsets_and_outliers() -> No
     assert rows[0].var() < 2e-5
     assert rows[1].mean() > 29
     assert rows[2].abs().max() > 20 * rows[2].abs().median()
+
+
+def test_a_draw_seeds_no_other_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`torch.manual_seed` would seed every accelerator, and nothing would put their random states back."""
+
+    def seeded(*_: object) -> None:
+        pytest.fail("another device was seeded")
+
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded)
+    monkeypatch.setattr(torch.xpu, "manual_seed_all", seeded)
+    recipe = Recipe(seed=1, batch_size=1, seq_len=2, n_positions=8, spread=1.0)
+    first, again = (probe.draw(probe.hidden_states(4), recipe, probe.as_it_comes) for _ in range(2))
+    assert torch.equal(first["hidden_states"], again["hidden_states"])

@@ -19,14 +19,17 @@ ROOMS = [
     "comparison",
     "baseline",
     "order",
+    "bench",
     "selftest",
-    "cost",
     "runner",
+    "cost",
     "in_memory",
     "execute",
     "merging",
     "store",
     "evidence",
+    "whole",
+    "journey",
     "one_cell",
     "blame",
     "findings",
@@ -35,6 +38,7 @@ ROOMS = [
     "components",
     "candidate",
     "gradients",
+    "drift",
     "judge",
     "precision",
     "stages",
@@ -104,7 +108,10 @@ def test_light_rooms_name_no_heavy_package_at_the_top(room: str) -> None:
                 assert not HEAVY & {name.split(".")[0] for name in names}, path
 
 
-COMMANDS = ["all-components", "sweep", "merge", "compare", "report", "baseline", "selftest", "models", "env"]
+COMMANDS = (
+    *("all-components", "attention", "sweep", "merge", "compare", "report", "baseline", "selftest", "bench"),
+    *("models", "env"),
+)
 
 
 @pytest.mark.parametrize("arguments", [[], *([command] for command in COMMANDS)])

@@ -6,21 +6,28 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from cgverify.candidate import find
+from cgverify.checkpoint.prompt import prompt_for
 from cgverify.checkpoint.resolve import resolve
 from cgverify.execute.serial import run
-from cgverify.plan import Axes, Subject, cells
-from cgverify.records import CellResult, Finding
+from cgverify.one_cell import Keep, keep_nothing
+from cgverify.plan import PROMPTED, Axes, Subject, cells
+from cgverify.records import CellResult, Finding, Prompt
 
 ALL_DTYPES = ["float64", "float32", "bfloat16", "float16"]
 
 
-def verify(model: str = "codegen-nano", **axes: Any) -> list[CellResult]:
+def verify(
+    model: str = "codegen-nano", *, prompt: Prompt | None = None, keep: Keep = keep_nothing, **axes: Any
+) -> list[CellResult]:
     """Verify layer 0 (unless told otherwise) of a checkpoint."""
     source = resolve(model)
     config = source.config
     subject = Subject(model, source.digest, config.n_layer, config.rotary_dim, config.n_positions)
     asked = Axes(**{"layers": [0], **axes})
-    return list(run(cells(subject, asked), source, {name: find(name) for name in asked.candidates}))
+    if prompt is None and set(asked.cases) & set(PROMPTED):
+        prompt = prompt_for(model, source)
+    candidates = {name: find(name) for name in asked.candidates}
+    return list(run(cells(subject, asked, prompt), source, candidates, keep, prompt))
 
 
 def findings(results: Sequence[CellResult]) -> Iterator[Finding]:

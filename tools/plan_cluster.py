@@ -2,7 +2,7 @@
 
     python tools/plan_cluster.py configs/nightly.yaml --workers 1 8 64 512
 
-Units are dealt out by the executor's own queue: the heaviest view first, a worker keeps one while it lasts, and where
+Units are dealt out by the executor's own queue: the longest view first, a worker keeps one while it lasts, and where
 no view is left that nobody has, those that are there are shared. Times are those of `cgverify.cost`, of one
 thread; what a unit costs the driver is measured by `tools/time_cluster.py`.
 """
@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cgverify.config import load
-from cgverify.cost import seconds
+from cgverify.cost.of_plan import memory, parameters, seconds, shape
+from cgverify.execute.dask import longest_first
 from cgverify.execute.processes import Queue
-from cgverify.execute.size import heaviest_first, memory, parameters, shape
 from cgverify.execute.work import Unit, UnitView
 from cgverify.runner import Means, outline, sweep_of
 
@@ -49,7 +49,7 @@ class Schedule:
 
 def schedule(units: Sequence[Unit], workers: int) -> Schedule:
     """Deal a plan out as the executor does: who is free first takes of what it has in view, or else the next view."""
-    queue = Queue(heaviest_first(units))
+    queue = Queue(longest_first(units, seconds))
     free = [(START, worker) for worker in range(workers)]
     seen: dict[int, UnitView] = {}
     read_bytes = hashed_bytes = 0

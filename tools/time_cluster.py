@@ -73,7 +73,7 @@ def measure(cells: int, cells_per_unit: int, workers: int, folder: Path) -> dict
             client.wait_for_workers(workers)
             client.run(be_idle)
         started = time.perf_counter()
-        for number, result in enumerate(Dask(Cluster(address)).run(units, job), start=1):
+        for number, result in enumerate(Dask(Cluster(address), lambda _: 0, lambda _: 1).run(units, job), start=1):
             kept.append(result)
             if number % max(1, cells // 10) == 0:
                 memory.append(resident())

@@ -16,6 +16,7 @@ from pathlib import Path
 import distributed
 
 from cgverify.config import load
+from cgverify.cost.of_plan import memory, seconds
 from cgverify.execute.cluster import Cluster, local_cluster
 from cgverify.execute.dask import Dask
 from cgverify.runner import Means, Prepared, prepare, sweep_of
@@ -30,7 +31,7 @@ def seconds_on(workers: int, prepared: Prepared) -> tuple[float, float]:
         client.wait_for_workers(workers)
         before = client.run(time.process_time)
         started = time.perf_counter()
-        for _ in Dask(Cluster(address)).run(prepared.units, prepared.job()):
+        for _ in Dask(Cluster(address), memory, seconds).run(prepared.units, prepared.job()):
             pass
         taken = time.perf_counter() - started
         after = client.run(time.process_time)

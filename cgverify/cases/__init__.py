@@ -3,7 +3,20 @@
 Their names and the kinds of component that they are for stand in `plan.CASES`, which needs no torch.
 """
 
-from cgverify.cases import autocast, backward, cast_table, decode, default, gated, masked_row, patched, stress, train
+from cgverify.cases import (
+    autocast,
+    backward,
+    cast_table,
+    decode,
+    default,
+    gated,
+    masked_row,
+    model,
+    patched,
+    stress,
+    text,
+    train,
+)
 from cgverify.cases.case import Case
 
 CASES: dict[str, Case] = {
@@ -17,4 +30,6 @@ CASES: dict[str, Case] = {
     "patched": patched.CASE,
     "autocast": autocast.CASE,
     "backward": backward.CASE,
+    "text": text.CASE,
+    "model": model.CASE,
 }

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from cgverify.components import Component
-from cgverify.probe import Inputs, Probe, RandomInputs, Recipe, Step, Stress, draw
+from cgverify.probe import Inputs, Part, Probe, RandomInputs, Recipe, Step, Stress, draw
 from cgverify.stages import Stage, View
 
 
@@ -39,6 +39,10 @@ class Case:
     """How many tokens are drawn beyond `seq_len`."""
     unhooked: bool = False
     """Whether the first forward of the candidate is run once more without hooks, and must return the same."""
+    parts: Callable[[int], tuple[Part, ...]] | None = None
+    """How a prompt of so many tokens is cut into forwards; None where inputs are random and not a prompt's."""
+    own_states: bool = False
+    """Whether each side is given the hidden states that it made of the prompt itself, and not both the reference's."""
 
     def probe(self, component: Component, recipe: Recipe, random_inputs: RandomInputs, stress: Stress) -> Probe:
         """The forwards of this case on one component."""

@@ -38,6 +38,9 @@ HOOKS = {
 }
 """What each flag turns on, on attention."""
 
+LEFT_OFF = ("hook_mlp_in",)
+"""A block's hook whose flag, `use_hook_mlp_in`, no case turns on."""
+
 
 @dataclass(frozen=True)
 class _Place:

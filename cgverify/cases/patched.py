@@ -49,7 +49,13 @@ def _steps(component: Component, inputs: Inputs, recipe: Recipe) -> tuple[Step, 
 def _stages(component: Component, step: Step) -> tuple[Stage, ...]:
     flags = step.conditions.flags
     stages = gated.stages(component, *flags) if flags else component.stages(False)
-    return tuple(_from(step.name, stages, _next_steps(component.kind).get(step.name, {})))
+    return after(step.name, stages, component.kind)
+
+
+def after(tap: str, stages: tuple[Stage, ...], kind: str) -> tuple[Stage, ...]:
+    """What a forward of a kind of component is judged by if another tensor stands for a tap: the stages from it on."""
+    next_steps = _next_steps(kind) if kind in ("attn", "mlp", "block") else {}
+    return tuple(_from(tap, stages, next_steps.get(tap, {})))
 
 
 def _from(tap: str, stages: tuple[Stage, ...], next_steps: Mapping[str, Oracle]) -> Iterator[Stage]:

@@ -7,18 +7,35 @@ from pathlib import Path
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
+from cgverify.checkpoint.files import weight_files
 from cgverify.checkpoint.names import ARCHITECTURES, NANO
+from cgverify.errors import WeightsError
 
 
-def on_this_disk(model: str) -> Path | None:
-    """The folder of a named checkpoint or hub id if its weights need no download."""
+def on_this_disk(model: str, revision: str | None = None) -> Path | None:
+    """The folder of a named checkpoint or hub id if its weights need no download.
+
+    Args:
+        revision: a branch, tag or commit of a hub id; None is its main branch.
+    """
     if model == "codegen-nano":
         return NANO
-    architecture = ARCHITECTURES.get(model)
-    hub_id = architecture.hub if architecture else model
+    hub_id = hub_id_of(model)
     try:
-        config = try_to_load_from_cache(hub_id, "config.json") if hub_id else None
+        config = try_to_load_from_cache(hub_id, "config.json", revision=revision)
     except HFValidationError:  # not even the form of a hub id
         return None
-    folder = Path(config).parent if isinstance(config, str) else None
-    return folder if folder and any(folder.glob("model*.safetensors")) else None
+    if not isinstance(config, str):
+        return None
+    folder = Path(config).parent
+    try:
+        weight_files(folder)
+    except WeightsError:  # an interrupted download
+        return None
+    return folder
+
+
+def hub_id_of(model: str) -> str:
+    """The hub id that a name stands for, else the name as it is."""
+    architecture = ARCHITECTURES.get(model)
+    return architecture.hub if architecture and architecture.hub else model

@@ -32,16 +32,6 @@ class Architecture:
         ends = 2 * self.vocab_size * self.n_embd + self.vocab_size + 2 * self.n_embd
         return self.n_layer * self.block_parameters + ends
 
-    @property
-    def peak_bytes(self) -> int:
-        """About the memory that verifying takes in float32.
-
-        The largest view three times (as read, the reference's, the candidate's), the candidate's q, k and v, and
-        what Python and its libraries take.
-        """
-        block = 3 * self.block_parameters + 3 * self.n_embd**2
-        return 4 * max(block, 3 * self.vocab_size * self.n_embd) + 800_000_000
-
 
 def _salesforce(size: str, n_embd: int, n_layer: int, n_head: int, rotary_dim: int) -> dict[str, Architecture]:
     name = f"codegen-{size}"

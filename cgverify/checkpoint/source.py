@@ -5,16 +5,27 @@ A source yields one tensor at a time in its stored dtype, so that no more of a c
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
+import re
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
-from transformers import CodeGenConfig
+from transformers import CodeGenConfig, CodeGenForCausalLM
 
+from cgverify.checkpoint.files import WeightFiles, weight_files
+from cgverify.checkpoint.formats import TensorFile, opened
 from cgverify.errors import WeightsError
+
+TIED = {"lm_head.weight": "transformer.wte.weight", "transformer.wte.weight": "lm_head.weight"}
+"""Which tensor stands for another where embedding and unembedding are tied and only one of them is stored."""
+
+LEGACY = re.compile(r"(^|\.)attn\.(causal_mask|bias|masked_bias|embed_positions)$")
+"""Buffers that older versions of transformers stored: they follow from the config, and are computed anew."""
 
 
 class Source(Protocol):
@@ -25,6 +36,8 @@ class Source(Protocol):
     """For people: `random (seed 0)`, `codegen-nano (shipped)`, a folder."""
     digest: str
     """Of the content: equal digests mean equal tensors."""
+    stored_width: int
+    """Bytes of a weight as it is stored, as far as the config tells."""
 
     def read(self, name: str, shape: torch.Size) -> torch.Tensor:
         """The tensor of that name in its stored dtype, in memory of its own.
@@ -42,76 +55,107 @@ class RandomWeights:
     freshly initialised ones, no bias is 0 and no gain is 1, so leaving one out shows.
     """
 
+    CHUNK = 1 << 22
+    """Numbers that are drawn from one generator. Chunks have generators of their own, so that threads share the work
+    and the result is the same with any number of them."""
+
     def __init__(self, config: CodeGenConfig, seed: int) -> None:
         self.config = config
         self.origin = f"random (seed {seed})"
+        self.stored_width = torch.float32.itemsize
         self._seed = seed
-        described = json.dumps(["normal-1", seed, config.to_diff_dict()], sort_keys=True)
+        described = json.dumps(["normal-2", seed, config.to_diff_dict()], sort_keys=True)
         self.digest = hashlib.sha256(described.encode()).hexdigest()[:16]
 
     def read(self, name: str, shape: torch.Size) -> torch.Tensor:
-        digest = hashlib.sha256(f"{self._seed}/{name}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7]))
-        tensor = torch.empty(shape).normal_(0.0, self.config.initializer_range, generator=generator)
+        tensor = torch.empty(shape)
+        chunks = list(enumerate(tensor.view(-1).split(self.CHUNK)))
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            list(pool.map(lambda chunk: self._draw(name, *chunk), chunks))
         is_gain = name.endswith(("ln_1.weight", "ln_f.weight"))
         return tensor.mul_(5).add_(1) if is_gain else tensor
 
+    def _draw(self, name: str, number: int, chunk: torch.Tensor) -> None:
+        key = f"{self._seed}/{name}" + (f"/{number}" if number else "")
+        digest = hashlib.sha256(key.encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7]))
+        chunk.normal_(0.0, self.config.initializer_range, generator=generator)
+
 
 class FolderWeights:
-    """A folder as `save_pretrained` writes it: `model.safetensors`, or shards with an index."""
+    """A folder as `save_pretrained` writes it, or wrote it once: safetensors or `.bin`, one file or shards.
+
+    Raises:
+        WeightsError: files that are missing, damaged or not to be trusted; tensors that CodeGen lacks or has not.
+    """
 
     def __init__(self, folder: Path, config: CodeGenConfig, origin: str) -> None:
         self.config = config
         self.origin = origin
-        self._files = _files_by_tensor(folder)
-        self.digest = _digest(folder, set(self._files.values()))
+        self.stored_width = (config.dtype or torch.float32).itemsize
+        files = weight_files(folder)
+        self._open: TensorFile = opened(files.paths[0])
+        self._shards = files.shard_of or dict.fromkeys(self._open.names, files.paths[0])
+        self._stands_for = TIED if config.tie_word_embeddings else {}
+        self._require_codegen(folder)
+        self.digest = _digest(folder, files)
 
     def read(self, name: str, shape: torch.Size) -> torch.Tensor:
-        try:
-            path = self._files[name]
-        except KeyError:
-            raise WeightsError(f"The checkpoint has no tensor {name}: it is incomplete, or not CodeGen's.") from None
-        try:
-            with safe_open(path, framework="pt") as file:
-                # A copy: what safetensors returns lies in the mapped file, at any alignment, and alignment
-                # decides which kernel runs.
-                tensor: torch.Tensor = file.get_tensor(name).clone()
-        except (OSError, SafetensorError) as error:
-            raise WeightsError(f"Cannot read {name} from {path}: {error}. Fetch the file again.") from error
-        if not tensor.is_floating_point():
-            raise WeightsError(f"{name} in {path} is stored as {tensor.dtype}: cgverify reads floating-point weights.")
-        if tensor.shape != shape:
+        stored = self._stored_name(name)
+        if stored is None:
+            raise WeightsError(f"The checkpoint has no tensor {name}: it is incomplete, or not CodeGen's.")
+        path = self._shards[stored]
+        if self._open.path != path:  # one file at a time: what is mapped counts as memory
+            self._open = opened(path)
+        return self._open.read(stored, shape)
+
+    def _stored_name(self, name: str) -> str | None:
+        return next((each for each in (name, self._stands_for.get(name)) if each in self._shards), None)
+
+    def _require_codegen(self, folder: Path) -> None:
+        """Exactly a CodeGen model's tensors are there, whatever older versions stored beside them."""
+        expected = set(parameter_names(self.config))
+        missing = [name for name in sorted(expected) if self._stored_name(name) is None]
+        if missing:
             raise WeightsError(
-                f"{name} in {path} has shape {list(tensor.shape)} where config.json wants {list(shape)}: the weights "
-                "and the config are of different models."
+                f"{folder} has no tensor {_first_of(missing)}: it is incomplete, or not a CodeGenForCausalLM's."
             )
-        return tensor
+        surplus = [name for name in sorted(self._shards) if name not in expected and not LEGACY.search(name)]
+        if surplus:
+            raise WeightsError(
+                f"{folder} holds the tensor {_first_of(surplus)}, which CodeGen has not: it is of another "
+                "architecture, or an addition that must be merged or left out first."
+            )
 
 
-def _files_by_tensor(folder: Path) -> dict[str, Path]:
-    index = folder / "model.safetensors.index.json"
-    single = folder / "model.safetensors"
-    if index.is_file():
-        try:
-            shards: dict[str, str] = json.loads(index.read_text())["weight_map"]
-            files = {name: folder / shard for name, shard in shards.items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise WeightsError(f"{index} is not an index of shards. Fetch it again.") from error
-        for missing in sorted({path for path in files.values() if not path.is_file()}):
-            raise WeightsError(f"The shard {missing} is missing. Fetch it again.")
-        return files
-    if not single.is_file():
-        raise WeightsError(f"{folder} has a config.json but no model.safetensors: fetch the weights as well.")
-    try:
-        with safe_open(single, framework="pt") as file:
-            return dict.fromkeys(file.keys(), single)
-    except (OSError, SafetensorError) as error:
-        raise WeightsError(f"Cannot read {single}: {error}. Fetch the file again.") from error
+def parameter_names(config: CodeGenConfig) -> Iterable[str]:
+    """The names of all parameters, as Hugging Face's model has them: asked of one block, on the meta device."""
+    one_block = copy.deepcopy(config)
+    one_block.n_layer = 1
+    with torch.device("meta"):
+        names = list(CodeGenForCausalLM(one_block).state_dict())
+    first = "transformer.h.0."
+    for name in names:
+        if name.startswith(first):
+            yield from (f"transformer.h.{layer}.{name.removeprefix(first)}" for layer in range(config.n_layer))
+        else:
+            yield name
 
 
-def _digest(folder: Path, files: set[Path]) -> str:
+def _first_of(names: list[str]) -> str:
+    others = len(names) - 1
+    return names[0] + (f" (and {others} more)" if others else "")
+
+
+def _digest(folder: Path, files: WeightFiles) -> str:
+    """Of the bytes of the config and of every file of weights."""
     digest = hashlib.sha256((folder / "config.json").read_bytes())
-    for path in sorted(files):
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+    with ThreadPoolExecutor() as pool:
+        for of_file in pool.map(_digest_of_file, files.paths):
+            digest.update(of_file)
     return digest.hexdigest()[:16]
+
+
+def _digest_of_file(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()

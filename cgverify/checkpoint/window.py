@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import torch
@@ -17,6 +20,7 @@ from transformers import CodeGenConfig, CodeGenForCausalLM
 from transformers.models.codegen.modeling_codegen import CodeGenAttention, create_sinusoidal_positions
 
 from cgverify.bridge.fused_qkv import split_weight
+from cgverify.checkpoint.heap import give_back_freed
 from cgverify.checkpoint.source import Source
 from cgverify.errors import WeightsError
 from cgverify.records import RotaryDim
@@ -55,12 +59,20 @@ class Window:
             WeightsError: a tensor that cannot be read, or that holds NaN or infinity.
         """
         self._stored, self.view = {}, None
+        if isinstance(view, str):  # the largest view of a small model, after the layers have torn the heap
+            give_back_freed()
         module = _in_view(self._skeleton(self._config), view)
         prefix = f"transformer.h.{view}" if isinstance(view, int) else _ENDS[view]
-        for name, parameter in module.named_parameters():
-            tensor = self._source.read(f"{prefix}.{name}", parameter.shape)
+        shapes = {name: parameter.shape for name, parameter in module.named_parameters()}
+
+        def read(name: str) -> torch.Tensor:
+            tensor = self._source.read(f"{prefix}.{name}", shapes[name])
             _require_finite(tensor, f"{prefix}.{name}")
-            self._stored[name] = tensor
+            return tensor
+
+        # Reading a file and drawing random numbers use one processor each, however many torch may use.
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            self._stored = dict(zip(shapes, pool.map(read, shapes), strict=True))
         self.view = view
 
     def spread(self) -> float:
@@ -80,10 +92,21 @@ class Window:
         return float(f"{math.sqrt(3 / deviation):.2g}") if deviation > 0 else 1.0
 
     def model(self, setting: Setting) -> CodeGenForCausalLM:
-        """A fresh model in eval mode whose weights in view are copies in memory of their own.
+        """A fresh model in eval mode whose weights in view are copies in memory of their own: it may be changed.
 
         As after `from_pretrained(dtype=…)`: weights in the dtype, the sin/cos table in float32 unless that is wider.
         """
+        return self._model(setting, partial(torch.Tensor.to, copy=True))
+
+    def reference(self, setting: Setting) -> CodeGenForCausalLM:
+        """The same model on the stored weights themselves where they have the dtype: it must not be changed.
+
+        Hugging Face's modules write to none of their weights; a third copy of the largest view would be a third of the
+        memory that a verification takes.
+        """
+        return self._model(setting, torch.Tensor.to)
+
+    def _model(self, setting: Setting, held: Callable[..., torch.Tensor]) -> CodeGenForCausalLM:
         assert self.view is not None, "show a view first"
         config = copy.deepcopy(self._config)
         head_dim = config.n_embd // config.n_head
@@ -92,7 +115,7 @@ class Window:
         module = _in_view(model, self.view)
         for name, stored in self._stored.items():
             owner, _, leaf = name.rpartition(".")
-            weight = stored.to(device=setting.device, dtype=setting.dtype, copy=True)
+            weight = held(stored, device=setting.device, dtype=setting.dtype)
             setattr(module.get_submodule(owner), leaf, nn.Parameter(weight, requires_grad=False))
         if isinstance(self.view, int):
             self._complete_attention(cast(CodeGenAttention, module.attn), config, setting)

@@ -24,6 +24,8 @@ def all_components(
     seed: options.Seed = ["0"],  # noqa: B006
     batch_size: options.BatchSize = 2,
     seq_len: options.SeqLen = 8,
+    prompt: options.PromptText = None,
+    tokens: options.Tokens = None,
     threads: options.Threads = None,
     jobs: options.Jobs = 1,
     executor: options.ExecutorName = "local",
@@ -60,23 +62,23 @@ def all_components(
         shortcuts = tuple(options.shortcuts(allow))
         cluster = options.cluster(executor, scheduler, jobs)
 
-        from cgverify.cli.verification import Course, make_ready, run
+        from cgverify.cli.verification import Course, run_one
 
-        course = Course(output, resume=resume, stop_at_failure=exitfirst)
-        make_ready(verbose)
-
-        from cgverify.execute.serial import require_devices
-        from cgverify.runner import Means, one_checkpoint
-
-        require_devices(asked.devices)
-        order = one_checkpoint("all-components", model, weights, asked)
-        means = Means(
+        code = run_one(
+            "all-components",
+            model,
+            weights,
+            asked,
+            Course(output, resume=resume, stop_at_failure=exitfirst),
+            prompt=prompt,
+            tokens=tokens,
             threads=threads,
             jobs=jobs,
             cluster=cluster,
             allow=shortcuts,
             keep_tensors=keep_tensors,
-            warnings=verbose > 0,
+            format=format,
+            quiet=quiet,
+            verbose=verbose,
         )
-        code = run(order, means, course, format=format, quiet=quiet)
     raise typer.Exit(code)

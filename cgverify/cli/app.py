@@ -9,6 +9,8 @@ import typer
 from cgverify import __version__
 from cgverify.cli import baseline
 from cgverify.cli.all_components import all_components
+from cgverify.cli.attention import attention
+from cgverify.cli.bench import bench
 from cgverify.cli.compare import compare
 from cgverify.cli.env import env
 from cgverify.cli.merge import merge
@@ -42,11 +44,13 @@ def cgverify(
 
 
 app.command()(all_components)
+app.command()(attention)
 app.command()(sweep)
 app.command()(merge)
 app.command()(compare)
 app.command()(report)
 app.add_typer(baseline.app, name="baseline")
 app.command()(selftest)
+app.command()(bench)
 app.command()(models)
 app.command()(env)

@@ -35,19 +35,21 @@ def accept(run: Folder, name: Name = None, reports: Reports = Path("reports"), v
     Exit codes: 0 accepted, 2 bad usage, or a run that is not fit to be compared with.
     """
     with exit_codes(verbose):
-        from cgverify.baseline import PACKED, load
+        from cgverify.baseline import PACKED, load, require_finished
         from cgverify.baseline import accept as keep
         from cgverify.comparison import compare_runs
-        from cgverify.report.comparison import render
-        from cgverify.report.frames import findings_frame, summary_frame
+        from cgverify.report.comparison import sections
+        from cgverify.report.frames import summary_frame
+        from cgverify.report.sections import on_screen
 
+        require_finished(run)
         stored = load(run)
         path = reports / (name or _name(stored))
         before = load(path) if (path / PACKED).exists() else None
         keep(stored, path)
-        summary_frame(findings_frame(stored.results)).to_csv(path / "summary.csv", index=False)
+        summary_frame(stored.results).to_csv(path / "summary.csv", index=False)
         if before is not None:
-            typer.echo(render("table", compare_runs(before, stored), ()), nl=False)
+            typer.echo(on_screen(sections(compare_runs(before, stored))), nl=False)
         typer.echo(f"Accepted as {path}: review its summary.csv, and commit the folder.", err=True)
 
 

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from cgverify.cost import Cost, cost, seconds
+from cgverify.cost.of_plan import Cost, cost, seconds
 from cgverify.errors import UsageError
 from cgverify.execute.work import Unit
 

@@ -9,38 +9,50 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from cgverify.checkpoint.names import ARCHITECTURES
+from cgverify.checkpoint.names import ARCHITECTURES, Architecture
 from cgverify.cli import options
 from cgverify.cli.exits import exit_codes
 from cgverify.cli.options import known
+from cgverify.plan import Axes, Subject, cells
+from cgverify.records import Cell
 
 
 def models(format: options.Format = "table") -> None:
-    """The named checkpoints: shape, memory to verify them in float32, and whether the weights are on this disk."""
+    """The named checkpoints: shape, what a plain run takes here, and whether the weights are on this disk."""
     with exit_codes():
         known("format", [format], ("table", "json"))
 
         from cgverify.checkpoint.disk import on_this_disk
+        from cgverify.cost.estimate import duration, estimate, measured_speed
 
+        speed = measured_speed()
         here = {name: on_this_disk(name) is not None for name in ARCHITECTURES}
+        takes = {name: estimate(shape, _plain_run(name, shape), speed=speed) for name, shape in ARCHITECTURES.items()}
         if format == "json":
             rows = [
                 {"name": name, **asdict(shape), "parameters": shape.parameters}
-                | {"memory_bytes": shape.peak_bytes, "on_this_disk": here[name]}
+                | {"memory_bytes": takes[name].peak_bytes, "seconds": round(takes[name].seconds)}
+                | {"on_this_disk": here[name]}
                 for name, shape in ARCHITECTURES.items()
             ]
             typer.echo(json.dumps(rows))
             return
-        table = Table()
-        for heading in ("name", "hub id"):
-            table.add_column(heading, no_wrap=True)
-        for heading in ("layers", "heads", "n_embd", "rotary_dim", "parameters", "memory", "weights here"):
-            table.add_column(heading, justify="right")
+        table = Table(
+            caption="memory and time: estimated, for a plain run in float32 on this machine; "
+            "others than codegen-nano are on the hub as Salesforce/NAME, -mono where nothing is said"
+        )
+        table.add_column("name", no_wrap=True)
+        for heading in ("layers", "n_embd", "weights", "memory", "time", "here"):
+            table.add_column(heading, justify="right", no_wrap=True)
         for name, shape in ARCHITECTURES.items():
             table.add_row(
-                *(name, shape.hub or "shipped in the package"),
-                *(str(number) for number in (shape.n_layer, shape.n_head, shape.n_embd, shape.rotary_dim)),
-                *(f"{shape.parameters / 1e6:,.0f} M", f"{shape.peak_bytes / 1e9:.1f} GB"),
-                "yes" if here[name] else "no",
+                *(name, str(shape.n_layer), str(shape.n_embd)),
+                *(f"{shape.parameters / 1e6:,.0f} M", f"{takes[name].peak_bytes / 1e9:.1f} GB"),
+                *(duration(takes[name].seconds), "yes" if here[name] else "no"),
             )
         Console().print(table)
+
+
+def _plain_run(name: str, shape: Architecture) -> list[Cell]:
+    subject = Subject(name, "", shape.n_layer, shape.rotary_dim, shape.n_positions)
+    return cells(subject, Axes())

@@ -67,6 +67,23 @@ Components = Annotated[
 Seed = Annotated[list[str], typer.Option(help="Of the probes.", envvar="CGVERIFY_SEED", rich_help_panel=_AXES)]
 BatchSize = Annotated[int, typer.Option(min=1, envvar="CGVERIFY_BATCH_SIZE", rich_help_panel=_AXES)]
 SeqLen = Annotated[int, typer.Option(min=1, envvar="CGVERIFY_SEQ_LEN", rich_help_panel=_AXES)]
+PromptText = Annotated[
+    str | None,
+    typer.Option(
+        "--prompt",
+        help="Text for the cases text and model; by default a short piece of Python.",
+        envvar="CGVERIFY_PROMPT",
+        rich_help_panel=_AXES,
+    ),
+]
+Tokens = Annotated[
+    Path | None,
+    typer.Option(
+        help="Instead of --prompt: a file of token ids, with white space between them or as a JSON list.",
+        envvar="CGVERIFY_TOKENS",
+        rich_help_panel=_AXES,
+    ),
+]
 Threads = Annotated[
     int | None,
     typer.Option(min=1, help="Of torch; recorded.", envvar="CGVERIFY_THREADS", rich_help_panel=_RUN),

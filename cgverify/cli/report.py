@@ -11,12 +11,15 @@ from cgverify.cli import options
 from cgverify.cli.exits import exit_codes
 from cgverify.cli.options import FORMATS, known
 from cgverify.errors import UsageError
-from cgverify.report.formats import PIVOT_FORMATS, PIVOTS
+from cgverify.report.formats import PIVOT_FORMATS, PIVOTS, WITH_BASELINE
 
 Folder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder or a baseline.")]
 Baseline = Annotated[
     Path | None,
-    typer.Option(help="A run or baseline to compare with, in HTML.", envvar="CGVERIFY_BASELINE"),
+    typer.Option(
+        help=f"A run folder or a baseline to show changes from; for {', '.join(WITH_BASELINE)}.",
+        envvar="CGVERIFY_BASELINE",
+    ),
 ]
 Output = Annotated[Path | None, typer.Option(help="The file to write; stdout without it.", envvar="CGVERIFY_OUTPUT")]
 By = Annotated[str | None, typer.Option(help=f"Along one axis: {', '.join(PIVOTS)}.", envvar="CGVERIFY_BY")]
@@ -40,21 +43,18 @@ def report(
             known("by", [by], PIVOTS)
             if format not in PIVOT_FORMATS:
                 raise UsageError(f"--by is shown as {', '.join(PIVOT_FORMATS)}, and not as {format}.")
-        if baseline is not None and format != "html":
-            raise UsageError(f"--baseline is shown in HTML: give --format html, or cgverify compare {baseline} {run}.")
+        if baseline is not None and (by is not None or format not in WITH_BASELINE):
+            raise UsageError(
+                f"--baseline is shown as {', '.join(WITH_BASELINE)} and without --by; see also cgverify compare."
+            )
 
         from cgverify.baseline import load
 
         stored = load(run)
-        if baseline is not None:
-            from cgverify.report.html.page import render as render_html
-
-            before = load(baseline)
-            text = render_html(stored.run, stored.results, baseline=(before.run, before.results))
-        elif by is None:
+        if by is None:
             from cgverify.report.formats import render
 
-            text = render(format, stored.run, stored.results)
+            text = render(format, stored.run, stored.results, None if baseline is None else load(baseline))
         else:
             from cgverify.report.pivot import render as render_pivot
 

@@ -58,6 +58,7 @@ def selftest(
 
         from cgverify.checkpoint.resolve import resolve
         from cgverify.execute.serial import require_devices, run
+        from cgverify.one_cell import no_blame
         from cgverify.report.exam import exam_frame, show
         from cgverify.selftest import table
         from cgverify.selftest.exam import MODEL, Exam, exit_code, mark
@@ -68,7 +69,7 @@ def selftest(
         exam = Exam((*table.FAULTS, *table.VARIANTS), tuple(dtypes), tuple(devices), quick)
         plan = exam.plan(source)
         with contextlib.redirect_stdout(sys.stderr):  # what a candidate prints must not stand in the report
-            results = list(with_progress(run(plan, source, exam.candidates()), len(plan), quiet))
+            results = list(with_progress(run(plan, source, exam.candidates(), blame=no_blame), len(plan), quiet))
             answers = list(mark(exam, results, source))
         frame = exam_frame(answers)
         if output is not None:

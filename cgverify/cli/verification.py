@@ -15,8 +15,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from cgverify.cli.exits import INTERRUPTED
-from cgverify.environment import hush_libraries, prefer_huge_pages
+from cgverify.environment import hush_libraries, prefer_huge_pages, uncollected
 from cgverify.errors import CgverifyError, UsageError
+from cgverify.execute.cluster import Cluster
+from cgverify.plan import Axes
 from cgverify.records import CellResult, Run
 
 if TYPE_CHECKING:  # what imports torch is imported after `make_ready`
@@ -50,10 +52,12 @@ class Course:
 
 
 def make_ready(verbosity: int) -> None:
-    """What must be set before torch and its company are imported."""
+    """Import torch and its company, after what must be set before."""
     prefer_huge_pages()
     if verbosity == 0:
         hush_libraries()
+    with uncollected():
+        import cgverify.runner  # noqa: F401
 
 
 def run(order: Order, means: Means, course: Course, *, format: str, quiet: bool) -> int:
@@ -71,7 +75,7 @@ def run(order: Order, means: Means, course: Course, *, format: str, quiet: bool)
         ended = _carry_out(campaign, course, started, quiet)
     finally:
         campaign.folder.close()
-    code = report(campaign.folder.run, campaign.folder.path, campaign.ordered, format)
+    code = report(campaign.folder.run, campaign.folder.path, campaign.ordered, format, detailed=means.warnings)
     if ended is None:
         return code
     typer.echo(
@@ -82,13 +86,44 @@ def run(order: Order, means: Means, course: Course, *, format: str, quiet: bool)
     return INTERRUPTED if ended == "Interrupted" else code or CgverifyError.exit_code
 
 
+def run_one(
+    command: str,
+    model: str,
+    weights: str,
+    axes: Axes,
+    course: Course,
+    *,
+    prompt: str | None,
+    tokens: Path | None,
+    threads: int | None,
+    jobs: int,
+    cluster: Cluster | None = None,
+    allow: tuple[str, ...],
+    keep_tensors: str,
+    format: str,
+    quiet: bool,
+    verbose: int,
+) -> int:
+    """`run` of axes over one checkpoint, which must be had, as must the devices."""
+    make_ready(verbose)
+    from cgverify.execute.serial import require_devices
+    from cgverify.runner import Means, Text, one_checkpoint
+
+    require_devices(axes.devices)
+    order = one_checkpoint(command, model, weights, axes, Text(prompt, tokens))
+    means = Means(
+        threads=threads, jobs=jobs, cluster=cluster, allow=allow, keep_tensors=keep_tensors, warnings=verbose > 0
+    )
+    return run(order, means, course, format=format, quiet=quiet)
+
+
 def _announce(campaign: Campaign) -> None:
     prepared, finished = campaign.prepared, len(campaign.results)
     note = f"{finished} cells are finished already. " if finished else ""
     run = prepared.run
     shard = f", shard {prepared.means.shard}" if prepared.means.shard else ""
     typer.echo(
-        f"{run.model}, weights {run.weights_origin}{shard}: {len(prepared.plan)} cells. {note}"
+        f"{run.model}, weights {run.weights_origin}{shard}: {len(prepared.plan)} cells, {prepared.forecast}. {note}"
         f"Run folder {campaign.folder.path}",
         err=True,
     )
@@ -112,18 +147,28 @@ def _carry_out(campaign: Campaign, course: Course, started: float, quiet: bool) 
     return None if len(campaign.ordered) == len(campaign.prepared.plan) else "Time is up"
 
 
-def report(run: Run, path: Path, ordered: Sequence[CellResult], format: str) -> int:
-    """Write a run's CSV files, print its report on stdout, and return its exit code."""
+def report(run: Run, path: Path, ordered: Sequence[CellResult], format: str, *, detailed: bool = False) -> int:
+    """Write a run's CSV files, print its report on stdout, and return its exit code.
+
+    Args:
+        detailed: also tell bits by head, and what forwards and judging took.
+    """
+    from cgverify.report import screen
     from cgverify.report.formats import render
     from cgverify.report.frames import write_csv
-    from cgverify.report.outcome import exit_code
+    from cgverify.report.outcome import exit_code, times
     from cgverify.store import full
 
     try:
         write_csv(path, ordered)
     except OSError as error:
         raise full(path, error) from error
-    typer.echo(render(format, run, ordered), nl=False)
+    if detailed and format == "table" and run.command not in screen.TABLES:
+        typer.echo(screen.render(run, ordered, screen.VERBOSE), nl=False)
+    else:
+        typer.echo(render(format, run, ordered), nl=False)
+    if detailed:
+        typer.echo(times(ordered).sentence, err=True)
     return exit_code(ordered)
 
 

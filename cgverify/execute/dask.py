@@ -17,7 +17,7 @@ import queue
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,6 @@ from cgverify.execute import dask_worker
 from cgverify.execute.cluster import Cluster, local_cluster
 from cgverify.execute.dask_worker import BEFORE_OR_AFTER, MEMORY, Introduction, Raised
 from cgverify.execute.processes import Queue, give_back
-from cgverify.execute.size import heaviest_first, memory
 from cgverify.execute.work import Job, Unit, UnitView, lost
 from cgverify.records import Cell, CellResult
 
@@ -68,11 +67,20 @@ class _Hand:
     """What it has in view since its last unit."""
 
 
+Weigh = Callable[[Unit], float]
+"""What a unit takes."""
+
+
 class Dask:
     """See `cgverify.execute.work.Executor`."""
 
-    def __init__(self, cluster: Cluster) -> None:
-        self._cluster = cluster
+    def __init__(self, cluster: Cluster, memory: Weigh, seconds: Weigh) -> None:
+        """
+        Args:
+            memory: bytes that a unit takes, about.
+            seconds: the time, in any measure that is the same for all units.
+        """
+        self._cluster, self._memory, self._seconds = cluster, memory, seconds
 
     def run(self, units: Sequence[Unit], job: Job) -> Iterator[CellResult]:
         """Raises CgverifyError as well where the scheduler cannot be reached, or is lost, or has no workers."""
@@ -90,14 +98,15 @@ class Dask:
                 client = held.enter_context(distributed.Client(address, timeout=CONNECT, set_as_default=False))
             except OSError as error:
                 raise CgverifyError(f"No Dask scheduler answers at {address}: start one, `dask scheduler`.") from error
-            yield from _Driver(client, [_findable(unit) for unit in heaviest_first(units)], told).results()
+            ordered = [_findable(unit) for unit in longest_first(units, self._seconds)]
+            yield from _Driver(client, ordered, told, self._memory).results()
 
 
 class _Driver:
     """One run on one cluster."""
 
-    def __init__(self, client: Any, units: Sequence[Unit], job: Job) -> None:
-        self._client, self._job = client, job
+    def __init__(self, client: Any, units: Sequence[Unit], job: Job, memory: Weigh) -> None:
+        self._client, self._job, self._memory = client, job, memory
         self._queue, self._deaths = Queue(units), Counter[str]()
         self._hands: dict[str, _Hand] = {}
         self._inbox: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
@@ -153,17 +162,17 @@ class _Driver:
         too_large = []
         while self._queue:
             unit = self._queue.take(hand.seen, others)
-            if hand.memory is None or memory(unit) <= hand.memory:
+            if hand.memory is None or self._memory(unit) <= hand.memory:
                 self._given += 1
                 hand.unit, hand.number, hand.at, hand.seen = unit, self._given, None, unit.in_view
-                resources = {} if hand.memory is None else {MEMORY: memory(unit)}
+                resources = {} if hand.memory is None else {MEMORY: self._memory(unit)}
                 self._submit(hand, dask_worker.verify, unit, hand.job, self._run, hand.number, resources=resources)
                 break
             too_large.append(unit)
         for unit in reversed(too_large):
             self._queue.give_back(unit)
 
-    def _submit(self, hand: _Hand, function: Any, *arguments: Any, resources: dict[str, int]) -> None:
+    def _submit(self, hand: _Hand, function: Any, *arguments: Any, resources: dict[str, float]) -> None:
         """Ask something of one worker alone."""
         future = hand.future = self._client.submit(
             function, *arguments, workers=[hand.address], allow_other_workers=False, pure=False, resources=resources
@@ -281,7 +290,7 @@ class _Driver:
         results: list[CellResult] = []
         while self._queue:
             unit = self._queue.take(None, ())
-            needed = f"it takes about {memory(unit) / 1e9:.1f} GB, and no worker declares so much"
+            needed = f"it takes about {self._memory(unit) / 1e9:.1f} GB, and no worker declares so much"
             results += lost(unit.cells, f"{needed}: start larger ones, or give fewer --jobs.")
         return results
 
@@ -315,6 +324,14 @@ class _Driver:
 
     def _lost_scheduler(self) -> CgverifyError:
         return CgverifyError("The Dask scheduler is gone: what arrived is kept, start it again, and --resume goes on.")
+
+
+def longest_first(units: Sequence[Unit], seconds: Weigh) -> list[Unit]:
+    """By views, the ones that take longest first, so that none of them is left over at the end."""
+    taken: dict[UnitView, float] = {}
+    for unit in units:
+        taken[unit.in_view] = taken.get(unit.in_view, 0) + seconds(unit)
+    return sorted(units, key=lambda unit: -taken[unit.in_view])
 
 
 def _findable(unit: Unit) -> Unit:

@@ -1,7 +1,7 @@
 """A plan -> findings, one unit after another in this process.
 
 The order is the weights': a view of the window after another, in it every setting, in it every candidate, so that a
-checkpoint is read once whatever is asked of it.
+checkpoint is read once whatever is asked of it. A prompt's cells come last (`cgverify/execute/prompted.py`).
 """
 
 from __future__ import annotations
@@ -11,12 +11,15 @@ from itertools import groupby
 
 import torch
 
+from cgverify.blame.sentence import sentence
 from cgverify.candidate import Candidate
 from cgverify.checkpoint.source import Source
 from cgverify.checkpoint.window import Setting, Window, refusal
 from cgverify.errors import CandidateError, DeviceError, WeightsError
+from cgverify.execute import prompted
 from cgverify.execute.work import together
 from cgverify.one_cell import (
+    Blame,
     CandidateFailedError,
     Keep,
     Reference,
@@ -27,7 +30,7 @@ from cgverify.one_cell import (
     observe,
 )
 from cgverify.plan import view
-from cgverify.records import Cell, CellResult, RotaryDim, Verdict
+from cgverify.records import Cell, CellResult, Prompt, RotaryDim, Verdict
 
 Watch = Callable[[Cell | None], None]
 """Told of each cell before it is observed, and None before what was observed is judged."""
@@ -42,14 +45,18 @@ def run(
     source: Source,
     candidates: Mapping[str, Candidate],
     keep: Keep = keep_nothing,
+    prompt: Prompt | None = None,
+    blame: Blame = sentence,
 ) -> Iterator[CellResult]:
     """Verify cells of one checkpoint, each result as it is found.
 
     Args:
         candidates: by the name that cells have for them.
         keep: what is done with the tensors of findings.
+        prompt: that of the cells which have one.
+        blame: says why a cell failed.
     """
-    reader = Reader(source)
+    reader = Reader(source, prompt, blame)
     for unit in together(cells):
         yield from reader.verify(unit, candidates, keep)
 
@@ -60,8 +67,10 @@ class Reader:
     Weights stay in view from one unit to the next where both are of the same layer.
     """
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, prompt: Prompt | None = None, blame: Blame = sentence) -> None:
         self._source = source
+        self._prompt = prompt
+        self._blame = blame
         self._window = Window(source)
         self._spread = 1.0
         self._refusals: dict[RotaryDim, str | None] = {}
@@ -80,6 +89,11 @@ class Reader:
             return
         try:
             require_devices([device])
+            if cells[0].prompt:
+                assert self._prompt is not None, "planned with one"
+                watch(cells[0])
+                yield from prompted.run(cells, self._window, self._source, candidates, self._prompt, keep)
+                return
             if self._window.view != view(cells[0]):
                 self._window.show(view(cells[0]))
                 self._spread = self._window.spread()
@@ -87,7 +101,7 @@ class Reader:
             yield from not_run(cells, Verdict.ERROR, str(error))
             return
         setting = Setting(getattr(torch, dtype), torch.device(device), rotary_dim)
-        reference = Reference(self._window.model(setting), self._source.config, self._spread)
+        reference = Reference(self._window.reference(setting), self._source.config, self._spread)
         for name, of_candidate in groupby(sorted(cells, key=_candidate), key=_candidate):
             yield from self._of_candidate(candidates[name], list(of_candidate), reference, setting, keep, watch)
 
@@ -115,7 +129,7 @@ class Reader:
             except CandidateFailedError as error:
                 results += candidate_failed([cell], error)
         watch(None)
-        return judge(observed, reference.parameters, keep) + results
+        return judge(observed, reference.parameters, keep, self._blame) + results
 
     def _refusal(self, rotary_dim: RotaryDim) -> str | None:
         if rotary_dim not in self._refusals:

@@ -11,7 +11,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Protocol
 
-from cgverify.plan import View, view
+from cgverify.plan import IN_TURN, View, view
 from cgverify.records import Cell, CellResult, Checkpoint, Finding, Verdict
 
 UnitView = tuple[str, str, View]
@@ -83,12 +83,17 @@ def units(cells: Sequence[Cell], checkpoints: Iterable[Checkpoint]) -> list[Unit
 
 
 def together(cells: Sequence[Cell]) -> list[tuple[Cell, ...]]:
-    """The cells of each unit: a checkpoint after another, a view of its weights after another, in it every setting."""
+    """The cells of each unit: a checkpoint after another, a view of its weights after another, in it every setting.
+
+    A prompt's cells of one setting are one unit, since its hidden states go from view to view.
+    """
     order = {key: place for place, key in enumerate(dict.fromkeys((cell.model, cell.weights) for cell in cells))}
 
     def turn(cell: Cell) -> tuple[object, ...]:
         layer = -1 if cell.kind == "embed" else 1 << 30 if cell.layer is None else cell.layer
         end = "" if cell.layer is not None else cell.kind
+        if cell.prompt:
+            layer, end = 1 << 30, IN_TURN
         return (order[cell.model, cell.weights], layer, end, cell.dtype, cell.device, str(cell.rotary_dim))
 
     return [tuple(own) for _, own in groupby(sorted(cells, key=turn), key=turn)]

@@ -62,4 +62,4 @@ class Worker:
                 f"{checkpoint.asked} has other weights here ({source.digest}) than where the run was planned "
                 f"({checkpoint.digest}): bring the same checkpoint to every machine."
             )
-        return Reader(source)
+        return Reader(source, checkpoint.prompt)

@@ -12,9 +12,10 @@ import pandas as pd
 from cgverify.comparison.across import Across, FirstDifference, TapPair, first_differences
 from cgverify.records import Finding
 from cgverify.report import as_json
+from cgverify.report.document import document
+from cgverify.report.figures import figure
 from cgverify.report.frames import CELL
-from cgverify.report.markdown import document
-from cgverify.report.sections import Section, counted, figure, on_screen
+from cgverify.report.sections import Section, counted, on_screen
 
 SIDES = ("first", "second")
 FIGURES = ("verdict", "r", "error", "bits")

@@ -1,4 +1,4 @@
-"""A run as one JSON object: `{"run": …, "summary": …, "findings": […]}`, with NaN and infinity as strings."""
+"""A run as one JSON object: `{"run", "summary", "failed", "findings"}`, NaN and infinity as strings."""
 
 from __future__ import annotations
 
@@ -16,7 +16,12 @@ from cgverify.report.outcome import counts, exit_code, silent_hooks
 
 def render(run: Run, results: Sequence[CellResult]) -> str:
     """The report as text."""
-    described = {"run": _plain(run), "summary": summary(results), "findings": findings(results)}
+    described = {
+        "run": _plain(run),
+        "summary": summary(results),
+        "failed": failed(results),
+        "findings": findings(results),
+    }
     return json.dumps(described, allow_nan=False)
 
 
@@ -30,6 +35,15 @@ def summary(results: Sequence[CellResult]) -> dict[str, Any]:
         "ok": exit_code(results) == 0,
         "silent_hooks": silent_hooks(results),
     }
+
+
+def failed(results: Sequence[CellResult]) -> list[dict[str, Any]]:
+    """Every cell that failed, with why, as a sentence."""
+    return [
+        {column: getattr(result.cell, column) for column in CELL} | {"blame": result.blame}
+        for result in results
+        if result.verdict.fails
+    ]
 
 
 def findings(results: Sequence[CellResult]) -> list[dict[str, Any]]:

@@ -11,11 +11,12 @@ import pandas as pd
 from cgverify.comparison.changes import Change, Comparison, Group, Growth, Refusal
 from cgverify.records import Cell, Finding
 from cgverify.report import as_json
+from cgverify.report.document import document
+from cgverify.report.figures import figure
 from cgverify.report.folds import bare_tap, folded, verdicts, with_consequences_apart
 from cgverify.report.frames import CELL
 from cgverify.report.github import annotate
-from cgverify.report.markdown import document
-from cgverify.report.sections import Section, counted, figure, on_screen, shortened
+from cgverify.report.sections import Section, Tone, counted, on_screen, shortened
 
 SHOWN = 20
 GROWTH_TOLD = 2.0
@@ -119,9 +120,14 @@ def _row(change: str, cell: Cell, before: Finding | None, after: Finding | None)
     }
 
 
-def sections(comparison: Comparison, regressions: Sequence[str]) -> Iterator[Section]:
-    """The comparison as a reader wants it: the answer, what explains it, what got worse, and the rest."""
-    yield Section(_verdict_line(comparison, regressions), regressions, tone="bad" if regressions else "good")
+def sections(comparison: Comparison, regressions: Sequence[str] | None = None) -> Iterator[Section]:
+    """The comparison as a reader wants it: the answer, what explains it, what got worse, and the rest.
+
+    Args:
+        regressions: the criteria that it breaks; None where nobody asks whether it is a regression.
+    """
+    tone: Tone = "bad" if regressions else "plain" if regressions is None else "good"
+    yield Section(_verdict_line(comparison, regressions), regressions or (), tone=tone)
     if comparison.differences:
         rows = [
             [f"{each.part}.{each.name}", shortened(each.before), shortened(each.after)]
@@ -202,13 +208,14 @@ def _grown(comparison: Comparison) -> Iterator[Section]:
     yield Section(title, _more(len(found)), ["tap", "of", "cases", "baseline", "run", "factor"], rows)
 
 
-def _verdict_line(comparison: Comparison, regressions: Sequence[str]) -> str:
+def _verdict_line(comparison: Comparison, regressions: Sequence[str] | None) -> str:
     compared = f"{counted(comparison.cells, 'cell')} and {counted(comparison.taps, 'tap')} compared with the baseline"
     if regressions:
         return f"Regression: {compared}"
     taps = comparison.worse, comparison.better, comparison.lost, comparison.regained
-    same = not any((*taps, comparison.vanished, comparison.appeared))
-    return f"{'No change' if same else 'No regression'}: {compared}"
+    if not any((*taps, comparison.vanished, comparison.appeared)):
+        return f"No change: {compared}"
+    return compared if regressions is None else f"No regression: {compared}"
 
 
 def _more(number: int) -> list[str]:

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from cgverify.comparison.changes import Change
-from cgverify.report.sections import counted, figure
+from cgverify.report.figures import figure
+from cgverify.report.sections import counted
 
 
 @dataclass(frozen=True)

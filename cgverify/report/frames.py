@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from cgverify.records import Cell, CellResult, Finding, Verdict
+from cgverify.records import TIMES, Cell, CellResult, Finding, Verdict
 
 CELL = [
     *("model", "component", "layer", "kind", "candidate", "dtype", "device", "rotary_dim"),
@@ -49,13 +49,17 @@ def findings_frame(results: Iterable[CellResult]) -> pd.DataFrame:
     return frame.astype({"layer": "Int64", "worst_head": "Int64", "rotary_dim": "string"})
 
 
-def summary_frame(findings: pd.DataFrame) -> pd.DataFrame:
-    """One row per component, setting and case: see `worst_by`."""
-    return worst_by(findings, [*SETTING, "component", "case"])
+def summary_frame(results: Sequence[CellResult]) -> pd.DataFrame:
+    """One row per component, setting and case: see `worst_by`; and why it failed, by the first cell that did."""
+    keys = [*SETTING, "component", "case"]
+    summary = worst_by(findings_frame(results), keys)
+    cells = pd.DataFrame([{**_cell(r.cell), "blame": r.blame or None} for r in results], columns=[*CELL, "blame"])
+    blame = cells.astype({"rotary_dim": "string"}).groupby(keys, sort=False, dropna=False)["blame"].first()
+    return summary.merge(blame.reset_index(), on=keys, how="left")
 
 
 def worst_by(findings: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
-    """For each group of findings: taps compared, a count per verdict, the worst verdict, greatest figures, and where.
+    """For each group: taps compared, a count per verdict, the worst verdict, greatest figures, fewest bits, and where.
 
     `where` is the place of the worst verdict, among equals of the greatest r. Groups stand in order of appearance.
     """
@@ -67,6 +71,7 @@ def worst_by(findings: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
     groups = marked.groupby(keys, sort=False, dropna=False)
     counted = groups[["taps", *flags]].sum().astype(int)
     greatest = groups[["r", "max_abs", "max_ulp"]].max()
+    fewest = groups[["bits"]].min()
     order = findings.assign(severity=severity, r=findings["r"].fillna(-1.0)).sort_values(
         ["severity", "r"], ascending=False, kind="stable"
     )
@@ -76,16 +81,17 @@ def worst_by(findings: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
     where = [", ".join(part for part in parts if part) for parts in zip(places, worst["tap"], worst["at"], strict=True)]
     described = pd.DataFrame({"worst_verdict": worst["verdict"], "where": where}, index=worst.index)
     cells = groups["cell"].nunique().rename("cells")
-    return pd.concat([cells, counted, described.reindex(counted.index), greatest], axis=1).reset_index()
+    return pd.concat([cells, counted, described.reindex(counted.index), greatest, fewest], axis=1).reset_index()
 
 
 def write_csv(folder: Path, results: Sequence[CellResult]) -> None:
     """`findings.csv`, `summary.csv` and `timings.csv` of finished cells in plan order."""
-    findings = findings_frame(results)
-    findings.to_csv(folder / "findings.csv", index=False)
-    summary_frame(findings).to_csv(folder / "summary.csv", index=False)
-    timings = [{**_cell(result.cell), "seconds": round(result.seconds, 4)} for result in results]
-    pd.DataFrame(timings, columns=[*CELL, "seconds"]).to_csv(folder / "timings.csv", index=False)
+    findings_frame(results).to_csv(folder / "findings.csv", index=False)
+    summary_frame(results).to_csv(folder / "summary.csv", index=False)
+    timings = [
+        {**_cell(result.cell), **{name: round(getattr(result, name), 4) for name in TIMES}} for result in results
+    ]
+    pd.DataFrame(timings, columns=[*CELL, *TIMES]).to_csv(folder / "timings.csv", index=False)
 
 
 def _cell(cell: Cell) -> dict[str, Any]:

@@ -1,44 +1,32 @@
-"""A run as Markdown for `$GITHUB_STEP_SUMMARY`, which GitHub refuses as a whole above 1 MiB."""
+"""A run as Markdown for `$GITHUB_STEP_SUMMARY`, with what changed since a baseline if there is one."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain
 
+from cgverify.baseline import StoredRun
+from cgverify.comparison.changes import compare
 from cgverify.records import CellResult, Run, Verdict
+from cgverify.report import comparison
+from cgverify.report.document import document
+from cgverify.report.figures import figure
 from cgverify.report.frames import SETTING, findings_frame, worst_by
 from cgverify.report.outcome import exit_code, failures, suspects
-from cgverify.report.sections import Section, counted, figure
+from cgverify.report.sections import Section, counted
 from cgverify.report.table import verdict_line
 
-LIMIT = 1000 * 1024
-"""Bytes. Other steps of a job may add a few."""
 SHOWN = 20
-LONGEST = 1000
-"""Characters of a line or a table's field: an exception may bring pages of text."""
-
 OUTCOMES = {0: "all held", 1: "parity failure", 3: "something could not be run", 5: "nothing was compared"}
 
 
-def render(run: Run, results: Sequence[CellResult]) -> str:
+def render(run: Run, results: Sequence[CellResult], baseline: tuple[Run, Sequence[CellResult]] | None = None) -> str:
     """The report as text."""
-    return document(f"{run.model}: {OUTCOMES[exit_code(results)]}", _sections(run, results))
-
-
-def document(title: str, sections: Iterable[Section]) -> str:
-    """Sections under a heading, as many as fit into `LIMIT`, with a last line that says how many do not."""
-    parts, left_out = [f"## {_text(title)}\n"], 0
-    size = len(parts[0].encode())
-    for section in sections:
-        part = _markdown(section)
-        if size + len(part.encode()) > LIMIT - 200:
-            left_out += 1
-            continue
-        parts.append(part)
-        size += len(part.encode())
-    if left_out:
-        parts.append(f"*{counted(left_out, 'section')} left out, to stay under GitHub's limit: see findings.csv.*\n")
-    return "\n".join(parts)
+    sections = _sections(run, results)
+    if baseline is not None:
+        changed = compare(StoredRun(*baseline), StoredRun(run, results))
+        sections = chain(sections, comparison.sections(changed))
+    return document(f"{run.model}: {OUTCOMES[exit_code(results)]}", sections)
 
 
 def _sections(run: Run, results: Sequence[CellResult]) -> Iterator[Section]:
@@ -79,39 +67,3 @@ def _mark(verdict: Verdict) -> str:
     """A sign as well as a word: a column is then read at a glance, in any colours."""
     sign = "❌" if verdict.fails else "✅" if verdict.compares else "⚠️"
     return f"{sign} {verdict.value}"
-
-
-def _markdown(section: Section) -> str:
-    parts = [f"### {_text(section.title)}"]
-    if section.lines:
-        parts.append("\n".join(f"- {_line(line)}" for line in section.lines))
-    if section.columns:
-        rows = [
-            map(_text, section.columns),
-            ("---" for _ in section.columns),
-            *(map(_text, row) for row in section.rows),
-        ]
-        parts.append("\n".join(map(_row, rows)))
-    return "\n\n".join(parts) + "\n"
-
-
-def _row(fields: Iterable[str]) -> str:
-    return f"| {' | '.join(fields)} |"
-
-
-def _line(line: str) -> str:
-    """Text, or code where the whole line is between backticks."""
-    if len(line) > 2 and line.startswith("`") and line.endswith("`"):
-        fence = "`" * (1 + max(map(len, re.findall("`+", line[1:-1])), default=0))
-        return f"{fence} {_short(line[1:-1])} {fence}" if len(fence) > 1 else f"`{_short(line[1:-1])}`"
-    return _text(line)
-
-
-def _text(text: str) -> str:
-    """Text that Markdown takes for nothing else."""
-    return re.sub(r"([\\`*_{}\[\]<>#|~])", r"\\\1", _short(text))
-
-
-def _short(text: str) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= LONGEST else text[:LONGEST] + "…"

@@ -10,9 +10,10 @@ import pandas as pd
 
 from cgverify.records import CellResult, Run, Verdict
 from cgverify.report import as_json
+from cgverify.report.document import document
+from cgverify.report.figures import figure
 from cgverify.report.frames import findings_frame, worst_by
-from cgverify.report.markdown import document
-from cgverify.report.sections import Section, figure, on_screen
+from cgverify.report.sections import Section, on_screen
 
 
 def render(format: str, run: Run, results: Sequence[CellResult], by: str) -> str:
@@ -30,11 +31,8 @@ def render(format: str, run: Run, results: Sequence[CellResult], by: str) -> str
 
 
 def pivot_frame(results: Sequence[CellResult], by: str) -> pd.DataFrame:
-    """One row per kind of component and value of the axis, with the columns of `worst_by` and the fewest `bits`."""
-    findings = findings_frame(results)
-    keys = ["kind", by]
-    fewest = findings.groupby(keys, sort=False, dropna=False)["bits"].min().reset_index()
-    return worst_by(findings, keys).merge(fewest, on=keys)
+    """One row per kind of component and value of the axis, with the columns of `worst_by`."""
+    return worst_by(findings_frame(results), ["kind", by])
 
 
 def pivot_sections(results: Sequence[CellResult], by: str) -> list[Section]:

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import pandas as pd
 from rich.box import SIMPLE
 from rich.console import Console, RenderableType
 from rich.table import Table
@@ -48,13 +47,6 @@ def _parts(section: Section) -> list[RenderableType]:
             table.add_row(*(Text(entry) for entry in row))
         parts.append(table)
     return parts
-
-
-def figure(value: object) -> str:
-    """Three digits of a number; a dash for none."""
-    if value is None or pd.isna(value):  # type: ignore[call-overload]
-        return "–"
-    return f"{value:.3g}"
 
 
 def shortened(text: str) -> str:

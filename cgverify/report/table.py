@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import pandas as pd
 from rich.console import Console, RenderableType
@@ -11,9 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from cgverify.records import CellResult, Run, Verdict
+from cgverify.report.figures import bits, figure
 from cgverify.report.frames import SETTING, findings_frame, worst_by
+from cgverify.report.growth import growth
 from cgverify.report.outcome import counts, failures, silent_hooks, suspects
-from cgverify.report.sections import figure
 
 SHOWN_FAILURES = 20
 WIDE = 100
@@ -29,26 +30,33 @@ STYLES = {
 }
 
 
-def render(run: Run, results: Sequence[CellResult]) -> str:
-    """The report as text for stdout, in colour where that is a terminal."""
-    console = Console()
-    with console.capture() as captured:
-        show(console, run, results)
-    return captured.get()
+Tables = Callable[[Run, Sequence[CellResult], int], list[RenderableType]]
+"""What stands between failures and notices, given the console's width."""
 
 
-def show(console: Console, run: Run, results: Sequence[CellResult]) -> None:
+def by_component(run: Run, results: Sequence[CellResult], width: int) -> list[RenderableType]:
+    """For each setting a row per kind of component."""
+    return [_component_table(run, setting, findings, width) for setting, findings in settings(findings_frame(results))]
+
+
+def show(console: Console, run: Run, results: Sequence[CellResult], tables: Sequence[Tables] = (by_component,)) -> None:
     """Print the whole report of a run. Sentences and commands are left unwrapped, so that they can be copied."""
-    for part in _parts(run, results, console.width):
+    for part in (
+        *_failures(run, results),
+        *(part for each in tables for part in each(run, results, console.width)),
+        *(Text(line) for line in growth(results)),
+        *_widened(run),
+        *_notices(results),
+        Text(verdict_line(results), style="bold"),
+    ):
         console.print(part, soft_wrap=isinstance(part, Text))
 
 
-def _parts(run: Run, results: Sequence[CellResult], width: int) -> list[RenderableType]:
-    parts: list[RenderableType] = [*_failures(run, results)]
-    for setting, findings in findings_frame(results).groupby(SETTING, sort=False, dropna=False):
-        if not (findings["verdict"] == Verdict.UNSUPPORTED.value).all():
-            parts.append(_setting_table(run, tuple(map(str, setting)), findings, width))
-    return [*parts, *_widened(run), *_notices(results), Text(verdict_line(results), style="bold")]
+def settings(findings: pd.DataFrame) -> Iterator[tuple[tuple[str, ...], pd.DataFrame]]:
+    """The findings of each setting in which something could be compared."""
+    for setting, rows in findings.groupby(SETTING, sort=False, dropna=False):
+        if not (rows["verdict"] == Verdict.UNSUPPORTED.value).all():
+            yield tuple(map(str, setting)), rows
 
 
 def _widened(run: Run) -> list[RenderableType]:
@@ -56,6 +64,17 @@ def _widened(run: Run) -> list[RenderableType]:
     allowed = run.environment.get("numerics", {}).get("allowed", [])
     return (
         [Text(f"bounds of products are widened, since --allow {','.join(allowed)} is on", "yellow")] if allowed else []
+    )
+
+
+def setting_table(run: Run, setting: tuple[str, ...]) -> Table:
+    """A table without columns, whose title says what was verified."""
+    model, candidate, dtype, device, rotary_dim = setting
+    origin = next((one.origin for one in run.checkpoints if one.name == model), run.weights_origin)
+    return Table(
+        title=f"{model} · {candidate} · {dtype} · {device} · rotary_dim {rotary_dim} · {origin}",
+        title_justify="left",
+        title_style="bold",
     )
 
 
@@ -71,19 +90,13 @@ def _failures(run: Run, results: Sequence[CellResult]) -> list[RenderableType]:
     return lines
 
 
-def _setting_table(run: Run, setting: tuple[str, ...], findings: pd.DataFrame, width: int) -> Table:
-    model, candidate, dtype, device, rotary_dim = setting
-    origin = next((one.origin for one in run.checkpoints if one.name == model), run.weights_origin)
-    table = Table(
-        title=f"{model} · {candidate} · {dtype} · {device} · rotary_dim {rotary_dim} · {origin}",
-        title_justify="left",
-        title_style="bold",
-    )
+def _component_table(run: Run, setting: tuple[str, ...], findings: pd.DataFrame, width: int) -> Table:
+    table = setting_table(run, setting)
     table.add_column("component", no_wrap=True)
     for heading in ("cells", "taps"):
         table.add_column(heading, justify="right")
-    table.add_column("worst verdict", no_wrap=True)
-    for heading in ("worst r", "max |Δ|", "max ULP"):
+    table.add_column("verdict", no_wrap=True)
+    for heading in ("r", "max |Δ|", "max ULP", "bits"):
         table.add_column(heading, justify="right", no_wrap=True)
     if width >= WIDE:
         table.add_column("where", overflow="fold", max_width=60)
@@ -93,6 +106,7 @@ def _setting_table(run: Run, setting: tuple[str, ...], findings: pd.DataFrame, w
             *(str(row[name]) for name in ("kind", "cells", "taps")),
             Text(said.value, style=STYLES[said]),
             *(figure(row[name]) for name in ("r", "max_abs", "max_ulp")),
+            bits(row["bits"]),
             *([] if width < WIDE else [""] if said is Verdict.BITWISE else [str(row["where"])]),
         )
     return table

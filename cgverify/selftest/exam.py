@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from cgverify import candidate
 from cgverify.candidate import Candidate
 from cgverify.checkpoint.source import Source
-from cgverify.plan import CASES, Axes, Subject, cells
+from cgverify.plan import CASES, PROMPTED, Axes, Subject, cells
 from cgverify.records import Cell, CellResult
 from cgverify.selftest.answer import Answer, Outcome, answer
 from cgverify.selftest.entry import Entry, Fault
@@ -67,8 +67,8 @@ class Exam:
         if self.quick:
             return [entry.case] if isinstance(entry, Fault) else ["default", "stress"]
         if isinstance(entry, Fault) and entry.case != BACKWARD:
-            return [case for case in CASES if case != BACKWARD]
-        return list(CASES)
+            return [case for case in CASES if case not in (BACKWARD, *PROMPTED)]
+        return [case for case in CASES if case not in PROMPTED]
 
 
 def mark(exam: Exam, results: Iterable[CellResult], source: Source) -> Iterator[Answer]:

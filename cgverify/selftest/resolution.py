@@ -81,7 +81,7 @@ def _run(
         except (Exception, SystemExit) as error:
             raise one_cell.CandidateFailedError("boot", error) from error
         for cell in together:
-            yield Seen(one_cell.observe(cell, reference, bridge, rounded_to), reference.parameters)
+            yield Seen(one_cell.observe(cell, reference, bridge, rounded_to=rounded_to), reference.parameters)
 
 
 def _rounded(model: nn.Module, dtype: torch.dtype | None) -> nn.Module:

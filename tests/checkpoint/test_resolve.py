@@ -86,6 +86,11 @@ def truncate(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1000])
 
 
+def only_an_index(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "shard.safetensors")
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": [1]}')
+
+
 @pytest.mark.parametrize(
     ("damage", "error", "told"),
     [
@@ -96,14 +101,10 @@ def truncate(folder: Path) -> None:
         (change_config(n_layer=0), CheckpointMissingError, "n_layer 0"),
         (change_config(rotary_dim=None), CheckpointMissingError, "not a CodeGen config"),
         (lambda folder: (folder / "config.json").write_text("[1]"), CheckpointMissingError, "no JSON object"),
-        (
-            lambda folder: (folder / "model.safetensors.index.json").write_text('{"weight_map": [1]}'),
-            WeightsError,
-            "not an index",
-        ),
+        (only_an_index, WeightsError, "not an index"),
         (change_config(activation_function="relu"), CheckpointMissingError, "gelu_new"),
         (change_config(auto_map={"AutoModel": "x"}), CheckpointMissingError, "CodeGen2"),
-        (lambda folder: (folder / "model.safetensors").unlink(), WeightsError, "no model.safetensors"),
+        (lambda folder: (folder / "model.safetensors").unlink(), WeightsError, "no weights"),
         (truncate, WeightsError, "Fetch the file again"),
     ],
 )

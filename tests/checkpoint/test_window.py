@@ -126,3 +126,18 @@ def test_random_weights_come_from_seed_and_name_alone(config: CodeGenConfig) -> 
     assert 0.9 < gain.mean() < 1.1
     assert gain.std() > 0.05
     assert RandomWeights(config, 3).digest != RandomWeights(config, 4).digest
+
+
+def test_weights_are_the_same_however_many_are_read_at_once(config: CodeGenConfig) -> None:
+    threads = torch.get_num_threads()
+    found = []
+    try:
+        for number in (1, 4):
+            torch.set_num_threads(number)
+            window = Window(RandomWeights(config, 0))
+            window.show(1)
+            found.append(window.model(Setting(torch.float32, CPU, 8)).transformer.h[0].state_dict())
+    finally:
+        torch.set_num_threads(threads)
+    assert list(found[0]) == list(found[1])
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])

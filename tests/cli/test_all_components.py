@@ -54,7 +54,7 @@ def test_json_is_one_object_with_every_field(cli: Cli) -> None:
     done = cli(*QUICK, "--dtype", "float32,bfloat16", "--dtype", "float16", "--format", "json", "-q")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
-    assert set(report) == {"run", "summary", "findings"}
+    assert set(report) == {"run", "summary", "failed", "findings"}
     fields = {
         *("component", "layer", "tap", "stage", "case", "dtype", "device", "rotary_dim", "candidate", "seed"),
         *("verdict", "r", "max_abs", "max_ulp", "shape", "message"),
@@ -79,14 +79,16 @@ def test_a_failure_is_told_first_with_the_command_that_repeats_it(cli: Cli) -> N
     done = cli(*QUICK, "--bridge", "faults:OneHeadUnrotated", "--component", "attn", "--component", "block")
     assert done.returncode == 1
     first, second = done.stdout.splitlines()[:2]
-    assert first.startswith("diverged blocks.1.attn, faults:OneHeadUnrotated in float32, case default: rope is off by")
+    assert first.startswith(
+        "diverged blocks.1.attn, faults:OneHeadUnrotated in float32, case default: rope breaks first"
+    )
     assert "head 1" in first
     assert "position 2" in first
     repeat = second.split()
     assert repeat[0] == "cgverify"
     again = cli(*repeat[1:])
     assert again.returncode == 1
-    assert "rope is off by" in again.stdout
+    assert "rope breaks first, at hook_rot_q (" in again.stdout
 
 
 def test_an_infinite_figure_is_valid_json_and_keeps_the_exit_code(cli: Cli) -> None:
@@ -268,3 +270,26 @@ def test_env_tells_what_a_run_records(cli: Cli) -> None:
     assert described["numerics"]["tf32"] is False
     assert set(described) == {"versions", "machine", "numerics"}
     assert "torch" in cli("env").stdout
+
+
+def test_a_prompt_is_recorded_reported_and_carried_again_when_a_run_goes_on(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "ids").write_text("[100, 101, 102, 32, 102, 40, 41, 58]")
+    arguments = ("all-components", "--model", "codegen-nano", "--layers", "3", "--case", "text,model")
+    options = ("--bridge", "transformer_lens", "--dtype", "float32", "--tokens", "ids", "--output", "run")
+    done = cli(*arguments, *options)
+    assert done.returncode == 1, done.stderr
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("whole model · transformer_lens")]
+    assert "max |Δ| from the reference" in line
+    assert (
+        "top-1 agrees at 8 of 8 positions; 8 of 8 generated tokens alike; booted whole it gives the same bits" in line
+    )
+    assert "--case text --bridge transformer_lens --tokens ids" in done.stdout
+    recorded = json.loads((tmp_path / "run" / "run.json").read_text())["settings"]["prompt_tokens"]
+    assert recorded == {"tokens": [100, 101, 102, 32, 102, 40, 41, 58], "origin": "tokens of ids"}
+
+    findings = (tmp_path / "run" / "findings.csv").read_bytes()
+    log = tmp_path / "run" / "findings.jsonl"
+    log.write_text("".join(log.read_text().splitlines(keepends=True)[:4]))
+    again = cli(*arguments, *options, "--resume")
+    assert again.returncode == 1, again.stderr
+    assert (tmp_path / "run" / "findings.csv").read_bytes() == findings

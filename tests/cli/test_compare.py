@@ -135,6 +135,13 @@ def test_a_run_is_shown_again_byte_for_byte(invoke: Invoke, runs: dict[str, Path
     assert Path("again.csv").read_bytes() == (runs["faulty"] / "findings.csv").read_bytes()
 
 
+def test_a_summary_shows_what_changed_since_a_baseline(invoke: Invoke, runs: dict[str, Path]) -> None:
+    shown = invoke("report", runs["faulty"], "--format", "markdown", "--baseline", runs["baseline"])
+    assert shown.exit_code == 0, shown.output
+    assert shown.stdout.startswith("## codegen-nano: parity failure\n")
+    assert "bitwise → diverged" in shown.stdout.split("### Worse: ")[1]
+
+
 def test_a_run_is_shown_along_an_axis(invoke: Invoke, runs: dict[str, Path]) -> None:
     shown = invoke("report", runs["faulty"], "--by", "layer").stdout
     assert [line.split()[:3:2] for line in shown.splitlines() if line.startswith((" 0", " 1"))] == [
@@ -155,6 +162,7 @@ def test_accepting_a_baseline_and_renewing_it(invoke: Invoke, runs: dict[str, Pa
     renewed = invoke("baseline", "accept", runs["faulty"])
     assert renewed.exit_code == 0
     assert "blocks.1.attn" in renewed.stdout, "what is accepted is told"
+    assert "egression" not in renewed.stdout
     assert invoke("compare", folder, runs["faulty"]).exit_code == 0
 
 
@@ -223,6 +231,8 @@ def test_runs_without_a_common_cell_are_no_pass(invoke: Invoke) -> None:
         (("report", "one", "--by", "dtpye"), "did you mean 'dtype'"),
         (("report", "one", "--by", "dtype", "--format", "junit"), "and not as junit"),
         (("report", "one", "--format", "xml"), "Unknown format 'xml'"),
+        (("report", "one", "--baseline", "one"), "--baseline is shown as markdown, html"),
+        (("report", "one", "--format", "markdown", "--baseline", "nowhere"), "nowhere holds no run"),
         (("report", "one", "--output", "no/where"), "Cannot write no/where"),
         (("baseline", "accept", "nowhere"), "holds no run"),
         (("baseline", "accept", "one", "run", "--reports", "."), "exists and is no baseline"),

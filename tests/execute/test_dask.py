@@ -21,12 +21,12 @@ from typer.testing import CliRunner
 
 import cgverify
 from cgverify import environment
+from cgverify.cost.of_plan import memory, seconds
 from cgverify.errors import CgverifyError
 from cgverify.execute import cluster as clusters
 from cgverify.execute import dask
 from cgverify.execute.cluster import Cluster, local_cluster
 from cgverify.execute.dask import Dask
-from cgverify.execute.size import memory
 from cgverify.execute.work import Job
 from cgverify.records import Verdict
 from cgverify.report.frames import write_csv
@@ -141,7 +141,7 @@ def test_a_worker_with_other_versions_gets_no_work_and_both_are_named(
 def test_what_a_worker_cannot_do_for_the_whole_run_ends_it(two_workers: Cluster) -> None:
     units = prepared(SMALL).units
     with pytest.raises(CgverifyError, match="No module named 'nowhere'") as raised:
-        list(Dask(two_workers).run(units, Job(("nowhere:Bridge",), threads=1)))
+        list(Dask(two_workers, memory, seconds).run(units, Job(("nowhere:Bridge",), threads=1)))
     assert raised.value.exit_code == 2
 
 
@@ -149,15 +149,16 @@ def test_a_worker_without_the_checkpoint_says_so(two_workers: Cluster, nano: Pat
     shutil.copytree(nano, tmp_path / "mine")
     plan = prepared({**SMALL, "models": str(tmp_path / "mine"), "components": "ln1", "layers": 0, "cases": "default"})
     shutil.rmtree(tmp_path / "mine")
-    results = list(Dask(two_workers).run(plan.units, JOB))
+    results = list(Dask(two_workers, memory, seconds).run(plan.units, JOB))
     assert [result.verdict for result in results] == [Verdict.ERROR] * 2
     assert "There is no folder" in results[0].findings[0].message
 
 
-def test_a_unit_needs_the_memory_that_a_worker_declares(two_workers: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_unit_needs_the_memory_that_a_worker_declares(two_workers: Cluster) -> None:
     units = prepared({**SMALL, "cases": "default"}).units
-    monkeypatch.setattr(dask, "memory", lambda unit: 1 << 50 if unit.view == "embed" else memory(unit))
-    results = list(Dask(two_workers).run(units, JOB))
+    results = list(
+        Dask(two_workers, lambda unit: 1 << 50 if unit.view == "embed" else memory(unit), seconds).run(units, JOB)
+    )
     assert sorted(cell.id for unit in units for cell in unit.cells) == sorted(result.cell.id for result in results)
     errors = [result for result in results if result.verdict is Verdict.ERROR]
     assert {result.cell.kind for result in errors} == {"embed"}
@@ -205,7 +206,7 @@ def test_what_workers_have_otherwise_than_the_driver_is_told(
     )
     pinned = environment.pin_numerics
     monkeypatch.setattr(environment, "pin_numerics", lambda *a: {**pinned(*a), "cpu_capability": "AVX1024"})
-    results = list(Dask(two_workers).run(plan.units, plan.job(tmp_path / "nowhere")))
+    results = list(Dask(two_workers, memory, seconds).run(plan.units, plan.job(tmp_path / "nowhere")))
     assert {result.verdict for result in results} == {Verdict.DIVERGED}
     assert not any(finding.tensors for result in results for finding in result.findings)
     assert caplog.text.count("Some workers do not see the run folder") == 1
@@ -270,4 +271,4 @@ def test_nobody_waits_for_workers_for_ever(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(dask, "PATIENCE", 0.2)
     monkeypatch.setattr(dask, "GLANCE", 0.1)
     with local_cluster(0, JOB) as address, pytest.raises(CgverifyError, match="The scheduler has had no worker"):
-        list(Dask(Cluster(address)).run(prepared(SMALL).units, JOB))
+        list(Dask(Cluster(address), memory, seconds).run(prepared(SMALL).units, JOB))

@@ -15,9 +15,9 @@ from made_records import a_finding, a_result, a_run
 from cgverify.records import CellResult, Verdict
 from cgverify.report.across import COLUMNS as ACROSS_COLUMNS
 from cgverify.report.comparison import COLUMNS as COMPARISON_COLUMNS
+from cgverify.report.document import LIMIT
 from cgverify.report.formats import FORMATS, PIVOT_FORMATS, PIVOTS, render
-from cgverify.report.frames import CELL, FINDING, findings_frame, summary_frame
-from cgverify.report.markdown import LIMIT
+from cgverify.report.frames import CELL, FINDING, summary_frame
 from cgverify.report.pivot import render as render_pivot
 
 AWKWARD = 'raised <a> & "b" | 100%\r\n::error::no, `x` *y* \x1b[31mred\x00, and: more'
@@ -163,7 +163,7 @@ def documented(heading: str) -> list[str]:
     ("heading", "columns"),
     [
         ("`findings.csv`", [*CELL, *FINDING]),
-        ("`summary.csv`", list(summary_frame(findings_frame([a_result()])).columns)),
+        ("`summary.csv`", list(summary_frame([a_result()]).columns)),
         ("`compare --format csv`", COMPARISON_COLUMNS),
         ("`compare --across --format csv`", ACROSS_COLUMNS),
     ],

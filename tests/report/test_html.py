@@ -14,7 +14,7 @@ import pytest
 from conftest import Cli
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from cgverify.records import Cell, CellResult, Finding, Run, Verdict
+from cgverify.records import Cell, CellResult, Checkpoint, Finding, Run, Verdict
 from cgverify.report.html.changes import changes
 from cgverify.report.html.chart import Pair, Series, line_chart, pair_chart
 from cgverify.report.html.page import MOST_FINDINGS, render
@@ -28,6 +28,20 @@ RUN = Run(
     model="small",
     weights_origin="random (seed 0)",
     weights_digest="d",
+    checkpoints=(
+        Checkpoint(
+            name="small",
+            asked="small",
+            weights="auto",
+            origin="random (seed 0)",
+            digest="d",
+            n_layers=3,
+            rotary_dim=8,
+            n_positions=64,
+            n_embd=64,
+            vocab_size=101,
+        ),
+    ),
     settings={"model": "small", "weights": "auto", "rotary_dims": [], "dtypes": ["float32", "bfloat16"]},
     environment={"versions": {"torch": "2.13"}, "numerics": {"threads": 2}},
 )

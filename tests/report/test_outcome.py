@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
+import pandas as pd
 import pytest
 
 from cgverify.records import Cell, CellResult, Checkpoint, Finding, Run, Verdict
-from cgverify.report.frames import findings_frame, in_plan_order, summary_frame
-from cgverify.report.outcome import exit_code, failures, silent_hooks
+from cgverify.report.as_json import render
+from cgverify.report.frames import in_plan_order, summary_frame
+from cgverify.report.outcome import exit_code, failures, silent_hooks, times
 
 RUN = Run(
     created="",
@@ -84,6 +88,41 @@ def test_a_fault_is_told_once_where_it_tells_most() -> None:
     assert failure.sentence == "blocks.2.attn, c in float32, case default: mix is off (and in 5 more cells)."
 
 
+def test_a_cells_own_sentence_is_told_and_what_broke_behind_is_not_told_again() -> None:
+    cell = result(Verdict.DIVERGED)
+    behind = Finding(step="forward", tap="hook_out", stage="output", verdict=Verdict.DIVERGED, message="output is off")
+    later = behind.model_copy(update={"step": "token 1"})
+    told = cell.model_copy(update={"findings": (*cell.findings, behind, later), "blame": "mix breaks first"})
+    mix, output = failures([told])
+    assert mix.sentence == "blocks.0.attn, c in float32, case default: mix breaks first."
+    assert output.sentence == "blocks.0.attn, c in float32, case default token 1: output is off."
+
+
+def test_hooks_that_never_fired_are_one_fault_in_all_cells_that_lack_the_same() -> None:
+    missing = [result(Verdict.MISSING, layer=layer, kind=kind) for layer in range(2) for kind in ("attn", "block")]
+    (failure,) = failures([one.model_copy(update={"blame": "hook_z never fired"}) for one in missing])
+    assert failure.sentence.endswith("hook_z never fired (and in 3 more cells).")
+
+
+def test_the_cost_of_judging_stands_beside_that_of_the_forwards() -> None:
+    cell = result(Verdict.BITWISE).model_copy(
+        update={"candidate_seconds": 1.0, "reference_seconds": 0.5, "judging_seconds": 0.75}
+    )
+    assert times([cell, cell]).sentence == (
+        "forwards: candidate 2.00 s, reference 1.00 s; oracle and judge 1.50 s, 0.5 times as long"
+    )
+
+
+def test_why_a_cell_failed_stands_in_summary_and_json() -> None:
+    held, broke = result(Verdict.BITWISE, layer=0), result(Verdict.DIVERGED, layer=1)
+    results = [held, broke.model_copy(update={"blame": "mix breaks first"})]
+    summary = summary_frame(results).set_index("component")
+    assert summary.loc["blocks.1.attn", "blame"] == "mix breaks first"
+    assert pd.isna(summary.loc["blocks.0.attn", "blame"])
+    (failed,) = json.loads(render(RUN, results))["failed"]
+    assert (failed["component"], failed["blame"]) == ("blocks.1.attn", "mix breaks first")
+
+
 def test_the_command_that_repeats_says_only_what_is_not_default() -> None:
     (failure,) = failures([result(Verdict.DIVERGED, dtype="float16", seed=4, candidate="cgverify")])
     assert failure.command(RUN) == (
@@ -100,7 +139,7 @@ def test_tables_stand_in_the_plans_order_whatever_finished_first() -> None:
 
 def test_the_summary_counts_and_points_at_the_worst() -> None:
     results = [result(Verdict.BITWISE, Verdict.DIVERGED, layer=1), result(Verdict.UNSUPPORTED, layer=2)]
-    summary = summary_frame(findings_frame(results)).set_index("component")
+    summary = summary_frame(results).set_index("component")
     assert summary.loc["blocks.1.attn", ["taps", "bitwise", "diverged"]].tolist() == [2, 1, 1]
     assert summary.loc["blocks.1.attn", "worst_verdict"] == "diverged"
     assert summary.loc["blocks.1.attn", "where"] == "blocks.1.attn, hook_z"

@@ -1,4 +1,4 @@
-"""Sizes of units: which go first, and what they take on paper."""
+"""Which units go first, and what a plan takes on paper."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from conftest import ROOT
 from sweeping import SMALL
 
 from cgverify.config import parse
-from cgverify.cost import seconds
+from cgverify.cost.of_plan import memory, seconds
+from cgverify.execute.dask import longest_first
 from cgverify.execute.processes import Queue
-from cgverify.execute.size import heaviest_first, memory
 from cgverify.execute.work import Unit
 from cgverify.runner import Means, outline, sweep_of
 
@@ -22,11 +22,12 @@ def outlined(*models: str, **more: Any) -> list[Unit]:
     return outline(sweep_of(parse(described), "plan"), Means())
 
 
-def test_the_heaviest_views_go_first_and_a_view_stays_together() -> None:
-    units = heaviest_first(outlined("codegen-nano", "codegen-350M"))
+def test_the_longest_views_go_first_and_a_view_stays_together() -> None:
+    units = longest_first(outlined("codegen-nano", "codegen-350M"), seconds)
     views = list(dict.fromkeys(unit.in_view for unit in units))
-    assert [view[0] for view in views] == ["codegen-350M"] * 3 + ["codegen-nano"] * 3
-    assert [view[2] for view in views] == ["embed", 0, 3, 0, 3, "embed"]
+    times = [sum(seconds(unit) for unit in units if unit.in_view == view) for view in views]
+    assert times == sorted(times, reverse=True)
+    assert len(set(times)) > 2
     assert [unit.in_view for unit in units] == sorted((unit.in_view for unit in units), key=views.index)
 
 
@@ -39,7 +40,7 @@ def test_a_worker_goes_on_with_the_checkpoint_that_it_has_open() -> None:
 
 def test_memory_grows_with_what_is_in_view() -> None:
     small, large = (max(map(memory, outlined(model))) for model in ("codegen-nano", "codegen-2B"))
-    assert small < 0.8e9 < 2e9 < large
+    assert small < 0.8e9 < 1.5e9 < large
 
 
 @pytest.mark.parametrize("workers", [1, 2, 100])

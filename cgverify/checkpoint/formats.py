@@ -1,0 +1,120 @@
+"""Read single tensors out of a file of weights, mapped and not loaded. Nothing that a file holds is ever run."""
+
+from __future__ import annotations
+
+import pickle
+import threading
+import zipfile
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from cgverify.errors import WeightsError
+
+MOST_MAPPED = 1 << 27
+"""Bytes that are read through one mapping of a `.bin`. What was read stays in memory as long as its mapping."""
+
+
+class TensorFile(Protocol):
+    """A file of named tensors."""
+
+    path: Path
+    names: tuple[str, ...]
+
+    def read(self, name: str, shape: torch.Size) -> torch.Tensor:
+        """The tensor of that name in its stored dtype, contiguous, in fresh memory.
+
+        Fresh memory is aligned to 64 bytes, what lies in a mapped file is at any address, and alignment decides which
+        kernel runs.
+
+        Raises:
+            WeightsError: not there, unreadable, of another shape, or not floating-point numbers.
+        """
+        ...
+
+
+def opened(path: Path) -> TensorFile:
+    """A file of weights, by its suffix."""
+    return PickleFile(path) if path.suffix == ".bin" else SafetensorsFile(path)
+
+
+class SafetensorsFile:
+    """A `.safetensors` file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            with safe_open(path, framework="pt") as file:
+                self.names = tuple(file.keys())
+        except (OSError, SafetensorError) as error:
+            raise WeightsError(f"Cannot read {path}: {error}. Fetch the file again.") from error
+
+    def read(self, name: str, shape: torch.Size) -> torch.Tensor:
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                return _copied(file.get_tensor(name), name, shape, self.path)
+        except (OSError, SafetensorError) as error:
+            raise WeightsError(f"Cannot read {name} from {self.path}: {error}. Fetch the file again.") from error
+
+
+class PickleFile:
+    """A `.bin` file, as `torch.save` writes a state dict since PyTorch 1.6."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._tensors = _mapped(path)
+        self._bytes_read = 0
+        self._lock = threading.Lock()
+        self.names = tuple(self._tensors)
+
+    def read(self, name: str, shape: torch.Size) -> torch.Tensor:
+        with self._lock:  # a view's tensors are read side by side
+            mapped = self._tensors or _mapped(self.path)
+            self._tensors = mapped
+        if name not in mapped:
+            raise WeightsError(f"Cannot read {name} from {self.path}: it is not in there. Fetch the file again.")
+        tensor = _copied(mapped[name], name, shape, self.path)
+        with self._lock:
+            self._bytes_read += tensor.nbytes
+            if self._bytes_read > MOST_MAPPED:
+                self._tensors, self._bytes_read = {}, 0
+        return tensor
+
+
+def _mapped(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a `.bin`, in mapped memory."""
+    try:
+        if path.stat().st_size and not zipfile.is_zipfile(path):
+            raise WeightsError(
+                f"{path} is no archive as torch.save writes since PyTorch 1.6: it is damaged (fetch it again), or so "
+                "old that it must be saved anew."
+            )
+        found: Any = torch.load(path, mmap=True, weights_only=True, map_location="cpu")
+    except WeightsError:
+        raise
+    except pickle.UnpicklingError as error:
+        raise WeightsError(
+            f"{path} holds something else than tensors, which could run code when it is loaded, so it is not: "
+            "ask for safetensors, or convert it where you trust it."
+        ) from error
+    except Exception as error:  # damaged bytes may raise anything
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise WeightsError(f"Cannot read {path}: {reason}. Fetch the file again.") from error
+    if not isinstance(found, dict) or not all(isinstance(value, torch.Tensor) for value in found.values()):
+        raise WeightsError(f"{path} is no state dict: it holds other things than named tensors.")
+    return {str(name): tensor for name, tensor in found.items()}
+
+
+def _copied(tensor: torch.Tensor, name: str, shape: torch.Size, path: Path) -> torch.Tensor:
+    """A contiguous copy of a tensor, once it is found to be what it should."""
+    if not tensor.is_floating_point() or tensor.layout is not torch.strided or tensor.device.type != "cpu":
+        kind = tensor.dtype if tensor.layout is torch.strided else tensor.layout
+        raise WeightsError(f"{name} in {path} is stored as {kind}: cgverify reads dense floating-point weights.")
+    if tensor.shape != shape:
+        raise WeightsError(
+            f"{name} in {path} has shape {list(tensor.shape)} where config.json wants {list(shape)}: the weights and "
+            "the config are of different models."
+        )
+    return tensor.detach().clone(memory_format=torch.contiguous_format)

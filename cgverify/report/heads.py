@@ -1,0 +1,47 @@
+"""How far each head of a tap can be trusted: a row per head, a column per tap that has heads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import RenderableType
+from rich.table import Table
+
+from cgverify.records import CellResult, Finding, Run
+from cgverify.report.figures import bits
+
+Setting = tuple[str, str, str, str]
+
+
+def by_head(run: Run, results: Sequence[CellResult], _: int) -> list[RenderableType]:
+    """For each setting, the fewest bits and the greatest error of each head over all cells of attention by itself."""
+    settings: dict[Setting, list[Finding]] = {}
+    for result in results:
+        cell = result.cell
+        if cell.kind == "attn":
+            key = (cell.candidate, cell.dtype, cell.device, f"rotary_dim {cell.rotary_dim}")
+            settings.setdefault(key, []).extend(finding for finding in result.findings if finding.bits_by_head)
+    return [_table(f"heads of {' · '.join((run.model, *key))}", found) for key, found in settings.items() if found]
+
+
+def _table(title: str, findings: Sequence[Finding]) -> Table:
+    taps = list(dict.fromkeys(finding.tap for finding in findings))
+    heads = max(len(finding.bits_by_head) for finding in findings)
+    table = Table(
+        title=title, title_justify="left", title_style="bold", caption="bits that can be trusted, greatest error"
+    )
+    table.add_column("head", justify="right")
+    for tap in taps:
+        table.add_column(tap.removeprefix("hook_"), justify="right")
+    for head in range(heads):
+        table.add_row(str(head), *(_of_head(head, [one for one in findings if one.tap == tap]) for tap in taps))
+    return table
+
+
+def _of_head(head: int, findings: Sequence[Finding]) -> str:
+    """`21.3 4e-07`, or `exact`."""
+    seen = [one for one in findings if head < len(one.bits_by_head)]
+    if not seen:
+        return "–"
+    error = max(one.errors_by_head[head] for one in seen)
+    return bits(min(one.bits_by_head[head] for one in seen)) + (f" {error:.0e}" if error else "")

@@ -1,0 +1,204 @@
+"""Measuring codegen-nano, for a moment each: what is run, and what is told of it. No time is judged here."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import pytest
+import torch
+from torch import nn
+
+from cgverify.bench import calls, fresh, memory, rounds
+from cgverify.bench.harness import Harness
+from cgverify.bench.memory import PeakError, Request
+from cgverify.bench.rate import product_flops, product_rate
+from cgverify.bench.records import Measured, Point
+from cgverify.bench.rounds import Limits
+from cgverify.bench.scenarios import SCENARIOS, Selection, Shape
+from cgverify.bench.subjects import Subjects, Workshop
+from cgverify.candidate import find
+from cgverify.checkpoint.resolve import resolve
+from cgverify.checkpoint.source import Source
+from cgverify.checkpoint.window import Setting
+from cgverify.tap import hook_points
+
+BRIDGES = ("cgverify", "faults:HeadsSwapped", "transformer_lens")
+
+
+@pytest.fixture(scope="module")
+def source() -> Source:
+    return resolve("codegen-nano")
+
+
+@pytest.fixture(scope="module")
+def subjects(source: Source) -> Subjects:
+    setting = Setting(torch.float32, torch.device("cpu"), source.config.rotary_dim)
+    return Workshop(source, setting, "block").subjects({name: find(name) for name in BRIDGES[:2]})
+
+
+def measure(source: Source, points: Sequence[Point], bridges: Sequence[str] = BRIDGES) -> list[Measured]:
+    harness = Harness(
+        "codegen-nano",
+        "auto",
+        source,
+        {name: find(name) for name in bridges},
+        torch.get_num_threads(),
+        Limits(seconds=0),
+    )
+    return [each for found in harness.measure(points) for each in found]
+
+
+def test_every_scenario_of_a_component_and_of_a_model_gives_a_figure(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rounds, "BLOCK", 0.0)
+    here = [name for name in SCENARIOS if not name.endswith("memory")]
+    selection = Selection(here, ["block", "model"], [Shape(1, 1, 5)])
+    points = selection.points(512) + Selection(here, ["attn", "mlp"], [Shape(2, 3)]).points(512)
+    found = measure(source, points, ["cgverify"])
+    assert len(found) == len(points)
+    assert [each.point for each in found] == points
+    for each in found:
+        assert not each.message, each
+        assert each.ratio is not None
+        assert each.low is not None
+        assert each.high is not None
+        assert each.low <= each.ratio <= each.high
+        if each.point.batch_size:
+            assert each.same_bits
+            assert each.flops
+
+
+def test_a_quicker_wrong_bridge_is_told_by_its_bits(source: Source) -> None:
+    points = Selection(["prefill"], ["attn"], [Shape(2, 9)]).points(512)
+    bits = {each.candidate: each.same_bits for each in measure(source, points)}
+    assert bits == {"cgverify": True, "faults:HeadsSwapped": False, "transformer_lens": False}
+
+
+def test_a_candidate_that_raises_is_a_row_and_the_others_are_measured(source: Source) -> None:
+    points = Selection(["train"], ["attn"], [Shape(2, 3)], ["bfloat16"]).points(512)
+    found = {each.candidate: each for each in measure(source, points, ["raising:Raising", *BRIDGES[::2]])}
+    assert found["raising:Raising"].message == "raised RuntimeError: not today"
+    assert found["raising:Raising"].ratio is None
+    assert found["cgverify"].ratio is not None
+
+
+def test_a_candidate_that_raises_while_it_is_timed_ends_nothing(source: Source) -> None:
+    points = Selection(["prefill", "no-grad"], ["attn"], [Shape(2, 3)]).points(512)
+    found = measure(source, points, ["raising:RaisingLater"])
+    assert [each.message for each in found] == [
+        "raised while it was timed: RuntimeError: enough",
+        "raised RuntimeError: enough",
+    ]
+
+
+def test_a_candidate_that_cannot_be_booted_is_a_row_in_every_scenario(source: Source) -> None:
+    points = Selection(["prefill", "boot", "parameters"], ["block"]).points(16)
+    found = measure(source, points, ["raising:unbootable"])
+    assert {each.point.scenario for each in found} == {"prefill", "boot", "parameters"}
+    assert {each.message for each in found} == {"raised OSError: no boot"}
+
+
+def test_bytes_of_parameters_are_those_of_the_modules(source: Source) -> None:
+    (ours,) = measure(source, Selection(["parameters"], ["attn"]).points(512), ["cgverify"])
+    width = source.config.n_embd
+    table = source.config.n_positions * source.config.rotary_dim
+    assert ours.reference == 4 * (4 * width**2 + table)
+    assert ours.value is not None
+    assert ours.value - ours.reference == pytest.approx(4 * 3 * width**2, abs=4 * table + 64)
+
+
+def test_peak_memory_is_that_of_a_fresh_process(source: Source) -> None:
+    (found,) = measure(source, Selection(["memory"], ["attn"], [Shape(2, 512)]).points(512), ["cgverify"])
+    scores = 4 * 2 * source.config.n_head * 512**2
+    for peak in (found.value, found.reference):
+        assert peak is not None, found.message
+        assert scores < peak < 20 * scores
+
+
+def test_a_fresh_process_that_fails_says_why(
+    source: Source, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (point,) = Selection(["memory"], ["attn"], [Shape(2, 8)]).points(512)
+    dim, threads = source.config.rotary_dim, torch.get_num_threads()
+    request = Request(point.model_dump(), "codegen-nano", "auto", dim, "raising:Raising", threads)
+    monkeypatch.setattr("sys.argv", ["fresh", json.dumps(asdict(request))])
+    fresh.main()
+    assert json.loads(capsys.readouterr().out) == {"message": "RuntimeError: not today"}
+
+
+@pytest.mark.parametrize(
+    ("script", "told"),
+    [
+        ('print(\'{"message": "no room"}\')', "no room"),
+        ("import sys; sys.exit('killed')", "the fresh process failed: killed"),
+        ("", "the fresh process failed: exit code 0"),
+    ],
+)
+def test_what_a_failed_process_said_is_passed_on(script: str, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = subprocess.run
+    monkeypatch.setattr(memory.subprocess, "run", lambda _, **how: run([sys.executable, "-c", script], **how))
+    with pytest.raises(PeakError, match=told):
+        memory.in_fresh_process(Request({}, "codegen-nano", "auto", 16, None, 1))
+
+
+def at(scenario: str, **changes: object) -> Point:
+    given = {"component": "attn", "scenario": scenario, "dtype": "float32", "device": "cpu"}
+    return Point.model_validate({**given, "batch_size": 2, "seq_len": 4, **changes})
+
+
+def module(subjects: Subjects) -> nn.Module:
+    found: nn.Module = subjects.of_candidate("cgverify", "attn")
+    return found
+
+
+def test_decoding_starts_from_the_same_cache_each_time(subjects: Subjects) -> None:
+    point = at("decode", seq_len=1, cached=7)
+    inputs = calls.inputs_of(point, subjects.config)
+    assert inputs["attention_mask"].shape == (2, 1, 1, 8)
+    assert inputs["position_ids"].tolist() == [[7], [7]]
+    for side in (subjects.of_reference("attn"), module(subjects)):
+        run = calls.forward_of(side, point, inputs, subjects.config)
+        with calls.mode(point):
+            first, again = run(), run()
+        assert first[1].shape[-1] == 8
+        assert torch.equal(first[0], again[0])
+
+
+def test_training_has_gradients_and_leaves_none(subjects: Subjects) -> None:
+    point = at("train")
+    inputs = calls.inputs_of(point, subjects.config)
+    attention = module(subjects)
+    with calls.mode(point), calls.prepared(attention, point):
+        assert attention.training
+        calls.forward_of(attention, point, inputs, subjects.config)()
+        assert attention.get_submodule("q").original_component.weight.grad is not None
+    assert not attention.training
+    assert all(weight.grad is None and not weight.requires_grad for weight in attention.parameters())
+
+
+def test_hooks_look_on_while_measured_and_are_gone_afterwards(subjects: Subjects) -> None:
+    attention = module(subjects)
+    hooks = dict(hook_points(attention))
+
+    def listened() -> set[str]:
+        return {name for name, hook in hooks.items() if hook.fwd_hooks}
+
+    with calls.prepared(attention, at("one-hook")):
+        assert listened() == {"hook_pattern"}
+    with calls.prepared(attention, at("all-hooks")):
+        assert listened() == set(hooks)
+    with calls.prepared(attention, at("prefill")):
+        assert listened() == set()
+    assert listened() == set()
+
+
+def test_flops_are_those_of_the_products() -> None:
+    left, right = torch.ones(3, 5), torch.ones(5, 7)
+    with torch.inference_mode():
+        assert product_flops(lambda: left @ right) == 2 * 3 * 5 * 7
+    assert product_rate(torch.float32, torch.device("cpu")) > 1e6

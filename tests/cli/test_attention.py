@@ -1,0 +1,33 @@
+"""`cgverify attention` as a process."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pandas as pd
+from conftest import Cli
+
+
+def test_one_attention_by_taps_and_heads_with_what_it_cost(cli: Cli, tmp_path: Path) -> None:
+    done = cli("attention", "--model", "codegen-nano", "--layers", "3", "--output", "run", "-v")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"hook_attn_scores +│ scores +│ bitwise", done.stdout)
+    assert "heads of codegen-nano" in done.stdout
+    assert "oracle and judge" in done.stderr.splitlines()[-1]
+    assert json.loads((tmp_path / "run/run.json").read_text())["command"] == "attention"
+    findings = pd.read_csv(tmp_path / "run/findings.csv")
+    assert set(findings["component"]) == {"blocks.3.attn"}
+    assert set(findings["case"]) == {"default", "stress", "decode"}
+    times = pd.read_csv(tmp_path / "run/timings.csv")
+    assert (times[["candidate_seconds", "reference_seconds", "judging_seconds"]] > 0).all(axis=None)
+
+
+def test_a_fault_fails_it_and_is_told_in_every_format(cli: Cli, tmp_path: Path) -> None:
+    fault = ("--bridge", "faults:HeadsSwapped", "--layers", "1", "--case", "default")
+    done = cli("attention", "--model", "codegen-nano", *fault, "--format", "json", "--output", "run")
+    assert done.returncode == 1, done.stderr
+    (failed,) = json.loads(done.stdout)["failed"]
+    assert failed["blame"].startswith("mix breaks first, at hook_z (all heads of the first partition), by ")
+    assert pd.read_csv(tmp_path / "run/summary.csv")["blame"].tolist() == [failed["blame"]]

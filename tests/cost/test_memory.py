@@ -1,0 +1,58 @@
+"""How much memory may be taken: the machine's, or what a control group leaves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from cgverify.cost.memory import VERSION_1, VERSION_2, available, taken
+
+
+def group(folder: Path, names: tuple[str, str, str], limit: str, used: int, cached: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / names[0]).write_text(f"{limit}\n")
+    (folder / names[1]).write_text(f"{used}\n")
+    (folder / "memory.stat").write_text(f"anon 7\n{names[2]} {cached}\n")
+
+
+def process(tmp_path: Path, line: str) -> Path:
+    (tmp_path / "proc" / "self").mkdir(parents=True)
+    (tmp_path / "proc" / "self" / "cgroup").write_text(f"3:cpu:/elsewhere\n{line}\n")
+    return tmp_path / "proc"
+
+
+def test_without_a_limit_it_is_what_the_machine_has(tmp_path: Path) -> None:
+    group(tmp_path / "a" / "b", VERSION_2, "max", 100, 0)
+    for proc in (process(tmp_path, "0::/a/b"), tmp_path / "no proc"):
+        assert available(proc, tmp_path) == pytest.approx(psutil.virtual_memory().available, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("version", "line", "mount"), [(VERSION_1, "8:pids,memory:/a/b", "memory"), (VERSION_2, "0::/a/b", "")]
+)
+def test_the_narrowest_group_decides_and_caches_of_files_are_free(
+    tmp_path: Path, version: tuple[str, str, str], line: str, mount: str
+) -> None:
+    group(tmp_path / mount / "a" / "b", version, "9000", 1000, 0)
+    group(tmp_path / mount / "a", version, "5000", 4000, 1500)
+    assert available(process(tmp_path, line), tmp_path) == 2500
+
+
+def test_inside_a_container_only_the_root_is_seen(tmp_path: Path) -> None:
+    group(tmp_path, VERSION_2, "3000", 1000, 0)
+    assert available(process(tmp_path, "0::/docker/0123"), tmp_path) == 2000
+
+
+def test_a_group_that_is_over_its_limit_leaves_nothing(tmp_path: Path) -> None:
+    group(tmp_path, VERSION_2, "3000", 4000, 0)
+    assert available(process(tmp_path, "0::/"), tmp_path) == 0
+
+
+def test_what_is_taken_grows_by_what_is_allocated() -> None:
+    before = taken()
+    block = torch.ones(50_000_000, dtype=torch.uint8)
+    assert 40_000_000 < taken() - before < 80_000_000
+    del block

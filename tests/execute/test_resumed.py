@@ -1,0 +1,69 @@
+"""A run that goes on after an interruption finds what an uninterrupted one finds, to the last digit."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from conftest import command
+
+from cgverify.candidate import find
+from cgverify.checkpoint.resolve import resolve
+from cgverify.execute.serial import run
+from cgverify.plan import Axes, Subject, cells
+from cgverify.store import read
+
+
+def test_what_is_left_of_a_view_is_computed_in_the_company_of_what_is_done() -> None:
+    """At this width a product of 3 cells' rows has other last digits than one of 6."""
+    source = resolve("codegen-350M", "random")
+    axes = Axes(layers=[0], cases=["default", "decode"], components=["blocks.0", "blocks.0.attn*"])
+    plan = cells(Subject("codegen-350M", source.digest, 20, 32, 2048), axes)
+    candidates = {"cgverify": find("cgverify")}
+    whole = {result.cell.id: result.findings for result in run(plan, source, candidates)}
+    done = {cell.id for cell in plan[: len(plan) // 2]}
+    left = {result.cell.id: result.findings for result in run(plan, source, candidates, done=done)}
+    assert left.keys() == whole.keys() - done
+    for cell in left:
+        assert left[cell] == whole[cell]
+
+
+def test_views_that_are_done_are_not_read_again(folder: Path) -> None:
+    source = resolve(str(folder))
+    plan = cells(Subject("small", source.digest, 2, 8, 64), Axes(cases=["default"], components=["*embed"]))
+    embed, unembed = plan
+    (folder / "model.safetensors").unlink()  # whatever is read from now on is an error
+    (result,) = run(plan, source, {"cgverify": find("cgverify")}, done={embed.id})
+    assert result.cell == unembed
+    assert result.verdict == "error"
+
+
+RUN = ("all-components", "--model", "codegen-nano", "--case", "default,stress", "-q", "--output")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    subprocess.run([*command(*RUN), "run"], cwd=folder, stdout=subprocess.DEVNULL, check=True)
+    return folder / "run"
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
+def test_interrupted_and_resumed_it_writes_the_same_files(whole: Path, tmp_path: Path, how: signal.Signals) -> None:
+    arguments = [*command(*RUN), "run"]
+    process = subprocess.Popen(arguments, cwd=tmp_path, stdout=subprocess.DEVNULL)
+    findings = tmp_path / "run" / "findings.jsonl"
+    deadline = time.monotonic() + 120
+    while not (findings.exists() and findings.read_bytes().count(b"\n") > 30) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(how)
+    process.wait(timeout=120)
+    assert process.returncode == {signal.SIGINT: 130, signal.SIGKILL: -signal.SIGKILL}[how]
+    assert 30 < len(read(tmp_path / "run")[1]) < len(read(whole)[1])
+    subprocess.run([*arguments, "--resume"], cwd=tmp_path, stdout=subprocess.DEVNULL, check=True)
+    for file in ("findings.csv", "summary.csv"):
+        assert (tmp_path / "run" / file).read_bytes() == (whole / file).read_bytes()

@@ -1,0 +1,70 @@
+"""The `model` case in a line."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cgverify.plan import AS_CARRIED, CARRIED, GENERATION, TOP_1
+from cgverify.records import Cell, CellResult, Finding, Verdict
+from cgverify.report.growth import growth
+
+
+def result(kind: str, layer: int | None, *findings: Finding) -> CellResult:
+    cell = Cell(
+        model="m",
+        weights="w",
+        layer=layer,
+        kind=kind,
+        candidate="mine",
+        dtype="float32",
+        device="cpu",
+        rotary_dim=8,
+        case="model",
+        seed=0,
+        batch_size=1,
+        seq_len=9,
+        prompt="p",
+    )
+    return CellResult(cell=cell, findings=findings, seconds=0.0)
+
+
+def found(stage: str, verdict: Verdict, **figures: Any) -> Finding:
+    return Finding(step=figures.pop("step", "prompt"), tap="returned", stage=stage, verdict=verdict, **figures)
+
+
+TOLD = result("unembed", None, found(TOP_1, Verdict.BOUNDED, message="top-1 agrees at 8 of 9 positions"))
+
+
+def test_growth_is_told_at_the_first_the_middle_and_the_last_layer() -> None:
+    layers = [
+        result("block", layer, found(CARRIED, Verdict.BOUNDED, max_abs=10.0**layer, candidate_error=1.0))
+        for layer in range(5)
+    ]
+    logits = result("unembed", None, found(CARRIED, Verdict.ULP, max_abs=7.0), *TOLD.findings)
+    whole = result(
+        "model",
+        None,
+        found(AS_CARRIED, Verdict.BITWISE, step="prompt blocks.0"),
+        found(AS_CARRIED, Verdict.ULP, step="prompt blocks.1"),
+        found(GENERATION, Verdict.BITWISE, message="8 of 8 generated tokens alike"),
+    )
+    assert growth([*layers, logits, whole]) == [
+        "whole model · mine · float32 · cpu · rotary_dim 8: max |Δ| from the reference 1 after layer 0, 1e+02 after "
+        "layer 2, 1e+04 after layer 4, 7 in the logits; top-1 agrees at 8 of 9 positions; 8 of 8 generated tokens "
+        "alike; booted whole it differs from blocks.1 on"
+    ]
+
+
+def test_where_every_bit_is_the_references_the_distance_from_float64_is_told() -> None:
+    layer = result("block", 3, found(CARRIED, Verdict.BITWISE, max_abs=0.0, candidate_error=0.5))
+    whole = result("model", None, found(AS_CARRIED, Verdict.BITWISE))
+    (line,) = growth([layer, whole])
+    assert line.endswith(
+        "every layer bitwise equal to the reference (from float64: 0.5 after layer 3); booted whole it gives the same "
+        "bits"
+    )
+
+
+def test_other_cases_have_no_line() -> None:
+    plain = CellResult(cell=TOLD.cell.model_copy(update={"case": "text"}), findings=TOLD.findings, seconds=0.0)
+    assert growth([plain]) == []

@@ -1,0 +1,84 @@
+"""The tables of one attention: a row per tap, a row per head, bits as people read them."""
+
+from __future__ import annotations
+
+import math
+from io import StringIO
+
+import pytest
+from rich.console import Console
+from verification import verify
+
+from cgverify.checkpoint.resolve import resolve
+from cgverify.records import CellResult, Checkpoint, Run
+from cgverify.report.figures import bits
+from cgverify.report.heads import by_head
+from cgverify.report.table import by_component, show
+from cgverify.report.taps import by_tap
+from cgverify.selftest.seeded.mixing import ValuesOfAnotherHead
+
+NANO = resolve("codegen-nano")
+RUN = Run(
+    created="",
+    command="attention",
+    model="codegen-nano",
+    weights_origin="shipped",
+    weights_digest=NANO.digest,
+    checkpoints=(
+        Checkpoint(
+            name="codegen-nano",
+            asked="codegen-nano",
+            weights="auto",
+            origin="shipped",
+            digest=NANO.digest,
+            n_layers=NANO.config.n_layer,
+            rotary_dim=NANO.config.rotary_dim,
+            n_positions=NANO.config.n_positions,
+            n_embd=NANO.config.n_embd,
+            vocab_size=NANO.config.vocab_size,
+        ),
+    ),
+    settings={"model": "codegen-nano", "weights": "auto", "rotary_dims": []},
+    environment={},
+)
+
+
+@pytest.fixture(scope="module")
+def results() -> list[CellResult]:
+    fault = ValuesOfAnotherHead
+    return verify(candidates=[f"{fault.__module__}:{fault.__name__}"], components=["attn"], cases=["default"])
+
+
+def shown(results: list[CellResult], *tables: object) -> list[str]:
+    console = Console(width=160, record=True, file=StringIO())
+    show(console, RUN, results, tables)  # type: ignore[arg-type]
+    return console.export_text().splitlines()
+
+
+def test_a_row_per_tap_names_its_worst_head(results: list[CellResult]) -> None:
+    lines = shown(results, by_tap)
+    (row,) = [line for line in lines if line.startswith("│ hook_z ")]
+    cells = [cell.strip() for cell in row.strip("│").split("│")]
+    assert cells[1:3] == ["mix", "diverged"]
+    assert cells[-1].startswith("2: ")
+    (row,) = [line for line in lines if line.startswith("│ hook_in ")]
+    assert "exact" in row
+
+
+def test_a_row_per_head_shows_which_one_is_wrong(results: list[CellResult]) -> None:
+    (finding,) = [finding for finding in results[0].findings if finding.tap == "hook_z"]
+    assert len(finding.bits_by_head) == len(finding.errors_by_head) == 8
+    assert min(finding.bits_by_head) == finding.bits_by_head[2] < 3
+    assert all(bits > 20 for head, bits in enumerate(finding.bits_by_head) if head != 2)
+    lines = shown(results, by_component, by_head)
+    assert sum(line.startswith("│    ") and line[5].isdigit() for line in lines) == 8
+
+
+def test_the_fewest_bits_stand_beside_each_component(results: list[CellResult]) -> None:
+    (header,) = [line for line in shown(results, by_component) if "verdict" in line]
+    assert "bits" in header
+
+
+@pytest.mark.parametrize(("value", "written"), [(math.inf, "exact"), (21.27, "21.3"), (None, "–"), (math.nan, "–")])
+def test_bits_as_people_read_them(value: float | None, written: str) -> None:
+    assert bits(value) == written
