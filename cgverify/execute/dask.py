@@ -203,6 +203,7 @@ class _Driver:
         refused = self._refused.pop(address, None)
         if hand is None:
             return []
+        self._last_seen = time.monotonic()
         hand.future.release()
         if not (hand.ready or refused or asked):
             self._stillborn += 1
