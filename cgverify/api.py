@@ -14,6 +14,7 @@ from cgverify.environment import pin_numerics
 from cgverify.errors import UnknownNameError, UsageError
 from cgverify.evidence import KEEP
 from cgverify.execute.checkpoints import Found
+from cgverify.execute.cluster import Cluster
 from cgverify.in_memory import NAME, Pair
 from cgverify.plan import plan
 from cgverify.report.frames import in_plan_order, write_csv
@@ -28,6 +29,7 @@ def sweep(
     *,
     threads: int | None = None,
     jobs: int = 1,
+    scheduler: str | None = None,
     keep_tensors: str = "failed",
     resume: bool = False,
 ) -> Result:
@@ -38,6 +40,7 @@ def sweep(
         output: a new folder for the run; `reports/PLAN-TIME` by default.
         threads: of torch in each process, which are set for this process too; None leaves them.
         jobs: processes that share the work. With more than one, call this under `if __name__ == "__main__":`.
+        scheduler: of a Dask cluster whose workers do the work, `tcp://host:8786`.
         keep_tensors: of which findings tensors are kept: `failed`, `all`, `none`.
         resume: continue the run that is in `output`.
 
@@ -51,7 +54,9 @@ def sweep(
         described, name = parse(config), "sweep"
     else:
         described, name = load(Path(config)), Path(config).stem
-    prepared = prepare(sweep_of(described, name), Means(threads=threads, jobs=jobs, keep_tensors=keep_tensors))
+    cluster = None if scheduler is None else Cluster(scheduler)
+    means = Means(threads=threads, jobs=jobs, cluster=cluster, keep_tensors=keep_tensors)
+    prepared = prepare(sweep_of(described, name), means)
     require_cells(prepared)
     path = Path(output) if output is not None else new_folder(prepared.run.model)
     campaign = Campaign.resume(prepared, path) if resume else Campaign.start(prepared, path)

@@ -16,10 +16,13 @@ from cgverify.checkpoint.source import Source
 from cgverify.config import SweepConfig
 from cgverify.cost.estimate import Estimate
 from cgverify.cost.memory import available, taken
+from cgverify.cost.of_plan import memory, seconds
 from cgverify.cost.room import forecast, require_room, without_room
 from cgverify.environment import machine, pin_numerics, versions
 from cgverify.errors import NothingToVerifyError
 from cgverify.execute.checkpoints import Asked, Found, find, found_one, name_of, sketch
+from cgverify.execute.cluster import Cluster
+from cgverify.execute.dask import Dask
 from cgverify.execute.in_process import InProcess
 from cgverify.execute.processes import Processes
 from cgverify.execute.work import Executor, Job, Unit, unfinished, units
@@ -35,6 +38,8 @@ class Means:
     threads: int | None = None
     """Of torch in each process; None is all processors, shared among the jobs."""
     jobs: int = 1
+    cluster: Cluster | None = None
+    """A Dask cluster that carries it out; None is this machine without one."""
     allow: tuple[str, ...] = ()
     """Shortcuts of products that are left on; see `cgverify.environment.SHORTCUTS`."""
     shard: Shard | None = None
@@ -105,6 +110,8 @@ class Prepared:
         )
 
     def executor(self) -> Executor:
+        if self.means.cluster is not None:
+            return Dask(self.means.cluster, memory, seconds)
         return InProcess(self.found.sources) if self.means.jobs == 1 else Processes(self.means.jobs)
 
 
@@ -182,6 +189,8 @@ def _with_room(order: Order, found: Found, cells: Sequence[Cell], means: Means) 
     Raises:
         MemoryShortError: one that must be had does not.
     """
+    if means.cluster is not None and means.cluster.scheduler is not None:  # its workers declare what they have
+        return found
     room = (available() + taken()) // means.jobs
     if order.config is None:
         for request in order.requests:

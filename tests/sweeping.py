@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cgverify.config import parse
+from cgverify.execute.cluster import Cluster
 from cgverify.plan import Shard
 from cgverify.report.frames import write_csv
 from cgverify.runner import Campaign, Means, Prepared, prepare, sweep_of
@@ -23,13 +24,22 @@ SMALL: dict[str, Any] = {
 """A plan of 18 cells in 6 units."""
 
 
-def prepared(described: dict[str, Any], *, jobs: int = 1, shard: Shard | None = None) -> Prepared:
-    return prepare(sweep_of(parse(described), "small"), Means(threads=1, jobs=jobs, shard=shard))
+def prepared(
+    described: dict[str, Any], *, jobs: int = 1, shard: Shard | None = None, cluster: Cluster | None = None
+) -> Prepared:
+    return prepare(sweep_of(parse(described), "small"), Means(threads=1, jobs=jobs, shard=shard, cluster=cluster))
 
 
-def swept(described: dict[str, Any], path: Path, *, jobs: int = 1, shard: Shard | None = None) -> Campaign:
+def swept(
+    described: dict[str, Any],
+    path: Path,
+    *,
+    jobs: int = 1,
+    shard: Shard | None = None,
+    cluster: Cluster | None = None,
+) -> Campaign:
     """A plan carried out, with its CSV files."""
-    campaign = Campaign.start(prepared(described, jobs=jobs, shard=shard), path)
+    campaign = Campaign.start(prepared(described, jobs=jobs, shard=shard, cluster=cluster), path)
     for _ in campaign.carry_out():
         pass
     campaign.folder.close()

@@ -28,6 +28,8 @@ def all_components(
     tokens: options.Tokens = None,
     threads: options.Threads = None,
     jobs: options.Jobs = 1,
+    executor: options.ExecutorName = "local",
+    scheduler: options.Scheduler = None,
     allow: options.Allow = None,
     output: options.Output = None,
     keep_tensors: options.KeepTensors = "failed",
@@ -58,6 +60,7 @@ def all_components(
         known("format", [format], FORMATS)
         known("keep-tensors", [keep_tensors], KEPT)
         shortcuts = tuple(options.shortcuts(allow))
+        cluster = options.cluster(executor, scheduler, jobs)
 
         from cgverify.cli.verification import Course, run_one
 
@@ -71,6 +74,7 @@ def all_components(
             tokens=tokens,
             threads=threads,
             jobs=jobs,
+            cluster=cluster,
             allow=shortcuts,
             keep_tensors=keep_tensors,
             format=format,

@@ -50,6 +50,8 @@ def sweep(
     shard: ShardOption = None,
     threads: options.Threads = None,
     jobs: options.Jobs = 1,
+    executor: options.ExecutorName = "local",
+    scheduler: options.Scheduler = None,
     allow: options.Allow = None,
     output: options.Output = None,
     keep_tensors: options.KeepTensors = "failed",
@@ -74,6 +76,7 @@ def sweep(
         known("format", [format], FORMATS)
         known("keep-tensors", [keep_tensors], KEPT)
         shortcuts = tuple(options.shortcuts(allow))
+        cluster = options.cluster(executor, scheduler, jobs)
 
         from cgverify.cli.verification import Course, make_ready, run
 
@@ -86,6 +89,7 @@ def sweep(
         means = Means(
             threads=threads,
             jobs=jobs,
+            cluster=cluster,
             allow=shortcuts,
             shard=part,
             keep_tensors=keep_tensors,

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from cgverify.cli.exits import INTERRUPTED
 from cgverify.environment import hush_libraries, prefer_huge_pages, uncollected
 from cgverify.errors import CgverifyError, UsageError
+from cgverify.execute.cluster import Cluster
 from cgverify.plan import Axes
 from cgverify.records import CellResult, Run
 
@@ -96,6 +97,7 @@ def run_one(
     tokens: Path | None,
     threads: int | None,
     jobs: int,
+    cluster: Cluster | None = None,
     allow: tuple[str, ...],
     keep_tensors: str,
     format: str,
@@ -109,7 +111,9 @@ def run_one(
 
     require_devices(axes.devices)
     order = one_checkpoint(command, model, weights, axes, Text(prompt, tokens))
-    means = Means(threads=threads, jobs=jobs, allow=allow, keep_tensors=keep_tensors, warnings=verbose > 0)
+    means = Means(
+        threads=threads, jobs=jobs, cluster=cluster, allow=allow, keep_tensors=keep_tensors, warnings=verbose > 0
+    )
     return run(order, means, course, format=format, quiet=quiet)
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cgverify.checkpoint.names import Architecture
-from cgverify.cost.estimate import seconds_of, weights_in_view
+from cgverify.cost.estimate import estimate, seconds_of, weights_in_view
 from cgverify.execute.work import Unit
 from cgverify.plan import IN_TURN
 from cgverify.records import Checkpoint
+
+NARROWEST_HEAD = 64
+"""Of the checkpoints on the hub; a plan does not know the number of heads, on which scores depend."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,13 @@ def cost(units: Iterable[Unit]) -> Cost:
 def seconds(unit: Unit) -> float:
     """Of one unit."""
     return seconds_of(shape(unit.checkpoint), unit.cells)
+
+
+def memory(unit: Unit) -> int:
+    """Bytes that a process takes for one unit, of weights in float32."""
+    whole = shape(unit.checkpoint)
+    heads = max(1, whole.n_embd // NARROWEST_HEAD)
+    return estimate(replace(whole, n_head=heads), unit.cells).peak_bytes
 
 
 def parameters(unit: Unit) -> int:

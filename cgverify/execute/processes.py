@@ -96,9 +96,14 @@ class Queue:
         return bool(self._units)
 
     def take(self, seen: UnitView | None, others: Collection[UnitView | None]) -> Unit:
-        """The next unit for a worker: of what it has in view, else of what no other has, else the first."""
+        """The next unit for a worker: of what it has in view, else of what no other has, else the first.
+
+        Of what no other has, the checkpoint that it has open comes first: to open one is to read all of it.
+        """
         if seen not in self._units:
-            seen = next((view for view in self._units if view not in others), next(iter(self._units)))
+            free = [view for view in self._units if view not in others]
+            near = [view for view in free if seen is not None and view[:2] == seen[:2]]
+            seen = next(iter(near or free or self._units))
         waiting = self._units[seen]
         unit = waiting.popleft()
         if not waiting:
@@ -136,17 +141,28 @@ def _bury(hand: _Hand, queue: Queue, deaths: Counter[str]) -> list[CellResult]:
     hand.process.join()
     code = hand.process.exitcode or 0
     how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"it exited with {code}"
-    where = hand.at.component if hand.at else f"{hand.unit.view}, as a whole"
-    _log.error("A worker died at %s of %s (%s).", where, hand.unit.checkpoint.name, how)
-    key = hand.at.id if hand.at else hand.unit.cells[0].id + " and its unit"
+    return give_back(hand.unit, hand.at, how, queue, deaths)
+
+
+def give_back(unit: Unit, at: Cell | None, how: str, queue: Queue, deaths: Counter[str]) -> list[CellResult]:
+    """A unit whose worker died goes back to the queue, without what two workers died of; returns errors for that.
+
+    Args:
+        at: the cell that was observed; None before the first and after the last.
+        how: it died.
+        deaths: so far, by cell or unit.
+    """
+    where = at.component if at else f"{unit.view}, as a whole"
+    _log.error("A worker died at %s of %s (%s).", where, unit.checkpoint.name, how)
+    key = at.id if at else unit.cells[0].id + " and its unit"
     deaths[key] += 1
     if deaths[key] < TRIES:
-        queue.give_back(hand.unit)
+        queue.give_back(unit)
         return []
-    given_up = (hand.at,) if hand.at else hand.unit.cells
-    rest = tuple(cell for cell in hand.unit.cells if cell not in given_up)
+    given_up = (at,) if at else unit.cells
+    rest = tuple(cell for cell in unit.cells if cell not in given_up)
     if rest:
-        queue.give_back(replace(hand.unit, cells=rest))
+        queue.give_back(replace(unit, cells=rest))
     return lost(given_up, f"{TRIES} workers died of it ({how}): run it alone; if it is memory, give fewer --jobs.")
 
 

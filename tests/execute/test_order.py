@@ -1,0 +1,59 @@
+"""Which units go first, and what a plan takes on paper."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import pytest
+from conftest import ROOT
+from sweeping import SMALL
+
+from cgverify.config import parse
+from cgverify.cost.of_plan import memory, seconds
+from cgverify.execute.dask import longest_first
+from cgverify.execute.processes import Queue
+from cgverify.execute.work import Unit
+from cgverify.runner import Means, outline, sweep_of
+
+
+def outlined(*models: str, **more: Any) -> list[Unit]:
+    described = {**SMALL, "models": [{"model": model, "weights": "random"} for model in models], **more}
+    return outline(sweep_of(parse(described), "plan"), Means())
+
+
+def test_the_longest_views_go_first_and_a_view_stays_together() -> None:
+    units = longest_first(outlined("codegen-nano", "codegen-350M"), seconds)
+    views = list(dict.fromkeys(unit.in_view for unit in units))
+    times = [sum(seconds(unit) for unit in units if unit.in_view == view) for view in views]
+    assert times == sorted(times, reverse=True)
+    assert len(set(times)) > 2
+    assert [unit.in_view for unit in units] == sorted((unit.in_view for unit in units), key=views.index)
+
+
+def test_a_worker_goes_on_with_the_checkpoint_that_it_has_open() -> None:
+    first, *rest = outlined("codegen-nano", "codegen-350M", dtypes="float32")
+    queue = Queue(rest[::-1])
+    assert queue.take(None, ()).checkpoint.name == "codegen-350M"
+    assert queue.take(first.in_view, ()).checkpoint.name == "codegen-nano"
+
+
+def test_memory_grows_with_what_is_in_view() -> None:
+    small, large = (max(map(memory, outlined(model))) for model in ("codegen-nano", "codegen-2B"))
+    assert small < 0.8e9 < 1.5e9 < large
+
+
+@pytest.mark.parametrize("workers", [1, 2, 100])
+def test_a_plan_on_paper_takes_no_less_than_its_share_and_its_longest_unit(
+    workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    tool = importlib.import_module("plan_cluster")
+    units = outlined("codegen-350M", "codegen-2B", layers="all")
+    told, each = tool.schedule(units, workers), [seconds(unit) for unit in units]
+    least = max(max(each), sum(each) / workers)
+    assert least < told.makespan
+    assert told.makespan < least + max(each) + sum(
+        tool.START + 4 * tool.shape(checkpoint).parameters / tool.HASHING
+        for checkpoint in {unit.checkpoint.name: unit.checkpoint for unit in units}.values()
+    )

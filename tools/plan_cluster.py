@@ -1,0 +1,91 @@
+"""What a plan would take on a cluster, on paper: its units, estimated and dealt out to N workers.
+
+    python tools/plan_cluster.py configs/nightly.yaml --workers 1 8 64 512
+
+Units are dealt out by the executor's own queue: the longest view first, a worker keeps one while it lasts, and where
+no view is left that nobody has, those that are there are shared. Times are those of `cgverify.cost`, of one
+thread; what a unit costs the driver is measured by `tools/time_cluster.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cgverify.config import load
+from cgverify.cost.of_plan import memory, parameters, seconds, shape
+from cgverify.execute.dask import longest_first
+from cgverify.execute.processes import Queue
+from cgverify.execute.work import Unit, UnitView
+from cgverify.runner import Means, outline, sweep_of
+
+HASHING = 1.4e9
+"""Bytes of a checkpoint that one thread reads from memory and hashes in a second."""
+
+START = 10.0
+"""Seconds in which a worker imports torch and its company."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A plan on so many workers."""
+
+    workers: int
+    makespan: float
+    busy: float
+    """Seconds of all workers together."""
+    read_bytes: int
+    """Of views."""
+    hashed_bytes: int
+    """Of checkpoints, which whoever opens one reads through once for its digest."""
+
+    @property
+    def efficiency(self) -> float:
+        return self.busy / (self.workers * self.makespan)
+
+
+def schedule(units: Sequence[Unit], workers: int) -> Schedule:
+    """Deal a plan out as the executor does: who is free first takes of what it has in view, or else the next view."""
+    queue = Queue(longest_first(units, seconds))
+    free = [(START, worker) for worker in range(workers)]
+    seen: dict[int, UnitView] = {}
+    read_bytes = hashed_bytes = 0
+    while queue:
+        time, worker = heapq.heappop(free)
+        unit = queue.take(seen.get(worker), {view for other, view in seen.items() if other != worker})
+        if seen.get(worker) != unit.in_view:
+            read_bytes += 4 * parameters(unit)
+        if seen.get(worker, ())[:2] != unit.in_view[:2]:
+            hashed_bytes += 4 * shape(unit.checkpoint).parameters
+            time += 4 * shape(unit.checkpoint).parameters / HASHING
+        seen[worker] = unit.in_view
+        heapq.heappush(free, (time + seconds(unit), worker))
+    return Schedule(workers, max(time for time, _ in free), sum(map(seconds, units)), read_bytes, hashed_bytes)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("plan", type=Path)
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 8, 64, 512])
+    options = parser.parse_args()
+    units = outline(sweep_of(load(options.plan), options.plan.stem), Means())
+    longest = max(seconds(unit) for unit in units)
+    cells = sum(len(unit.cells) for unit in units)
+    views = len({unit.in_view for unit in units})
+    print(f"{cells} cells, {len(units)} units, {views} views; longest unit {longest:.0f} s;", end=" ")
+    print(f"largest unit {max(memory(unit) for unit in units) / 1e9:.1f} GB")
+    print("| workers | time | busy | views read | hashed | units a second |\n|---|---|---|---|---|---|")
+    for workers in options.workers:
+        told = schedule(units, workers)
+        rate = len(units) / told.makespan
+        print(
+            f"| {workers} | {told.makespan / 60:.1f} min | {told.efficiency:.0%} | {told.read_bytes / 1e9:.0f} GB "
+            f"| {told.hashed_bytes / 1e12:.1f} TB | {rate:.2f} |"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""What the cluster itself costs: units of cells that verify nothing, on a Dask cluster on loopback.
+
+    python tools/time_cluster.py --cells 5000 --cells-per-unit 1 --workers 2
+
+Everything is real (scheduler, workers, pickling, the run folder) but for the verification, which returns at once with
+one finding a tap. Prints the time for a cell, and the driver's resident memory after each tenth of the cells.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import distributed
+
+from cgverify.config import parse
+from cgverify.execute import worker
+from cgverify.execute.cluster import Cluster, local_cluster
+from cgverify.execute.dask import Dask
+from cgverify.execute.work import Job, Unit
+from cgverify.records import Cell, CellResult, Finding, Run, Verdict
+from cgverify.runner import Means, outline, sweep_of
+from cgverify.store import RunFolder
+
+TAPS = 30
+"""Findings of a cell, as attention has."""
+
+
+class Idle:
+    """A worker that finds everything bitwise, and looks at nothing."""
+
+    def __init__(self, job: Job) -> None:
+        self._finding = Finding(step="forward", tap="hook_z", stage="mix", verdict=Verdict.BITWISE, r=0.1, shape=(2, 8))
+
+    def verify(self, unit: Unit, watch: Callable[[Cell | None], None]) -> Iterator[CellResult]:
+        for cell in unit.cells:
+            watch(cell)
+            yield CellResult(cell=cell, findings=(self._finding,) * TAPS, seconds=0.0)
+
+
+def be_idle() -> None:
+    """On a worker: verify nothing from now on."""
+    worker.Worker = Idle  # type: ignore[assignment, misc]
+
+
+def trivial_units(cells: int, cells_per_unit: int) -> list[Unit]:
+    plan = parse({"models": "codegen-nano", "components": "attn.q", "layers": 0, "seeds": list(range(cells))})
+    (unit,) = outline(sweep_of(plan, "trivial"), Means())
+    own = unit.cells[:cells]
+    parts = [own[start : start + cells_per_unit] for start in range(0, cells, cells_per_unit)]
+    return [Unit(unit.checkpoint, unit.view, unit.dtype, unit.device, part) for part in parts]
+
+
+def resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def measure(cells: int, cells_per_unit: int, workers: int, folder: Path) -> dict[str, Any]:
+    """Seconds for a cell, and the driver's memory as it goes."""
+    job = Job(("cgverify",), threads=1)
+    units = trivial_units(cells, cells_per_unit)
+    described = {"created": "", "command": "", "model": "", "weights_origin": "", "weights_digest": ""}
+    kept = RunFolder.create(folder, Run(**described, settings={}, environment={}))
+    memory = []
+    with local_cluster(workers, job) as address:
+        with distributed.Client(address, set_as_default=False) as client:
+            client.wait_for_workers(workers)
+            client.run(be_idle)
+        started = time.perf_counter()
+        for number, result in enumerate(Dask(Cluster(address), lambda _: 0, lambda _: 1).run(units, job), start=1):
+            kept.append(result)
+            if number % max(1, cells // 10) == 0:
+                memory.append(resident())
+        seconds = time.perf_counter() - started
+    kept.close()
+    return {"milliseconds": 1000 * seconds / cells, "memory": memory}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cells", type=int, default=5000)
+    parser.add_argument("--cells-per-unit", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=2)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        told = measure(options.cells, options.cells_per_unit, options.workers, Path(folder) / "run")
+    memory = " ".join(f"{value / 1e6:.0f}" for value in told["memory"])
+    print(f"{told['milliseconds']:.1f} ms a cell, on {os.cpu_count()} processors; driver's memory in MB: {memory}")
+
+
+if __name__ == "__main__":
+    main()
