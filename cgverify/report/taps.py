@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pandas as pd
+from rich.box import SIMPLE
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -24,9 +25,10 @@ def by_tap(run: Run, results: Sequence[CellResult], width: int) -> list[Renderab
 
 def _table(run: Run, setting: tuple[str, ...], findings: pd.DataFrame) -> Table:
     table = setting_table(run, setting)
+    table.box, table.padding, table.show_edge = SIMPLE, (0, 1, 0, 0), False
     for heading in ("tap", "stage", "verdict"):
         table.add_column(heading, no_wrap=True)
-    for heading in ("r", "max |Δ|", "max ULP", "bits", "worst head"):
+    for heading in ("r", "max |Δ|", "max ULP", "bits", "head"):
         table.add_column(heading, justify="right", no_wrap=True)
     for (tap, stage), rows in findings.groupby(["tap", "stage"], sort=False):
         said = max((Verdict(verdict) for verdict in rows["verdict"]), key=lambda verdict: verdict.severity)
@@ -42,9 +44,9 @@ def _table(run: Run, setting: tuple[str, ...], findings: pd.DataFrame) -> Table:
 
 
 def _worst_head(rows: pd.DataFrame) -> str:
-    """`3: 21.4`, the head with the fewest bits and how many; nothing where all are exact or there are no heads."""
+    """The head with the fewest bits; nothing where all are exact or there are no heads."""
     measured = rows[rows["head_bits"].notna() & (rows["head_bits"] != float("inf"))]
     if measured.empty:
         return ""
     worst = measured.sort_values("head_bits", kind="stable").iloc[0]
-    return f"{worst['worst_head']}: {worst['head_bits']:.1f}"
+    return str(worst["worst_head"])

@@ -13,7 +13,7 @@ from conftest import Cli
 def test_one_attention_by_taps_and_heads_with_what_it_cost(cli: Cli, tmp_path: Path) -> None:
     done = cli("attention", "--model", "codegen-nano", "--layers", "3", "--output", "run", "-v")
     assert done.returncode == 0, done.stderr
-    assert re.search(r"hook_attn_scores +│ scores +│ bitwise", done.stdout)
+    assert re.search(r"hook_attn_scores +scores +bitwise", done.stdout)
     assert "heads of codegen-nano" in done.stdout
     assert "oracle and judge" in done.stderr.splitlines()[-1]
     assert json.loads((tmp_path / "run/run.json").read_text())["command"] == "attention"
