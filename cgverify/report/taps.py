@@ -25,7 +25,7 @@ def by_tap(run: Run, results: Sequence[CellResult], width: int) -> list[Renderab
 
 def _table(run: Run, setting: tuple[str, ...], findings: pd.DataFrame) -> Table:
     table = setting_table(run, setting)
-    table.box, table.padding, table.show_edge = SIMPLE, (0, 1, 0, 0), False
+    table.box, table.padding, table.show_edge = SIMPLE, (0, 0), False
     for heading in ("tap", "stage", "verdict"):
         table.add_column(heading, no_wrap=True)
     for heading in ("r", "max |Δ|", "max ULP", "bits", "head"):
