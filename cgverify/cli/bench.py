@@ -19,7 +19,7 @@ from cgverify.bench.scenarios import COMPONENTS, SCENARIOS, Selection, Shape
 from cgverify.cli import options
 from cgverify.cli.exits import INTERRUPTED, exit_codes
 from cgverify.cli.options import known, split
-from cgverify.environment import hush_libraries, machine, pin_numerics, prefer_huge_pages, uncollected, versions
+from cgverify.environment import hush_libraries, machine, pin_numerics, uncollected, versions
 from cgverify.errors import RunFolderError, UsageError
 from cgverify.plan import DEVICES, DTYPES
 
@@ -123,7 +123,6 @@ def bench(
         if measured is not None:
             run = read(measured)
         else:
-            prefer_huge_pages()
             if verbose == 0:
                 hush_libraries()
             run, interrupted = _measure(
