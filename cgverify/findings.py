@@ -177,10 +177,13 @@ def told_once(findings: Iterable[Finding]) -> list[Finding]:
 
 
 def silent_hooks(observed: Observed) -> tuple[str, ...]:
-    """Hooks that fired in no step, other than those whose absence is a finding or whose flag was off."""
+    """Hooks that fired in no step that ended, other than those whose absence is a finding or whose flag was off."""
     asked = [*observed.component.stages(False), *(stage for step in observed.steps for stage in step.stages)]
     required = {stage.tap for stage in asked if stage.required}
-    silent = [set(step.candidate.observation.silent_hooks) for step in observed.steps]
+    seen = [step.candidate.observation for step in observed.steps]
+    silent = [set(one.silent_hooks) for one in seen if one.raised is None]
+    if not silent:
+        return ()
     on = {flag for step in observed.steps for flag in step.conditions.flags}
     waiting = {hook for flag, hooks in gated.HOOKS.items() if flag not in on for hook in hooks}
     found = set.intersection(*silent) - required - set(gated.LEFT_OFF)

@@ -49,3 +49,10 @@ def test_hooks_that_wait_for_a_flag_are_not_said_to_be_silent_while_it_is_off() 
     assert not any(
         hook.endswith(("hook_result", "_input", "hook_attn_in", "hook_rot_q")) for hook in block.silent_hooks
     )
+
+
+def test_a_forward_that_raised_halfway_says_nothing_of_the_hooks_behind() -> None:
+    (whole,) = verify(candidates=["transformer_lens"], components=["block"], cases=["default"], dtypes=["bfloat16"])
+    (raised,) = verify(candidates=["transformer_lens"], components=["block"], cases=["decode"], dtypes=["bfloat16"])
+    assert any("raised" in finding.message for finding in raised.findings)
+    assert set(raised.silent_hooks) <= set(whole.silent_hooks)
