@@ -79,7 +79,7 @@ def test_killed_at_random_and_resumed_each_time_it_finds_the_same(here: Path, pl
         before = size_of(findings)
         process = command_line(*arguments)
         if draw.random() < 0.5:  # before there is a run, or while it is planned, or somewhere in a cell
-            time.sleep(draw.uniform(0.05, 0.8))
+            time.sleep(draw.uniform(0, 0.2))
         else:  # while cells are written
             while process.is_alive() and size_of(findings) == before:
                 time.sleep(0.001)
