@@ -283,4 +283,4 @@ def test_dtype_regression_is_complete(cli: Cli, tmp_path: Path) -> None:
     done = cli("sweep", str(ROOT / "configs" / "dtype-regression.yaml"), "--output", "run", "--threads", "1")
     assert done.returncode == 0, done.stderr
     findings = pd.read_csv(tmp_path / "run" / "findings.csv")
-    assert len(findings.groupby(["component", "dtype", "case"])) == 844
+    assert len(findings.groupby(["component", "dtype", "case"])) == 4 * 325
