@@ -1,0 +1,63 @@
+"""Memory for results of many megabytes.
+
+A C library gives what is larger than 32 MiB back to the system as soon as it is free, and asks for it anew the next
+time, in pages of 4 KiB, each of which costs a fault at the first write to it. For the scores of 2048 tokens, 268 MB in
+float32, that takes as long as the product itself. Here it comes in huge pages where the system has them, and the last
+piece is kept for the next result of its size, as soon as no tensor holds it any more.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import sys
+from contextlib import suppress
+from threading import Lock
+
+import torch
+
+from cgverify.bridge.listeners import is_plain
+
+LARGE = 1 << 25
+"""Bytes from which memory is not used again by itself: the largest M_MMAP_THRESHOLD of glibc."""
+
+_last: mmap.mmap | None = None
+_unheld = 0
+"""References to the last piece before any tensor held it: how many there are is a matter of the Python version."""
+_lock = Lock()
+
+
+def room_for(*shape: int, dtype: torch.dtype, beside: torch.Tensor) -> torch.Tensor | None:
+    """An uninitialised contiguous tensor to be passed as `out=`, or None where torch does as well by itself.
+
+    Its storage cannot be resized.
+
+    Args:
+        beside: what the result is computed from; a gradient or a function transform on it allows no `out=`.
+    """
+    size = math.prod(shape) * dtype.itemsize
+    if size < LARGE or beside.device.type != "cpu" or not is_plain(beside) or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return None
+    with _lock:
+        return torch.frombuffer(_memory(size), dtype=dtype).view(shape)
+
+
+def cast(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """`tensor.to(dtype)`."""
+    room = None if tensor.dtype == dtype else room_for(*tensor.shape, dtype=dtype, beside=tensor)
+    return tensor.to(dtype) if room is None else room.copy_(tensor)
+
+
+def _memory(size: int) -> mmap.mmap:
+    """Bytes that no tensor holds: the last ones, or new ones."""
+    global _last, _unheld
+    if _last is None or len(_last) != size or _references() > _unheld:
+        _last = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        _unheld = _references()
+        with suppress(OSError):  # a kernel built without huge pages: small ones hold the same numbers
+            _last.madvise(mmap.MADV_HUGEPAGE)
+    return _last
+
+
+def _references() -> int:
+    return sys.getrefcount(_last)

@@ -1,0 +1,106 @@
+"""Memory that is used again: never while a tensor holds it, and with the same bits."""
+
+from __future__ import annotations
+
+import copy
+import mmap
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from transformers import CodeGenForCausalLM
+
+from cgverify.bridge import boot, room
+
+pytestmark = pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="this system has no huge pages to ask for")
+
+
+@pytest.fixture(autouse=True)
+def everything_is_large(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(room, "LARGE", 1)
+    monkeypatch.setattr(room, "_last", None)
+    return
+
+
+def some(*shape: int) -> torch.Tensor | None:
+    return room.room_for(*shape, dtype=torch.float32, beside=torch.ones(1))
+
+
+def test_memory_is_used_again_once_nothing_holds_it() -> None:
+    first = some(3, 5)
+    assert first is not None
+    assert first.shape == (3, 5)
+    assert first.is_contiguous()
+    place = first.data_ptr()
+    del first
+    again = some(5, 3)
+    assert again is not None
+    assert again.data_ptr() == place
+    other = some(4, 5)
+    assert other is not None
+    assert other.data_ptr() != place
+
+
+@pytest.mark.parametrize("hold", [lambda t: t, lambda t: t[1:, :2], lambda t: t.detach(), lambda t: t.numpy()])
+def test_memory_is_left_alone_while_anything_holds_it(hold: Any) -> None:
+    tensor = some(3, 5)
+    assert tensor is not None
+    held = hold(tensor.fill_(1.0))
+    del tensor
+    for _ in range(2):
+        fresh = some(3, 5)
+        assert fresh is not None
+        fresh.fill_(2.0)
+    assert (held == 1.0).all()
+
+
+def test_memory_is_left_alone_while_autograd_holds_it() -> None:
+    weight = torch.ones(5, 2, requires_grad=True)
+    pattern = some(3, 5)
+    assert pattern is not None
+    mixed = pattern.fill_(1.0) @ weight
+    del pattern
+    other = some(3, 5)
+    assert other is not None
+    other.fill_(7.0)
+    mixed.sum().backward()
+    assert weight.grad is not None
+    assert (weight.grad == 3.0).all()
+
+
+def test_torch_finds_the_memory_itself_where_no_out_can_be_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert room.room_for(2, 2, dtype=torch.float32, beside=torch.ones(1, requires_grad=True)) is None
+    assert room.room_for(2, 2, dtype=torch.float32, beside=torch.ones(1, device="meta")) is None
+    monkeypatch.setattr(room, "LARGE", 17)
+    assert some(2, 2) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_forwards_have_the_same_bits_and_leave_what_they_returned_alone(
+    model: CodeGenForCausalLM, dtype: torch.dtype
+) -> None:
+    theirs, bridge = copy.deepcopy(model).to(dtype).transformer.h[1].attn, boot(copy.deepcopy(model).to(dtype))
+    ours = bridge.blocks[1].attn
+    runs = [ours.get_random_inputs(2, 9, dtype=dtype) for _ in range(3)]
+    found = [ours(**given) for given in runs]  # all held until all have run
+    places = {pattern.data_ptr() for _, pattern in found}
+    assert len(places) == 3
+    for given, (output, pattern) in zip(runs, found, strict=True):
+        expected = theirs(**given)
+        assert torch.equal(output, expected[0])
+        assert torch.equal(pattern, expected[1])
+
+
+@torch.no_grad()
+def test_scores_and_pattern_that_hooks_keep_stay_as_they_were_seen(model: CodeGenForCausalLM) -> None:
+    bridge = boot(copy.deepcopy(model))
+    ours = bridge.blocks[1].attn
+    kept: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for point in (ours.hook_attn_scores, ours.hook_pattern):
+        point.add_hook(lambda tensor, hook: kept.append((tensor, tensor.clone())))
+    for _ in range(3):
+        ours(**ours.get_random_inputs(2, 9))
+    assert len(kept) == 6
+    assert all(torch.equal(now, then) for now, then in kept)
