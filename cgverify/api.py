@@ -91,7 +91,8 @@ def verify(
     Args:
         what: a name of `cgverify models`, a folder or a hub id; or a `TransformerBridge`.
         reference: for a bridge: a `CodeGenForCausalLM` with the same weights in memory of its own, on which no bridge
-            was booted. Its dtype and device are the pair's.
+            was booted. Its dtype and device are the pair's. The bridge may be in compatibility mode: then its processed
+            weights are verified too (`cgverify.compatibility`).
         weights: for a name: see `cgverify.checkpoint.resolve`.
         threads: of torch, which are set for this process; None leaves them.
         axes: keys of a plan (`cgverify.config`): `layers`, `components`, `cases`, `seeds`, `batch_size`, `seq_len`, and
@@ -121,6 +122,7 @@ def _verify_pair(pair: Pair, threads: int | None, axes: dict[str, Any]) -> Resul
     asked = parse({"models": NAME, "candidates": "bridge", "dtypes": pair.dtype, "devices": pair.device, **axes})
     checkpoint = pair.checkpoint
     cells = plan(asked.requests(), {(NAME, "auto"): checkpoint})
+    pair.require(cells)
     found = Found({(NAME, "auto"): checkpoint})
     run = describe("verify", NAME, found, asked.model_dump(mode="json"), pin_numerics(threads))
     return Result(run, tuple(in_plan_order(pair.verify(cells), cells)), None, len(cells))

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
 from torch import nn
 from transformers import CodeGenForCausalLM
 
+from cgverify.blame.sentence import sentence
+from cgverify.checking import Observed
 from cgverify.checkpoint.window import Window
+from cgverify.compatibility.held import CASES, as_it_is, as_processed
 from cgverify.errors import UsageError
 from cgverify.execute.work import together
 from cgverify.one_cell import CandidateFailedError, Reference, candidate_failed, judge, observe
+from cgverify.oracle.parameters import Parameters
 from cgverify.plan import View, view
-from cgverify.records import Cell, CellResult, Checkpoint
+from cgverify.records import Cell, CellResult, Checkpoint, Finding
 
 NAME = "in memory"
 
@@ -42,8 +47,7 @@ class Pair:
     """A bridge beside the model that it must agree with.
 
     Raises:
-        UsageError: the reference is no CodeGen model of Hugging Face's, the bridge is none or in compatibility mode, or
-            both share weights.
+        UsageError: the reference is no CodeGen model of Hugging Face's, the bridge is none, or both share weights.
     """
 
     def __init__(self, bridge: nn.Module, reference: nn.Module) -> None:
@@ -56,11 +60,6 @@ class Pair:
             )
         if not hasattr(bridge, "blocks"):
             raise UsageError(f"A {type(bridge).__name__} is no bridge: give the TransformerBridge first.")
-        if getattr(bridge, "compatibility_mode", False):
-            raise UsageError(
-                "In compatibility mode a bridge has other weights and masks than Hugging Face's, by design, so that no "
-                "tap can be held to Hugging Face's: verify it before enable_compatibility_mode()."
-            )
         shared = {parameter.data_ptr() for parameter in reference.parameters()}
         if any(parameter.data_ptr() in shared for parameter in bridge.parameters()):
             raise UsageError(
@@ -93,6 +92,19 @@ class Pair:
     def device(self) -> str:
         return str(self._reference.device.type)
 
+    @property
+    def _processed(self) -> bool:
+        return bool(getattr(self._bridge, "compatibility_mode", False))
+
+    def require(self, cells: Sequence[Cell]) -> None:
+        """Raise UsageError for cases that this pair cannot be verified in."""
+        unfit = sorted({cell.case for cell in cells} - set(CASES)) if self._processed else []
+        if unfit:
+            raise UsageError(
+                f"In compatibility mode a bridge has nothing to be held to in {', '.join(unfit)}: leave that out, or "
+                f"verify it before enable_compatibility_mode(). The cases that it has are {', '.join(CASES)}."
+            )
+
     def verify(self, cells: Sequence[Cell]) -> Iterator[CellResult]:
         """The results of cells of this pair. Both are put into eval mode while they are verified."""
         modes = [(module, module.training) for side in (self._bridge, self._reference) for module in side.modules()]
@@ -109,15 +121,24 @@ class Pair:
 
     def _unit(self, cells: Sequence[Cell], spread: float) -> list[CellResult]:
         seen = view(cells[0])
-        reference = Reference(_reference_block(self._reference, seen), self._weights.config, spread)
-        bridge = _bridge_block(self._bridge, seen)
+        model, bridge = _reference_block(self._reference, seen), _bridge_block(self._bridge, seen)
+        held = as_processed(model, bridge) if self._processed else as_it_is(model)
+        reference = Reference(held.model, self._weights.config, spread)
         results, observed = [], []
         for cell in cells:
             try:
-                observed.append(observe(cell, reference, bridge))
+                one = observe(cell, reference, bridge, bend=held.bend)
             except CandidateFailedError as error:
                 results += candidate_failed([cell], error)
-        return judge(observed, reference.parameters) + results
+            else:
+                observed.append(replace(one, beside=held.beside(cell.kind)))
+        return judge(observed, reference.parameters, blame=_blame) + results
+
+
+def _blame(observed: Observed, findings: Sequence[Finding], parameters: Parameters) -> str:
+    """What is wrong with a weight comes before what is computed with it."""
+    folded = [finding.message for finding in observed.beside if finding.verdict.fails]
+    return folded[0] if folded else sentence(observed, findings, parameters)
 
 
 def _reference_block(model: Any, seen: View) -> nn.Module:

@@ -105,14 +105,14 @@ def observe(
     reference: Reference,
     bridge: nn.Module,
     given: Given | None = None,
-    rounded_to: torch.dtype | None = None,
+    bend: Callable[[probe.Probe], probe.Probe] = lambda built: built,
 ) -> Observed:
     """Run both sides of a cell, on the same inputs unless each has its own.
 
     Args:
         bridge: a one-block bridge with the reference's weights, in memory of its own.
         given: what a prompt gives; None where inputs are random.
-        rounded_to: a narrower dtype that random inputs go through.
+        bend: what is done to random inputs before either side has them.
 
     Raises:
         CandidateFailedError: before anything could be compared.
@@ -124,9 +124,7 @@ def observe(
         recipe = probe.Recipe(
             cell.seed, cell.batch_size, cell.seq_len, reference.config.n_positions, dtype, reference.spread
         )
-        built = _probe(component, case, recipe, reference.config, bridge)
-        if rounded_to is not None:
-            built = built.rounded(rounded_to)
+        built = bend(_probe(component, case, recipe, reference.config, bridge))
         given = Given(built, built)
     else:
         built = given.candidate

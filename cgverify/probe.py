@@ -62,6 +62,10 @@ class Probe:
             )
         )
 
+    def hidden_by_infinity(self) -> Probe:
+        """The same with masks of −∞ where they have the lowest value; a query that saw nothing sees everything."""
+        return Probe(tuple(replace(step, inputs=_hidden_by_infinity(step.inputs)) for step in self.steps))
+
     def same_inputs(self, other: Probe) -> bool:
         """Whether both give the same tensors."""
         return len(self.steps) == len(other.steps) and all(
@@ -113,12 +117,22 @@ def _rounded(inputs: Inputs, dtype: torch.dtype) -> Inputs:
     return {name: through(value) if value.is_floating_point() else value for name, value in inputs.items()}
 
 
+def _hidden_by_infinity(inputs: Inputs) -> Inputs:
+    mask = inputs.get("attention_mask")
+    if mask is None:
+        return inputs
+    hidden = mask <= LOWEST
+    blind = hidden.all(-1, keepdim=True)
+    return inputs | {"attention_mask": mask.masked_fill(hidden, -torch.inf).masked_fill(blind, 0.0)}
+
+
 def _convert(value: Any, dtype: torch.dtype, device: torch.device) -> Any:
     if not isinstance(value, torch.Tensor):
         return value
     if not value.is_floating_point() or value.dtype == dtype:
         return value.to(device, copy=True)
-    return value.to(dtype).masked_fill(value <= LOWEST, torch.finfo(dtype).min).to(device)
+    lowest = (value <= LOWEST) & value.isfinite()
+    return value.to(dtype).masked_fill(lowest, torch.finfo(dtype).min).to(device)
 
 
 def held_to(contract: RandomInputs, own: RandomInputs) -> RandomInputs:

@@ -169,9 +169,6 @@ def test_a_pair_that_is_none_is_told(reference: CodeGenForCausalLM) -> None:
         cgverify.verify(bridge, sharing)
     with pytest.raises(UsageError, match="dtypes is the pair's own"):
         cgverify.verify(bridge, reference, dtypes="float32")
-    bridge.enable_compatibility_mode(no_processing=True)
-    with pytest.raises(UsageError, match="before enable_compatibility_mode"):
-        cgverify.verify(bridge, reference)
 
 
 def test_the_examples_of_the_documentation_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

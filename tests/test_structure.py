@@ -24,6 +24,7 @@ ROOMS = [
     "runner",
     "cost",
     "in_memory",
+    "compatibility",
     "execute",
     "merging",
     "store",

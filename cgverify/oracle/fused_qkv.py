@@ -26,3 +26,8 @@ def rows_of(which: str, n_heads: int, head_dim: int) -> torch.Tensor:
 def projection_weight(fused: torch.Tensor, which: str, n_heads: int) -> torch.Tensor:
     """The weight `[d_model, d_model]` of "q", "k" or "v", gathered from the fused `[3 * d_model, d_model]`."""
     return fused[rows_of(which, n_heads, fused.shape[1] // n_heads).to(fused.device)]
+
+
+def projection_bias(fused: torch.Tensor, which: str, n_heads: int) -> torch.Tensor:
+    """Its bias `[d_model]`, from a fused `[3 * d_model]`."""
+    return fused[rows_of(which, n_heads, len(fused) // len(ORDER) // n_heads).to(fused.device)]

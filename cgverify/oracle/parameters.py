@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from cgverify.oracle.fused_qkv import projection_weight
+from cgverify.oracle.fused_qkv import projection_bias, projection_weight
 
 
 class Parameters:
@@ -53,8 +53,11 @@ class Parameters:
 
     def bias(self, name: str) -> torch.Tensor | None:
         """The bias of a linear or a norm; None where it has none."""
-        if name in ("attn.q", "attn.k", "attn.v"):
-            return None
+        if name in ("attn.q", "attn.k", "attn.v"):  # CodeGen's have none, until layer norms are folded into them
+            attention = self._module("attn")
+            fused = attention.qkv_proj.bias
+            heads = attention.num_attention_heads
+            return None if fused is None else projection_bias(fused.detach(), name[-1], heads)
         bias: torch.Tensor | None = self._module(name).bias
         return None if bias is None else bias.detach()
 

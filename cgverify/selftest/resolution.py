@@ -18,7 +18,7 @@ from itertools import groupby
 import torch
 from torch import nn
 
-from cgverify import candidate, one_cell
+from cgverify import candidate, one_cell, probe
 from cgverify.bits import same_tensor
 from cgverify.candidate import Candidate
 from cgverify.checking import Observed, ObservedStep, Side
@@ -68,6 +68,10 @@ def _run(
     Args:
         rounded_to: a narrower dtype that weights and inputs go through.
     """
+
+    def bend(built: probe.Probe) -> probe.Probe:
+        return built if rounded_to is None else built.rounded(rounded_to)
+
     window = Window(source)
     for view, in_view in groupby(sorted(cells, key=lambda cell: str(_view(cell))), key=_view):
         window.show(view)
@@ -81,7 +85,7 @@ def _run(
         except (Exception, SystemExit) as error:
             raise one_cell.CandidateFailedError("boot", error) from error
         for cell in together:
-            yield Seen(one_cell.observe(cell, reference, bridge, rounded_to=rounded_to), reference.parameters)
+            yield Seen(one_cell.observe(cell, reference, bridge, bend=bend), reference.parameters)
 
 
 def _rounded(model: nn.Module, dtype: torch.dtype | None) -> nn.Module:

@@ -1,0 +1,160 @@
+"""A bridge in TransformerLens's compatibility mode beside its reference: it holds, and every fault is seen."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from transformers import CodeGenForCausalLM
+
+import cgverify
+from cgverify.bridge import boot
+from cgverify.checkpoint.names import NANO
+from cgverify.errors import UsageError
+from cgverify.result import Result
+
+AXES = {"layers": 1, "components": ["embed", "attn", "mlp", "unembed"], "cases": "default"}
+PARTS = {
+    "fold_ln": False,
+    "center_writing_weights": False,
+    "center_unembed": False,
+    "fold_value_biases": False,
+    "no_processing": True,
+}
+
+
+@pytest.fixture(scope="module")
+def reference() -> CodeGenForCausalLM:
+    """Layer norms with gains and shifts that are worth folding."""
+    model = CodeGenForCausalLM.from_pretrained(NANO, dtype=torch.float32).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for norm in (*(block.ln_1 for block in model.transformer.h), model.transformer.ln_f):
+            norm.weight += 0.3 * torch.randn(norm.weight.shape, generator=generator)
+            norm.bias += 0.3 * torch.randn(norm.bias.shape, generator=generator)
+    return model
+
+
+def processed(reference: CodeGenForCausalLM, **options: bool) -> Any:
+    bridge = boot(copy.deepcopy(reference))
+    bridge.enable_compatibility_mode(disable_warnings=True, **options)
+    return bridge
+
+
+@pytest.fixture(scope="module")
+def bridge(reference: CodeGenForCausalLM) -> Any:
+    return processed(reference)
+
+
+def failing(result: Result) -> set[tuple[str, str, str]]:
+    rows = result.findings[result.findings["verdict"].isin(["diverged", "missing", "error"])]
+    return set(rows[["component", "stage", "tap"]].itertuples(index=False, name=None))
+
+
+def test_it_holds_in_every_case_that_it_has(bridge: Any, reference: CodeGenForCausalLM) -> None:
+    result = cgverify.verify(
+        bridge, reference, layers=[0, 3], cases=["default", "stress", "decode", "train", "cast_table", "autocast"]
+    )
+    result.assert_ok()
+    assert result.findings["r"].max() <= 1
+    folded = result.findings[result.findings["stage"] == "fold"]
+    assert set(folded["component"]) == {
+        "embed",
+        "unembed",
+        *(f"blocks.{layer}{kind}" for layer in (0, 3) for kind in ("", ".attn", ".mlp")),
+        *(f"blocks.{layer}.{kind}" for layer in (0, 3) for kind in ("attn.q", "attn.k", "attn.v", "attn.o")),
+        *(f"blocks.{layer}.{kind}" for layer in (0, 3) for kind in ("mlp.in", "mlp.out")),
+    }
+    assert 0.01 < folded["r"].max() < 0.5, "float32 is near its bound and not beyond it"
+
+
+@pytest.mark.parametrize("option", PARTS)
+def test_it_holds_with_a_part_of_the_processing(reference: CodeGenForCausalLM, option: str) -> None:
+    cgverify.verify(processed(reference, **{option: PARTS[option]}), reference, **AXES).assert_ok()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_it_holds_in_other_dtypes(reference: CodeGenForCausalLM, dtype: torch.dtype) -> None:
+    model = copy.deepcopy(reference).to(dtype)
+    cgverify.verify(processed(model), model, **AXES).assert_ok()
+
+
+def _scaled(module: Any) -> None:
+    module.original_component.weight.mul_(1 + 1e-5)
+
+
+def _shifted(module: Any) -> None:
+    module.original_component.bias[3] += 1e-4
+
+
+def _biased(module: Any) -> None:
+    module.original_component.bias += 0.1
+
+
+def _row_off(module: Any) -> None:
+    module.original_component.weight[5, 7] += 1e-4
+
+
+FAULTS: dict[str, tuple[str, Callable[[Any], None], str, str]] = {
+    "query weight": ("blocks.1.attn.q", _scaled, "blocks.1.attn", "attn.q.weight"),
+    "query bias": ("blocks.1.attn.q", _shifted, "blocks.1.attn", "attn.q.bias"),
+    "value weight": ("blocks.1.attn.v", _row_off, "blocks.1.attn", "attn.v.weight"),
+    "value bias kept though folded": ("blocks.1.attn.v", _biased, "blocks.1.attn", "attn.o.bias"),
+    "output bias": ("blocks.1.attn.o", _shifted, "blocks.1.attn", "attn.o.bias"),
+    "MLP in": ("blocks.1.mlp.in", _row_off, "blocks.1.mlp", "mlp.in.weight"),
+    "MLP out": ("blocks.1.mlp.out", _shifted, "blocks.1.mlp", "mlp.out.bias"),
+    "embedding": ("embed", _row_off, "embed", "embed.weight"),
+    "unembedding": ("unembed", _row_off, "unembed", "unembed.weight"),
+    "unembedding's bias": ("unembed", _shifted, "unembed", "unembed.bias"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_weight_that_was_processed_wrongly_is_named(reference: CodeGenForCausalLM, fault: str) -> None:
+    path, spoil, component, tap = FAULTS[fault]
+    bridge = processed(reference)
+    with torch.no_grad():
+        spoil(bridge.get_submodule(path))
+    result = cgverify.verify(bridge, reference, **AXES)
+    assert failing(result) == {(component, "fold", tap)}
+    with pytest.raises(AssertionError, match=f"{component}.*{tap} is not the reference's, folded: off by"):
+        result.assert_ok()
+
+
+def test_a_norm_that_was_folded_and_is_still_there_is_seen(reference: CodeGenForCausalLM) -> None:
+    bridge = processed(reference)
+    with torch.no_grad():
+        bridge.blocks[1].ln1.original_component.weight.copy_(reference.transformer.h[1].ln_1.weight)
+    found = failing(cgverify.verify(bridge, reference, **AXES))
+    assert {("blocks.1.attn", "fold", "attn.q.weight"), ("blocks.1.mlp", "fold", "mlp.in.weight")} <= found
+
+
+@pytest.mark.parametrize("path", ["blocks.1.mlp.out", "unembed", "blocks.1.attn.o"])
+def test_means_that_log_probabilities_do_not_see_are_no_fault(reference: CodeGenForCausalLM, path: str) -> None:
+    bridge = processed(reference)
+    with torch.no_grad():
+        bridge.get_submodule(path).original_component.bias.add_(0.25)
+    cgverify.verify(bridge, reference, **AXES).assert_ok()
+
+
+def test_arithmetic_that_is_wrong_is_seen_with_right_weights(reference: CodeGenForCausalLM) -> None:
+    bridge = processed(reference)
+    attention = bridge.blocks[1].attn
+    plain = attention._scores
+    attention._scores = lambda *given: plain(*given) * 1.001
+    assert failing(cgverify.verify(bridge, reference, **AXES)) >= {("blocks.1.attn", "scores", "hook_attn_scores")}
+
+
+def test_what_it_cannot_be_verified_in_is_told(bridge: Any, reference: CodeGenForCausalLM) -> None:
+    with pytest.raises(UsageError, match="nothing to be held to in backward, gated: leave that out"):
+        cgverify.verify(bridge, reference, layers=0, components="attn", cases=["default", "gated", "backward"])
+
+
+@torch.no_grad()
+def test_log_probabilities_are_kept_where_every_fold_holds(bridge: Any, reference: CodeGenForCausalLM) -> None:
+    tokens = torch.arange(20).reshape(2, 10)
+    ours, theirs = bridge(tokens).log_softmax(-1), reference(tokens).logits.log_softmax(-1)
+    assert (ours - theirs).abs().max() < 1e-4
