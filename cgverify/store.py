@@ -53,6 +53,14 @@ class Planned(Record):
     cell: Cell
 
 
+def require_new(path: Path) -> None:
+    """Raise RunFolderError if a folder holds something that a new run would have to stand beside."""
+    if path.is_dir() and {entry.name for entry in path.iterdir()} - BEFORE_RUN:
+        raise RunFolderError(
+            f"{path} exists and is not empty: give another --output, or --resume to continue that run."
+        )
+
+
 class RunFolder:
     """A folder that holds one run, open for appending, and locked."""
 
@@ -70,10 +78,7 @@ class RunFolder:
             RunFolderError: the folder holds something already, is in use, or cannot be written.
         """
         with _told(path), _locked(path) as lock:
-            if {entry.name for entry in path.iterdir()} - BEFORE_RUN:
-                raise RunFolderError(
-                    f"{path} exists and is not empty: give another --output, or --resume to continue that run."
-                )
+            require_new(path)
             _describe(path, run, plan)
             return cls(path, run, lock)
 

@@ -20,6 +20,7 @@ from cgverify.errors import CgverifyError, UsageError
 from cgverify.execute.cluster import Cluster
 from cgverify.plan import Axes
 from cgverify.records import CellResult, Run
+from cgverify.store import require_new
 
 if TYPE_CHECKING:  # what imports torch is imported after `make_ready`
     from cgverify.runner import Campaign, Means, Order, Prepared
@@ -39,6 +40,8 @@ class Course:
         if (self.resume or self.rerun_failed) and self.output is None:
             option = "--resume" if self.resume else "--rerun-failed"
             raise UsageError(f"{option} continues the run in --output: give the folder.")
+        if self.output is not None and not (self.resume or self.rerun_failed):
+            require_new(self.output)  # told again when the folder is locked; here, before seconds of imports
 
     def begin(self, prepared: Prepared) -> Campaign:
         """The run, new or continued."""

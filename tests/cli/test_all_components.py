@@ -247,6 +247,19 @@ def test_bad_input_is_told_in_one_sentence(
     assert result.stdout == ""
 
 
+def test_a_folder_that_is_taken_is_told_before_anything_slow_is_imported(tmp_path: Path) -> None:
+    (tmp_path / "something").write_text("")
+    arguments = [*QUICK, "--output", str(tmp_path)]
+    script = (
+        "import sys; from cgverify.cli.app import app\n"
+        f"try: app({arguments!r})\n"
+        "except SystemExit as ended: print(ended.code, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout == "2 False\n"
+    assert "exists and is not empty" in done.stderr
+
+
 def test_python_dash_m_and_the_script_are_one_program() -> None:
     for program in ([sys.executable, "-m", "cgverify"], [str(Path(sys.executable).parent / "cgverify")]):
         if not Path(program[0]).exists():
