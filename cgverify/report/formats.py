@@ -21,7 +21,7 @@ FORMATS = {
     "html": "cgverify.report.html.page",
 }
 WITH_BASELINE = ("markdown", "html")
-"""Those that also show what changed: their `render` takes a baseline as a third argument, `(run, results)`."""
+"""Those that also show what changed: their `render` takes a baseline as a third argument."""
 PIVOTS = ("dtype", "device", "case", "candidate", "rotary_dim", "layer")
 """The axes along which `cgverify.report.pivot` shows a run, in `PIVOT_FORMATS`."""
 PIVOT_FORMATS = ("table", "json", "csv", "markdown")
@@ -36,5 +36,5 @@ def render(format: str, run: Run, results: Sequence[CellResult], baseline: Store
         baseline: what to show changes from; for the formats in `WITH_BASELINE`.
     """
     show = import_module(FORMATS[format]).render
-    text: str = show(run, results) if baseline is None else show(run, results, (baseline.run, baseline.results))
+    text: str = show(run, results) if baseline is None else show(run, results, baseline)
     return text if text.endswith("\n") else text + "\n"

@@ -20,11 +20,11 @@ SHOWN = 20
 OUTCOMES = {0: "all held", 1: "parity failure", 3: "something could not be run", 5: "nothing was compared"}
 
 
-def render(run: Run, results: Sequence[CellResult], baseline: tuple[Run, Sequence[CellResult]] | None = None) -> str:
+def render(run: Run, results: Sequence[CellResult], baseline: StoredRun | None = None) -> str:
     """The report as text."""
     sections = _sections(run, results)
     if baseline is not None:
-        changed = compare(StoredRun(*baseline), StoredRun(run, results))
+        changed = compare(baseline, StoredRun(run, results))
         sections = chain(sections, comparison.sections(changed))
     return document(f"{run.model}: {OUTCOMES[exit_code(results)]}", sections)
 

@@ -14,12 +14,13 @@ import pytest
 from conftest import Cli
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from cgverify.baseline import StoredRun
+from cgverify.comparison import compare_runs
 from cgverify.records import Cell, CellResult, Checkpoint, Finding, Run, Verdict
-from cgverify.report.html.changes import changes
+from cgverify.report.comparison import sections
 from cgverify.report.html.chart import Pair, Series, line_chart, pair_chart
 from cgverify.report.html.page import MOST_FINDINGS, render
 from cgverify.report.html.scale import LogScale
-from cgverify.report.html.worst import shown_axes
 from cgverify.store import RunFolder
 
 RUN = Run(
@@ -280,14 +281,14 @@ def test_without_scripts_the_same_squares_stand_there(browser: Browser, look: Op
 
 @pytest.mark.parametrize("report", [passing, failing])
 def test_it_fits_a_phone(look: Open, report: Callable[[], list[CellResult]]) -> None:
-    page = look(render(RUN, report(), baseline=(RUN, passing())), viewport={"width": 360, "height": 740})
+    page = look(render(RUN, report(), baseline=StoredRun(RUN, passing())), viewport={"width": 360, "height": 740})
     assert page.evaluate("document.documentElement.scrollWidth") == 360
     table = page.locator(".scroll:has(#finding-table)")
     assert table.evaluate("box => box.scrollWidth > box.clientWidth")  # it scrolls in its own box
 
 
 def test_it_prints_whole_and_without_controls(look: Open) -> None:
-    page = look(render(RUN, failing(), baseline=(RUN, passing())), viewport={"width": 1032, "height": 300})
+    page = look(render(RUN, failing(), baseline=StoredRun(RUN, passing())), viewport={"width": 1032, "height": 300})
     page.emulate_media(media="print")
     assert page.locator("nav, select, button, input").locator("visible=true").count() == 0
     boxes = page.locator(".scroll")
@@ -328,28 +329,20 @@ def test_verdicts_are_told_apart_without_seeing_colour(look: Open, scheme: str) 
 
 
 def test_a_compared_run_says_what_changed(look: Open) -> None:
-    page = look(
-        render(RUN.model_copy(update={"environment": {"versions": {"torch": "2.14"}}}), failing(), (RUN, passing()))
-    )
-    assert "1 verdict worse than the baseline" in page.locator(".outcome").inner_text()
+    now = RUN.model_copy(update={"environment": {"versions": {"torch": "2.14"}}})
+    page = look(render(now, failing(), StoredRun(RUN, passing())))
+    assert "1 tap worse than the baseline" in page.locator(".outcome").inner_text()
     section = page.locator("section:has(#changes)").inner_text()
-    assert re.search(r"= bitwise\s+× diverged\s+attn\.hook_z\s+bfloat16\s+1\s+decode\s+attn\s+1\s+0\.25\s+419", section)
+    compared = compare_runs(StoredRun(RUN, passing()), StoredRun(now, failing()))
+    for part in sections(compared):
+        assert part.title in section
+        assert all(line in section for line in part.lines)
+    assert "Worse: 1 tap" in section
+    assert "bitwise → diverged" in section
     assert re.search(r"versions\.torch\s+2\.13\s+2\.14", section)
-    assert "1 cell appeared" in section
-    same = look(render(RUN, passing(), (RUN, passing())))
+    assert re.search(r"cells appeared\s+1", section)
+    same = look(render(RUN, passing(), StoredRun(RUN, passing())))
     assert "nothing changed" in same.locator(".outcome").inner_text()
-
-
-def test_changes_are_worse_better_grown_or_gone() -> None:
-    before = [result(0, "attn", "float32", "default", [finding(tap, r=0.1) for tap in ("a", "b", "c", "d")])]
-    now = [finding("a", Verdict.ULP), finding("b", r=0.21), finding("c", r=0.19), finding("e")]
-    after = [before[0].model_copy(update={"findings": tuple(now)})]
-    axes = shown_axes(RUN, after)
-    found = changes(RUN, after, (RUN, before), axes)
-    assert [change.tap for change in found.worse] == ["attn.d", "attn.a"]  # d is not seen any more
-    assert [change.tap for change in found.grown] == ["attn.b"]
-    assert [change.tap for change in found.better] == ["attn.e"]
-    assert [change.tap for change in changes(RUN, before, (RUN, after), axes).better] == ["attn.a", "attn.d"]
 
 
 def test_a_huge_run_stays_usable(look: Open) -> None:

@@ -5,25 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from cgverify.baseline import StoredRun
+from cgverify.comparison.changes import compare
 from cgverify.records import Cell, CellResult, Finding, Run, Verdict
-from cgverify.report.html.changes import GREW, changes, environment
+from cgverify.report.html.changes import changes
 from cgverify.report.html.figures import difference_by_layer, errors_by_tap, ratio_by_layer
 from cgverify.report.html.templating import MEANINGS, render_template, script_hash
 from cgverify.report.html.worst import Axis, every_finding, overview, setting_of, tap_name, values_by_axis
 from cgverify.report.outcome import counts, exit_code, failures, silent_hooks, suspects
 
 MOST_FAILURES = 50
-MOST_CHANGES = 30
 MOST_FINDINGS = 1000
 """Rows of the table; findings.csv holds them all."""
 
 
-def render(run: Run, results: Sequence[CellResult], baseline: tuple[Run, Sequence[CellResult]] | None = None) -> str:
+def render(run: Run, results: Sequence[CellResult], baseline: StoredRun | None = None) -> str:
     """The report as one HTML document.
 
     Args:
         results: in the order in which they are to be shown.
-        baseline: a run to compare with, and its results.
+        baseline: a run to compare with.
     """
     total = counts(results)
     shown = overview(run, results)
@@ -45,16 +46,23 @@ def render(run: Run, results: Sequence[CellResult], baseline: tuple[Run, Sequenc
         refused=list(dict.fromkeys(f.message for _, f in every_finding(results) if f.verdict is Verdict.UNSUPPORTED)),
         suspects=_suspects(results),
         silent=silent_hooks(results),
-        changes=None if baseline is None else changes(run, results, baseline, shown.axes),
-        most_changes=MOST_CHANGES,
-        grew=GREW,
+        changes=None if baseline is None else changes(compare(baseline, StoredRun(run, results))),
         overview=shown,
         depth=[chart for chart in charts if chart is not None],
         no_difference=charts[0] is None,
         errors=errors_by_tap(results, shown.axes),
         table=_table(results, shown.axes),
-        environment=environment(run),
+        environment=_environment(run),
     )
+
+
+def _environment(run: Run) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Versions, machine and numerics flags: each part with its names and values."""
+    return [
+        (part, [(name, str(value)) for name, value in values.items()])
+        for part, values in run.environment.items()
+        if isinstance(values, dict)
+    ]
 
 
 def _state(results: Sequence[CellResult]) -> str:
