@@ -75,16 +75,23 @@ def rotate(x: torch.Tensor, sin: torch.Tensor, cos: torch.Tensor) -> torch.Tenso
     """
     rotary_dim = sin.shape[-1]
     if is_plain(x):  # in place on a copy: a third of the memory that the sum of two products writes
-        rotated = x.to(torch.promote_types(x.dtype, sin.dtype), copy=True, memory_format=torch.contiguous_format)
-        turning = rotated[..., :rotary_dim]
-        crossed = rotate_every_two(turning).mul_(sin)
-        turning.mul_(cos).add_(crossed)
-        return rotated
+        promoted = torch.promote_types(x.dtype, sin.dtype)
+        return _turn(x.to(promoted, copy=True, memory_format=torch.contiguous_format), sin, cos)
     turning = x[..., :rotary_dim]
     turned = (turning * cos) + (rotate_every_two(turning) * sin)
     if rotary_dim == x.shape[-1]:
         return turned
     return torch.cat((turned, x[..., rotary_dim:]), dim=-1)
+
+
+def _turn(x: torch.Tensor, sin: torch.Tensor, cos: torch.Tensor) -> torch.Tensor:
+    """`rotate` in place. What is subtracted here is added there with its sign turned: the same bits."""
+    turning = x[..., : sin.shape[-1]]
+    crossed = turning * sin
+    turning.mul_(cos)
+    turning[..., ::2].sub_(crossed[..., 1::2])
+    turning[..., 1::2].add_(crossed[..., ::2])
+    return x
 
 
 def rotate_both(
@@ -97,6 +104,7 @@ def rotate_both(
     """
     size = query.numel() * max(query.element_size(), sin.element_size())
     if size <= _SMALL and size % 64 == 0 and query.shape == key.shape and is_plain(query) and is_plain(key):
-        rotated = rotate(torch.stack((query, key)), sin, cos)
+        joined = torch.stack((query, key))
+        rotated = _turn(joined.to(torch.promote_types(joined.dtype, sin.dtype)), sin, cos)
         return rotated[0], rotated[1]
     return rotate(query, sin, cos), rotate(key, sin, cos)

@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn import functional
 
 from cgverify.bridge.listeners import is_changed, is_heard
+from cgverify.bridge.room import lasting
 
 _HALF = (torch.bfloat16, torch.float16)
 
@@ -25,7 +26,9 @@ def stack(linears: Sequence[nn.Module]) -> None:
     """Move the weights of plain Linears of one shape into one piece of memory, in order."""
     weights = [linear.weight for linear in linears if type(linear) is nn.Linear]
     if len(weights) == len(linears) and len({(w.shape, w.dtype, w.device) for w in weights}) == 1:
-        together = torch.cat([weight.detach() for weight in weights])
+        rows, width = weights[0].shape
+        room = lasting(len(weights) * rows, width, like=weights[0])
+        together = torch.cat([weight.detach() for weight in weights], out=room)
         for weight, place in zip(weights, together.chunk(len(weights)), strict=True):
             weight.data = place
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import copy
 import mmap
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import CodeGenForCausalLM
+from transformers import CodeGenConfig, CodeGenForCausalLM
 
 from cgverify.bridge import boot, room
+from cgverify.bridge.stacked import stack
 
 pytestmark = pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="this system has no huge pages to ask for")
 
@@ -104,3 +106,30 @@ def test_scores_and_pattern_that_hooks_keep_stay_as_they_were_seen(model: CodeGe
         ours(**ours.get_random_inputs(2, 9))
     assert len(kept) == 6
     assert all(torch.equal(now, then) for now, then in kept)
+
+
+def test_large_weights_lie_in_pages_of_their_own_one_behind_the_other() -> None:
+    linears = [torch.nn.Linear(512, 1024, bias=False) for _ in range(3)]
+    before = [linear.weight.clone() for linear in linears]
+    stack(linears)
+    places = [linear.weight.data_ptr() for linear in linears]
+    assert places[0] % mmap.PAGESIZE == 0
+    assert [place - places[0] for place in places] == [0, 1 << 21, 1 << 22]
+    assert all(torch.equal(linear.weight, was) for linear, was in zip(linears, before, strict=True))
+    small = [torch.nn.Linear(8, 8, bias=False) for _ in range(3)]
+    stack(small)
+    assert room.lasting(3 * 8, 8, like=small[0].weight) is None
+
+
+def test_a_bridge_whose_weights_lie_so_can_be_shared_saved_and_copied(tmp_path: Path) -> None:
+    """Storages from a memory map cannot be resized, which none of this may ask for."""
+    config = CodeGenConfig(n_layer=1, n_embd=512, n_head=8, rotary_dim=16, vocab_size=11, n_positions=16, n_ctx=16)
+    bridge, tokens = boot(CodeGenForCausalLM(config).eval()), torch.arange(8)[None]
+    with torch.no_grad():
+        expected = bridge(tokens)
+        bridge.share_memory()
+        assert torch.equal(bridge(tokens), expected)
+        torch.save(bridge.state_dict(), tmp_path / "weights.pt")
+        again = copy.deepcopy(bridge)
+        again.load_state_dict(torch.load(tmp_path / "weights.pt", weights_only=True))
+        assert torch.equal(again(tokens), expected)
