@@ -71,17 +71,21 @@ def rotate(x: torch.Tensor, sin: torch.Tensor, cos: torch.Tensor) -> torch.Tenso
         sin, cos: from `sin_cos`; their last dimension is the rotary dimension.
 
     Returns:
-        A new contiguous tensor of x's shape, in the promoted dtype of x and the table.
+        A new tensor of x's shape, in the promoted dtype of x and the table.
     """
     rotary_dim = sin.shape[-1]
     if is_plain(x):  # in place on a copy: a third of the memory that the sum of two products writes
-        promoted = torch.promote_types(x.dtype, sin.dtype)
-        return _turn(x.to(promoted, copy=True, memory_format=torch.contiguous_format), sin, cos)
+        return _turn(_copied(x, sin.dtype), sin, cos)
     turning = x[..., :rotary_dim]
     turned = (turning * cos) + (rotate_every_two(turning) * sin)
     if rotary_dim == x.shape[-1]:
         return turned
     return torch.cat((turned, x[..., rotary_dim:]), dim=-1)
+
+
+def _copied(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    promoted = torch.promote_types(x.dtype, dtype)
+    return x.to(promoted, copy=True, memory_format=torch.contiguous_format)
 
 
 def _turn(x: torch.Tensor, sin: torch.Tensor, cos: torch.Tensor) -> torch.Tensor:
@@ -107,4 +111,7 @@ def rotate_both(
         joined = torch.stack((query, key))
         rotated = _turn(joined.to(torch.promote_types(joined.dtype, sin.dtype)), sin, cos)
         return rotated[0], rotated[1]
+    if query.shape[0] > 1 and is_plain(query):  # q's heads first, as the score product would copy it
+        by_head = _copied(query.transpose(1, 2), sin.dtype).transpose(1, 2)
+        return _turn(by_head, sin, cos), rotate(key, sin, cos)
     return rotate(query, sin, cos), rotate(key, sin, cos)
