@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import gc
+import mmap
 import subprocess
 import sys
+
+import pytest
 
 from cgverify.environment import uncollected
 
@@ -28,6 +31,33 @@ except ImportError:
 def test_imports_are_not_collected_and_are_left_out_of_later_passes() -> None:
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["0", "True", "True", "True"]
+
+
+FAULTS = """
+import mmap, resource, sys
+from cgverify.environment import keep_memory
+if sys.argv[1] == "kept": keep_memory()
+import torch
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(1 << 24)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+print(faults())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
+def test_memory_that_is_kept_faults_once() -> None:
+    """64 MiB, each page of which is written to, in a process that keeps what it frees and in one that does not."""
+
+    def faults(memory: str) -> int:
+        done = subprocess.run([sys.executable, "-c", FAULTS, memory], capture_output=True, text=True, check=True)
+        return int(done.stdout)
+
+    pages = (1 << 26) // mmap.PAGESIZE
+    assert faults("kept") < pages / 100
+    assert faults("fresh") >= pages / 1000
 
 
 def test_where_torch_is_imported_already_nothing_is_frozen() -> None:

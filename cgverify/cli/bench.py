@@ -19,7 +19,7 @@ from cgverify.bench.scenarios import COMPONENTS, SCENARIOS, Selection, Shape
 from cgverify.cli import options
 from cgverify.cli.exits import INTERRUPTED, exit_codes
 from cgverify.cli.options import known, split
-from cgverify.environment import hush_libraries, machine, pin_numerics, uncollected, versions
+from cgverify.environment import hush_libraries, keep_memory, machine, pin_numerics, uncollected, versions
 from cgverify.errors import RunFolderError, UsageError
 from cgverify.plan import DEVICES, DTYPES
 
@@ -53,6 +53,16 @@ Width = Annotated[
         min=0.0,
         help="Relative width of a ratio's interval at which its comparison stops.",
         envvar="CGVERIFY_WIDTH",
+        rich_help_panel=_HOW,
+    ),
+]
+MEMORY = ("fresh", "kept")
+Memory = Annotated[
+    str,
+    typer.Option(
+        help="fresh: large tensors cost what the system takes to give memory anew, as in any process; kept: nothing is "
+        "given back, and what is left is arithmetic.",
+        envvar="CGVERIFY_MEMORY",
         rich_help_panel=_HOW,
     ),
 ]
@@ -93,6 +103,7 @@ def bench(
     shape: Shapes = None,
     seconds: Seconds = 8.0,
     width: Width = 0.02,
+    memory: Memory = "fresh",
     threads: options.Threads = None,
     baseline: Baseline = None,
     measured: Measured_ = None,
@@ -118,6 +129,7 @@ def bench(
             devices=known("device", split(device), DEVICES),
         )
         known("format", [format], FORMATS)
+        known("memory", [memory], MEMORY)
         before = None if baseline is None else read(baseline)
         interrupted = False
         if measured is not None:
@@ -126,7 +138,7 @@ def bench(
             if verbose == 0:
                 hush_libraries()
             run, interrupted = _measure(
-                model, weights, split(bridge), selection, threads, seconds, width, output, quiet
+                model, weights, split(bridge), selection, memory, threads, seconds, width, output, quiet
             )
         compared = [] if before is None else changes(before, run)
         _print(run, compared, format)
@@ -150,6 +162,7 @@ def _measure(
     weights: str,
     bridges: list[str],
     selection: Selection,
+    memory: str,
     threads: int | None,
     seconds: float,
     width: float,
@@ -159,6 +172,8 @@ def _measure(
     """The benchmark, written to its folder; and whether it was interrupted."""
     if not bridges:
         raise UsageError("--bridge names nothing: give cgverify, transformer_lens, or module:name.")
+    if memory == "kept":
+        keep_memory()
     with uncollected():
         import torch
 
@@ -174,7 +189,7 @@ def _measure(
         candidates = {name: find(name) for name in bridges}
     source = resolve(model, weights)
     points = selection.points(source.config.n_positions)
-    numerics = pin_numerics(threads or torch.get_num_threads())
+    numerics = pin_numerics(threads or torch.get_num_threads()) | {"memory": memory}
     folder = _new_folder(output, model)
     if not quiet:
         typer.echo(

@@ -25,7 +25,7 @@ def show(console: Console, run: BenchRun, compared: Sequence[Change] = ()) -> No
     console.print(
         Text(
             f"{run.model} · {run.weights_origin} · {machine.get('processor')}, {machine.get('processors')} processors, "
-            f"{numerics.get('threads')} threads"
+            f"{numerics.get('threads')} threads, memory {numerics.get('memory', 'fresh')}"
         ),
         soft_wrap=True,
     )

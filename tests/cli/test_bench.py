@@ -40,6 +40,8 @@ def test_as_a_process_it_prints_a_table_and_writes_three_files(cli: Cli, tmp_pat
     assert found.environment["numerics"]["threads"] == 1
     assert found.environment["machine"]["processor"]
     assert found.product_rates["float32 cpu"] > 0
+    assert found.environment["numerics"]["memory"] == "fresh"
+    assert "1 threads, memory fresh" in done.stdout
     ours, raising = found.measured
     assert ours.same_bits
     assert ours.rounds >= 6
@@ -88,6 +90,7 @@ def test_the_gate_decides_the_exit_code(
         (("--bridge", ","), "names nothing"),
         (("--bridge", "nowhere:Bridge"), "No module named 'nowhere'"),
         (("--format", "xml"), "Unknown format 'xml'"),
+        (("--memory", "keep"), "did you mean 'kept'"),
         (("--baseline", "nowhere.json"), "Cannot read nowhere.json"),
         (("--from", "nowhere.json"), "Cannot read nowhere.json"),
         (("--output", "."), "exists and is not empty"),
@@ -101,6 +104,18 @@ def test_bad_input_is_told_in_one_sentence(arguments: tuple[str, ...], told: str
     assert told in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
     assert result.stdout == ""
+
+
+def test_a_baseline_with_other_memory_is_refused(cli: Cli) -> None:
+    done = cli("bench", *QUICK, "--threads", "1", "--memory", "kept", "--output", "kept")
+    assert done.returncode == 0, done.stderr
+    assert "1 threads, memory kept" in done.stdout
+    kept = read(Path("kept"))
+    now = {**kept.environment, "numerics": {**kept.environment["numerics"], "memory": "fresh"}}
+    Path("now.json").write_text(kept.model_copy(update={"environment": now}).model_dump_json())
+    result = bench("--from", "now.json", "--baseline", "kept")
+    assert result.exit_code == 2
+    assert "(memory kept, here fresh)" in result.stderr
 
 
 def test_a_baseline_of_another_machine_is_refused(tmp_path: Path) -> None:
