@@ -11,7 +11,7 @@ behind a norm; that of what is written to the residual stream, which the next no
 The processing is done in float32 and cast to the model's dtype, of unit roundoff u. Its casts, its product and its
 differences are four roundings, so an element that is the difference of x and the means m_i may be off by
 
-    r (|x| + Σ mean |x|)        r = 4·2⁻²⁴ + u
+    r (|x| + Σ mean |x|) + η        r = 4·2⁻²⁴ + u, η the smallest subnormal
 
 and by the means of that, of which the errors of the subtracted means themselves are no part: they are means. An offset
 has the bound of its sum (`cgverify/oracle/product.py`) besides. Where it goes on through an output weight, the bounds
@@ -24,7 +24,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 
-from cgverify.oracle.arithmetic import UNIT_ROUNDOFF, Expected
+from cgverify.oracle.arithmetic import SMALLEST_SUBNORMAL, UNIT_ROUNDOFF, Expected
 from cgverify.oracle.product import product
 
 BLOCK_ELEMENTS = 1 << 20
@@ -64,7 +64,8 @@ def expected_weight(weight: torch.Tensor, gain: torch.Tensor | None, axes: Seque
         mean_in = over_in * ((1 + over_in) * here + over_out * total)
         mean_out = over_out * ((1 + over_out) * column + over_in * total)
         mean_both = over_in * over_out * (1 + over_in + over_out) * total
-        yield Expected(value, r * (own + mean_in + mean_out + mean_both), weight.dtype)
+        smallest = (1 + over_in + over_out) * SMALLEST_SUBNORMAL[weight.dtype]
+        yield Expected(value, r * (own + mean_in + mean_out + mean_both) + smallest, weight.dtype)
         start += len(rows)
 
 
@@ -86,7 +87,7 @@ def expected_offset(weight: torch.Tensor, bias: torch.Tensor | None, shift: Expe
     terms = torch.cat([rows.abs() @ shift.value.abs() for rows in _scaled(weight, None)])
     inherited = torch.cat([rows.square() @ shift.bound.square() for rows in _scaled(weight, None)]).sqrt()
     casts = 2 * UNIT_ROUNDOFF[torch.float32] * terms + unit(weight.dtype) * value.abs()
-    bound = summed.bound[0] + inherited + casts
+    bound = summed.bound[0] + inherited + casts + SMALLEST_SUBNORMAL[weight.dtype]
     return Expected(value, bound, weight.dtype)
 
 

@@ -82,6 +82,19 @@ def test_it_holds_in_other_dtypes(reference: CodeGenForCausalLM, dtype: torch.dt
     cgverify.verify(processed(model), model, **AXES).assert_ok()
 
 
+def test_it_holds_where_float16_is_subnormal(reference: CodeGenForCausalLM) -> None:
+    model = copy.deepcopy(reference)
+    with torch.no_grad():
+        for norm in (block.ln_1 for block in model.transformer.h):
+            norm.weight.mul_(1e-4)
+            norm.bias.mul_(1e-4)
+    model.half()
+    result = cgverify.verify(processed(model), model, **AXES)
+    result.assert_ok()
+    folded = result.findings[result.findings["stage"] == "fold"]
+    assert folded["r"].max() > 0.3, "subnormals are what is seen here"
+
+
 def _scaled(module: Any) -> None:
     module.original_component.weight.mul_(1 + 1e-5)
 
