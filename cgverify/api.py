@@ -15,8 +15,9 @@ from cgverify.errors import UnknownNameError, UsageError
 from cgverify.evidence import KEEP
 from cgverify.execute.checkpoints import Found
 from cgverify.execute.cluster import Cluster
-from cgverify.in_memory import NAME, Pair
+from cgverify.in_memory import Pair
 from cgverify.plan import plan
+from cgverify.records import IN_MEMORY
 from cgverify.report.frames import in_plan_order, write_csv
 from cgverify.result import Result
 from cgverify.runner import Campaign, Means, describe, one_checkpoint, prepare, require_cells, sweep_of
@@ -119,10 +120,10 @@ def _verify_pair(pair: Pair, threads: int | None, axes: dict[str, Any]) -> Resul
     for key in ("candidates", "dtypes", "devices", "rotary_dims"):
         if key in axes:
             raise UsageError(f"{key} is the pair's own: leave it out.")
-    asked = parse({"models": NAME, "candidates": "bridge", "dtypes": pair.dtype, "devices": pair.device, **axes})
+    asked = parse({"models": IN_MEMORY, "candidates": "bridge", "dtypes": pair.dtype, "devices": pair.device, **axes})
     checkpoint = pair.checkpoint
-    cells = plan(asked.requests(), {(NAME, "auto"): checkpoint})
+    cells = plan(asked.requests(), {(IN_MEMORY, "auto"): checkpoint})
     pair.require(cells)
-    found = Found({(NAME, "auto"): checkpoint})
-    run = describe("verify", NAME, found, asked.model_dump(mode="json"), pin_numerics(threads))
+    found = Found({(IN_MEMORY, "auto"): checkpoint})
+    run = describe("verify", IN_MEMORY, found, asked.model_dump(mode="json"), pin_numerics(threads))
     return Result(run, tuple(in_plan_order(pair.verify(cells), cells)), None, len(cells))

@@ -20,9 +20,7 @@ from cgverify.execute.work import together
 from cgverify.one_cell import CandidateFailedError, Reference, candidate_failed, judge, observe
 from cgverify.oracle.parameters import Parameters
 from cgverify.plan import View, view
-from cgverify.records import Cell, CellResult, Checkpoint, Finding
-
-NAME = "in memory"
+from cgverify.records import IN_MEMORY, Cell, CellResult, Checkpoint, Finding
 
 
 class MemoryWeights:
@@ -30,7 +28,7 @@ class MemoryWeights:
 
     def __init__(self, model: CodeGenForCausalLM) -> None:
         self.config = model.config
-        self.origin = NAME
+        self.origin = IN_MEMORY
         self.stored_width = model.dtype.itemsize
         self._tensors: dict[str, torch.Tensor] = {name: one.detach() for name, one in model.named_parameters()}
         digest = hashlib.sha256()
@@ -72,10 +70,10 @@ class Pair:
     def checkpoint(self) -> Checkpoint:
         config = self._weights.config
         return Checkpoint(
-            name=NAME,
-            asked=NAME,
+            name=IN_MEMORY,
+            asked=IN_MEMORY,
             weights="auto",
-            origin=NAME,
+            origin=IN_MEMORY,
             digest=self._weights.digest,
             n_layers=config.n_layer,
             rotary_dim=config.rotary_dim,

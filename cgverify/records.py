@@ -156,6 +156,10 @@ class CellResult(Record):
         return max((finding.verdict for finding in self.findings), key=lambda verdict: verdict.severity)
 
 
+IN_MEMORY = "in memory"
+"""The name and origin of a checkpoint that is a model in memory, which no command can name."""
+
+
 class Checkpoint(Record):
     """A checkpoint of a run, as it was found when the run was planned."""
 

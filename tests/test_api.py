@@ -141,8 +141,14 @@ def test_a_bridge_in_memory_is_verified_beside_its_reference(reference: CodeGenF
     assert not reference.training
     with torch.no_grad():
         bridge.blocks[3].attn.o.weight[0, 0] += 1
-    with pytest.raises(AssertionError, match=r"blocks\.3\.attn, bridge in bfloat16, case .*: output breaks first"):
+    with pytest.raises(
+        AssertionError, match=r"blocks\.3\.attn, bridge in bfloat16, case .*: output breaks first"
+    ) as told:
         cgverify.verify(bridge, reference, **axes).assert_ok()
+    (call,) = set(
+        re.findall(r"cgverify\.verify\(bridge, reference, layers=3, components='attn', .*\)", str(told.value))
+    )
+    assert not eval(call).ok
 
 
 def test_upstreams_bridge_in_memory_fails_where_it_is_known_to(reference: CodeGenForCausalLM) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cgverify.plan import WHOLE
-from cgverify.records import Cell, CellResult, Finding, Run, Verdict
+from cgverify.records import IN_MEMORY, Cell, CellResult, Finding, Run, Verdict
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,10 @@ class Failure:
         return f"{where}: {self.why.rstrip('.')}{more}."
 
     def command(self, run: Run) -> str:
-        """The command that repeats the cell alone. What is a default goes without saying."""
+        """The command, or of models in memory the call, that repeats the cell alone. Defaults go without saying."""
         cell, of = self.cell, run.checkpoint_of(self.cell)
+        if of.origin == IN_MEMORY:
+            return self._call()
         options = {
             "--weights": (of.weights, "auto"),
             "--bridge": (cell.candidate, "cgverify"),
@@ -45,6 +47,19 @@ class Failure:
         said = [part for name, (value, default) in options.items() if value != default for part in (name, str(value))]
         where = ["--component", cell.component, "--case", cell.case]
         return shlex.join(["cgverify", "all-components", "--model", of.asked, *where, *said])
+
+    def _call(self) -> str:
+        cell = self.cell
+        axes = {
+            "layers": (cell.layer, None),
+            "components": (cell.kind, ""),
+            "cases": (cell.case, ""),
+            "seeds": (cell.seed, 0),
+            "batch_size": (cell.batch_size, 2),
+            "seq_len": (cell.seq_len, 8),
+        }
+        said = [f"{name}={value!r}" for name, (value, default) in axes.items() if value != default]
+        return f"cgverify.verify({', '.join(['bridge', 'reference', *said])})"
 
     def _inputs(self, settings: Mapping[str, Any]) -> dict[str, tuple[object, object]]:
         """The options that say what a cell's inputs are."""
