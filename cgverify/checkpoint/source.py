@@ -9,6 +9,7 @@ import copy
 import hashlib
 import json
 import re
+import threading
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -95,6 +96,7 @@ class FolderWeights:
         self.stored_width = (config.dtype or torch.float32).itemsize
         files = weight_files(folder)
         self._open: TensorFile = opened(files.paths[0])
+        self._choosing = threading.Lock()
         self._shards = files.shard_of or dict.fromkeys(self._open.names, files.paths[0])
         self._stands_for = TIED if config.tie_word_embeddings else {}
         self._require_codegen(folder)
@@ -105,9 +107,11 @@ class FolderWeights:
         if stored is None:
             raise WeightsError(f"The checkpoint has no tensor {name}: it is incomplete, or not CodeGen's.")
         path = self._shards[stored]
-        if self._open.path != path:  # one file at a time: what is mapped counts as memory
-            self._open = opened(path)
-        return self._open.read(stored, shape)
+        with self._choosing:  # a view's tensors are read side by side
+            if self._open.path != path:  # one file at a time: what is mapped counts as memory
+                self._open = opened(path)
+            file = self._open
+        return file.read(stored, shape)
 
     def _stored_name(self, name: str) -> str | None:
         return next((each for each in (name, self._stands_for.get(name)) if each in self._shards), None)

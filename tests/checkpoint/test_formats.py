@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,20 @@ def test_formats_of_one_checkpoint_give_the_same_findings(folder: Path, model: C
             path.unlink()
     assert found[0] == found[1]
     assert len(found[0]) == 13
+
+
+@pytest.mark.parametrize("form", ["sharded .bin", "sharded safetensors"])
+def test_tensors_of_several_shards_can_be_read_at_once(folder: Path, model: CodeGenForCausalLM, form: str) -> None:
+    """As the window reads a view. One file is open at a time, and each thread must read from its own."""
+    expected = model.state_dict()
+    source = resolve(store(folder, expected, FORMS[form]))
+    names = sorted(expected) * 8
+
+    def read(name: str) -> bool:
+        return torch.equal(source.read(name, expected[name].shape), expected[name])
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(read, names))
 
 
 @pytest.mark.parametrize("stored", ["transformer.wte.weight", "lm_head.weight", "both"])
