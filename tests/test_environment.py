@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import mmap
 import subprocess
 import sys
 
@@ -34,7 +33,7 @@ def test_imports_are_not_collected_and_are_left_out_of_later_passes() -> None:
 
 
 FAULTS = """
-import mmap, resource, sys
+import resource, sys
 from cgverify.environment import keep_memory
 if sys.argv[1] == "kept": keep_memory()
 import torch
@@ -55,9 +54,9 @@ def test_memory_that_is_kept_faults_once() -> None:
         done = subprocess.run([sys.executable, "-c", FAULTS, memory], capture_output=True, text=True, check=True)
         return int(done.stdout)
 
-    pages = (1 << 26) // mmap.PAGESIZE
-    assert faults("kept") < pages / 100
-    assert faults("fresh") >= pages / 1000
+    huge_pages = (1 << 26) // (1 << 21)
+    assert faults("kept") < huge_pages / 4
+    assert faults("fresh") >= huge_pages  # a system that gives huge pages unasked has one fault for each
 
 
 def test_where_torch_is_imported_already_nothing_is_frozen() -> None:
