@@ -185,9 +185,9 @@ def silent_hooks(observed: Observed) -> tuple[str, ...]:
     if not silent:
         return ()
     on = {flag for step in observed.steps for flag in step.conditions.flags}
-    waiting = {hook for flag, hooks in gated.HOOKS.items() if flag not in on for hook in hooks}
-    found = set.intersection(*silent) - required - set(gated.LEFT_OFF)
-    return tuple(sorted(hook for hook in found if hook.removeprefix("attn.") not in waiting))
+    flagged = gated.hooks(observed.component.kind)
+    waiting = {hook for flag, hooks in flagged.items() if flag not in on for hook in hooks}
+    return tuple(sorted(set.intersection(*silent) - required - waiting))
 
 
 def described(error: BaseException) -> str:

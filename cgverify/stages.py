@@ -14,6 +14,7 @@ import torch
 from cgverify.oracle.arithmetic import Expected, exactly, observed
 from cgverify.oracle.block_sum import block_sum
 from cgverify.oracle.cache import cached
+from cgverify.oracle.fused_qkv import joined
 from cgverify.oracle.gelu import gelu_new
 from cgverify.oracle.layer_norm import layer_norm, normalized, scale
 from cgverify.oracle.mix import mix
@@ -41,7 +42,7 @@ class Local:
         read = _Recorder(side)
         try:
             return self.compute(read, parameters), read.names
-        except (KeyError, RuntimeError):  # the second is how torch says that shapes do not fit
+        except (LookupError, RuntimeError):  # torch says by either that shapes do not fit
             return None, read.names
 
 
@@ -239,9 +240,12 @@ def attention(prefix: str, source: str, with_cache: bool) -> tuple[Stage, ...]:
         for name in (
             "hook_in",
             *("hook_q", "hook_k", "hook_v", "hook_rot_q", "hook_rot_k", "hook_attn_scores", "hook_pattern"),
-            *("hook_z", "hook_out", "cache_keys", "cache_values"),
+            *("hook_z", "hook_out", "cache_keys", "cache_values", "qkv.hook_in", "qkv.hook_out"),
         )
     }
+
+    def fused(side: View, _: Parameters) -> Expected:
+        return exactly(joined({w: side[tap[f"hook_{w}"]] for w in "qkv"}), side[tap["hook_q"]].dtype)
 
     def rotated(which: str) -> Local:
         return Local(lambda side, parameters: heads.rotate(which, side, parameters))
@@ -269,7 +273,9 @@ def attention(prefix: str, source: str, with_cache: bool) -> tuple[Stage, ...]:
     )
     return (
         copy("input", tap["hook_in"], source, RESIDUAL),
+        copy("input", tap["qkv.hook_in"], tap["hook_in"], RESIDUAL, required=False),
         *(copy("input", f"{prefix}{w}.hook_in", tap["hook_in"], RESIDUAL, required=False) for w in "qkv"),
+        Stage("qkv_layout", tap["qkv.hook_out"], Local(fused), RESIDUAL, required=False),
         *(linear(f"project_{w}", tap[f"hook_{w}"], tap["hook_in"], f"attn.{w}", HEADS) for w in "qkv"),
         Stage("rope", tap["hook_rot_q"], rotated("q"), HEADS),
         Stage("rope", tap["hook_rot_k"], rotated("k"), HEADS),

@@ -151,8 +151,9 @@ def module_io(module: nn.Module, see: Callable[[str, torch.Tensor], None], into:
 def attention_taps(attention: Any, see: Callable[[str, torch.Tensor], None]) -> Iterator[None]:
     """Show what a `CodeGenAttention` computes, under the names and in the shapes of the bridge's hooks.
 
-    q, k and v are what `_split_heads` returns; rotated q and k what `_attn` receives (with a cache, its last
-    keys, already cast); scores the input of its softmax; the pattern what it returns; z what `out_proj` receives.
+    `qkv.hook_out` is the fused product; q, k and v what `_split_heads` returns; rotated q and k what `_attn` receives
+    (with a cache, its last keys, already cast); scores the input of its softmax; the pattern what it returns; z what
+    `out_proj` receives.
     """
     split_heads, attn = attention._split_heads, attention._attn
     projections: Iterator[str] = iter(())
@@ -180,15 +181,15 @@ def attention_taps(attention: Any, see: Callable[[str, torch.Tensor], None]) -> 
 
     def see_ends(name: str, tensor: torch.Tensor) -> None:
         """What comes in is what the three projections share; what goes out has one more name."""
-        for each in {"hook_in": ("hook_in", "q.hook_in", "k.hook_in", "v.hook_in")}.get(
-            name, ("hook_out", "hook_hidden_states")
-        ):
+        shared = ("hook_in", "qkv.hook_in", "q.hook_in", "k.hook_in", "v.hook_in")
+        for each in shared if name == "hook_in" else ("hook_out", "hook_hidden_states"):
             see(each, tensor)
 
     attention._split_heads, attention._attn = watched_split, watched_attn
     try:
         with (
             module_io(attention, see_ends, "hook_in", "hook_out"),
+            module_io(attention.qkv_proj, see, "", "qkv.hook_out"),
             module_io(attention.out_proj, see_z, "hook_z", ""),
             module_io(attention.out_proj, see, "", "o.hook_out"),
         ):

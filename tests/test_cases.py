@@ -8,13 +8,16 @@ from typing import Any
 
 import case_faults
 import pytest
+import torch
+from transformers import CodeGenForCausalLM
 from verification import ALL_DTYPES, failed, findings, verify
 
 from cgverify import plan
-from cgverify.cases import CASES
-from cgverify.cases.gated import HOOKS
+from cgverify.bridge import boot
+from cgverify.cases import CASES, gated
 from cgverify.components import COMPONENTS
 from cgverify.records import CellResult, Verdict
+from cgverify.tap import Observation, hook_points
 
 OWN = ["masked_row", "cast_table", "gated", "patched", "train"]
 """The cases beyond the default ones, which have tests of their own."""
@@ -61,12 +64,22 @@ def test_attention_is_bitwise_where_hugging_face_does_the_same(ours: list[CellRe
 
 @pytest.mark.parametrize("kind", ["attn", "block"])
 def test_every_gated_hook_is_judged_and_patched(ours: list[CellResult], kind: str) -> None:
-    prefix = "attn." if kind == "block" else ""
-    for flag, hooks in HOOKS.items():
+    for flag, hooks in gated.hooks(kind).items():
         taps = {f.tap for f in findings(of(ours, case="gated", kind=kind)) if f.step == flag}
-        assert {prefix + hook for hook in hooks} <= taps
+        assert set(hooks) <= taps
         steps = {f.step for f in findings(of(ours, case="patched", kind=kind))}
-        assert {prefix + hook for hook in hooks} <= steps
+        assert set(hooks) <= steps
+
+
+@pytest.mark.parametrize("kind", COMPONENTS)
+def test_every_hook_that_a_bridge_registers_is_judged(model: CodeGenForCausalLM, kind: str) -> None:
+    """By itself or under its flag: nothing is shown to a researcher that no stage has held."""
+    component = COMPONENTS[kind]
+    node = boot(model).get_submodule(component.bridge_path)
+    bridge = Observation({name: torch.empty(1, 1, 1, 1) for name, _ in hook_points(node)})
+    component.name_taps(bridge)
+    plain = {stage.tap for stage in component.stages(False)}
+    assert set(bridge.taps) <= plain.union(*gated.hooks(kind).values())
 
 
 def test_every_hook_of_attention_that_fires_is_patched(ours: list[CellResult]) -> None:
@@ -128,7 +141,7 @@ def test_flags_are_put_back() -> None:
     """What comes after `gated` runs plainly again, on the same bridge."""
     verify(candidates=["test_cases:kept"], cases=["gated", "default"], components=["attn"])
     (bridge,) = import_module("test_cases").KEPT  # as `--bridge` imports it
-    assert not any(getattr(bridge.cfg, flag) for flag in HOOKS)
+    assert not any(getattr(bridge.cfg, flag) for flag in gated.hooks("block"))
 
 
 KEPT: list[Any] = []
@@ -151,7 +164,7 @@ def test_upstreams_flags_without_effect_are_named(upstream: list[CellResult]) ->
     missing = {
         (f.step, f.tap) for f in failed(of(upstream, case="gated", kind="attn")) if not f.tap.startswith("hook_rot")
     }
-    assert missing == {(flag, hook) for flag, hooks in HOOKS.items() for hook in hooks}
+    assert missing == {(flag, hook) for flag, hooks in gated.hooks("attn").items() for hook in hooks}
 
 
 def test_upstreams_missing_residual_dropout_is_told(upstream: list[CellResult]) -> None:
@@ -161,7 +174,7 @@ def test_upstreams_missing_residual_dropout_is_told(upstream: list[CellResult]) 
 
 
 def test_upstreams_hooks_that_fire_are_used(upstream: list[CellResult]) -> None:
-    dead = {"hook_rot_q", "hook_rot_k", *(hook for hooks in HOOKS.values() for hook in hooks)}
+    dead = {"hook_rot_q", "hook_rot_k", *(hook for hooks in gated.hooks("attn").values() for hook in hooks)}
     found = failed(of(upstream, case="patched"))
     assert {finding.verdict for finding in found} == {Verdict.MISSING}
     assert {finding.tap.removeprefix("attn.") for finding in found} == dead

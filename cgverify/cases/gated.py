@@ -1,12 +1,13 @@
-"""`gated`: hooks that a flag of the bridge's config turns on. Three forwards, under one flag each.
+"""`gated`: hooks that a flag of the bridge's config turns on. A forward for each flag that a component has.
 
-| flag | hooks that must exist, all `[batch, seq, heads, d_model]` | what then leads on |
+| flag | hooks of attention that must exist, all `[batch, seq, heads, d_model]` | what then leads on |
 |---|---|---|
 | `use_attn_result` | `hook_result` | the output is the sum of the heads' results |
 | `use_split_qkv_input` | `hook_q_input`, `hook_k_input`, `hook_v_input` | each head projects its own copy |
 | `use_attn_in` | `hook_attn_in` | likewise, from one copy for q, k and v |
 
 The copies are made before ln1 in a block, which then normalizes each of them. The last two flags exclude each other.
+A block has `use_hook_mlp_in` as well: what `hook_mlp_in` returns is what the MLP reads. It need not fire.
 Hugging Face has none of this and runs plainly: sums have another order, so the output holds its bound, not the bits.
 Only this case sees a flag without effect, heads in the wrong order, a result that is not what is summed, a copy that is
 taken after ln1 or normalized twice. The inputs are those of `stress`.
@@ -25,21 +26,27 @@ from cgverify.oracle.layer_norm import layer_norm
 from cgverify.oracle.parameters import Parameters
 from cgverify.oracle.per_head import head_projections, head_results, head_sum, unseen_head_sum
 from cgverify.probe import Inputs, Recipe, Step
-from cgverify.stages import HEADS, RESIDUAL, Local, Stage, View
+from cgverify.stages import HEADS, RESIDUAL, Local, Stage, View, copy
 
 RESULT = "use_attn_result"
 SPLIT = "use_split_qkv_input"
 SHARED = "use_attn_in"
+MLP_IN = "use_hook_mlp_in"
 
-HOOKS = {
-    RESULT: ("hook_result",),
-    SPLIT: ("hook_q_input", "hook_k_input", "hook_v_input"),
-    SHARED: ("hook_attn_in",),
-}
-"""What each flag turns on, on attention."""
 
-LEFT_OFF = ("hook_mlp_in",)
-"""A block's hook whose flag, `use_hook_mlp_in`, no case turns on."""
+def hooks(kind: str) -> dict[str, tuple[str, ...]]:
+    """What each flag turns on, by the taps of a kind of component."""
+    of_attention = {
+        RESULT: ("hook_result",),
+        SPLIT: ("hook_q_input", "hook_k_input", "hook_v_input"),
+        SHARED: ("hook_attn_in",),
+    }
+    if kind == "attn":
+        return of_attention
+    if kind == "block":
+        in_block = {flag: tuple(f"attn.{hook}" for hook in own) for flag, own in of_attention.items()}
+        return in_block | {MLP_IN: ("hook_mlp_in",)}
+    return {}
 
 
 @dataclass(frozen=True)
@@ -57,15 +64,23 @@ _ALONE = _Place(prefix="", residual="hook_in", norm=None)
 _IN_BLOCK = _Place(prefix="attn.", residual="hook_in", norm="ln1")
 
 
-def _steps(_: Component, inputs: Inputs, __: Recipe) -> tuple[Step, ...]:
-    return tuple(Step(flag, inputs, Conditions(flags=(flag,))) for flag in HOOKS)
+def _steps(component: Component, inputs: Inputs, _: Recipe) -> tuple[Step, ...]:
+    return tuple(Step(flag, inputs, Conditions(flags=(flag,))) for flag in hooks(component.kind))
 
 
 def stages(component: Component, flag: str) -> tuple[Stage, ...]:
     """The stages of attention or of a block under a flag."""
     place = _IN_BLOCK if component.kind == "block" else _ALONE
-    change = _summed if flag == RESULT else _forked
+    change = {RESULT: _summed, MLP_IN: _hooked}.get(flag, _forked)
     return tuple(change(component.stages(False), place, flag))
+
+
+def _hooked(plain: tuple[Stage, ...], _: _Place, __: str) -> Iterator[Stage]:
+    """What the MLP reads, seen on its way there."""
+    for stage in plain:
+        if stage.tap == "mlp.hook_in":
+            yield copy("input", "hook_mlp_in", "ln1.hook_out", RESIDUAL, required=False)
+        yield stage
 
 
 def _summed(plain: tuple[Stage, ...], place: _Place, _: str) -> Iterator[Stage]:

@@ -18,6 +18,7 @@ from cgverify.cases.case import Case
 from cgverify.components import Component
 from cgverify.conditions import Conditions, Patch
 from cgverify.oracle.arithmetic import Expected, exactly, observed
+from cgverify.oracle.fused_qkv import part_of
 from cgverify.oracle.layer_norm import affine, normalized_by
 from cgverify.oracle.parameters import Parameters
 from cgverify.probe import Inputs, Recipe, Step, as_it_comes
@@ -32,11 +33,8 @@ def hooks(component: Component) -> dict[str, tuple[str, ...]]:
     taps = [stage.tap for stage in component.stages(False) if not stage.tap.startswith("returned")]
     if component.kind == "block":
         taps = [tap for tap in taps if tap.startswith(IN_BLOCK)]
-    prefix = {"attn": "", "block": "attn."}.get(component.kind)
     plain: dict[str, tuple[str, ...]] = dict.fromkeys(taps, ())
-    if prefix is None:
-        return plain
-    return plain | {prefix + hook: (flag,) for flag, own in gated.HOOKS.items() for hook in own}
+    return plain | {hook: (flag,) for flag, own in gated.hooks(component.kind).items() for hook in own}
 
 
 def _steps(component: Component, inputs: Inputs, recipe: Recipe) -> tuple[Step, ...]:
@@ -71,7 +69,21 @@ def _next_steps(kind: str) -> dict[str, dict[str, Oracle]]:
     attn, mlp = ("attn.", "mlp.") if kind == "block" else ("", "")
     scale, normalized = "ln1.hook_scale", "ln1.hook_normalized"
     output, hidden = f"{attn}o.hook_out", f"{attn}hook_hidden_states"
+    fused_in, fused_out = f"{attn}qkv.hook_in", f"{attn}qkv.hook_out"
+
+    def part(w: str) -> Local:
+        def compute(side: View, parameters: Parameters) -> Expected:
+            own = part_of(side[fused_out], w, parameters.n_heads)
+            return exactly(own, own.dtype)
+
+        return Local(compute)
+
     of_attention: dict[str, dict[str, Oracle]] = {
+        fused_in: {
+            **{f"{attn}{w}.hook_in": _same(fused_in) for w in "qkv"},
+            **{f"{attn}hook_{w}": Product(fused_in, f"attn.{w}") for w in "qkv"},
+        },
+        fused_out: {f"{attn}hook_{w}": part(w) for w in "qkv"},
         **{f"{attn}{w}.hook_in": {f"{attn}hook_{w}": Product(f"{attn}{w}.hook_in", f"attn.{w}")} for w in "qkv"},
         output: {f"{attn}hook_out": _same(output), hidden: _same(output)},
         hidden: {f"{attn}hook_out": _same(hidden)},
@@ -95,7 +107,8 @@ def _next_steps(kind: str) -> dict[str, dict[str, Oracle]]:
         scale: {normalized: Local(scaled), "ln1.hook_out": with_gain_and_bias(scaled)},
         normalized: {"ln1.hook_out": with_gain_and_bias(lambda side, _: observed(side[normalized]))},
     }
-    return {"attn": of_attention, "mlp": of_mlp, "block": of_attention | of_mlp | of_norm}[kind]
+    of_branch: dict[str, dict[str, Oracle]] = {"hook_mlp_in": {"mlp.hook_in": _same("hook_mlp_in")}}
+    return {"attn": of_attention, "mlp": of_mlp, "block": of_attention | of_mlp | of_norm | of_branch}[kind]
 
 
 def _same(tap: str) -> Local:

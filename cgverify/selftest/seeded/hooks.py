@@ -95,6 +95,17 @@ class ShowsHeadsInAnotherOrder(CodeGenAttentionBridge):
         return super()._mix(pattern.flip(1), value)
 
 
+class ShowsFusedInPlainOrder(CodeGenAttentionBridge):
+    """`qkv.hook_out` sees q, k and v one behind another, not in the fused weight's order."""
+
+    def _project_fused(self, fused: Any, hidden_states: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        hidden_states = fused.hook_in(hidden_states)
+        projections = (self.q, self.k, self.v)
+        apart = [projection.original_component(projection.hook_in(hidden_states)) for projection in projections]
+        parts = fused.hook_out(torch.cat(apart, -1)).chunk(3, -1)
+        return tuple(projection.hook_out(part) for projection, part in zip(projections, parts, strict=True))
+
+
 class FiresTwice(CodeGenAttentionBridge):
     """`hook_pattern` fires twice in one forward."""
 
@@ -208,6 +219,7 @@ FAULTS = (
     fault(ShowsRotatedKeysAsQueries, "rope"),
     fault(ShowsUnrotatedQueries, "rope"),
     fault(ShowsHeadsInAnotherOrder, "softmax"),
+    fault(ShowsFusedInPlainOrder, "qkv_layout", "project_q", "project_k", "project_v"),
     fault(FiresTwice, "conduct"),
     fault(RotationHooksDead, "rope", "patched"),
     fault(PatternHookDead, "softmax", "patched"),

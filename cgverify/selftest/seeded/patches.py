@@ -29,6 +29,16 @@ def attention_input_patch_ignored(bridge: Any) -> Any:
     return _deafened(bridge, "attn.hook_in")
 
 
+def fused_input_patch_ignored(bridge: Any) -> Any:
+    """`attn.qkv.hook_in` only shows."""
+    return _deafened(bridge, "attn.qkv.hook_in")
+
+
+def fused_patch_ignored(bridge: Any) -> Any:
+    """`attn.qkv.hook_out` only shows."""
+    return _deafened(bridge, "attn.qkv.hook_out")
+
+
 def query_patch_ignored(bridge: Any) -> Any:
     """`hook_q` only shows."""
     return _deafened(bridge, "attn.q.hook_out")
@@ -84,6 +94,11 @@ def activation_patch_ignored(bridge: Any) -> Any:
     return _deafened(bridge, "mlp.out.hook_in")
 
 
+def branch_patch_ignored(bridge: Any) -> Any:
+    """`hook_mlp_in` only shows."""
+    return _deafened(bridge, "hook_mlp_in")
+
+
 class OneHeadKeepsItsPattern(CodeGenAttentionBridge):
     """Head 0 attends as the pattern was before a hook changed it."""
 
@@ -115,9 +130,12 @@ class HeadsProjectTheirNeighbours(CodeGenAttentionBridge):
 
 
 _MLP = ("mlp", "block")
+_PROJECTIONS = ("project_q", "project_k", "project_v")
 
 FAULTS = (
     fault(attention_input_patch_ignored, "project_q", "input", case="patched"),
+    fault(fused_input_patch_ignored, "input", *_PROJECTIONS, case="patched"),
+    fault(fused_patch_ignored, *_PROJECTIONS, case="patched"),
     fault(query_patch_ignored, "rope", case="patched"),
     fault(key_patch_ignored, "rope", case="patched"),
     fault(value_patch_ignored, "mix", case="patched"),
@@ -129,7 +147,8 @@ FAULTS = (
     fault(output_patch_ignored, "output", "returned", "block_sum", case="patched"),
     fault(pre_activation_patch_ignored, "activation", kinds=_MLP, case="patched"),
     fault(activation_patch_ignored, "mlp_out", kinds=_MLP, case="patched"),
+    fault(branch_patch_ignored, "input", kinds=("block",), case="patched"),
     fault(OneHeadKeepsItsPattern, "mix", case="patched"),
     fault(ReturnsThePatternFromBefore, "returned", case="patched"),
-    fault(HeadsProjectTheirNeighbours, "project_q", "project_k", "project_v", case="patched"),
+    fault(HeadsProjectTheirNeighbours, *_PROJECTIONS, case="patched"),
 )

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformer_lens.hook_points import HookPoint
 
 from cgverify.bridge import CodeGenAttentionBridge
 from cgverify.selftest.entry import fault
@@ -110,6 +111,20 @@ class NormalizedTwice(CodeGenAttentionBridge):
         return super()._apply_ln1_per_head(super()._apply_ln1_per_head(x))
 
 
+class DoublingHookPoint(HookPoint):  # type: ignore[misc]
+    """Shows twice what it was given, and halves what comes back."""
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        halved: torch.Tensor = super().__call__(x * 2) / 2
+        return halved
+
+
+def branch_shown_doubled(bridge: Any) -> Any:
+    """`hook_mlp_in` sees twice what the MLP reads."""
+    bridge.blocks[0].hook_mlp_in.__class__ = DoublingHookPoint
+    return bridge
+
+
 _PROJECTIONS = ("project_q", "project_k", "project_v")
 
 FAULTS = (
@@ -123,4 +138,5 @@ FAULTS = (
     fault(ResultsInReverse, "result", case="gated"),
     fault(CopiesAfterNorm, "fork", *_PROJECTIONS, kinds=("block",), case="gated"),
     fault(NormalizedTwice, *_PROJECTIONS, kinds=("block",), case="gated"),
+    fault(branch_shown_doubled, "input", kinds=("block",), case="gated"),
 )
