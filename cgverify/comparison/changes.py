@@ -11,6 +11,7 @@ from typing import Any
 
 from cgverify.baseline import StoredRun
 from cgverify.comparison.pairs import Pairing, pair_cells, pair_findings
+from cgverify.plan import WHOLE
 from cgverify.records import Cell, CellResult, Finding, Run, Verdict
 
 TAP = ("model", "candidate", "dtype", "device", "rotary_dim", "case", "kind")
@@ -67,11 +68,11 @@ class Refusal:
 
 
 @dataclass(frozen=True)
-class Stopped:
-    """A hook that fired in cells of the baseline and fires in them no more."""
+class Hook:
+    """A hook that fires in cells of one run and not in the same cells of the other."""
 
     candidate: str
-    hook: str
+    name: str
     cells: int
 
 
@@ -128,7 +129,10 @@ class Comparison:
     """Cells that are no longer compared."""
     regained: list[Refusal]
     """Cells that were not compared in the baseline, and are now."""
-    stopped: list[Stopped]
+    stopped: list[Hook]
+    """They fired in the baseline."""
+    started: list[Hook]
+    """They did not."""
     appeared: list[CellResult]
     vanished: list[CellResult]
     pairing: Pairing
@@ -160,7 +164,8 @@ def compare(baseline: StoredRun, run: StoredRun) -> Comparison:
     better: list[Change] = []
     lost: list[Refusal] = []
     regained: list[Refusal] = []
-    silenced: dict[tuple[str, str], set[str]] = {}
+    stopped: Counter[tuple[str, str]] = Counter()
+    started: Counter[tuple[str, str]] = Counter()
     taps = 0
     for before, after in pairing.pairs:
         cell, pairs = after.cell, pair_findings(before, after)
@@ -170,8 +175,10 @@ def compare(baseline: StoredRun, run: StoredRun) -> Comparison:
         better += [change for change in changes if _direction(change) < 0]
         lost += _refused(cell, pairs)
         regained += _refused(cell, [(new, old) for old, new in pairs])
-        for hook in _gone_silent(before, after, changes):
-            silenced.setdefault((cell.candidate, hook), set()).add(cell.id)
+        stopped.update((cell.candidate, hook) for hook in _gone_silent(before, after, pairs))
+        started.update(
+            (cell.candidate, hook) for hook in _gone_silent(after, before, [(new, old) for old, new in pairs])
+        )
     return Comparison(
         baseline=baseline.run,
         run=run.run,
@@ -182,7 +189,8 @@ def compare(baseline: StoredRun, run: StoredRun) -> Comparison:
         growths=_growths(pairing.pairs),
         lost=lost,
         regained=regained,
-        stopped=[Stopped(candidate, hook, len(cells)) for (candidate, hook), cells in silenced.items()],
+        stopped=[Hook(*hook, cells) for hook, cells in stopped.items()],
+        started=[Hook(*hook, cells) for hook, cells in started.items()],
         appeared=pairing.only_after,
         vanished=pairing.only_before,
         pairing=pairing,
@@ -217,27 +225,29 @@ def _refused(cell: Cell, pairs: Sequence[tuple[Finding | None, Finding | None]])
     return refusals[:1]
 
 
-def _gone_silent(before: CellResult, after: CellResult, changes: Sequence[Change]) -> list[str]:
-    """Hooks that fired in the baseline's cell and do not now, without a failure or a refusal that explains it."""
+def _gone_silent(
+    before: CellResult, after: CellResult, pairs: Sequence[tuple[Finding | None, Finding | None]]
+) -> list[str]:
+    """Hooks that fire in one run's cell and not in the other's, which had the same forward and did not fail in it."""
     explained = any(
-        change.before is None and change.after is not None and (change.fails or not change.after.verdict.compares)
-        for change in changes
+        old is None and new is not None and (new.verdict.fails or not new.verdict.compares) for old, new in pairs
     )
     missing = [
-        change.after.tap
-        for change in changes
-        if change.before is not None and change.after is not None
-        if change.after.verdict is Verdict.MISSING is not change.before.verdict
+        new.tap
+        for old, new in pairs
+        if old is not None and new is not None
+        if new.verdict is Verdict.MISSING is not old.verdict
     ]
+    forwards = {finding.step for finding in after.findings}
     gone = [
-        change.before.tap
-        for change in changes
-        if change.after is None and change.before is not None and not change.before.verdict.fails
+        old.tap
+        for old, new in pairs
+        if new is None and old is not None and old.step in forwards and not old.verdict.fails
     ]
     silent = [hook for hook in after.silent_hooks if hook not in before.silent_hooks]
     kind = after.cell.kind
     names = dict.fromkeys([*missing, *(() if explained else gone), *silent])
-    return [hook if kind == "block" else f"{kind}.{hook}" for hook in names if hook]
+    return [hook if kind in ("block", *WHOLE) else f"{kind}.{hook}" for hook in names if hook]
 
 
 def _growths(pairs: Iterable[tuple[CellResult, CellResult]]) -> list[Growth]:

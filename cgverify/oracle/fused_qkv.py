@@ -49,4 +49,5 @@ def joined(by_head: Mapping[str, torch.Tensor]) -> torch.Tensor:
 def part_of(fused: torch.Tensor, which: str, n_heads: int) -> torch.Tensor:
     """The "q", "k" or "v", `[..., heads, head_dim]`, in what the fused weight made."""
     head_dim = fused.shape[-1] // len(ORDER) // n_heads
-    return fused[..., rows_of(which, n_heads, head_dim).to(fused.device)].unflatten(-1, (n_heads, head_dim))
+    part = fused[..., rows_of(which, n_heads, head_dim).to(fused.device)]
+    return part.reshape(*fused.shape[:-1], n_heads, head_dim)

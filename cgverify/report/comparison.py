@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 import pandas as pd
 
-from cgverify.comparison.changes import Change, Comparison, Group, Growth, Refusal
+from cgverify.comparison.changes import Change, Comparison, Group, Growth, Hook, Refusal
 from cgverify.records import Cell, Finding
 from cgverify.report import as_json
 from cgverify.report.document import document
@@ -76,6 +76,7 @@ def _json(comparison: Comparison, regressions: Sequence[str]) -> str:
         "appeared": [asdict(group) for group in comparison.appeared_groups],
         "vanished": [asdict(group) for group in comparison.vanished_groups],
         "stopped": [asdict(hook) for hook in comparison.stopped],
+        "started": [asdict(hook) for hook in comparison.started],
         "times": asdict(comparison.times) if comparison.times else None,
         "changes": as_json.rows(comparison_frame(comparison)),
     }
@@ -150,8 +151,9 @@ def sections(comparison: Comparison, regressions: Sequence[str] | None = None) -
     if comparison.regained:
         yield Section(f"Compared now: {counted(len(comparison.regained), 'cell')}", _reasons(comparison.regained))
     if comparison.stopped:
-        lines = [f"{each.candidate}: {each.hook}, in {counted(each.cells, 'cell')}" for each in comparison.stopped]
-        yield Section("Hooks that stopped firing", lines[:SHOWN] + _more(len(lines)), tone="bad")
+        yield Section("Hooks that stopped firing", _hooks(comparison.stopped), tone="bad")
+    if comparison.started:
+        yield Section("Hooks that fire now", _hooks(comparison.started))
     for title, groups in (("Vanished", comparison.vanished_groups), ("Appeared", comparison.appeared_groups)):
         if groups:
             yield _cells(title, groups)
@@ -177,6 +179,11 @@ def _reasons(refusals: Sequence[Refusal]) -> list[str]:
         + (f" (and {counted(len(cells) - 1, 'more cell')})" if len(cells) > 1 else "")
         for reason, cells in by_reason.items()
     ]
+    return lines[:SHOWN] + _more(len(lines))
+
+
+def _hooks(hooks: Sequence[Hook]) -> list[str]:
+    lines = [f"{each.candidate}: {each.name}, in {counted(each.cells, 'cell')}" for each in hooks]
     return lines[:SHOWN] + _more(len(lines))
 
 
@@ -213,7 +220,8 @@ def _verdict_line(comparison: Comparison, regressions: Sequence[str] | None) -> 
     if regressions:
         return f"Regression: {compared}"
     taps = comparison.worse, comparison.better, comparison.lost, comparison.regained
-    if not any((*taps, comparison.vanished, comparison.appeared)):
+    hooks = comparison.stopped, comparison.started
+    if not any((*taps, *hooks, comparison.vanished, comparison.appeared)):
         return f"No change: {compared}"
     return compared if regressions is None else f"No regression: {compared}"
 

@@ -24,7 +24,9 @@ def test_a_run_beside_itself_shows_nothing() -> None:
     results = [a_result(layer=layer) for layer in range(3)]
     same = compared(results, list(reversed(results)))
     assert (same.cells, same.taps) == (3, 3)
-    assert same.worse == same.better == same.growths == same.lost == same.stopped == same.differences == []
+    assert (
+        same.worse == same.better == same.growths == same.lost == same.stopped == same.started == same.differences == []
+    )
     assert not fails(same, "worse", "diverged", "missing-cells", "r:1.1x")
 
 
@@ -64,8 +66,15 @@ def test_hooks_that_stopped_firing_are_named_once_with_their_number_of_cells() -
         a_result(a_finding("hook_q"), a_finding("hook_z", verdict=Verdict.MISSING, r=None), layer=1),
         a_result(a_finding("hook_q"), a_finding("hook_z"), silent_hooks=("hook_result",), layer=2),
     ]
-    stopped = {hook.hook: hook.cells for hook in compared(before, after).stopped}
+    stopped = {hook.name: hook.cells for hook in compared(before, after).stopped}
     assert stopped == {"attn.hook_z": 2, "attn.hook_result": 1}
+    assert {hook.name: hook.cells for hook in compared(after, before).started} == stopped
+
+
+def test_a_forward_that_only_one_run_has_stops_and_starts_no_hook() -> None:
+    before = [a_result(a_finding("hook_q", step="prefill"))]
+    after = [a_result(a_finding("hook_q", step="prefill"), a_finding("hook_z", step="chunk"))]
+    assert compared(before, after).started == compared(after, before).stopped == []
 
 
 @pytest.mark.parametrize("verdict", [Verdict.ERROR, Verdict.UNSUPPORTED])
