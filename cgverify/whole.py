@@ -99,11 +99,14 @@ def run(
             message = f"the reference refuses: {reference.raised}"
             yield from one_cell.not_run([cell], Verdict.UNSUPPORTED, message)
             continue
-        findings = [
-            *_judged(cell, reference, course, window, setting, keep, started),
-            *_beside(cell, reference, course, journey),
-        ]
-        yield CellResult(cell=cell, findings=tuple(findings), seconds=time.perf_counter() - started)
+        judged = list(_judged(cell, reference, course, window, setting, keep, started))
+        findings = [finding for one in judged for finding in one.findings]
+        yield CellResult(
+            cell=cell,
+            findings=(*findings, *_beside(cell, reference, course, journey)),
+            blame=_first_blame(judged),
+            seconds=time.perf_counter() - started,
+        )
 
 
 def _booted_course(candidate: Candidate, model: nn.Module, prompt: Prompt, setting: Setting) -> _Course:
@@ -222,7 +225,7 @@ def _judged(
     setting: Setting,
     keep: one_cell.Keep,
     started: float,
-) -> Iterator[Finding]:
+) -> Iterator[CellResult]:
     """Every component in every forward, by the stages that it has in the window."""
     for view in reference.forwards[0].seen:
         component = COMPONENTS[kind_of(view)]
@@ -237,8 +240,18 @@ def _judged(
         window.show(view)
         parameters = Parameters(window.model(setting))
         observed = Observed(cell, component, steps, _not_again, Spent(started, candidate=0.0, reference=0.0))
-        for result in one_cell.judge([observed], parameters, keep, one_cell.no_blame):
-            yield from result.findings
+        yield from one_cell.judge([observed], parameters, keep)
+
+
+def _first_blame(judged: Sequence[CellResult]) -> str:
+    """Why the first component failed that did, and how many behind it do; empty where all hold."""
+    blames = [one.blame for one in judged if one.blame]
+    if not blames:
+        return ""
+    more = len(blames) - 1
+    return blames[0] + (
+        f"; {more} more {'component fails' if more == 1 else 'components fail'} behind it" if more else ""
+    )
 
 
 def _not_again(*_: object) -> None:

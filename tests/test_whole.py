@@ -95,6 +95,15 @@ def test_what_only_a_whole_model_shows_is_found_in_its_layer(seeded: list[CellRe
     assert differ or fault is whole_faults.cache_of_another_layer
 
 
+def test_a_whole_model_that_fails_is_told_in_a_sentence_with_what_follows_behind(seeded: list[CellResult]) -> None:
+    third, cache = (
+        of(seeded, candidate=f"whole_faults:{fault.__name__}", kind="model")[0].blame
+        for fault in (whole_faults.third_layer_as_second, whole_faults.cache_of_another_layer)
+    )
+    assert third.startswith("layer_norm breaks first, everywhere in ln1.hook_out, by ")
+    assert cache == "attn.cache_keys and attn.cache_values never fired; 1 more component fails behind it"
+
+
 def test_a_model_that_does_not_fit_goes_through_the_window_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(assembled, "SHARE", 1e-6)
     results = verify(cases=["model"], components=["model", "unembed"], prompt=PROMPT)
