@@ -288,7 +288,7 @@ def _novelty(cell: Cell, known: Mapping[str, set[object]]) -> tuple[str, str]:
 
 
 def differences(before: Run, after: Run) -> list[Difference]:
-    """Versions, numerics flags, machine, weights and settings that are not equal, versions first."""
+    """Versions, numerics flags, machine, weights, sources of candidates and settings that are not equal."""
     old, new = _described(before), _described(after)
     return [
         Difference(*key, before=str(old.get(key, "–")), after=str(new.get(key, "–")))
@@ -299,9 +299,11 @@ def differences(before: Run, after: Run) -> list[Difference]:
 
 def _described(run: Run) -> dict[tuple[str, str], object]:
     stored: dict[str, Any] = run.model_dump(mode="json")
+    sources = stored["settings"].pop("candidate_sources", {})
     parts: dict[str, Mapping[str, object]] = {
         **{part: stored["environment"].get(part, {}) for part in ("versions", "numerics", "machine")},
         "weights": {"origin": run.weights_origin, "digest": run.weights_digest},
+        "source": sources,
         "settings": stored["settings"],
     }
     return {(part, name): value for part, values in parts.items() for name, value in values.items()}

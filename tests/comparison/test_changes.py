@@ -162,7 +162,7 @@ def test_versions_flags_and_settings_that_differ_are_named() -> None:
         ("versions.torch", "2.13.0", "2.14.0"),
         ("versions.einops", "–", "1"),
         ("numerics.threads", "2", "4"),
-        ("settings.candidate_sources", "–", "{'c': 'abc'}"),
+        ("source.c", "–", "abc"),
     ]
 
 

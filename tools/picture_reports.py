@@ -1,0 +1,83 @@
+"""Make the pictures in docs/images: reports of a bridge that holds, of one that fails, and of one beside its baseline.
+
+python tools/picture_reports.py
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from playwright.sync_api import sync_playwright
+
+IMAGES = Path(__file__).parents[1] / "docs" / "images"
+EXPERIMENT = """
+from cgverify.bridge import CodeGenAttentionBridge
+
+
+class Experiment(CodeGenAttentionBridge):
+    def _scores(self, *args):
+        scores = super()._scores(*args)
+        return scores * 1.0001 if {broken} else scores
+"""
+
+
+def run(folder: Path, name: str, *options: str, broken: str = "False") -> Path:
+    """A run folder of codegen-nano, with the experiment at hand as `my_bridges:Experiment`.
+
+    Args:
+        broken: an expression of the attention's `self`: whether it multiplies its scores.
+    """
+    (folder / "my_bridges.py").write_text(EXPERIMENT.format(broken=broken))
+    asked = ["all-components", "--model", "codegen-nano", "-q", "--output", name, *options]
+    _cgverify(folder, asked, may_fail=True)
+    return folder / name
+
+
+def page(folder: Path, *options: str) -> Path:
+    """The report of a run folder."""
+    made = folder.with_suffix(".html")
+    _cgverify(folder.parent, ["report", str(folder), "--format", "html", "--output", str(made), *options])
+    return made
+
+
+def _cgverify(folder: Path, asked: list[str], may_fail: bool = False) -> None:
+    environment = os.environ | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-m", "cgverify", *asked]
+    done = subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL)
+    if done.returncode not in ((0, 1) if may_fail else (0,)):
+        raise SystemExit(done.returncode)
+
+
+def picture(browser: Any, page: Path, name: str, width: int, height: int, scheme: str = "light") -> None:
+    """What a reader sees first, in a window of that size."""
+    tab = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
+    tab.goto(page.as_uri())
+    tab.screenshot(path=IMAGES / f"report-{name}.png")
+    tab.close()
+
+
+def main() -> None:
+    experiment = ("--bridge", "my_bridges:Experiment", "--dtype", "float32,bfloat16")
+    with TemporaryDirectory() as scratch, sync_playwright() as playwright:
+        folder = Path(scratch)
+        passing = page(run(folder, "passing", "--dtype", "float32,bfloat16,float16"))
+        before = run(folder, "before", *experiment)
+        failing = page(run(folder, "failing", *experiment, broken="True"))
+        third = run(folder, "third", *experiment, broken="self._layer_idx == 2")
+        compared = page(third, "--baseline", str(before))
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        picture(browser, passing, "passing", 1280, 1180)
+        picture(browser, failing, "failing", 1280, 1800)
+        picture(browser, compared, "compared", 1280, 1480)
+        picture(browser, compared, "dark-phone", 390, 780, "dark")
+        browser.close()
+
+
+if __name__ == "__main__":
+    main()
