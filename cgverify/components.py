@@ -256,7 +256,7 @@ def _watch_block(module: Any, see: See) -> Iterator[None]:
         _watch_io(module, see),
         _watch_io(module.ln_1, _under("ln1.", see)),
         attention_taps(module.attn, _under("attn.", see)),
-        module_io(module.mlp, see, "hook_mlp_in", ""),
+        module_io(module, see, "hook_mlp_in", ""),
         _watch_mlp(module.mlp, _under("mlp.", see)),
     ):
         yield

@@ -15,6 +15,7 @@ from transformer_lens.model_bridge.supported_architectures.codegen import CodeGe
 from transformers import AutoConfig, AutoTokenizer, CodeGenForCausalLM, PreTrainedTokenizerBase
 
 from cgverify.bridge.attention import CodeGenAttentionBridge
+from cgverify.bridge.block import CodeGenBlockBridge
 from cgverify.bridge.fused_qkv import split_qkv_matrix
 
 ARCHITECTURE = "CodeGenForCausalLM"
@@ -31,8 +32,8 @@ def adapter_with(attention: type[Any]) -> type[ArchitectureAdapter]:
         def __init__(self, cfg: Any) -> None:
             super().__init__(cfg)
             blocks = self.component_mapping["blocks"]
-            blocks.mlp_reads_resid_directly = True  # there is no norm before the MLP on which hook_mlp_in could fire
             block = blocks.submodules
+            self.component_mapping["blocks"] = CodeGenBlockBridge(name=blocks.name, submodules=block)
             block["ln1"] = _layer_norm("ln_1", self.cfg)
             self.component_mapping["ln_final"] = _layer_norm("transformer.ln_f", self.cfg)
             block["attn"] = attention(

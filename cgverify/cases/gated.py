@@ -7,7 +7,8 @@
 | `use_attn_in` | `hook_attn_in` | likewise, from one copy for q, k and v |
 
 The copies are made before ln1 in a block, which then normalizes each of them. The last two flags exclude each other.
-A block has `use_hook_mlp_in` as well: what `hook_mlp_in` returns is what the MLP reads. It need not fire.
+A block has `use_hook_mlp_in` as well: the residual forks into `hook_mlp_in`, and what that returns is normalized for
+the MLP. It need not fire.
 Hugging Face has none of this and runs plainly: sums have another order, so the output holds its bound, not the bits.
 Only this case sees a flag without effect, heads in the wrong order, a result that is not what is summed, a copy that is
 taken after ln1 or normalized twice. The inputs are those of `stress`.
@@ -71,16 +72,26 @@ def _steps(component: Component, inputs: Inputs, _: Recipe) -> tuple[Step, ...]:
 def stages(component: Component, flag: str) -> tuple[Stage, ...]:
     """The stages of attention or of a block under a flag."""
     place = _IN_BLOCK if component.kind == "block" else _ALONE
-    change = {RESULT: _summed, MLP_IN: _hooked}.get(flag, _forked)
+    change = {RESULT: _summed, MLP_IN: _forked_for_mlp}.get(flag, _forked)
     return tuple(change(component.stages(False), place, flag))
 
 
-def _hooked(plain: tuple[Stage, ...], _: _Place, __: str) -> Iterator[Stage]:
-    """What the MLP reads, seen on its way there."""
+def _forked_for_mlp(plain: tuple[Stage, ...], place: _Place, _: str) -> Iterator[Stage]:
+    """The MLP's branch, from its own copy of the residual where there is one."""
+
+    def into_mlp(side: View, parameters: Parameters) -> Expected:
+        copied = side.get("hook_mlp_in")
+        if copied is None:
+            return exactly(side["ln1.hook_out"], side["ln1.hook_out"].dtype)
+        gain, bias = parameters.tensor("ln1"), parameters.required_bias("ln1")
+        return layer_norm(copied, gain, bias, parameters.eps)
+
     for stage in plain:
         if stage.tap == "mlp.hook_in":
-            yield copy("input", "hook_mlp_in", "ln1.hook_out", RESIDUAL, required=False)
-        yield stage
+            yield copy("fork", "hook_mlp_in", place.residual, RESIDUAL, required=False)
+            yield Stage("layer_norm", stage.tap, Local(into_mlp), RESIDUAL)
+        else:
+            yield stage
 
 
 def _summed(plain: tuple[Stage, ...], place: _Place, _: str) -> Iterator[Stage]:

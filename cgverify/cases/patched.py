@@ -107,8 +107,7 @@ def _next_steps(kind: str) -> dict[str, dict[str, Oracle]]:
         scale: {normalized: Local(scaled), "ln1.hook_out": with_gain_and_bias(scaled)},
         normalized: {"ln1.hook_out": with_gain_and_bias(lambda side, _: observed(side[normalized]))},
     }
-    of_branch: dict[str, dict[str, Oracle]] = {"hook_mlp_in": {"mlp.hook_in": _same("hook_mlp_in")}}
-    return {"attn": of_attention, "mlp": of_mlp, "block": of_attention | of_mlp | of_norm | of_branch}[kind]
+    return {"attn": of_attention, "mlp": of_mlp, "block": of_attention | of_mlp | of_norm}[kind]
 
 
 def _same(tap: str) -> Local:

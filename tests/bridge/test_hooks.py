@@ -48,13 +48,22 @@ def test_every_registered_hook_fires_in_its_setting(model: CodeGenForCausalLM) -
 
 
 @torch.no_grad()
-def test_hook_mlp_in_fires_under_its_flag_with_what_the_mlp_reads(model: CodeGenForCausalLM) -> None:
+def test_hook_mlp_in_is_the_residual_that_is_normalized_for_the_mlp_alone(model: CodeGenForCausalLM) -> None:
     bridge = boot(model)
+    logits = bridge(TOKENS)
     bridge.set_use_hook_mlp_in(True)
-    logits, cache = bridge.run_with_cache(TOKENS)
-    assert torch.equal(cache["blocks.0.hook_mlp_in"], cache["blocks.0.mlp.hook_in"])
-    changed = bridge.run_with_hooks(TOKENS, fwd_hooks=[("blocks.0.hook_mlp_in", lambda x, hook: x * 2)])
-    assert not torch.allclose(changed, logits)
+    hooked, cache = bridge.run_with_cache(TOKENS)
+    assert torch.equal(hooked, logits)
+    assert torch.equal(cache["blocks.1.hook_mlp_in"], cache["blocks.1.hook_resid_pre"])
+    assert torch.equal(cache["blocks.1.mlp.hook_in"], cache["blocks.1.ln1.hook_out"])
+    seen: dict[str, torch.Tensor] = {}
+    hooks = [
+        (f"blocks.1.{name}", lambda x, hook: seen.update({hook.name: x})) for name in ("mlp.hook_in", "attn.hook_in")
+    ]
+    bridge.run_with_hooks(TOKENS, fwd_hooks=[("blocks.1.hook_mlp_in", lambda x, hook: x**2), *hooks])
+    ln1 = bridge.blocks[1].ln1.original_component
+    assert torch.equal(seen["blocks.1.mlp.hook_in"], ln1(cache["blocks.1.hook_resid_pre"] ** 2))
+    assert torch.equal(seen["blocks.1.attn.hook_in"], cache["blocks.1.attn.hook_in"])
 
 
 @torch.no_grad()

@@ -147,7 +147,7 @@ FAULTS = (
     fault(output_patch_ignored, "output", "returned", "block_sum", case="patched"),
     fault(pre_activation_patch_ignored, "activation", kinds=_MLP, case="patched"),
     fault(activation_patch_ignored, "mlp_out", kinds=_MLP, case="patched"),
-    fault(branch_patch_ignored, "input", kinds=("block",), case="patched"),
+    fault(branch_patch_ignored, "layer_norm", kinds=("block",), case="patched"),
     fault(OneHeadKeepsItsPattern, "mix", case="patched"),
     fault(ReturnsThePatternFromBefore, "returned", case="patched"),
     fault(HeadsProjectTheirNeighbours, *_PROJECTIONS, case="patched"),

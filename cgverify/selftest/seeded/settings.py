@@ -120,7 +120,7 @@ class DoublingHookPoint(HookPoint):  # type: ignore[misc]
 
 
 def branch_shown_doubled(bridge: Any) -> Any:
-    """`hook_mlp_in` sees twice what the MLP reads."""
+    """`hook_mlp_in` sees twice the residual."""
     bridge.blocks[0].hook_mlp_in.__class__ = DoublingHookPoint
     return bridge
 
@@ -138,5 +138,5 @@ FAULTS = (
     fault(ResultsInReverse, "result", case="gated"),
     fault(CopiesAfterNorm, "fork", *_PROJECTIONS, kinds=("block",), case="gated"),
     fault(NormalizedTwice, *_PROJECTIONS, kinds=("block",), case="gated"),
-    fault(branch_shown_doubled, "input", kinds=("block",), case="gated"),
+    fault(branch_shown_doubled, "fork", "layer_norm", kinds=("block",), case="gated"),
 )
