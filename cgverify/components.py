@@ -25,10 +25,9 @@ from torch import nn
 from transformers import CodeGenConfig
 
 from cgverify import gradients, probe, stages
-from cgverify.bits import same_tensor
 from cgverify.conditions import PLAIN, Conditions, Cotangent, under
 from cgverify.stages import Stage
-from cgverify.tap import Observation, attention_taps, hooks_of, module_io, observe
+from cgverify.tap import Observation, Taps, attention_taps, hooks_of, module_io, observe
 
 See = Callable[[str, torch.Tensor], None]
 Watch = Callable[[Any, See], contextlib.AbstractContextManager[None]]
@@ -70,45 +69,47 @@ class Component:
     """For q, k and v, which have no module in Hugging Face: the tap of attention that is their output."""
 
     def run_candidate(
-        self,
-        bridge: Any,
-        inputs: dict[str, Any],
-        cache: Any,
-        layer: int | None,
-        conditions: Conditions = PLAIN,
-        unhooked: bool = False,
+        self, bridge: Any, inputs: dict[str, Any], cache: Any, layer: int | None, conditions: Conditions = PLAIN
     ) -> Observation:
-        """Run the bridge's component on inputs and observe it.
+        """Run the bridge's component on inputs and observe it, and note what further forwards show to be amiss.
+
+        Nobody listens in the second forward but a hook that patches: it must come to the same. What was shown in the
+        first must still be what it was after a third, on other inputs. What is part of attention or MLP goes through
+        these as a part of them.
 
         Args:
             conditions: under which it runs; a patch is named by the tap that it replaces.
-            unhooked: run it once more afterwards, without a hook, and note if it returns something else then.
         """
         node = bridge.get_submodule(self.bridge_path)
         device = next(value.device for value in inputs.values())
         patches = {} if conditions.patch is None else {self.hook_path(conditions.patch.tap): conditions.patch}
 
-        def run(observation: Observation) -> None:
-            again = copy.deepcopy((inputs, cache)) if unhooked else None
+        def forward(inputs: dict[str, Any], cache: Any, seen: Observation) -> Taps:
             try:
-                with under(conditions, node, device, bridge.cfg), hooks_of(node, observation, patches):
-                    if conditions.cotangent is None:
-                        returned = self._call(node, inputs, cache)
-                    else:
-                        weights = gradients.candidate_weights(bridge.blocks[0], self.kind)
-                        returned = self._call_and_differentiate(
-                            node, inputs, weights, bridge.cfg.n_heads, conditions.cotangent, observation
-                        )
-                see_returned(returned, observation)
+                if conditions.cotangent is None:
+                    returned = self._call(node, inputs, cache)
+                else:
+                    weights = gradients.candidate_weights(bridge.blocks[0], self.kind)
+                    returned = self._call_and_differentiate(
+                        node, inputs, weights, bridge.cfg.n_heads, conditions.cotangent, seen
+                    )
+                return see_returned(returned, seen)
             finally:  # a candidate may fail on what it put into the cache
-                see_cache(cache, layer, self._attention_prefix, observation.see)
-            if again is not None:
-                plain = Observation()
-                with under(conditions, node, device, bridge.cfg):
-                    see_returned(self._call(node, *again), plain)
-                for name, tap in plain.taps.items():
-                    if name not in observation.taps or not same_tensor(tap, observation.taps[name]):
-                        observation.misdeeds.append((name, f"{name} is another tensor when no hook is attached"))
+                see_cache(cache, layer, self._attention_prefix, seen.see)
+
+        def run(observation: Observation) -> None:
+            spare = copy.deepcopy((inputs, cache)) if self.stands_alone else None
+            with under(conditions, node, device, bridge.cfg), hooks_of(node, observation, patches) as shown:
+                kept = forward(inputs, cache, observation)
+            if spare is None:
+                return
+            alone = Observation()
+            with under(conditions, node, device, bridge.cfg), hooks_of(node, alone, patches, alone=True):
+                forward(*spare, alone)
+            observation.misdeeds += alone.otherwise_than(observation)
+            if conditions == PLAIN and cache is None:
+                self._call(node, {name: value.flip(1) for name, value in inputs.items()}, None)
+                observation.misdeeds += observation.overwritten({**shown, **kept})
 
         observation = observe(run, inputs)
         observation.misdeeds += [
@@ -145,6 +146,11 @@ class Component:
             see_cache(cache, layer, self._attention_prefix, observation.see)
 
         return observe(run, inputs)
+
+    @property
+    def stands_alone(self) -> bool:
+        """Whether it is no part of attention or MLP."""
+        return "." not in self.kind
 
     @property
     def _attention_prefix(self) -> str:
@@ -213,13 +219,15 @@ class Component:
         return prefix + CANDIDATE_NAMES.get(own, own)
 
 
-def see_returned(returned: Any, observation: Observation) -> None:
-    """Show what a module returned: its first part and, for attention and blocks, the pattern."""
+def see_returned(returned: Any, observation: Observation) -> Taps:
+    """Show what a module returned, and give it by name: its first part and, for attention and blocks, the pattern."""
     parts = returned if isinstance(returned, tuple) else (returned,)
     observation.returned = f"a tuple of {len(parts)}" if isinstance(returned, tuple) else "a tensor"
-    for name, part in zip(("returned", "returned_pattern"), parts, strict=False):
-        if isinstance(part, torch.Tensor):
-            observation.see(name, part)
+    named = zip(("returned", "returned_pattern"), parts, strict=False)
+    tensors = {name: part for name, part in named if isinstance(part, torch.Tensor)}
+    for name, part in tensors.items():
+        observation.see(name, part)
+    return tensors
 
 
 def see_cache(cache: Any, layer: int | None, prefix: str, see: See) -> None:

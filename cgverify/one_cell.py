@@ -132,8 +132,7 @@ def observe(
     probed = time.perf_counter()
 
     def run(step: probe.Step, inputs: dict[str, Any], cache: Any) -> Observation:
-        unhooked = case.unhooked and step is built.steps[0]
-        return component.run_candidate(bridge, inputs, cache, cell.layer, step.conditions, unhooked)
+        return component.run_candidate(bridge, inputs, cache, cell.layer, step.conditions)
 
     def observed(run: Run) -> Iterator[ObservedStep]:
         ours = _forwards(cell, built, reference.config, run)

@@ -28,6 +28,8 @@ class Observation:
     """What one forward of one side showed."""
 
     taps: Taps = field(default_factory=dict)
+    replaced: Taps = field(default_factory=dict)
+    """What hooks were shown that returned another tensor, by their paths."""
     returned: str = ""
     """The form of what was returned: `a tensor`, `a tuple of 2`."""
     raised: BaseException | None = None
@@ -37,6 +39,24 @@ class Observation:
 
     def see(self, name: str, tensor: torch.Tensor) -> None:
         self.taps[name] = tensor.detach().clone()
+
+    def otherwise_than(self, all_heard: Observation) -> list[tuple[str, str]]:
+        """What came out otherwise here, where nobody listened but hooks that patch, than where every hook was heard."""
+        listeners = "no other hook" if self.replaced else "no hook"
+        return [
+            (name, f"{name} is another tensor when {listeners} is attached")
+            for now, then in ((self.taps, all_heard.taps), (self.replaced, all_heard.replaced))
+            for name, tap in now.items()
+            if name not in then or not same_tensor(tap, then[name])
+        ]
+
+    def overwritten(self, shown: Mapping[str, torch.Tensor]) -> list[tuple[str, str]]:
+        """What was shown, of which another forward has made something else."""
+        return [
+            (name, f"{name} was overwritten by a later forward")
+            for name, tensor in shown.items()
+            if not same_tensor(self.taps[name], tensor)
+        ]
 
 
 def observe(run: Callable[[Observation], Any], inputs: Mapping[str, Any]) -> Observation:
@@ -75,24 +95,34 @@ def _restore(numerics: tuple[torch.dtype, str, int]) -> None:
 # --- the candidate: TransformerLens's hooks ---------------------------------------------------------------------------
 
 
+Patches = Mapping[str, Callable[[torch.Tensor], torch.Tensor]]
+"""By a hook's path: what makes another tensor of the one that it is shown."""
+
+
 @contextlib.contextmanager
 def hooks_of(
-    node: nn.Module, observation: Observation, patches: Mapping[str, Callable[[torch.Tensor], torch.Tensor]]
-) -> Iterator[None]:
+    node: nn.Module, observation: Observation, patches: Patches, alone: bool = False
+) -> Iterator[dict[str, torch.Tensor]]:
     """Show every hook of a bridge component, under its path in the component: `hook_pattern`, `q.hook_out`, …
 
     Args:
-        patches: by path, what makes another tensor of the one that a hook is shown. The hook returns it, and it stands
-            for the tap from there on.
+        patches: what they make is returned by the hook, and stands for the tap from there on.
+        alone: whether nobody listens but the hooks that are patched.
+
+    Yields:
+        the tensors themselves that were shown so far, by path.
     """
     shown: dict[str, torch.Tensor] = {}
     fired: Counter[str] = Counter()
-    points = dict(hook_points(node))
+    points = {name: point for name, point in hook_points(node) if not alone or name in patches}
 
     def watch(name: str) -> Callable[..., torch.Tensor | None]:
         def see(tensor: torch.Tensor, hook: HookPoint) -> torch.Tensor | None:
             patch = patches.get(name)
-            stands = tensor if patch is None else patch(tensor)
+            stands = tensor
+            if patch is not None:
+                observation.replaced[name] = tensor.detach().clone()
+                stands = patch(tensor)
             observation.see(name, stands)
             shown[name] = stands
             fired[name] += 1
@@ -102,7 +132,7 @@ def hooks_of(
 
     handles = [(point, point.add_hook(watch(name))) for name, point in points.items()]
     try:
-        yield
+        yield shown
     finally:
         for point, handle in handles:
             handle.hook.remove()

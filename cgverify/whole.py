@@ -23,6 +23,7 @@ from torch import nn
 from transformers import DynamicCache
 
 from cgverify import drift, one_cell, probe
+from cgverify.bits import same_tensor
 from cgverify.candidate import Candidate
 from cgverify.cases.model import parts
 from cgverify.checking import Observed, ObservedStep, Side, Spent
@@ -110,8 +111,16 @@ def run(
 
 
 def _booted_course(candidate: Candidate, model: nn.Module, prompt: Prompt, setting: Setting) -> _Course:
+    """The candidate's, with all its hooks; and once more with none, which must come to the same."""
     bridge = candidate.boot(model)
-    return _course(bridge, _bridge_nodes(bridge), _watch_candidate, prompt, setting)
+    course = _course(bridge, _bridge_nodes(bridge), _watch_candidate, prompt, setting)
+    unheard = _course(bridge, {}, _watch_candidate, prompt, setting)
+    if course.raised is None and not (
+        len(unheard.logits) == len(course.logits) and all(map(same_tensor, unheard.logits, course.logits))
+    ):
+        amiss = "logits", f"{unheard.raised or 'the logits are others'} when no hook is attached"
+        course.forwards[-1].seen["unembed"].misdeeds.append(amiss)
+    return course
 
 
 # --- one side ---------------------------------------------------------------------------------------------------------
@@ -146,7 +155,7 @@ def _forward(
     cache: DynamicCache,
     forward: _Forward,
 ) -> torch.Tensor | BaseException:
-    """Run a model on some tokens, with all its components watched: its logits, or what it raised."""
+    """Run a model on some tokens, with these of its components watched: its logits, or what it raised."""
     held = {view: one_cell.cached(cache, view) for view in nodes if isinstance(view, int)}
     forward.seen = {view: Observation() for view in nodes}
     logits: list[torch.Tensor] = []
@@ -172,8 +181,9 @@ def _forward(
         came = {"given.hidden_states": seen.taps["returned"]}
     if whole.raised is not None:
         return whole.raised
-    forward.seen["unembed"].see("logits", logits[0])
-    forward.seen["embed"].misdeeds += whole.misdeeds
+    if nodes:
+        forward.seen["unembed"].see("logits", logits[0])
+        forward.seen["embed"].misdeeds += whole.misdeeds
     return logits[0].detach()
 
 
@@ -194,7 +204,10 @@ def _watch_candidate(component: Component, node: Any, seen: Observation) -> Iter
 
 @contextlib.contextmanager
 def _returned(module: nn.Module, seen: Observation) -> Iterator[None]:
-    handle = module.register_forward_hook(lambda _, __, returned: see_returned(returned, seen))
+    def see(_: nn.Module, __: Any, output: Any) -> None:
+        see_returned(output, seen)
+
+    handle = module.register_forward_hook(see)
     try:
         yield
     finally:

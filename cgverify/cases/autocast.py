@@ -113,4 +113,4 @@ class _Taken(Mapping[str, torch.Tensor]):
         return len(self._side)
 
 
-CASE = Case(bend=lambda stress: stress, steps=_steps, stages=_stages, extra_tokens=DECODED_TOKENS, unhooked=True)
+CASE = Case(bend=lambda stress: stress, steps=_steps, stages=_stages, extra_tokens=DECODED_TOKENS)

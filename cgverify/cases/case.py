@@ -37,8 +37,6 @@ class Case:
     """What both sides' stages take from the reference's taps in a step, such as which elements dropout kept."""
     extra_tokens: int = 0
     """How many tokens are drawn beyond `seq_len`."""
-    unhooked: bool = False
-    """Whether the first forward of the candidate is run once more without hooks, and must return the same."""
     parts: Callable[[int], tuple[Part, ...]] | None = None
     """How a prompt of so many tokens is cut into forwards; None where inputs are random and not a prompt's."""
     own_states: bool = False

@@ -7,4 +7,4 @@ people run a model, so what is wrong here is wrong for them.
 from cgverify.cases.case import Case
 from cgverify.probe import as_it_comes
 
-CASE = Case(bend=lambda _: as_it_comes, unhooked=True)
+CASE = Case(bend=lambda _: as_it_comes)

@@ -145,6 +145,4 @@ def _forked(plain: tuple[Stage, ...], place: _Place, flag: str) -> Iterator[Stag
         yield Stage(stage.name, stage.tap, projected(w), HEADS)
 
 
-CASE = Case(
-    bend=lambda stress: stress, steps=_steps, stages=lambda component, step: stages(component, step.name), unhooked=True
-)
+CASE = Case(bend=lambda stress: stress, steps=_steps, stages=lambda component, step: stages(component, step.name))

@@ -20,4 +20,4 @@ def _hide(inputs: Inputs, _: Recipe) -> Inputs:
     return {**inputs, "attention_mask": mask}
 
 
-CASE = Case(bend=lambda _: _hide, unhooked=True)
+CASE = Case(bend=lambda _: _hide)
