@@ -101,6 +101,13 @@ class Component:
             spare = copy.deepcopy((inputs, cache)) if self.stands_alone else None
             with under(conditions, node, device, bridge.cfg), hooks_of(node, observation, patches) as shown:
                 kept = forward(inputs, cache, observation)
+            if conditions.cotangent is not None:
+                required = {self.hook_path(stage.tap) for stage in self.stages(False) if stage.required}
+                observation.misdeeds += [
+                    (name, f"{name} is shown cut off from autograd: no gradient arrives there")
+                    for name, tensor in shown.items()
+                    if name in required and not tensor.requires_grad
+                ]
             if spare is None:
                 return
             alone = Observation()

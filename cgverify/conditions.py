@@ -26,10 +26,12 @@ class Patch:
     """A narrower dtype that the values go through."""
 
     def __call__(self, seen: torch.Tensor) -> torch.Tensor:
-        """Standard normal values in the shape, dtype and on the device of what was seen.
+        """Standard normal values in the shape, dtype and on the device of what was seen; tokens in reverse.
 
         Drawn on the CPU in float32 from the seed and the tap's name: one seed is one tensor everywhere.
         """
+        if not seen.is_floating_point():
+            return seen.flatten().flip(0).view_as(seen)
         return _drawn(f"{self.tap} {self.seed}", seen, self.rounded_to)
 
 

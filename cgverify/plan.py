@@ -29,7 +29,7 @@ CASES = {
     "train": ("attn", "mlp", "block"),
     "cast_table": ("attn", "block"),
     "gated": ("attn", "block"),
-    "patched": ("attn", "mlp", "block"),
+    "patched": (*BEFORE, "ln1", "attn", "mlp", "block", *AFTER),
     "autocast": (*PER_LAYER, *AFTER),
     "backward": ("ln1", "attn", "attn.o", "mlp", "mlp.in", "mlp.out", "block"),
     "text": (*BEFORE, *PER_LAYER, *AFTER),

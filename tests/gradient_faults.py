@@ -74,7 +74,7 @@ class StraightThroughSoftmax(CodeGenAttentionBridge):
 
 
 FAULTS: dict[type, dict[str, set[str]]] = {
-    KeyDetached: {"must": {"grad.attn.k", "grad.hidden_states"}, "may": set()},
+    KeyDetached: {"must": {"grad.attn.k", "grad.hidden_states"}, "may": {"hook_rot_k"}},
     KeyWeightFrozen: {"must": {"grad.attn.k"}, "may": set()},
     GradientScaled: {
         "must": {"grad.attn.v"},

@@ -86,7 +86,7 @@ def test_every_hook_of_attention_that_fires_is_patched(ours: list[CellResult]) -
     for result in of(ours, case="patched", kind="attn"):
         steps = {f.step for f in result.findings}
         taps = {f.tap for f in result.findings}
-        assert taps - steps == {"returned", "returned_pattern"}
+        assert taps - steps == {"returned", "returned_pattern", "cache_keys", "cache_values"}
 
 
 def test_sequences_of_one_token_hold(ours: list[CellResult]) -> None:
@@ -120,13 +120,15 @@ def test_a_fault_is_found_in_its_case_alone_and_its_stage_is_blamed(seeded: Any,
     assert dict(seeded[f"case_faults:{fault.__name__}", dtype]) == expected
 
 
-@pytest.mark.parametrize("kind", ["attn", "mlp", "block"])
+@pytest.mark.parametrize("kind", plan.CASES["patched"])
 def test_a_hook_that_only_shows_fails_for_exactly_that_hook_and_is_told(kind: str) -> None:
     names = {f"case_faults:{name}": tap for tap, name in case_faults.DEAF[kind].items()}
     results = verify(candidates=list(names), cases=["patched"], components=[kind])
     for result in results:
         tap = names[result.cell.candidate]
-        assert {finding.step for finding in failed([result])} == {tap}
+        steps = {finding.step for finding in failed([result])}
+        assert steps in ({tap}, {tap, f"{tap} with a cache"})
+        assert len(steps) == 1 or kind in ("attn", "block")
         for finding in failed([result]):
             assert f"what {tap} returned was not used, or not wholly: " in finding.message
 

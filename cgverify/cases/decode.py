@@ -1,8 +1,9 @@
 """`decode`: a prefill, then single tokens and a chunk, through one `DynamicCache` whose contents are compared too.
 
-Positions have gaps, the mask is soft under the causal one and pads on the left, as in `stress`. Only this case sees
-keys or values that are cast, placed or rotated wrongly on their way into the cache, a uniform offset of all positions,
-and a mask or positions that are ignored once there is a cache.
+Positions have gaps, the mask is soft under the causal one and pads on the left, as in `stress`. The second token and
+the chunk have one row of positions for the whole batch, which is how Hugging Face's model calls its blocks. Only this
+case sees keys or values that are cast, placed or rotated wrongly on their way into the cache, a uniform offset of all
+positions, and a mask or positions that are ignored once there is a cache.
 """
 
 from __future__ import annotations
@@ -14,17 +15,23 @@ from cgverify.components import Component
 from cgverify.plan import DECODE_STEPS, DECODED_TOKENS
 from cgverify.probe import Inputs, Recipe, Step, stress_context
 
+SHARED_POSITIONS = ("token 2", "chunk")
+
 
 def pieces(inputs: Inputs, recipe: Recipe) -> Iterator[tuple[str, Inputs]]:
-    """The sequence cut into a prefill, single tokens and a chunk; each sees all keys up to its own."""
+    """The sequence cut into a prefill, single tokens and a chunk; each sees all keys up to its own.
+
+    Positions are `[batch, length]`, or `[1, length]` in `SHARED_POSITIONS`.
+    """
     start = 0
     for name, length in (("prefill", recipe.seq_len), *DECODE_STEPS):
         now = slice(start, start + length)
+        rows = slice(1) if name in SHARED_POSITIONS else slice(None)
         yield (
             name,
             {
                 "hidden_states": inputs["hidden_states"][:, now],
-                "position_ids": inputs["position_ids"][:, now],
+                "position_ids": inputs["position_ids"][rows, now],
                 "attention_mask": inputs["attention_mask"][:, :, now, : now.stop],
             },
         )

@@ -1,11 +1,13 @@
 """`patched`: every hook in turn returns another tensor, and what comes next must have used it.
 
 People use hooks to intervene; a hook that only shows is half a hook. One forward for each hook of attention (under its
-flag for those that have one) and MLP, and for those of the block around them: residual stream, layer norm, what
-attention and MLP take and give. What a hook returns is drawn from the seed and has nothing to do with what it was
-shown. It then stands for the tap: the stage that made it is not judged, all later ones are, from what was returned on,
-and by their bounds alone, since Hugging Face has no hooks and computes with other tensors. Only this case sees a return
-value that is ignored, used in part (some heads, the values but not the returned pattern), or used elsewhere too.
+flag for those that have one), MLP, embeddings, norms and unembedding, and for those of the block around them: residual
+stream, layer norm, what attention and MLP take and give. Attention and block go through a second one for each hook that
+needs no flag, behind a prefill, with autograd on. What a hook returns is drawn from the seed and has nothing to do with
+what it was shown. It then stands for the tap: the stage that made it is not judged, all later ones are, from what was
+returned on, and by their bounds alone, since Hugging Face has no hooks and computes with other tensors. Only this case
+sees a return value that is ignored, used in part (some heads, the values but not the returned pattern), or used
+elsewhere too.
 """
 
 from __future__ import annotations
@@ -38,22 +40,41 @@ def hooks(component: Component) -> dict[str, tuple[str, ...]]:
 
 
 def _steps(component: Component, inputs: Inputs, recipe: Recipe) -> tuple[Step, ...]:
-    return tuple(
-        Step(tap, inputs, Conditions(flags=flags, patch=Patch(tap, recipe.seed)))
-        for tap, flags in hooks(component).items()
-    )
+    taps = hooks(component)
+    once = [Step(tap, inputs, Conditions(flags=flags, patch=Patch(tap, recipe.seed))) for tap, flags in taps.items()]
+    if "attention_mask" not in inputs or recipe.seq_len < 2:
+        return tuple(once)
+    unflagged = [tap for tap, flags in taps.items() if not flags]
+    return (*once, *(step for tap in unflagged for step in _behind_a_prefill(tap, inputs, recipe)))
+
+
+def _behind_a_prefill(tap: str, inputs: Inputs, recipe: Recipe) -> Iterator[Step]:
+    """Half of the tokens, of which nothing is asked, and the others with a patch."""
+    half = recipe.seq_len // 2
+    patched = Conditions(gradients=True, patch=Patch(tap, recipe.seed))
+    yield Step(f"{tap} prefill", _tokens(inputs, slice(0, half)), cache=tap)
+    yield Step(f"{tap} with a cache", _tokens(inputs, slice(half, None)), patched, cache=tap)
+
+
+def _tokens(inputs: Inputs, now: slice) -> Inputs:
+    return {
+        "hidden_states": inputs["hidden_states"][:, now],
+        "position_ids": inputs["position_ids"][:, now],
+        "attention_mask": inputs["attention_mask"][:, :, now, : now.stop],
+    }
 
 
 def _stages(component: Component, step: Step) -> tuple[Stage, ...]:
-    flags = step.conditions.flags
-    stages = gated.stages(component, *flags) if flags else component.stages(False)
-    return after(step.name, stages, component.kind)
+    patch, flags = step.conditions.patch, step.conditions.flags
+    if patch is None:
+        return ()
+    stages = gated.stages(component, *flags) if flags else component.stages(step.cache is not None)
+    return after(patch.tap, stages, component.kind)
 
 
 def after(tap: str, stages: tuple[Stage, ...], kind: str) -> tuple[Stage, ...]:
     """What a forward of a kind of component is judged by if another tensor stands for a tap: the stages from it on."""
-    next_steps = _next_steps(kind) if kind in ("attn", "mlp", "block") else {}
-    return tuple(_from(tap, stages, next_steps.get(tap, {})))
+    return tuple(_from(tap, stages, _next_steps(kind).get(tap, {})))
 
 
 def _from(tap: str, stages: tuple[Stage, ...], next_steps: Mapping[str, Oracle]) -> Iterator[Stage]:
@@ -67,7 +88,6 @@ def _from(tap: str, stages: tuple[Stage, ...], next_steps: Mapping[str, Oracle])
 def _next_steps(kind: str) -> dict[str, dict[str, Oracle]]:
     """Where a stage of the table starts from a tap further back: the single steps from patched taps to the next."""
     attn, mlp = ("attn.", "mlp.") if kind == "block" else ("", "")
-    scale, normalized = "ln1.hook_scale", "ln1.hook_normalized"
     output, hidden = f"{attn}o.hook_out", f"{attn}hook_hidden_states"
     fused_in, fused_out = f"{attn}qkv.hook_in", f"{attn}qkv.hook_out"
 
@@ -93,21 +113,36 @@ def _next_steps(kind: str) -> dict[str, dict[str, Oracle]]:
         f"{mlp}out.hook_out": {f"{mlp}hook_out": _same(f"{mlp}out.hook_out")},
     }
 
+    of_block = of_attention | of_mlp | _of_norm("ln1.", "ln1")
+    of_kind: dict[str, dict[str, dict[str, Oracle]]] = {
+        "attn": of_attention,
+        "mlp": of_mlp,
+        "block": of_block,
+        "unembed": {"hook_out": {"returned": _same("hook_out")}},
+        **{norm: _of_norm("", norm) for norm in ("ln1", "ln_final")},
+    }
+    return of_kind.get(kind, {})
+
+
+def _of_norm(prefix: str, weight: str) -> dict[str, dict[str, Oracle]]:
+    """Those of a layer norm, hooks under `prefix`."""
+    into, out = f"{prefix}hook_in", f"{prefix}hook_out"
+    scale, normalized = f"{prefix}hook_scale", f"{prefix}hook_normalized"
+
     def scaled(side: View, _: Parameters) -> Expected:
-        return normalized_by(side["ln1.hook_in"], side[scale])
+        return normalized_by(side[into], side[scale])
 
     def with_gain_and_bias(x_hat: Callable[[View, Parameters], Expected]) -> Local:
         def compute(side: View, parameters: Parameters) -> Expected:
-            gain, bias = parameters.tensor("ln1"), parameters.required_bias("ln1")
-            return affine(x_hat(side, parameters), gain, bias, side["ln1.hook_in"].dtype)
+            gain, bias = parameters.tensor(weight), parameters.required_bias(weight)
+            return affine(x_hat(side, parameters), gain, bias, side[into].dtype)
 
         return Local(compute)
 
-    of_norm: dict[str, dict[str, Oracle]] = {
-        scale: {normalized: Local(scaled), "ln1.hook_out": with_gain_and_bias(scaled)},
-        normalized: {"ln1.hook_out": with_gain_and_bias(lambda side, _: observed(side[normalized]))},
+    return {
+        scale: {normalized: Local(scaled), out: with_gain_and_bias(scaled)},
+        normalized: {out: with_gain_and_bias(lambda side, _: observed(side[normalized]))},
     }
-    return {"attn": of_attention, "mlp": of_mlp, "block": of_attention | of_mlp | of_norm}[kind]
 
 
 def _same(tap: str) -> Local:

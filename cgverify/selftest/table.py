@@ -13,6 +13,7 @@ from cgverify.selftest.seeded import (
     hooks,
     layer_norm,
     layout,
+    listening,
     mixing,
     patches,
     precision,
@@ -26,8 +27,8 @@ from cgverify.selftest.variants import VARIANTS as _VARIANTS
 FAULTS: tuple[Fault, ...] = tuple(
     fault
     for subject in (
-        *(layout, rotation, scores, mixing, cache, hooks, patches, conduct, precision, training, settings, autocast),
-        *(layer_norm, feed_forward, block, ends),
+        *(layout, rotation, scores, mixing, cache, hooks, patches, listening, conduct, precision, training, settings),
+        *(autocast, layer_norm, feed_forward, block, ends),
     )
     for fault in subject.FAULTS
 )

@@ -20,8 +20,25 @@ class DeafHookPoint(HookPoint):  # type: ignore[misc]
 
 
 def _deafened(bridge: Any, hook: str) -> Any:
-    bridge.blocks[0].get_submodule(hook).__class__ = DeafHookPoint
+    """A bridge one of whose hooks, by its name in the first block or in the bridge, only shows."""
+    ends = hook.startswith(("embed", "ln_final", "unembed"))
+    (bridge if ends else bridge.blocks[0]).get_submodule(hook).__class__ = DeafHookPoint
     return bridge
+
+
+def embedding_patch_ignored(bridge: Any) -> Any:
+    """`embed.hook_out` only shows."""
+    return _deafened(bridge, "embed.hook_out")
+
+
+def final_norm_patch_ignored(bridge: Any) -> Any:
+    """`ln_final.hook_in` only shows."""
+    return _deafened(bridge, "ln_final.hook_in")
+
+
+def unembedding_patch_ignored(bridge: Any) -> Any:
+    """`unembed.hook_in` only shows."""
+    return _deafened(bridge, "unembed.hook_in")
 
 
 def attention_input_patch_ignored(bridge: Any) -> Any:
@@ -133,6 +150,9 @@ _MLP = ("mlp", "block")
 _PROJECTIONS = ("project_q", "project_k", "project_v")
 
 FAULTS = (
+    fault(embedding_patch_ignored, "returned", kinds=("embed",), case="patched"),
+    fault(final_norm_patch_ignored, "scale", "normalized", "layer_norm", kinds=("ln_final",), case="patched"),
+    fault(unembedding_patch_ignored, "unembed", kinds=("unembed",), case="patched"),
     fault(attention_input_patch_ignored, "project_q", "input", case="patched"),
     fault(fused_input_patch_ignored, "input", *_PROJECTIONS, case="patched"),
     fault(fused_patch_ignored, *_PROJECTIONS, case="patched"),
