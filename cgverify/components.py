@@ -185,6 +185,7 @@ class Component:
         leaf = inputs["hidden_states"].detach().clone().requires_grad_()
         with gradients.recorded(weights):
             returned = self._call(module, inputs | {"hidden_states": leaf}, None)
+            observation.over = True
             output = returned[0] if isinstance(returned, tuple) else returned
             for name, tap in gradients.taps(output, cotangent(output), leaf, weights, n_heads).items():
                 observation.see(name, tap)

@@ -33,6 +33,8 @@ class Observation:
     returned: str = ""
     """The form of what was returned: `a tensor`, `a tuple of 2`."""
     raised: BaseException | None = None
+    over: bool = False
+    """Whether the forward has returned: what fires afterwards belongs to autograd, which may compute a part again."""
     misdeeds: list[tuple[str, str]] = field(default_factory=list)
     """What is wrong whatever the tensors are: the tap or input concerned, and a sentence."""
     silent_hooks: list[str] = field(default_factory=list)
@@ -120,6 +122,8 @@ def hooks_of(
         def see(tensor: torch.Tensor, hook: HookPoint) -> torch.Tensor | None:
             patch = patches.get(name)
             stands = tensor
+            if observation.over:
+                return None
             if patch is not None:
                 observation.replaced[name] = tensor.detach().clone()
                 stands = patch(tensor)

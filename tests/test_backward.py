@@ -7,9 +7,11 @@ from typing import Any
 import gradient_faults
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 from verification import ALL_DTYPES, failed, findings, verify
 
 from cgverify import plan
+from cgverify.bridge import CodeGenAttentionBridge
 from cgverify.cases.backward import leaves
 from cgverify.oracle.monte_carlo import Drawn, Exact, product
 from cgverify.records import CellResult, Verdict
@@ -70,6 +72,17 @@ def seeded() -> dict[tuple[str, str, str], set[str]]:
         for r in results
         if r.cell.case == "backward"
     }
+
+
+class Checkpointed(CodeGenAttentionBridge):
+    """Computes its heads once more in the backward pass, for the memory's sake."""
+
+    def _reconstruct_attention(self, *heads: torch.Tensor, **kwargs: Any) -> Any:
+        return checkpoint(super()._reconstruct_attention, *heads, use_reentrant=False, **kwargs)
+
+
+def test_hooks_that_fire_again_where_autograd_computes_again_fired_once() -> None:
+    assert failed(verify(candidates=["test_backward:Checkpointed"], cases=["backward"], components=["attn"])) == []
 
 
 @pytest.mark.parametrize("kind", ["attn", "block"])
