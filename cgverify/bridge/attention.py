@@ -13,7 +13,7 @@ from transformer_lens.model_bridge.generalized_components.base import Generalize
 
 from cgverify.bridge.fused_qkv import join_features, split_features
 from cgverify.bridge.fused_weight import FusedWeight
-from cgverify.bridge.listeners import is_heard, is_plain, run_linear, show
+from cgverify.bridge.listeners import is_bare, is_heard, run_linear, show, takes_out
 from cgverify.bridge.mask import additive_mask
 from cgverify.bridge.room import cast as cast_to
 from cgverify.bridge.room import room_for
@@ -248,8 +248,7 @@ class CodeGenAttentionBridge(JointQKVAttentionBridge):  # type: ignore[misc]
         if cache is not None:
             key, value = self._extend_cache(cache, key.to(kwargs["cache_dtype"]), value)
         mask = self._normalize_compatibility_mask_sentinel(kwargs["attention_mask"])
-        scores = show(self, "hook_attn_scores", self._scores(query, key, mask))
-        pattern = show(self, "hook_pattern", self._pattern_of(scores, value.dtype))
+        pattern = show(self, "hook_pattern", self._pattern_of(self._shown_scores(query, key, mask), value.dtype))
         return self._output(self._mix(pattern, value)), pattern
 
     def _process_output(self, output: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -282,12 +281,22 @@ class CodeGenAttentionBridge(JointQKVAttentionBridge):  # type: ignore[misc]
         return query, key, value.contiguous()
 
     def _project_fused(self, fused: Any, hidden_states: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """q, k and v, `[batch, seq, d_model]`, shown to the hooks of `qkv` as the one tensor of the fused weight."""
+        """q, k and v, `[batch, seq, d_model]`, shown to the hooks of `qkv` as the one tensor of the fused weight.
+
+        A projection that does more than its hook points and its Linear is run whole, so its `hook_out` comes first.
+        """
         hidden_states = fused.hook_in(hidden_states)
-        projections = (self.q, self.k, self.v)
-        apart = (projection.original_component(projection.hook_in(hidden_states)) for projection in projections)
+        projections = [self._modules[name] for name in "qkv"]
+        bare = [is_bare(projection) for projection in projections]
+        apart = (
+            one._modules["_original_component"](show(one, "hook_in", hidden_states)) if in_parts else one(hidden_states)
+            for one, in_parts in zip(projections, bare, strict=True)
+        )
         parts = split_features(fused.hook_out(join_features(*apart)))
-        return tuple(projection.hook_out(part) for projection, part in zip(projections, parts, strict=True))
+        return tuple(
+            show(one, "hook_out", part) if in_parts else part
+            for one, in_parts, part in zip(projections, bare, parts, strict=True)
+        )
 
     def _rotate(
         self, query: torch.Tensor, key: torch.Tensor, position_ids: torch.Tensor
@@ -306,11 +315,20 @@ class CodeGenAttentionBridge(JointQKVAttentionBridge):  # type: ignore[misc]
     def _scores(self, query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """(q·kᵀ + mask) / √head_dim, in float32 whatever the model's dtype, or in the mask's if that is wider."""
         query, key = query.to(torch.float32), key.to(torch.float32).transpose(-1, -2)
-        room = room_for(*query.shape[:-1], key.shape[-1], dtype=query.dtype, beside=query) if is_plain(key) else None
+        room = room_for(*query.shape[:-1], key.shape[-1], dtype=query.dtype, of=(query, key))
         scores = torch.matmul(query, key, out=room)
         promoted = torch.promote_types(scores.dtype, mask.dtype)
         scores = scores.add_(mask) if promoted == scores.dtype else scores + mask
         return scores.div_(cast(float, cast(nn.Module, self.original_component).scale_attn))
+
+    def _shown_scores(self, query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """What `hook_attn_scores` makes of the scores."""
+        scores, point = self._scores(query, key, mask), self._modules["hook_attn_scores"]
+        if not is_heard(point):
+            return scores
+        shown: torch.Tensor = point(scores)
+        # Hooks that took themselves off may keep what they saw, and nobody would know of them when it is overwritten.
+        return shown if is_heard(point) else shown.clone()
 
     def _pattern_of(self, scores: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """Softmax over the keys, cast to the values' dtype, with the module's dropout."""
@@ -321,11 +339,11 @@ class CodeGenAttentionBridge(JointQKVAttentionBridge):  # type: ignore[misc]
     def _masked_softmax(self, attn_scores: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
         """Scores that no hook has seen and autograd does not need are overwritten: at 2048 tokens that saves a quarter
         of the time, which goes into fresh memory."""
-        if self.compatibility_mode or dtype is not None or not is_plain(attn_scores):
+        if self.compatibility_mode or dtype is not None or not takes_out(attn_scores):
             softmax: torch.Tensor = super()._masked_softmax(attn_scores, dtype)
             return softmax
         seen = is_heard(self.hook_attn_scores)
-        room = room_for(*attn_scores.shape, dtype=attn_scores.dtype, beside=attn_scores) if seen else attn_scores
+        room = room_for(*attn_scores.shape, dtype=attn_scores.dtype, of=(attn_scores,)) if seen else attn_scores
         return torch.softmax(attn_scores, -1, out=room)
 
     def _mix(self, pattern: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
