@@ -89,7 +89,9 @@ class CodeGenAttentionBridge(JointQKVAttentionBridge):  # type: ignore[misc]
         )
         self._given_qkv_conversion = qkv_conversion_rule
         self._split_from = FusedWeight.absent()
-        self.register_load_state_dict_post_hook(lambda module, _: module._note_fused())
+        self._processed = False
+        self.register_load_state_dict_pre_hook(lambda module, state, prefix, *_: module._before_load(state, prefix))
+        self.register_load_state_dict_post_hook(lambda module, _: module._after_load())
         for hook in ("hook_rot_q", "hook_rot_k"):
             if not hasattr(self, hook):  # the base makes them only where the config says "rotary"
                 setattr(self, hook, type(self.hook_pattern)())
@@ -111,11 +113,20 @@ class CodeGenAttentionBridge(JointQKVAttentionBridge):  # type: ignore[misc]
         self._stack_projections()
 
     def _stack_projections(self) -> None:
-        stack([projection.original_component for projection in (self.q, self.k, self.v)])
+        projections = [self._modules[name] for name in "qkv"]
+        stack([getattr(projection, "original_component", projection) for projection in projections])
 
     def _note_fused(self) -> None:
         """Take the fused weight as it is now for the one that Q, K and V belong to."""
         self._split_from = FusedWeight.of(cast(nn.Module, self.original_component))
+
+    def _before_load(self, state_dict: dict[str, torch.Tensor], prefix: str) -> None:
+        if not self._split_from.is_left_behind(self, state_dict, prefix):
+            self._split_from = FusedWeight.absent()
+
+    def _after_load(self) -> None:
+        if self._split_from.owner is None:
+            self._note_fused()
 
     def _apply(self, fn: Any, recurse: bool = True) -> CodeGenAttentionBridge:
         """`to`, `half`, `cuda`: all weights move together, which is no edit of one of them."""
@@ -131,8 +142,13 @@ class CodeGenAttentionBridge(JointQKVAttentionBridge):  # type: ignore[misc]
         """Split the fused weight anew, after it was edited or replaced. Q, K and V are written in place.
 
         Raises:
-            ValueError: there is no fused weight any more, since `drop_fused` dropped it.
+            ValueError: there is no fused weight any more, since `drop_fused` dropped it; or Q, K and V were processed.
         """
+        if self._processed:
+            raise ValueError(
+                "enable_compatibility_mode has processed Q, K and V, which are no longer a split of the fused weight: "
+                "edit q, k and v themselves, or edit the fused weight of a bridge booted anew before processing it."
+            )
         original = cast(nn.Module, self.original_component)
         now = FusedWeight.of(original)
         if now.weight is None:
@@ -141,6 +157,11 @@ class CodeGenAttentionBridge(JointQKVAttentionBridge):  # type: ignore[misc]
             for projection, fresh in zip((self.q, self.k, self.v), self.split_qkv_matrix(original), strict=True):
                 projection.original_component.weight.copy_(fresh.weight)
         self._split_from = now
+
+    def set_processed_weights(self, weights: dict[str, torch.Tensor], verbose: bool = False) -> None:
+        """Take the weights that TransformerLens has processed, layer norms folded in; `refresh` would undo that."""
+        super().set_processed_weights(weights, verbose=verbose)
+        self._processed = True
 
     def drop_fused(self) -> None:
         """Free the fused weight, of which Q, K and V are copies; `join_weight` gives it back."""
@@ -172,7 +193,7 @@ class CodeGenAttentionBridge(JointQKVAttentionBridge):  # type: ignore[misc]
         config = cast(Any, self.config)
         d_model = int(getattr(config, "d_model", 0) or config.n_heads * config.d_head)
         mask = additive_mask(
-            None, batch=batch_size, queries=seq_len, keys=seq_len, cached=0, dtype=dtype, device=device
+            None, batch=batch_size, heads=1, queries=seq_len, keys=seq_len, cached=0, dtype=dtype, device=device
         )
         return {
             "hidden_states": torch.randn(batch_size, seq_len, d_model, device=device, dtype=dtype),
@@ -216,6 +237,7 @@ class CodeGenAttentionBridge(JointQKVAttentionBridge):  # type: ignore[misc]
         mask = additive_mask(
             attention_mask,
             batch=batch,
+            heads=cast(Any, self.config).n_heads,
             queries=queries,
             keys=cache.get_mask_sizes(queries, self._layer_idx)[0] if cache is not None else queries,
             cached=cached,

@@ -25,8 +25,10 @@ _DENSE = (nn.Parameter, torch.Tensor)
 
 @torch.no_grad()
 def stack(linears: Sequence[nn.Module]) -> None:
-    """Move the weights of plain Linears of one shape into one piece of memory, in order."""
+    """Move the weights of plain Linears of one shape into one piece of memory, in order, unless it is shared."""
     weights = [linear.weight for linear in linears if type(linear) is nn.Linear]
+    if any(weight.device.type == "cpu" and weight.is_shared() for weight in weights):
+        return
     if len(weights) == len(linears) and len({(w.shape, w.dtype, w.device) for w in weights}) == 1:
         rows, width = weights[0].shape
         room = lasting(len(weights) * rows, width, like=weights[0])

@@ -154,6 +154,7 @@ def test_a_bridge_whose_weights_lie_so_can_be_shared_saved_and_copied(tmp_path: 
     with torch.no_grad():
         expected = bridge(tokens)
         bridge.share_memory()
+        assert all(parameter.is_shared() for parameter in bridge.parameters())
         assert torch.equal(bridge(tokens), expected)
         torch.save(bridge.state_dict(), tmp_path / "weights.pt")
         again = copy.deepcopy(bridge)
