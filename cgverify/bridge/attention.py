@@ -337,7 +337,9 @@ class CodeGenAttentionBridge(JointQKVAttentionBridge):  # type: ignore[misc]
     def _scores(self, query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """(q·kᵀ + mask) / √head_dim, in float32 whatever the model's dtype, or in the mask's if that is wider."""
         query, key = query.to(torch.float32), key.to(torch.float32).transpose(-1, -2)
-        room = room_for(*query.shape[:-1], key.shape[-1], dtype=query.dtype, of=(query, key))
+        room = None
+        if not key.requires_grad:  # what `room_for` would find out later
+            room = room_for(*query.shape[:-1], key.shape[-1], dtype=query.dtype, of=(query, key))
         scores = torch.matmul(query, key, out=room)
         promoted = torch.promote_types(scores.dtype, mask.dtype)
         scores = scores.add_(mask) if promoted == scores.dtype else scores + mask
