@@ -13,7 +13,7 @@ from transformer_lens.model_bridge.generalized_components.base import Generalize
 
 from cgverify.bridge.fused_qkv import join_features, split_features
 from cgverify.bridge.fused_weight import FusedWeight
-from cgverify.bridge.listeners import is_heard, is_plain, run_linear, show
+from cgverify.bridge.listeners import is_bare, is_heard, run_linear, show, takes_out
 from cgverify.bridge.mask import additive_mask
 from cgverify.bridge.room import cast as cast_to
 from cgverify.bridge.room import room_for
@@ -89,7 +89,9 @@ class CodeGenAttentionBridge(JointQKVAttentionBridge):  # type: ignore[misc]
         )
         self._given_qkv_conversion = qkv_conversion_rule
         self._split_from = FusedWeight.absent()
-        self.register_load_state_dict_post_hook(lambda module, _: module._note_fused())
+        self._processed = False
+        self.register_load_state_dict_pre_hook(lambda module, state, prefix, *_: module._before_load(state, prefix))
+        self.register_load_state_dict_post_hook(lambda module, _: module._after_load())
         for hook in ("hook_rot_q", "hook_rot_k"):
             if not hasattr(self, hook):  # the base makes them only where the config says "rotary"
                 setattr(self, hook, type(self.hook_pattern)())
@@ -111,11 +113,20 @@ class CodeGenAttentionBridge(JointQKVAttentionBridge):  # type: ignore[misc]
         self._stack_projections()
 
     def _stack_projections(self) -> None:
-        stack([projection.original_component for projection in (self.q, self.k, self.v)])
+        projections = [self._modules[name] for name in "qkv"]
+        stack([getattr(projection, "original_component", projection) for projection in projections])
 
     def _note_fused(self) -> None:
         """Take the fused weight as it is now for the one that Q, K and V belong to."""
         self._split_from = FusedWeight.of(cast(nn.Module, self.original_component))
+
+    def _before_load(self, state_dict: dict[str, torch.Tensor], prefix: str) -> None:
+        if not self._split_from.is_left_behind(self, state_dict, prefix):
+            self._split_from = FusedWeight.absent()
+
+    def _after_load(self) -> None:
+        if self._split_from.owner is None:
+            self._note_fused()
 
     def _apply(self, fn: Any, recurse: bool = True) -> CodeGenAttentionBridge:
         """`to`, `half`, `cuda`: all weights move together, which is no edit of one of them."""
@@ -131,8 +142,13 @@ class CodeGenAttentionBridge(JointQKVAttentionBridge):  # type: ignore[misc]
         """Split the fused weight anew, after it was edited or replaced. Q, K and V are written in place.
 
         Raises:
-            ValueError: there is no fused weight any more, since `drop_fused` dropped it.
+            ValueError: there is no fused weight any more, since `drop_fused` dropped it; or Q, K and V were processed.
         """
+        if self._processed:
+            raise ValueError(
+                "enable_compatibility_mode has processed Q, K and V, which are no longer a split of the fused weight: "
+                "edit q, k and v themselves, or edit the fused weight of a bridge booted anew before processing it."
+            )
         original = cast(nn.Module, self.original_component)
         now = FusedWeight.of(original)
         if now.weight is None:
@@ -141,6 +157,11 @@ class CodeGenAttentionBridge(JointQKVAttentionBridge):  # type: ignore[misc]
             for projection, fresh in zip((self.q, self.k, self.v), self.split_qkv_matrix(original), strict=True):
                 projection.original_component.weight.copy_(fresh.weight)
         self._split_from = now
+
+    def set_processed_weights(self, weights: dict[str, torch.Tensor], verbose: bool = False) -> None:
+        """Take the weights that TransformerLens has processed, layer norms folded in; `refresh` would undo that."""
+        super().set_processed_weights(weights, verbose=verbose)
+        self._processed = True
 
     def drop_fused(self) -> None:
         """Free the fused weight, of which Q, K and V are copies; `join_weight` gives it back."""
@@ -172,7 +193,7 @@ class CodeGenAttentionBridge(JointQKVAttentionBridge):  # type: ignore[misc]
         config = cast(Any, self.config)
         d_model = int(getattr(config, "d_model", 0) or config.n_heads * config.d_head)
         mask = additive_mask(
-            None, batch=batch_size, queries=seq_len, keys=seq_len, cached=0, dtype=dtype, device=device
+            None, batch=batch_size, heads=1, queries=seq_len, keys=seq_len, cached=0, dtype=dtype, device=device
         )
         return {
             "hidden_states": torch.randn(batch_size, seq_len, d_model, device=device, dtype=dtype),
@@ -216,6 +237,7 @@ class CodeGenAttentionBridge(JointQKVAttentionBridge):  # type: ignore[misc]
         mask = additive_mask(
             attention_mask,
             batch=batch,
+            heads=cast(Any, self.config).n_heads,
             queries=queries,
             keys=cache.get_mask_sizes(queries, self._layer_idx)[0] if cache is not None else queries,
             cached=cached,
@@ -248,8 +270,7 @@ class CodeGenAttentionBridge(JointQKVAttentionBridge):  # type: ignore[misc]
         if cache is not None:
             key, value = self._extend_cache(cache, key.to(kwargs["cache_dtype"]), value)
         mask = self._normalize_compatibility_mask_sentinel(kwargs["attention_mask"])
-        scores = show(self, "hook_attn_scores", self._scores(query, key, mask))
-        pattern = show(self, "hook_pattern", self._pattern_of(scores, value.dtype))
+        pattern = show(self, "hook_pattern", self._pattern_of(self._shown_scores(query, key, mask), value.dtype))
         return self._output(self._mix(pattern, value)), pattern
 
     def _process_output(self, output: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -282,12 +303,22 @@ class CodeGenAttentionBridge(JointQKVAttentionBridge):  # type: ignore[misc]
         return query, key, value.contiguous()
 
     def _project_fused(self, fused: Any, hidden_states: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """q, k and v, `[batch, seq, d_model]`, shown to the hooks of `qkv` as the one tensor of the fused weight."""
+        """q, k and v, `[batch, seq, d_model]`, shown to the hooks of `qkv` as the one tensor of the fused weight.
+
+        A projection that does more than its hook points and its Linear is run whole, so its `hook_out` comes first.
+        """
         hidden_states = fused.hook_in(hidden_states)
-        projections = (self.q, self.k, self.v)
-        apart = (projection.original_component(projection.hook_in(hidden_states)) for projection in projections)
+        projections = [self._modules[name] for name in "qkv"]
+        bare = [is_bare(projection) for projection in projections]
+        apart = (
+            one._modules["_original_component"](show(one, "hook_in", hidden_states)) if in_parts else one(hidden_states)
+            for one, in_parts in zip(projections, bare, strict=True)
+        )
         parts = split_features(fused.hook_out(join_features(*apart)))
-        return tuple(projection.hook_out(part) for projection, part in zip(projections, parts, strict=True))
+        return tuple(
+            show(one, "hook_out", part) if in_parts else part
+            for one, in_parts, part in zip(projections, bare, parts, strict=True)
+        )
 
     def _rotate(
         self, query: torch.Tensor, key: torch.Tensor, position_ids: torch.Tensor
@@ -306,11 +337,22 @@ class CodeGenAttentionBridge(JointQKVAttentionBridge):  # type: ignore[misc]
     def _scores(self, query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """(q·kᵀ + mask) / √head_dim, in float32 whatever the model's dtype, or in the mask's if that is wider."""
         query, key = query.to(torch.float32), key.to(torch.float32).transpose(-1, -2)
-        room = room_for(*query.shape[:-1], key.shape[-1], dtype=query.dtype, beside=query) if is_plain(key) else None
+        room = None
+        if not key.requires_grad:  # what `room_for` would find out later
+            room = room_for(*query.shape[:-1], key.shape[-1], dtype=query.dtype, of=(query, key))
         scores = torch.matmul(query, key, out=room)
         promoted = torch.promote_types(scores.dtype, mask.dtype)
         scores = scores.add_(mask) if promoted == scores.dtype else scores + mask
         return scores.div_(cast(float, cast(nn.Module, self.original_component).scale_attn))
+
+    def _shown_scores(self, query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """What `hook_attn_scores` makes of the scores."""
+        scores, point = self._scores(query, key, mask), self._modules["hook_attn_scores"]
+        if not is_heard(point):
+            return scores
+        shown: torch.Tensor = point(scores)
+        # Hooks that took themselves off may keep what they saw, and nobody would know of them when it is overwritten.
+        return shown if is_heard(point) else shown.clone()
 
     def _pattern_of(self, scores: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """Softmax over the keys, cast to the values' dtype, with the module's dropout."""
@@ -321,11 +363,11 @@ class CodeGenAttentionBridge(JointQKVAttentionBridge):  # type: ignore[misc]
     def _masked_softmax(self, attn_scores: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
         """Scores that no hook has seen and autograd does not need are overwritten: at 2048 tokens that saves a quarter
         of the time, which goes into fresh memory."""
-        if self.compatibility_mode or dtype is not None or not is_plain(attn_scores):
+        if self.compatibility_mode or dtype is not None or not takes_out(attn_scores):
             softmax: torch.Tensor = super()._masked_softmax(attn_scores, dtype)
             return softmax
         seen = is_heard(self.hook_attn_scores)
-        room = room_for(*attn_scores.shape, dtype=attn_scores.dtype, beside=attn_scores) if seen else attn_scores
+        room = room_for(*attn_scores.shape, dtype=attn_scores.dtype, of=(attn_scores,)) if seen else attn_scores
         return torch.softmax(attn_scores, -1, out=room)
 
     def _mix(self, pattern: torch.Tensor, value: torch.Tensor) -> torch.Tensor:

@@ -43,7 +43,7 @@ def hugging_face_weights(weights: Mapping[str, torch.Tensor]) -> dict[str, torch
 
 
 def save_pretrained(bridge: TransformerBridge, folder: str | Path) -> None:
-    """Write a bridge's weights and config as a Hugging Face folder that `from_pretrained` loads to the same logits.
+    """Write a bridge's weights and configs as a Hugging Face folder that `from_pretrained` loads to the same logits.
 
     Q, K and V are written as they are now, edits included; the fused weight that they were split from is not looked at.
 
@@ -58,6 +58,8 @@ def save_pretrained(bridge: TransformerBridge, folder: str | Path) -> None:
     for name in wanted.keys() ^ weights.keys():
         raise ValueError(_no_place_for(name))
     model.load_state_dict(weights, assign=True)
+    if (generation := getattr(bridge.original_model, "generation_config", None)) is not None:
+        model.generation_config = copy.deepcopy(generation)
     model.save_pretrained(folder)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -42,6 +43,20 @@ class FusedWeight:
         now = self.owner._parameters["weight"]
         return now is not self.weight or _version(now) != self.version
 
+    def is_left_behind(self, bridge: nn.Module, state_dict: Mapping[str, torch.Tensor], prefix: str) -> bool:
+        """Whether an attention bridge that loads a state will have another fused weight than Q, K and V belong to.
+
+        So it is if they are not in the state, and the weight has changed or will: TransformerLens puts the weight that
+        is there into every state, which changes nothing.
+        """
+        split = [bridge.get_submodule(which).named_parameters(prefix + which) for which in "qkv"]
+        if all(name in state_dict for parameters in split for name, _ in parameters):
+            return False
+        every = bridge.named_parameters(prefix.removesuffix("."), remove_duplicate=False)
+        given = [state_dict[name] for name, weight in every if weight is self.weight and name in state_dict]
+        here = None if self.weight is None else self.weight.data_ptr()
+        return self.has_changed or any(tensor.data_ptr() != here for tensor in given)
+
     def warn_if_changed(self) -> None:
         if self.has_changed:
             warnings.warn(
@@ -50,11 +65,19 @@ class FusedWeight:
                 stacklevel=2,
             )
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy's weight counts its changes from 0: what is carried over is how many there were since."""
+        return _with_changes, (self.owner, self.weight, _version(self.weight) - self.version)
+
     def drop(self) -> FusedWeight:
         """Free the weight: its owner has none from now on."""
         if self.owner is not None:
             self.owner._parameters["weight"] = None
         return FusedWeight(self.owner, None, 0)
+
+
+def _with_changes(owner: nn.Module | None, weight: torch.Tensor | None, changes: int) -> FusedWeight:
+    return FusedWeight(owner, weight, _version(weight) - changes)
 
 
 def _version(weight: torch.Tensor | None) -> int:

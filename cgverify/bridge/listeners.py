@@ -34,20 +34,35 @@ def show(owner: nn.Module, name: str, tensor: torch.Tensor) -> torch.Tensor:
     return shown
 
 
+def is_bare(linear: Any) -> bool:
+    """Whether calling the bridge of a Linear calls its hook points and the Linear, and nothing else."""
+    return type(linear) is LinearBridge and not is_heard(linear) and not is_changed(linear)
+
+
 def run_linear(linear: Any, tensor: torch.Tensor) -> torch.Tensor:
     """What the bridge of a Linear makes of a tensor, its hooks included."""
-    if is_heard(linear) or is_changed(linear) or type(linear) is not LinearBridge:
+    if not is_bare(linear):
         through: torch.Tensor = linear(tensor)
         return through
     return show(linear, "hook_out", linear._modules["_original_component"](show(linear, "hook_in", tensor)))
 
 
-def is_plain(tensor: torch.Tensor) -> bool:
-    """Whether an `out=` variant can write to a tensor: no gradient, no function transform, no compiler."""
+def is_transformed() -> bool:
+    """Whether a tensor may be more than its memory: a function transform, a tangent, or what a compiler traces."""
     return (
-        type(tensor) is torch.Tensor
-        and not tensor.requires_grad
-        and not torch.compiler.is_compiling()
-        and not torch._C._are_functorch_transforms_active()
-        and forward_ad._current_level < 0
+        torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
     )
+
+
+def is_plain(*tensors: torch.Tensor) -> bool:
+    """Whether tensors may be written to in place: no gradient, no function transform, no compiler."""
+    for tensor in tensors:
+        if type(tensor) is not torch.Tensor or tensor.requires_grad:
+            return False
+    return not is_transformed()
+
+
+def takes_out(*tensors: torch.Tensor) -> bool:
+    """Whether an operation on them may be given an `out=`, which autocast passes by, and whose memory a trace would
+    write to in every later call."""
+    return is_plain(*tensors) and not torch._C._is_any_autocast_enabled() and not torch._C._is_tracing()

@@ -17,6 +17,7 @@ def additive_mask(
     mask: torch.Tensor | None,
     *,
     batch: int,
+    heads: int,
     queries: int,
     keys: int,
     cached: int,
@@ -45,10 +46,11 @@ def additive_mask(
                 f"not {list(mask.shape)}."
             )
         return _lowest_where_hidden(_causal(queries, keys, cached, device) & mask.bool()[:, None, None, :], dtype)
-    if mask.ndim != 4 or mask.shape[0] not in (1, batch) or tuple(mask.shape[2:]) != (queries, keys):
+    shape = mask.shape
+    if len(shape) != 4 or shape[0] not in (1, batch) or shape[1] not in (1, heads) or shape[2:] != (queries, keys):
         raise ValueError(
-            f"attention_mask must be [batch, keys] or [batch, 1, queries, keys] with batch {batch}, queries "
-            f"{queries} and keys {keys}, not {list(mask.shape)}."
+            f"attention_mask must be [batch, keys] or [batch or 1, heads or 1, queries, keys] with batch {batch}, "
+            f"heads {heads}, queries {queries} and keys {keys}, not {list(shape)}."
         )
     return _lowest_where_hidden(mask, dtype) if mask.dtype == torch.bool else mask
 

@@ -16,12 +16,13 @@ from __future__ import annotations
 import math
 import mmap
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from threading import Lock
 
 import torch
 
-from cgverify.bridge.listeners import is_plain
+from cgverify.bridge.listeners import takes_out
 
 LARGE = 1 << 25
 """Bytes of a result from which memory is not used again by itself: the largest M_MMAP_THRESHOLD of glibc."""
@@ -35,14 +36,16 @@ _unheld = 0
 _lock = Lock()
 
 
-def room_for(*shape: int, dtype: torch.dtype, beside: torch.Tensor) -> torch.Tensor | None:
+def room_for(*shape: int, dtype: torch.dtype, of: Sequence[torch.Tensor]) -> torch.Tensor | None:
     """An uninitialised contiguous tensor to be passed as `out=`, or None where torch does as well by itself.
 
     Args:
-        beside: what the result is computed from; a gradient or a function transform on it allows no `out=`.
+        of: what the result is computed from, all of which must allow an `out=`.
     """
     size = math.prod(shape) * dtype.itemsize
-    if size < LARGE or beside.device.type != "cpu" or not is_plain(beside) or not hasattr(mmap, "MADV_HUGEPAGE"):
+    if size < LARGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return None
+    if any(tensor.device.type != "cpu" for tensor in of) or not takes_out(*of):
         return None
     with _lock:
         return torch.frombuffer(_memory(size), dtype=dtype).view(shape)
@@ -58,7 +61,7 @@ def lasting(*shape: int, like: torch.Tensor) -> torch.Tensor | None:
 
 def cast(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """`tensor.to(dtype)`."""
-    room = None if tensor.dtype == dtype else room_for(*tensor.shape, dtype=dtype, beside=tensor)
+    room = None if tensor.dtype == dtype else room_for(*tensor.shape, dtype=dtype, of=(tensor,))
     return tensor.to(dtype) if room is None else room.copy_(tensor)
 
 

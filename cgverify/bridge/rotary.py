@@ -107,7 +107,7 @@ def rotate_both(
     starts where fresh memory would, at a multiple of 64 bytes, which the kernels of the products ask for.
     """
     size = query.numel() * max(query.element_size(), sin.element_size())
-    if size <= _SMALL and size % 64 == 0 and query.shape == key.shape and is_plain(query) and is_plain(key):
+    if size <= _SMALL and size % 64 == 0 and query.shape == key.shape and is_plain(query, key):
         joined = torch.stack((query, key))
         rotated = _turn(joined.to(torch.promote_types(joined.dtype, sin.dtype)), sin, cos)
         return rotated[0], rotated[1]

@@ -14,17 +14,21 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional
+from transformer_lens.model_bridge.generalized_components import LinearBridge
 
-from cgverify.bridge.listeners import is_changed, is_heard
+from cgverify.bridge.listeners import is_changed, is_heard, is_transformed
 from cgverify.bridge.room import lasting
 
 _HALF = (torch.bfloat16, torch.float16)
+_DENSE = (nn.Parameter, torch.Tensor)
 
 
 @torch.no_grad()
 def stack(linears: Sequence[nn.Module]) -> None:
-    """Move the weights of plain Linears of one shape into one piece of memory, in order."""
+    """Move the weights of plain Linears of one shape into one piece of memory, in order, unless it is shared."""
     weights = [linear.weight for linear in linears if type(linear) is nn.Linear]
+    if any(weight.device.type == "cpu" and weight.is_shared() for weight in weights):
+        return
     if len(weights) == len(linears) and len({(w.shape, w.dtype, w.device) for w in weights}) == 1:
         rows, width = weights[0].shape
         room = lasting(len(weights) * rows, width, like=weights[0])
@@ -38,14 +42,14 @@ def project_together(projections: Sequence[Any], rows: torch.Tensor) -> tuple[to
 
     None where that is not the same, or not sooner: more than one row in float32, where three products are as quick;
     somebody listening; other modules than plain Linears, or with a forward of their own; float64, in which the last bit
-    differs; gradients that each weight must get for itself.
+    differs; gradients or tangents that a weight must get for itself.
     """
     alone = rows.numel() == rows.shape[-1]
-    if not (rows.dtype in _HALF or (alone and rows.dtype == torch.float32)) or torch.compiler.is_compiling():
+    if not (rows.dtype in _HALF or (alone and rows.dtype == torch.float32)) or is_transformed():
         return None
-    linears = [projection._modules["_original_component"] for projection in projections]
-    weight = _stacked_weight(linears)
-    if weight is None or (torch.is_grad_enabled() and linears[0].weight.requires_grad):
+    linears = [one._modules["_original_component"] for one in projections if type(one) is LinearBridge]
+    weight = _stacked_weight(linears) if len(linears) == len(projections) else None
+    if weight is None:
         return None
     for projection, linear in zip(projections, linears, strict=True):
         points = projection._modules
@@ -56,10 +60,11 @@ def project_together(projections: Sequence[Any], rows: torch.Tensor) -> tuple[to
 
 
 def _stacked_weight(linears: Sequence[nn.Module]) -> torch.Tensor | None:
-    """The weights as one, `[len(linears) * out, in]`, if they are one piece of memory."""
+    """The weights as one, `[len(linears) * out, in]`, if they are one piece of memory and none wants a gradient."""
     first = linears[0]._parameters.get("weight")
-    if first is None or first.device.type == "meta":
+    if first is None or type(first) not in _DENSE or first.device.type == "meta":
         return None
+    differentiated = torch.is_grad_enabled()
     shape, size = first.shape, first.numel() * first.element_size()
     if first.storage_offset() * first.element_size() + len(linears) * size > first.untyped_storage().nbytes():
         return None
@@ -70,6 +75,8 @@ def _stacked_weight(linears: Sequence[nn.Module]) -> torch.Tensor | None:
             type(linear) is not nn.Linear
             or linear._parameters["bias"] is not None
             or weight is None
+            or type(weight) not in _DENSE
+            or (differentiated and weight.requires_grad)
             or weight.data_ptr() != expected
             or weight.shape != shape
             or weight.dtype != first.dtype

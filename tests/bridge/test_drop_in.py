@@ -11,13 +11,15 @@ import pytest
 import torch
 from sides import both, tokenizer
 from torch import nn
+from transformer_lens.factories.architecture_adapter_factory import ArchitectureAdapterFactory
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.generalized_components import CodeGenAttentionBridge as Upstream
 from transformer_lens.model_bridge.generalized_components import JointQKVAttentionBridge, LinearBridge
-from transformers import CodeGenForCausalLM
+from transformers import CodeGenForCausalLM, DynamicCache
 from transformers.models.codegen.modeling_codegen import CodeGenAttention, create_sinusoidal_positions
 
 from cgverify.bridge import CodeGenAttentionBridge, install, uninstall
+from cgverify.bridge.boot import ARCHITECTURE, CodeGenAdapter
 
 
 def test_constructor_and_public_methods_are_upstreams() -> None:
@@ -112,6 +114,27 @@ def test_install_makes_transformer_lens_boot_ours_and_uninstall_undoes_it(
     assert attention() is Upstream
 
 
+def test_uninstall_puts_back_the_adapter_that_was_there_and_leaves_one_that_came_later() -> None:
+    registered = ArchitectureAdapterFactory._adapters
+    theirs = registered[ARCHITECTURE]
+    earlier, later = (type(name, (CodeGenAdapter,), {}) for name in ("Earlier", "Later"))
+    try:
+        ArchitectureAdapterFactory.register_adapter(ARCHITECTURE, earlier)
+        uninstall()
+        assert registered[ARCHITECTURE] is earlier
+        install()
+        install()
+        assert registered[ARCHITECTURE] is CodeGenAdapter
+        uninstall()
+        assert registered[ARCHITECTURE] is earlier
+        install()
+        ArchitectureAdapterFactory.register_adapter(ARCHITECTURE, later)
+        uninstall()
+        assert registered[ARCHITECTURE] is later
+    finally:
+        ArchitectureAdapterFactory.register_adapter(ARCHITECTURE, theirs)
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
@@ -122,6 +145,7 @@ def test_install_makes_transformer_lens_boot_ours_and_uninstall_undoes_it(
         ({"position_ids": torch.full((2, 8), -1)}, "lie between -1 and -1"),
         ({"attention_mask": torch.zeros(2, 1, 8, 9)}, "attention_mask must be"),
         ({"attention_mask": torch.zeros(2, 8, 8)}, "attention_mask must be"),
+        ({"attention_mask": torch.zeros(2, 3, 8, 8)}, "attention_mask must be .* heads 4,"),
         ({"attention_mask": torch.ones(2, 9)}, r"2D attention_mask must be \[batch, keys\]"),
     ],
 )
@@ -131,9 +155,11 @@ def test_a_wrong_call_is_told_before_any_arithmetic(
     _, ours = both(model)
     fired: list[Any] = []
     ours.hook_in.add_hook(lambda tensor, hook: fired.append(hook))
+    cache = DynamicCache()
     with pytest.raises(ValueError, match=told):
-        ours(**{**ours.get_random_inputs(), **changes})
+        ours(**{**ours.get_random_inputs(), **changes}, layer_past=cache)
     assert not fired
+    assert cache.get_seq_length() == 0
 
 
 @pytest.mark.parametrize("token", [True, 1])

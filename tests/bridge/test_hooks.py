@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ import torch
 from sides import both, small_config, tokenizer
 from transformer_lens import patching
 from transformer_lens.benchmarks import backward_gradients, hook_registration
+from transformer_lens.model_bridge.generalized_components import LinearBridge
 from transformers import CodeGenForCausalLM
 
-from cgverify.bridge import boot
+from cgverify.bridge import boot, split_features
 
 TOKENS = torch.randint(101, (2, 6), generator=torch.Generator().manual_seed(0))
 ALWAYS = (
@@ -77,6 +79,58 @@ def test_the_fused_hooks_see_hugging_faces_own_tensor(model: CodeGenForCausalLM)
     ours.qkv.hook_out.add_hook(lambda tensor, hook: seen.update(ours=tensor))
     ours(**given)
     assert torch.equal(seen["ours"], seen["theirs"])
+
+
+class Doubled(LinearBridge):
+    def forward(self, input: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return 2 * super().forward(input, *args, **kwargs)
+
+
+class Around(torch.nn.Module):
+    """As a library that adds adapters wraps a projection."""
+
+    def __init__(self, inner: Any) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, tensor: torch.Tensor) -> torch.Tensor:
+        return 2 * self.inner(tensor)  # type: ignore[no-any-return]
+
+
+def _forward_of_its_own(attention: Any) -> None:
+    linear = attention.v.original_component
+    plain = linear.forward
+    linear.forward = lambda tensor: 2 * plain(tensor)
+
+
+UNUSUAL: dict[str, Callable[[Any], Any]] = {
+    "hook of torch's": lambda attention: attention.v.register_forward_hook(lambda module, args, output: 2 * output),
+    "forward of its own": _forward_of_its_own,
+    "subclass": lambda attention: setattr(attention.v, "__class__", Doubled),
+    "wrapper": lambda attention: setattr(attention, "v", Around(attention.v)),
+}
+
+
+@pytest.mark.parametrize("kind", UNUSUAL)
+@pytest.mark.parametrize(("dtype", "seq"), [(torch.float32, 4), (torch.float32, 1), (torch.bfloat16, 4)])
+@torch.no_grad()
+def test_a_projection_that_does_more_does_so_whoever_listens(
+    model: CodeGenForCausalLM, kind: str, dtype: torch.dtype, seq: int
+) -> None:
+    _, ours = both(model, dtype)
+    given = ours.get_random_inputs(1, seq, dtype=dtype)
+    once = ours(**given)[0]
+    UNUSUAL[kind](ours)
+    twice = ours(**given)[0]
+    assert torch.equal(twice, 2 * once)
+    seen: list[torch.Tensor] = []
+    ours.qkv.hook_out.add_hook(lambda tensor, hook: seen.append(tensor))
+    assert torch.equal(ours(**given)[0], twice)
+    _, _, value = split_features(seen[0])
+    assert torch.equal(value, ours.v(given["hidden_states"]))
+    ours.qkv.hook_out.remove_hooks()
+    ours.q.hook_out.add_hook(lambda tensor, hook: None)
+    assert torch.equal(ours(**given)[0], twice)
 
 
 @pytest.mark.parametrize("name", ALWAYS)

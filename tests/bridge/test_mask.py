@@ -7,7 +7,15 @@ import torch
 
 from cgverify.bridge.mask import additive_mask
 
-HERE = {"batch": 2, "queries": 3, "keys": 5, "cached": 2, "dtype": torch.float32, "device": torch.device("cpu")}
+HERE = {
+    "batch": 2,
+    "heads": 4,
+    "queries": 3,
+    "keys": 5,
+    "cached": 2,
+    "dtype": torch.float32,
+    "device": torch.device("cpu"),
+}
 LOWEST = torch.finfo(torch.float32).min
 CAUSAL = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]).bool()
 
@@ -34,12 +42,13 @@ def test_a_boolean_4d_mask_says_where_a_query_may_attend() -> None:
     assert torch.equal(visible(additive_mask(allowed, **HERE)), allowed)
 
 
-def test_a_floating_4d_mask_is_added_as_it_is() -> None:
-    soft = torch.randn(2, 1, 3, 5)
+@pytest.mark.parametrize("heads", [1, 4])
+def test_a_floating_4d_mask_is_added_as_it_is(heads: int) -> None:
+    soft = torch.randn(2, heads, 3, 5)
     assert additive_mask(soft, **HERE) is soft
 
 
-@pytest.mark.parametrize("shape", [(2, 4), (1, 5), (2, 3, 5), (2, 1, 5, 5), (2, 1, 3, 4), (3, 1, 3, 5)])
+@pytest.mark.parametrize("shape", [(2, 4), (1, 5), (2, 3, 5), (2, 1, 5, 5), (2, 1, 3, 4), (3, 1, 3, 5), (2, 3, 3, 5)])
 def test_a_mask_of_the_wrong_shape_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="attention_mask must be"):
         additive_mask(torch.zeros(shape), **HERE)

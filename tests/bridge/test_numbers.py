@@ -213,6 +213,24 @@ def test_what_a_hook_has_seen_is_not_written_to_afterwards(model: CodeGenForCaus
         assert torch.equal(shown, copy_of_it), name
 
 
+@pytest.mark.parametrize("returned", [False, True])
+@torch.no_grad()
+def test_nor_is_what_a_hook_has_seen_that_took_itself_off(model: CodeGenForCausalLM, returned: bool) -> None:
+    _, ours = both(model)
+    given = probe(64, 2, 8, torch.float32)
+    expected = ours(**given)[1]
+    kept: list[torch.Tensor] = []
+
+    def once(tensor: torch.Tensor, hook: Any) -> torch.Tensor | None:
+        hook.remove_hooks("fwd")
+        kept.extend([tensor.clone(), tensor.clone() if returned else tensor])
+        return kept[1] if returned else None
+
+    ours.hook_attn_scores.add_hook(once)
+    assert torch.equal(ours(**given)[1], expected)
+    assert torch.equal(*kept)
+
+
 def test_a_hook_registered_with_torch_sees_scores_as_well(model: CodeGenForCausalLM) -> None:
     """Not TransformerLens's `add_hook`: the scores may be overwritten only if nobody at all has them."""
     _, ours = both(model)
@@ -242,3 +260,45 @@ def test_function_transforms_go_through_it(model: CodeGenForCausalLM) -> None:
     torch.testing.assert_close((forward * cotangent).sum(), (pull(cotangent)[0] * direction).sum())
     batched = torch.func.vmap(run)(torch.stack([hidden, hidden * 2]))
     torch.testing.assert_close(batched[0], run(hidden))
+
+
+@pytest.mark.parametrize(("dtype", "seq"), [(torch.float32, 1), (torch.float32, 3), (torch.bfloat16, 3)])
+def test_function_transforms_over_weights_go_through_it(
+    model: CodeGenForCausalLM, dtype: torch.dtype, seq: int
+) -> None:
+    """Also where one product serves q, k and v, which looks at the weights' memory."""
+    _, ours = both(model.requires_grad_(False), dtype)
+    given = probe(64, 1, seq, dtype)
+    names = [f"{which}._original_component.weight" for which in "qkv"]
+    weights = {name: ours.get_parameter(name).detach() for name in names}
+
+    def run(weights: dict[str, torch.Tensor]) -> torch.Tensor:
+        return torch.func.functional_call(ours, weights, (), given)[0].double()  # type: ignore[no-any-return]
+
+    batched = torch.func.vmap(run)({name: torch.stack([weight, 2 * weight]) for name, weight in weights.items()})
+    torch.testing.assert_close(
+        batched[1], run({name: 2 * weight for name, weight in weights.items()}), rtol=0.05, atol=1e-3
+    )
+    output, pull = torch.func.vjp(run, weights)
+    cotangent = torch.randn(output.shape, generator=torch.Generator().manual_seed(1), dtype=output.dtype)
+    (gradients,) = pull(cotangent)
+    alone = next(reversed(weights))  # v's, whose tangent alone has to be seen
+    tangents = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+    tangents[alone] = torch.randn(64, 64, generator=torch.Generator().manual_seed(2)).to(dtype)
+    _, forward = torch.func.jvp(run, (weights,), (tangents,))
+    pulled = (gradients[alone].double() * tangents[alone]).sum()
+    torch.testing.assert_close((forward * cotangent).sum(), pulled, rtol=0.05, atol=1e-3)
+    assert pulled.abs() > 0.01
+
+
+def test_a_tangent_of_one_weight_alone_is_carried(model: CodeGenForCausalLM) -> None:
+    """`torch.autograd.forward_ad` puts it into the module, where no transform tells of it."""
+    _, ours = both(model.requires_grad_(False))
+    given = probe(64, 1, 1, torch.float32)
+    with torch.autograd.forward_ad.dual_level():
+        owner = ours.v.original_component
+        weight = owner._parameters.pop("weight")
+        owner._parameters["weight"] = torch.autograd.forward_ad.make_dual(weight.detach(), weight.detach())
+        tangent = torch.autograd.forward_ad.unpack_dual(ours(**given)[0]).tangent
+    owner._parameters["weight"] = weight
+    torch.testing.assert_close(tangent, ours(**given)[0])  # it is linear in v's weight

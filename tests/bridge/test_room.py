@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from sides import of_shape
 from transformers import CodeGenConfig, CodeGenForCausalLM
 
 from cgverify.bridge import boot, room
@@ -26,7 +27,7 @@ def everything_is_large(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def some(*shape: int) -> torch.Tensor | None:
-    return room.room_for(*shape, dtype=torch.float32, beside=torch.ones(1))
+    return room.room_for(*shape, dtype=torch.float32, of=[torch.ones(1)])
 
 
 def test_memory_is_used_again_once_nothing_holds_it() -> None:
@@ -72,8 +73,8 @@ def test_memory_is_left_alone_while_autograd_holds_it() -> None:
 
 
 def test_torch_finds_the_memory_itself_where_no_out_can_be_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert room.room_for(2, 2, dtype=torch.float32, beside=torch.ones(1, requires_grad=True)) is None
-    assert room.room_for(2, 2, dtype=torch.float32, beside=torch.ones(1, device="meta")) is None
+    assert room.room_for(2, 2, dtype=torch.float32, of=[torch.ones(1, requires_grad=True)]) is None
+    assert room.room_for(2, 2, dtype=torch.float32, of=[torch.ones(1, device="meta")]) is None
     monkeypatch.setattr(room, "LARGE", 17)
     assert some(2, 2) is None
 
@@ -108,6 +109,31 @@ def test_scores_and_pattern_that_hooks_keep_stay_as_they_were_seen(model: CodeGe
     assert all(torch.equal(now, then) for now, then in kept)
 
 
+@pytest.mark.parametrize("low", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_autocast_has_the_same_bits(dtype: torch.dtype, low: torch.dtype) -> None:
+    """It casts what an operation is given, and passes by the same operation with an `out=`."""
+    theirs, ours = of_shape(4, 16, 8, dtype)
+    given = ours.get_random_inputs(2, 9, dtype=dtype)
+    with torch.autocast("cpu", dtype=low):
+        for found, expected in zip(ours(**given), theirs(**given), strict=True):
+            assert torch.equal(found, expected)
+
+
+@pytest.mark.filterwarnings("ignore")
+@torch.no_grad()
+def test_a_traced_attention_leaves_what_it_returned_alone() -> None:
+    """A trace holds the memory of every tensor that was made outside of torch's operations."""
+    _, ours = of_shape(4, 16, 8, torch.float32)
+    runs = [ours.get_random_inputs(1, 9) for _ in range(3)]
+    traced = torch.jit.trace(ours, example_kwarg_inputs=runs[0], check_trace=False)
+    found = [traced(**given) for given in runs[1:]]
+    for given, (output, pattern) in zip(runs[1:], found, strict=True):
+        assert torch.equal(output, ours(**given)[0])
+        assert torch.equal(pattern, ours(**given)[1])
+
+
 def test_large_weights_lie_in_pages_of_their_own_one_behind_the_other() -> None:
     linears = [torch.nn.Linear(512, 1024, bias=False) for _ in range(3)]
     before = [linear.weight.clone() for linear in linears]
@@ -128,6 +154,7 @@ def test_a_bridge_whose_weights_lie_so_can_be_shared_saved_and_copied(tmp_path: 
     with torch.no_grad():
         expected = bridge(tokens)
         bridge.share_memory()
+        assert all(parameter.is_shared() for parameter in bridge.parameters())
         assert torch.equal(bridge(tokens), expected)
         torch.save(bridge.state_dict(), tmp_path / "weights.pt")
         again = copy.deepcopy(bridge)

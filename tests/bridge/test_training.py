@@ -65,6 +65,18 @@ def test_gradients_are_as_near_to_the_truth_as_hugging_faces(dtype: torch.dtype)
         assert (ours[name].double() - exact).norm() <= 2 * their_error, name
 
 
+@pytest.mark.parametrize("frozen", ["q", "k", "v"])
+@pytest.mark.parametrize(("dtype", "seq"), [(torch.float32, 1), (torch.float32, 4), (torch.bfloat16, 4)])
+def test_what_is_frozen_keeps_no_gradient_from_the_others(
+    model: CodeGenForCausalLM, frozen: str, dtype: torch.dtype, seq: int
+) -> None:
+    _, ours = both(model, dtype)
+    getattr(ours, frozen).requires_grad_(False)
+    ours(**ours.get_random_inputs(1, seq, dtype=dtype))[0].square().sum().backward()
+    for which in "qkv":
+        assert (getattr(ours, which).original_component.weight.grad is None) == (which == frozen)
+
+
 def losses(model: Any, batches: list[torch.Tensor], threads: int) -> list[float]:
     """The loss of every step of SGD on batches of tokens."""
     before = torch.get_num_threads()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -52,6 +53,51 @@ def test_an_edit_of_the_fused_weight_warns_and_refresh_picks_it_up(model: CodeGe
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert torch.equal(ours(**given)[0], theirs(**given)[0])
+
+
+def warns(attention: Any) -> bool:
+    """Whether a forward says that the fused weight was edited."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        attention(**attention.get_random_inputs(1, 1))
+    return any("refresh" in str(warning.message) for warning in caught)
+
+
+@pytest.mark.parametrize("edits", [0, 1, 2])
+@torch.no_grad()
+def test_a_copy_warns_of_the_edits_that_its_original_warns_of_and_of_its_own(
+    model: CodeGenForCausalLM, edits: int
+) -> None:
+    for block in model.transformer.h:
+        block.attn.qkv_proj.weight.mul_(1)  # before the boot, so that the count does not start at 0
+    ours = boot(model).blocks[1].attn
+    for _ in range(edits):
+        ours.original_component.qkv_proj.weight.mul_(2)
+    copied = copy.deepcopy(ours)
+    assert warns(copied) == warns(ours) == (edits > 0)
+    copied.refresh()
+    assert not warns(copied)
+    copied.original_component.qkv_proj.weight.mul_(2)
+    assert warns(copied)
+    assert warns(ours) == (edits > 0)
+
+
+@torch.no_grad()
+def test_a_load_without_q_k_and_v_neither_hides_an_edit_nor_is_one(lively: CodeGenForCausalLM) -> None:
+    bridge = boot(copy.deepcopy(lively))
+    attention = bridge.blocks[1].attn
+    whole = bridge.state_dict()
+    norms = {name: tensor for name, tensor in whole.items() if ".ln1." in name}
+    bridge.load_state_dict(norms, strict=False)
+    assert not warns(attention)
+    attention.original_component.qkv_proj.weight.mul_(2)
+    bridge.load_state_dict(norms, strict=False)
+    assert warns(attention)
+    bridge.load_state_dict(whole)
+    assert not warns(attention)
+    fused = {"_original_component.qkv_proj._original_component.weight": torch.zeros(192, 64)}
+    attention.load_state_dict(fused, strict=False)
+    assert warns(attention)
 
 
 @torch.no_grad()
@@ -105,9 +151,11 @@ def test_an_export_loads_to_the_same_logits(
 ) -> None:
     bridge = boot(copy.deepcopy(lively), keep_fused=keep_fused)
     bridge.blocks[0].attn.v.original_component.weight.mul_(1.5)
+    bridge.original_model.generation_config.max_new_tokens = 7
     save_pretrained(bridge, tmp_path)
     again = CodeGenForCausalLM.from_pretrained(tmp_path).eval()
     assert torch.equal(again(tokens).logits, bridge(tokens))
+    assert again.generation_config.max_new_tokens == 7
     assert again.config.to_diff_dict().keys() <= {*lively.config.to_diff_dict(), "dtype", "transformers_version"}
 
 
@@ -134,6 +182,22 @@ def test_compatibility_mode_keeps_log_probabilities(
     assert not torch.allclose(processed, plain)  # something was processed
     with pytest.raises(ValueError, match="enable_compatibility_mode"):
         hugging_face_weights(bridge.state_dict())
+    with pytest.raises(ValueError, match="enable_compatibility_mode"):
+        bridge.blocks[0].attn.refresh()
+    assert torch.equal(bridge(tokens), processed)
+
+
+@torch.no_grad()
+def test_refresh_works_in_compatibility_mode_that_processed_nothing(
+    lively: CodeGenForCausalLM, tokens: torch.Tensor
+) -> None:
+    bridge = boot(lively)
+    bridge.enable_compatibility_mode(no_processing=True)
+    before = bridge(tokens)
+    attention = bridge.blocks[0].attn
+    attention.original_component.qkv_proj.weight.mul_(2)
+    attention.refresh()
+    assert not torch.allclose(bridge(tokens), before)
 
 
 @torch.no_grad()
@@ -187,6 +251,19 @@ def test_q_k_and_v_lie_in_one_piece_and_one_product_serves_all_three(model: Code
         ours.k.hook_out.remove_hooks()
         assert project_together(projections, token.to(dtype)) is not None
     assert project_together(projections, token.to(dtype)) is None  # each weight must get a gradient for itself
+
+
+@pytest.mark.parametrize("apart", [False, True])
+@torch.no_grad()
+def test_weights_that_processes_share_stay_shared(model: CodeGenForCausalLM, apart: bool) -> None:
+    _, ours = both(model)
+    if apart:
+        ours.k.original_component.weight = torch.nn.Parameter(ours.k.original_component.weight.clone())
+    expected = ours(**(given := ours.get_random_inputs(1, 1)))[0]
+    ours.share_memory()
+    assert all(parameter.is_shared() for parameter in ours.parameters())
+    assert (project_together((ours.q, ours.k, ours.v), given["hidden_states"]) is None) == apart
+    assert torch.equal(ours(**given)[0], expected)
 
 
 @torch.no_grad()
