@@ -45,7 +45,9 @@ def load(path: Path) -> StoredRun:
         places = {planned.cell.id: planned.place for planned in read_plan(path)}
         if not places:
             return StoredRun(run, in_report_order(run, results))
-        return StoredRun(run, sorted(results, key=lambda result: places.get(result.cell.id, len(places))))
+        # A cell that is not in the plan stood for a checkpoint which has been found since.
+        planned = [result for result in results if result.cell.id in places]
+        return StoredRun(run, sorted(planned, key=lambda result: places[result.cell.id]))
     with tempfile.TemporaryDirectory() as unpacked:  # one reader for both: an old baseline reads like an old run
         folder = Path(unpacked)
         try:

@@ -24,7 +24,7 @@ What is not given is as in `cgverify all-components`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -36,7 +36,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 from cgverify.errors import ConfigError, NothingToVerifyError
 from cgverify.plan import CASES, DEFAULT_CASES, DEVICES, DTYPES, Axes, Request
-from cgverify.records import Cell, RotaryDim
+from cgverify.records import Cell, Checkpoint, RotaryDim
 
 MOST_LAYERS = 10_000
 
@@ -183,6 +183,16 @@ class Rule(_Part):
     layers: Layers = None
     components: Annotated[list[Name], _LIST] | None = None
 
+    @property
+    def of_settings(self) -> bool:
+        """Whether the rule takes a setting of a checkpoint with all cells in it, or none of them."""
+        return all(values is None for values in (self.cases, self.seeds, self.layers, self.components))
+
+    def means(self, checkpoint: Checkpoint) -> bool:
+        """Whether the rule may concern a checkpoint: one that is not here may turn out to be a folder."""
+        names = (checkpoint.name, Path(checkpoint.name).name)
+        return self.models is None or any(fnmatchcase(name, pattern) for pattern in self.models for name in names)
+
     def fits(self, cell: Cell) -> bool:
         """Whether a cell is meant. A model is called what cells call it: a folder by its last part."""
         pairs = (
@@ -227,18 +237,25 @@ class SweepConfig(Product):
     def excluded(self, cell: Cell) -> bool:
         return any(rule.fits(cell) for rule in self.exclude)
 
-    def require_sense(self, planned: Sequence[Cell], before: Sequence[Cell]) -> None:
+    def setting_excluded(self, cell: Cell) -> bool:
+        """Whether everything is left out that shares a cell's checkpoint and setting."""
+        return any(rule.of_settings and rule.fits(cell) for rule in self.exclude)
+
+    def require_sense(
+        self, planned: Sequence[Cell], before: Sequence[Cell], unknown: Collection[Checkpoint] = ()
+    ) -> None:
         """Whether a plan came out as this file means it.
 
         Args:
             planned: the cells.
             before: the cells without `exclude`.
+            unknown: the checkpoints whose cells are not known here; of them a rule may mean some that nobody sees.
 
         Raises:
             ConfigError: a rule that leaves nothing out, or more cells than `limits` allows.
         """
         for place, rule in enumerate(self.exclude):
-            if not any(rule.fits(cell) for cell in before):
+            if not any(rule.fits(cell) for cell in before) and not any(rule.means(one) for one in unknown):
                 raise ConfigError(f"exclude[{place}] fits no cell of the plan: correct it, or leave it out.")
         if self.limits.cells is not None:
             counted: dict[str, int] = {}

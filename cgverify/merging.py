@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cgverify.errors import RunFolderError
-from cgverify.records import CellResult, Finding, Run, Verdict
+from cgverify.records import CellResult, Finding, Run, Verdict, WholePlan
 from cgverify.store import Planned, RunFolder, either, first_difference, read, read_plan
 
 SAME = ("versions", "numerics")
@@ -43,8 +43,9 @@ def merge_runs(paths: Sequence[Path], output: Path) -> tuple[Run, list[CellResul
     for part in parts[1:]:
         _require_fit(parts[0], part)
     planned = {one.cell.id: one for part in parts for one in part.plan}
-    run = _merged(parts)
     in_order = sorted(planned.values(), key=lambda one: one.place)
+    _require_whole(parts, in_order)
+    run = _merged(parts)
     results = [_result(one, parts) for one in in_order]
     folder = RunFolder.create(output, run, in_order)
     try:
@@ -84,13 +85,25 @@ def _require_all_shards(parts: Sequence[Part]) -> None:
         raise RunFolderError(f"Shard {', '.join(missing)} is missing: give a run folder for every shard.")
 
 
+def _require_whole(parts: Sequence[Part], planned: Sequence[Planned]) -> None:
+    """Raise RunFolderError where the cells of all shards are not the plan that each is a part of."""
+    together = WholePlan.of([one.cell for one in planned])
+    for part in parts:
+        if part.run.plan not in (None, together):
+            raise RunFolderError(
+                f"{part.path} is a part of {part.run.plan}, and the shards together are {together}: only shards of one "
+                "sweep go together."
+            )
+
+
 def _require_fit(first: Part, other: Part) -> None:
     """Raise RunFolderError where two shards are of different plans, versions, numerics or weights."""
+    _require_same_found(first, other)
     ours, theirs = (_plain({**part.run.settings, "shard": None}) for part in (first, other))
     for what, before, now in (
         ("another plan", ours, theirs),
         *((f"other {part}", first.run.environment.get(part), other.run.environment.get(part)) for part in SAME),
-        ("other weights", _digests(first.run, other.run), _digests(other.run, first.run)),
+        ("other weights", _digests(first.run), _digests(other.run)),
     ):
         if (told := first_difference(before, now)) is not None:
             raise RunFolderError(
@@ -98,26 +111,31 @@ def _require_fit(first: Part, other: Part) -> None:
             )
 
 
-def _digests(run: Run, other: Run) -> dict[str, str]:
-    """Of the weights that both runs had."""
-    had = [
-        {f"{one.asked} ({one.weights})": one.digest for one in each.checkpoints if one.digest} for each in (run, other)
-    ]
-    return {name: digest for name, digest in had[0].items() if name in had[1]}
+def _require_same_found(first: Part, other: Part) -> None:
+    """Raise RunFolderError where one shard had a checkpoint that the other had not: they dealt out different cells."""
+    theirs = _digests(other.run)
+    for name, digest in _digests(first.run).items():
+        if name in theirs and bool(digest) != bool(theirs[name]):
+            had, lacked = (first, other) if digest else (other, first)
+            raise RunFolderError(
+                f"{lacked.path} had no {name}, which {had.path} had: bring it there, let `sweep --resume` go on in "
+                f"{lacked.path}, and merge again."
+            )
+
+
+def _digests(run: Run) -> dict[str, str]:
+    """Of the weights, by what was asked for; empty where they could not be had."""
+    return {f"{one.asked} ({one.weights})": one.digest for one in run.checkpoints}
 
 
 def _merged(parts: Sequence[Part]) -> Run:
     first = min(parts, key=lambda part: int(part.shard.partition("/")[0])).run
-    best = {(one.asked, one.weights): one for part in parts for one in part.run.checkpoints}
-    for part in parts:
-        best |= {(one.asked, one.weights): one for one in part.run.checkpoints if one.digest}
     machines = [part.run.environment.get("machine") for part in parts]
     others = [machine for machine in machines if machine != first.environment.get("machine")]
     environment = {**first.environment, **({"other_machines": others} if others else {})}
     return first.model_copy(
         update={
             "created": min(part.run.created for part in parts),
-            "checkpoints": tuple(best[one.asked, one.weights] for one in first.checkpoints),
             "settings": {**first.settings, "shard": None},
             "environment": environment,
         }

@@ -166,12 +166,18 @@ def nothing(_: Cell) -> bool:
 
 
 def plan(
-    requests: Sequence[Request], found: Mapping[tuple[str, str], Checkpoint], excluded: Excluded = nothing
+    requests: Sequence[Request],
+    found: Mapping[tuple[str, str], Checkpoint],
+    excluded: Excluded = nothing,
+    setting_excluded: Excluded = nothing,
 ) -> list[Cell]:
     """The cells of all requests, each once, checkpoint by checkpoint in the order in which they are first asked for.
 
     Args:
         found: by model and weights as the requests have them.
+        excluded: whether a cell is left out.
+        setting_excluded: whether all cells are that share a cell's checkpoint and setting. It is asked of the cell that
+            stands for them where a checkpoint's shape is not known.
 
     Raises:
         UsageError: see `cells`.
@@ -183,12 +189,10 @@ def plan(
             if (request.model, request.weights) != key:
                 continue
             if found[key].n_layers:
-                asked = [
-                    cell for cell in cells(subject(found[key]), request.axes, found[key].prompt) if not excluded(cell)
-                ]
+                asked, left_out = cells(subject(found[key]), request.axes, found[key].prompt), excluded
             else:
-                asked = _stand_ins(found[key], request.axes)
-            planned |= {cell.id: cell for cell in asked}
+                asked, left_out = _stand_ins(found[key], request.axes), setting_excluded
+            planned |= {cell.id: cell for cell in asked if not left_out(cell)}
     if not planned:
         raise NothingToVerifyError("The plan is empty: every cell is excluded.")
     return list(planned.values())

@@ -27,7 +27,7 @@ from cgverify.execute.in_process import InProcess
 from cgverify.execute.processes import Processes
 from cgverify.execute.work import Executor, Job, Unit, unfinished, units
 from cgverify.plan import PROMPTED, Axes, Request, Shard, plan
-from cgverify.records import Cell, CellResult, Run, Verdict
+from cgverify.records import Cell, CellResult, Run, Verdict, WholePlan
 from cgverify.store import Planned, RunFolder, begun, either
 
 
@@ -152,10 +152,8 @@ def prepare(order: Order, means: Means) -> Prepared:
     found = _with_prompts(order, order.find(asked_by(order)))
     cells = whole_plan(order, found)
     found = _with_room(order, found, cells, means)
-    planned = tuple(Planned(place=place, cell=cell) for place, cell in enumerate(cells))
-    if means.shard is not None:
-        own = {cell.id for cell in means.shard.of(cells)}
-        planned = tuple(one for one in planned if one.cell.id in own)
+    places = {cell.id: place for place, cell in enumerate(cells)}
+    planned = tuple(Planned(place=places[cell.id], cell=cell) for cell in _dealt(means.shard, cells, found))
     settings = {
         **order.settings,
         "candidate_sources": sources,
@@ -164,7 +162,8 @@ def prepare(order: Order, means: Means) -> Prepared:
         "shard": means.shard and str(means.shard),
     }
     numerics = pin_numerics(_threads(means), means.allow)
-    return Prepared(describe(order.command, order.name, found, settings, numerics), planned, found, means)
+    run = describe(order.command, order.name, found, settings, numerics)
+    return Prepared(run.model_copy(update={"plan": WholePlan.of(cells)}), planned, found, means)
 
 
 def outline(order: Order, means: Means) -> list[Unit]:
@@ -175,7 +174,7 @@ def outline(order: Order, means: Means) -> list[Unit]:
     """
     found = _with_prompts(order, Found({asked: sketch(*asked) for asked in asked_by(order)}))
     cells = whole_plan(order, found)
-    return units(cells if means.shard is None else means.shard.of(cells), found.checkpoints.values())
+    return units(_dealt(means.shard, cells, found), found.checkpoints.values())
 
 
 def asked_by(order: Order) -> list[Asked]:
@@ -237,12 +236,23 @@ def whole_plan(order: Order, found: Found) -> list[Cell]:
     """
     if order.config is None:
         return plan(order.requests, found.checkpoints)
-    cells = plan(order.requests, found.checkpoints, order.config.excluded)
-    if order.config.exclude:
-        order.config.require_sense(cells, plan(order.requests, found.checkpoints))
-    else:
-        order.config.require_sense(cells, cells)
+    cells = plan(order.requests, found.checkpoints, order.config.excluded, order.config.setting_excluded)
+    before = plan(order.requests, found.checkpoints) if order.config.exclude else cells
+    order.config.require_sense(cells, before, [one for one in found.checkpoints.values() if not one.n_layers])
     return cells
+
+
+def _dealt(shard: Shard | None, cells: Sequence[Cell], found: Found) -> list[Cell]:
+    """What of a plan falls to a shard; of a checkpoint that cannot be had at least one cell, so that it cannot pass."""
+    if shard is None:
+        return list(cells)
+    own = {cell.id for cell in shard.of(cells)}
+    for checkpoint in found.checkpoints.values():
+        if checkpoint.problem:
+            of_it = [cell.id for cell in cells if (cell.model, cell.weights) == (checkpoint.name, checkpoint.digest)]
+            if own.isdisjoint(of_it):
+                own.update(of_it[:1])
+    return [cell for cell in cells if cell.id in own]
 
 
 def _threads(means: Means) -> int | None:
@@ -300,7 +310,8 @@ class Campaign:
         if not begun(path):
             return cls.start(prepared, path)
         folder, finished = RunFolder.resume(path, prepared.run, prepared.plan)
-        return cls(prepared, folder, {result.cell.id: result for result in finished})
+        planned = {cell.id for cell in prepared.cells}  # a cell may only have stood for a checkpoint that was not here
+        return cls(prepared, folder, {result.cell.id: result for result in finished if result.cell.id in planned})
 
     @classmethod
     def rerun_failed(cls, prepared: Prepared, path: Path) -> Campaign:

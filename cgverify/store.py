@@ -94,11 +94,8 @@ class RunFolder:
         with _told(path), _locked(path) as lock:
             before, finished = read(path)
             _require_same(path, before, run)
-            continued = before.model_copy(
-                update={"checkpoints": run.checkpoints, "schema_version": SCHEMA_VERSION}
-                if run.checkpoints
-                else {"schema_version": SCHEMA_VERSION}
-            )
+            found = {"checkpoints": run.checkpoints} if run.checkpoints else {}
+            continued = before.model_copy(update={**found, "plan": run.plan, "schema_version": SCHEMA_VERSION})
             _cut_torn_line(path / "findings.jsonl")
             if continued != before or not (path / "plan.jsonl").exists():
                 _describe(path, continued, plan)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -284,3 +285,87 @@ def test_dtype_regression_is_complete(cli: Cli, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     findings = pd.read_csv(tmp_path / "run" / "findings.csv")
     assert len(findings.groupby(["component", "dtype", "case"])) == 4 * 325
+
+
+@pytest.fixture
+def with_mine(here: Path, nano: Path) -> Path:
+    """A folder with a plan of two checkpoints, of which one can be moved away."""
+    shutil.copytree(nano, here / "mine")
+    plan = {"models": ["codegen-nano", "./mine"], "layers": 0, "components": ["ln1", "embed"], "cases": "default"}
+    written(plan, here / "two.yaml")
+    return here
+
+
+def swept_two(output: str, *arguments: str) -> Result:
+    return invoke("sweep", "two.yaml", "--output", output, "--threads", "1", "-q", *arguments)
+
+
+def test_a_checkpoint_that_only_one_shard_had_makes_no_whole(with_mine: Path) -> None:
+    codes = [swept_two("s1", "--shard", "1/3").exit_code]
+    (with_mine / "mine").rename(with_mine / "away")
+    codes += [swept_two(f"s{index}", "--shard", f"{index}/3").exit_code for index in (2, 3)]
+    assert codes == [0, 3, 3], "no shard passes without it, whichever its cells are dealt to"
+    for shards in (("s1", "s2", "s3"), ("s3", "s2", "s1")):
+        refused = invoke("merge", *shards, "--output", "whole")
+        assert refused.exit_code == 2, refused.output
+        assert "had no ./mine (auto), which s1 had: bring it there" in refused.stderr
+    (with_mine / "away").rename(with_mine / "mine")
+    assert [swept_two(f"s{index}", "--shard", f"{index}/3", "--resume").exit_code for index in (2, 3)] == [0, 0]
+    merged = invoke("merge", "s1", "s2", "s3", "--output", "whole", "-q")
+    assert merged.exit_code == 0, merged.output
+    assert len(read(with_mine / "whole")[1]) == 4
+
+
+def test_a_checkpoint_that_no_shard_had_is_an_error_of_the_whole(with_mine: Path) -> None:
+    shutil.rmtree(with_mine / "mine")
+    assert [swept_two(f"s{index}", "--shard", f"{index}/2").exit_code for index in (1, 2)] == [3, 3]
+    merged = invoke("merge", "s1", "s2", "--output", "whole", "--format", "json")
+    assert merged.exit_code == 3, merged.output
+    assert json.loads(merged.stdout)["summary"]["cells"] == 3
+
+
+def test_shards_whose_plans_are_not_parts_of_one_are_refused(here: Path) -> None:
+    for index in (1, 2):
+        swept({**SMALL, "components": "ln1"}, here / f"shard{index}", shard=Shard(index, 2))
+    plan = here / "shard2" / "plan.jsonl"
+    plan.write_text("".join(plan.read_text().splitlines(keepends=True)[:-1]))
+    refused = invoke("merge", "shard1", "shard2", "--output", "whole")
+    assert refused.exit_code == 2, refused.output
+    assert "is a part of a plan of 4 cells" in refused.stderr
+    for shard in ("shard1", "shard2"):  # as an older cgverify left them
+        described = json.loads((here / shard / "run.json").read_text())
+        del described["plan"]
+        (here / shard / "run.json").write_text(json.dumps(described))
+    assert invoke("merge", "shard1", "shard2", "--output", "whole", "-q").exit_code == 0
+
+
+def test_a_run_whose_checkpoint_came_later_can_be_shown_compared_and_accepted(with_mine: Path) -> None:
+    (with_mine / "mine").rename(with_mine / "away")
+    assert swept_two("run").exit_code == 3
+    (with_mine / "away").rename(with_mine / "mine")
+    assert swept_two("run", "--resume").exit_code == 0
+    for arguments in (("report", "run"), ("baseline", "accept", "run", "two"), ("compare", "reports/two", "run")):
+        done = invoke(*arguments)
+        assert done.exit_code == 0, done.output
+
+
+def test_rules_about_a_checkpoint_that_is_not_here_leave_the_rest_to_be_run(here: Path) -> None:
+    absent = "shailja/fine-tuned-codegen-2B-Verilog"
+    plan = {
+        "models": ["codegen-nano", absent],
+        "layers": 0,
+        "components": "embed",
+        "cases": ["default", "stress"],
+        "dtypes": ["float32", "bfloat16"],
+        "exclude": [
+            {"models": "*[26]B*", "cases": "default"},
+            {"models": "fine*2B*", "layers": 20},
+            {"models": "*2B*", "dtypes": "bfloat16"},
+        ],
+    }
+    done = invoke("sweep", str(written(plan, here / "absent.yaml")), "--output", "run", "-q", "--threads", "1")
+    assert done.exit_code == 3, done.output
+    _, results = read(here / "run")
+    (stand_in,) = [result.cell for result in results if result.cell.model == absent]
+    assert stand_in.dtype == "float32", "a rule takes a whole setting, or what stands for it stays"
+    assert len(results) == 1 + 4
