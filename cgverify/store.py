@@ -207,12 +207,20 @@ def either(first: CellResult, second: CellResult) -> CellResult:
 
 def replace(path: Path, content: bytes) -> None:
     """Write a file so that it is whole or as it was before."""
-    partial = path.with_name(path.name + PARTIAL)
+    replace_all(path.parent, {path.name: content})
+
+
+def replace_all(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Write files of a folder so that, where there is no room for all of them, all are as they were before."""
+    partials = {name: folder / f"{name}{PARTIAL}" for name in contents}
     try:
-        partial.write_bytes(content)
-        partial.replace(path)
+        for name, partial in partials.items():
+            partial.write_bytes(contents[name])
+        for name, partial in partials.items():
+            partial.replace(folder / name)
     except OSError:
-        partial.unlink(missing_ok=True)
+        for partial in partials.values():
+            partial.unlink(missing_ok=True)
         raise
 
 
