@@ -55,7 +55,8 @@ def _layers(value: Any) -> Any:
     layers: list[Any] = []
     for part in _listed(value):
         first, dash, last = part.partition("-") if isinstance(part, str) else ("", "", "")
-        if dash and first.isdecimal() and last.isdecimal() and int(first) <= int(last) < MOST_LAYERS:
+        last = last if dash else first
+        if first.isdecimal() and last.isdecimal() and int(first) <= int(last) < MOST_LAYERS:
             layers += range(int(first), int(last) + 1)
         elif isinstance(part, int) and not isinstance(part, bool) and part >= 0:
             layers.append(part)
@@ -146,8 +147,8 @@ class Product(_Part):
     rotary_dims: Annotated[list[Rotary], _LIST, Field(min_length=1)] = ["own"]
     cases: Annotated[list[Case], BeforeValidator(_cases), Field(min_length=1)] = [*DEFAULT_CASES]
     seeds: Annotated[list[Number], _LIST, Field(min_length=1)] = [0]
-    layers: Layers = None
-    components: Annotated[list[Name], _LIST] = []
+    layers: Annotated[Layers, Field(min_length=1)] = None
+    components: Annotated[list[Name], _LIST, Field(min_length=1)] = []
     batch_size: Count = 2
     seq_len: Count = 8
     limits: Limits = Limits()
@@ -231,7 +232,9 @@ class SweepConfig(Product):
             try:
                 products.append(Product.model_validate({**top, **entry}))
             except ValidationError as error:
-                raise ConfigError(_sentence(_first(error), ("include", place))) from None
+                raise _told(error, ("include", place)) from None
+            if "limits" in entry and products[-1].limits.cells is not None:
+                raise ConfigError(f"include[{place}].limits.cells: it is of the whole plan, so say it at the top.")
         return products
 
     def excluded(self, cell: Cell) -> bool:
@@ -276,7 +279,7 @@ def load(path: Path) -> SweepConfig:
         ConfigError: no such file, not YAML, an unknown key or a value that cannot be.
     """
     try:
-        described = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)  # a SafeLoader
+        described = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise ConfigError(f"Cannot read {path}: {error.strerror}.") from error
     except UnicodeDecodeError:
@@ -284,11 +287,14 @@ def load(path: Path) -> SweepConfig:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"{path}{where} is not YAML: {getattr(error, 'problem', None) or error}.") from None
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise ConfigError(f"{path}{where} is not YAML: {problem}.") from None
+    except RecursionError:
+        raise ConfigError(f"{path} is no plan: it has too many brackets within brackets.") from None
     try:
         return parse(described)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
+    except (ConfigError, NothingToVerifyError) as error:
+        raise type(error)(f"{path}: {error}") from None
 
 
 def parse(described: object) -> SweepConfig:
@@ -303,20 +309,31 @@ def parse(described: object) -> SweepConfig:
     try:
         config = SweepConfig.model_validate(dict(described))
     except ValidationError as error:
-        first = _first(error)
-        if first["type"] == "too_short":
-            raise NothingToVerifyError(f"The plan is empty: {_place(first['loc'])} names nothing.") from None
-        raise ConfigError(_sentence(first)) from None
+        raise _told(error) from None
     config.further()
     return config
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML lets a key stand twice, and the first is lost without a word; here it is an error."""
+class _Loader(yaml.SafeLoader):
+    """A SafeLoader that says where something stands of which it can make nothing.
+
+    YAML lets a key stand twice, and the first is lost without a word; here it is an error.
+    """
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ArithmeticError, AttributeError, LookupError, ValueError):  # of `int`, `date` and other types of Python
+            if not isinstance(node, yaml.ScalarNode):
+                raise
+            problem = f"{node.value!r} looks like a value of {node.tag.rpartition(':')[2]}, and is none"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from None
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key is a word", key.start_mark)
             name = key.value
             if name in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"{name!r} stands there twice", key.start_mark)
@@ -327,14 +344,17 @@ class _UniqueKeys(yaml.SafeLoader):
 _KEYS: dict[str, type[BaseModel]] = {"exclude": Rule, "include": Product, "limits": Limits, "models": Model}
 
 
-def _first(error: ValidationError) -> ErrorDetails:
-    """The one to tell: a misspelt key rather than the key that is missing for it."""
-    return min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+def _told(error: ValidationError, within: tuple[str | int, ...] = ()) -> ConfigError | NothingToVerifyError:
+    """What is wrong in a part of the plan: a misspelt key rather than the key that is missing for it."""
+    first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+    loc = (*within, *first["loc"])
+    if first["type"] == "too_short":
+        return NothingToVerifyError(f"The plan is empty: {_place(loc)} names nothing.")
+    return ConfigError(_sentence(first, loc))
 
 
-def _sentence(error: ErrorDetails, within: tuple[str | int, ...] = ()) -> str:
+def _sentence(error: ErrorDetails, loc: tuple[str | int, ...]) -> str:
     """What is wrong, where."""
-    loc = (*within, *error["loc"])
     if error["type"] == "extra_forbidden":
         parts: list[type[BaseModel]] = [_KEYS[part] for part in loc[:-1] if isinstance(part, str) and part in _KEYS]
         known = list((parts[-1] if parts else SweepConfig).model_fields)
