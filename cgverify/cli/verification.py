@@ -139,15 +139,19 @@ def _carry_out(campaign: Campaign, course: Course, started: float, quiet: bool) 
     """Take results as they come; returns why it ended before all were there, if it did so unasked."""
     deadline = None if course.max_minutes is None else started + 60 * course.max_minutes
     total = sum(len(unit.cells) for unit in campaign.left)
+    # A unit that was run in part is run whole: what had failed in it before must not stop it there again.
+    failed_before = {cell for cell, result in campaign.results.items() if result.verdict.fails}
+    ended = "Time is up"
     try:
         # What candidates print must not stand in the report.
         with contextlib.redirect_stdout(sys.stderr), contextlib.closing(campaign.carry_out(deadline)) as results:
             for result in with_progress(results, total, quiet):
-                if course.stop_at_failure and result.verdict.fails:
-                    return None
+                if course.stop_at_failure and result.verdict.fails and result.cell.id not in failed_before:
+                    ended = "Stopped at a failure"
+                    break
     except KeyboardInterrupt:
         return "Interrupted"
-    return None if len(campaign.ordered) == len(campaign.prepared.plan) else "Time is up"
+    return None if len(campaign.ordered) == len(campaign.prepared.plan) else ended
 
 
 def report(run: Run, path: Path, ordered: Sequence[CellResult], format: str, *, detailed: bool = False) -> int:

@@ -191,8 +191,11 @@ def test_time_that_is_up_and_a_first_failure_stop_it(here: Path) -> None:
     assert "Time is up after 1 of 18 cells: --output run --resume goes on" in done.stderr
     assert invoke("sweep", "plan.yaml", "--output", "run", "--threads", "1", "--resume", "-q").exit_code == 0
     plan = written({**SMALL, "candidates": "faults:HeadsSwapped", "components": "attn"}, here / "faulty.yaml")
-    assert invoke("sweep", str(plan), "--output", "failing", "-x", "-q").exit_code == 1
-    assert len(read(here / "failing")[1]) == 1
+    for number, more in enumerate(((), ("--resume",), ("--resume",)), start=1):
+        stopped = invoke("sweep", str(plan), "--output", "failing", "-x", "-q", *more)
+        assert stopped.exit_code == 1
+        assert f"Stopped at a failure after {number} of 8 cells: --output failing --resume goes on" in stopped.stderr
+        assert len(read(here / "failing")[1]) == number, "each goes on to the next failure"
 
 
 def test_what_failed_can_be_run_again_alone(here: Path) -> None:
