@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cgverify.errors import RunFolderError
+from cgverify.errors import RunFolderError, StorageError
 from cgverify.records import CellResult, Finding, Run, Verdict, WholePlan
-from cgverify.store import Planned, RunFolder, either, first_difference, read, read_plan
+from cgverify.store import Planned, RunFolder, begun, either, first_difference, read, read_plan
 
 SAME = ("versions", "numerics")
 """What must not differ between shards. Machines may: where their processors differ, the run says so."""
@@ -31,12 +32,36 @@ class Part:
         return str(self.run.settings.get("shard") or "1/1")
 
 
-def merge_runs(paths: Sequence[Path], output: Path) -> tuple[Run, list[CellResult]]:
-    """Write the whole run, and return it with its results in plan order.
+@contextlib.contextmanager
+def whole_or_nothing(output: Path) -> Iterator[None]:
+    """Write a new folder: where that fails, none is left, for a merge is not continued but made again.
 
     Raises:
-        RunFolderError: runs that do not fit together, a shard that is missing or there twice, or an output that cannot
-            be written.
+        RunFolderError: the folder holds something.
+        StorageError: there is no room.
+    """
+    if output.is_dir() and begun(output):
+        raise RunFolderError(f"{output} exists and is not empty: give another --output.")
+    try:
+        yield
+    except RunFolderError:  # before anything was written
+        raise
+    except BaseException as error:
+        shutil.rmtree(output, ignore_errors=True)
+        reason = error.__cause__ if isinstance(error, StorageError) else error
+        if not isinstance(reason, OSError):
+            raise
+        raise StorageError(
+            f"Cannot write to {output}: {reason.strerror}. The shards are as they were: make room, and merge again."
+        ) from reason
+
+
+def merge_runs(paths: Sequence[Path], output: Path) -> tuple[Run, list[CellResult]]:
+    """Write the whole run, within `whole_or_nothing`, and return it with its results in plan order.
+
+    Raises:
+        RunFolderError: runs that do not fit together, or a shard that is missing or there twice.
+        OSError, StorageError: it cannot be written.
     """
     parts = [_part(path) for path in paths]
     _require_all_shards(parts)
@@ -52,10 +77,9 @@ def merge_runs(paths: Sequence[Path], output: Path) -> tuple[Run, list[CellResul
         for result in results:
             folder.append(result)
         for part in parts:
-            if (part.path / "tensors").is_dir():
-                shutil.copytree(part.path / "tensors", output / "tensors", dirs_exist_ok=True)
-    except OSError as error:
-        raise RunFolderError(f"Cannot write to {output}: {error}. Give another --output.") from error
+            for kept in (part.path / "tensors").glob("*"):
+                (output / "tensors").mkdir(exist_ok=True)
+                shutil.copy(kept, output / "tensors")
     finally:
         folder.close()
     return run, results

@@ -160,16 +160,22 @@ def report(run: Run, path: Path, ordered: Sequence[CellResult], format: str, *, 
     Args:
         detailed: also tell bits by head, and what forwards and judging took.
     """
-    from cgverify.report import screen
-    from cgverify.report.formats import render
     from cgverify.report.frames import write_csv
-    from cgverify.report.outcome import exit_code, times
     from cgverify.store import full
 
     try:
         write_csv(path, ordered)
     except OSError as error:
         raise full(path, error) from error
+    return show(run, ordered, format, detailed=detailed)
+
+
+def show(run: Run, ordered: Sequence[CellResult], format: str, *, detailed: bool = False) -> int:
+    """The same, but for the CSV files."""
+    from cgverify.report import screen
+    from cgverify.report.formats import render
+    from cgverify.report.outcome import exit_code, times
+
     if detailed and format == "table" and run.command not in screen.TABLES:
         typer.echo(screen.render(run, ordered, screen.VERBOSE), nl=False)
     else:

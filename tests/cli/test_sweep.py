@@ -185,6 +185,27 @@ def test_four_shards_merged_are_the_run_that_was_not_split(here: Path, whole: Pa
     assert "shard 1/4 ended before it" in unfinished.output
 
 
+def test_a_merge_without_room_leaves_nothing_and_can_be_made_again(here: Path) -> None:
+    plan = {**SMALL, "candidates": "faults:HeadsSwapped", "components": "attn", "cases": "default"}
+    for index in (1, 2):
+        swept(plan, here / f"shard{index}", shard=Shard(index, 2))
+    findings = sum((here / f"shard{index}" / "findings.jsonl").stat().st_size for index in (1, 2))
+    tensors = max(file.stat().st_size for file in here.glob("shard*/tensors/*"))
+    assert findings < tensors
+    for limit in (findings - 1, tensors - 1):  # no room for a cell, no room for tensors
+        process = command_line("merge", "shard1", "shard2", "--output", "whole", limit=limit)
+        process.join()
+        told = (here / "output.txt").read_text()
+        assert process.exitcode == 3, told
+        assert "The shards are as they were: make room, and merge again." in told
+        assert len(told.strip().splitlines()) == 1
+        assert not (here / "whole").exists()
+        (here / "output.txt").unlink()
+    assert invoke("merge", "shard1", "shard2", "--output", "whole", "-q").exit_code == 1
+    again = invoke("merge", "shard1", "shard2", "--output", "whole")
+    assert (again.exit_code, "not empty: give another --output.\n" in again.stderr) == (2, True)
+
+
 def test_time_that_is_up_and_a_first_failure_stop_it(here: Path) -> None:
     done = invoke("sweep", "plan.yaml", "--output", "run", "--threads", "1", "--max-minutes", "0")
     assert done.exit_code == 3
