@@ -104,7 +104,7 @@ class Prepared:
             candidates=tuple(self.run.settings["candidate_sources"]),
             threads=self.run.environment["numerics"]["threads"],
             allow=self.means.allow,
-            folder=folder,
+            folder=folder and folder.absolute(),  # a candidate may be elsewhere when tensors are kept
             keep_tensors=self.means.keep_tensors,
             warnings=self.means.warnings,
         )

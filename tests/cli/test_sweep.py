@@ -19,6 +19,7 @@ from sweeping import SMALL, command_line, swept
 from typer.testing import CliRunner, Result
 
 from cgverify.plan import Shard
+from cgverify.records import Verdict
 from cgverify.store import read
 
 
@@ -217,6 +218,32 @@ def test_time_that_is_up_and_a_first_failure_stop_it(here: Path) -> None:
         assert stopped.exit_code == 1
         assert f"Stopped at a failure after {number} of 8 cells: --output failing --resume goes on" in stopped.stderr
         assert len(read(here / "failing")[1]) == number, "each goes on to the next failure"
+
+
+def test_a_candidate_that_goes_elsewhere_leaves_paths_as_they_were_given(with_mine: Path) -> None:
+    (with_mine / "elsewhere").mkdir()
+    (with_mine / "wandering.py").write_text(
+        "import os\n"
+        "from cgverify.bridge import CodeGenAttentionBridge\n"
+        "os.chdir('elsewhere')\n"
+        "class Bridge(CodeGenAttentionBridge):\n"
+        "    def forward(self, *args, **kwargs):\n"
+        "        os.chdir('/')\n"
+        "        output = super().forward(*args, **kwargs)\n"
+        "        return (output[0] * 1.01, *output[1:])\n"
+    )
+    plan = {"models": "./mine", "candidates": ["wandering:Bridge", "cgverify"], "components": "attn", "layers": [0, 1]}
+    plan |= {"include": [{"models": "codegen-nano", "cases": ["text", "model"], "components": ["attn", "model"]}]}
+    written(plan, with_mine / "two.yaml")
+    done = swept_two("run")
+    assert done.exit_code == 1, done.output
+    assert Path.cwd() == with_mine
+    assert (with_mine / "run" / "findings.csv").exists()
+    _, results = read(with_mine / "run")
+    assert not [result for result in results if result.verdict is Verdict.ERROR]
+    kept = [finding.tensors for result in results for finding in result.findings if finding.tensors]
+    assert kept
+    assert all((with_mine / "run" / path).exists() for path in kept)
 
 
 def test_what_failed_can_be_run_again_alone(here: Path) -> None:
