@@ -147,7 +147,7 @@ class Product(_Part):
     rotary_dims: Annotated[list[Rotary], _LIST, Field(min_length=1)] = ["own"]
     cases: Annotated[list[Case], BeforeValidator(_cases), Field(min_length=1)] = [*DEFAULT_CASES]
     seeds: Annotated[list[Number], _LIST, Field(min_length=1)] = [0]
-    layers: Annotated[Layers, Field(min_length=1)] = None
+    layers: Annotated[Annotated[list[int], Field(min_length=1)] | None, BeforeValidator(_layers)] = None
     components: Annotated[list[Name], _LIST, Field(min_length=1)] = []
     batch_size: Count = 2
     seq_len: Count = 8

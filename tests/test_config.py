@@ -46,6 +46,7 @@ def test_a_model_alone_is_what_all_components_does() -> None:
     (request,) = parse({"models": "m"}).all_requests()
     assert request == Request("m", "auto", request.axes)
     assert len(planned("models: m", n_layers=2)) == 3 * 2 + 2 * (10 * 2 + 2)
+    assert planned("{models: m, layers: all}") == planned("models: m")
 
 
 def test_every_combination_of_the_axes_is_a_cell() -> None:
