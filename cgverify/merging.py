@@ -40,7 +40,7 @@ def whole_or_nothing(output: Path) -> Iterator[None]:
         RunFolderError: the folder holds something.
         StorageError: there is no room.
     """
-    if output.is_dir() and begun(output):
+    if begun(output):
         raise RunFolderError(f"{output} exists and is not empty: give another --output.")
     try:
         yield

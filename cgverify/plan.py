@@ -108,7 +108,7 @@ def cells(subject: Subject, axes: Axes, prompt: Prompt | None = None) -> list[Ce
     for layer in layers:
         if not 0 <= layer < subject.n_layers:
             raise UsageError(
-                f"{subject.model} has no layer {layer}: give --layers between 0 and {subject.n_layers - 1}."
+                f"{subject.model} has no layer {layer}: choose layers between 0 and {subject.n_layers - 1}."
             )
     prompted = [case for case in axes.cases if case in PROMPTED]
     if prompted:
@@ -122,8 +122,8 @@ def cells(subject: Subject, axes: Axes, prompt: Prompt | None = None) -> list[Ce
     longest = axes.seq_len + (DECODED_TOKENS if decoding else 0)
     if longest > subject.n_positions and len(prompted) < len(axes.cases):
         raise UsageError(
-            f"{subject.model} has {subject.n_positions} positions, and {longest} are asked for: give a smaller "
-            f"--seq-len (the cases {' and '.join(DECODING)} add {DECODED_TOKENS} tokens)."
+            f"{subject.model} has {subject.n_positions} positions, and {longest} are asked for: choose shorter "
+            f"sequences (the cases {' and '.join(DECODING)} add {DECODED_TOKENS} tokens)."
         )
     planned = [
         Cell(
@@ -305,6 +305,6 @@ def _require_matches(planned: Sequence[Cell], globs: Sequence[str]) -> None:
             continue
         if any(fnmatchcase(kind, glob) for kind in (*BEFORE, *PER_LAYER, *AFTER, *WHOLE)):
             raise UsageError(
-                f"No --case that was given is for the component {glob!r}; known cases: {', '.join(CASES)}."
+                f"None of the cases asked for is for the component {glob!r}; known cases: {', '.join(CASES)}."
             )
         raise UnknownNameError("component", glob, names)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +20,7 @@ from cgverify.cost.memory import available, taken
 from cgverify.cost.of_plan import memory, seconds
 from cgverify.cost.room import forecast, require_room, without_room
 from cgverify.environment import machine, pin_numerics, versions
-from cgverify.errors import NothingToVerifyError
+from cgverify.errors import NothingToVerifyError, UsageError
 from cgverify.execute.checkpoints import Asked, Found, find, found_one, name_of, sketch
 from cgverify.execute.cluster import Cluster
 from cgverify.execute.dask import Dask
@@ -28,7 +29,7 @@ from cgverify.execute.processes import Processes
 from cgverify.execute.work import Executor, Job, Unit, unfinished, units
 from cgverify.plan import PROMPTED, Axes, Request, Shard, plan
 from cgverify.records import Cell, CellResult, Run, Verdict, WholePlan
-from cgverify.store import Planned, RunFolder, begun, either
+from cgverify.store import SOURCES, Planned, RunFolder, begun, either
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,9 @@ class Order:
     """As run.json tells them."""
     find: Callable[[Iterable[Asked]], Found]
     config: SweepConfig | None = None
-    """Where the requests come from a file: its rules."""
+    """Where the requests come from a plan: its rules."""
+    file: Path | None = None
+    """Where that was read from."""
     text: Text = Text()
     """For the cases of a prompt."""
 
@@ -101,7 +104,7 @@ class Prepared:
             folder: the run folder; None keeps no tensors.
         """
         return Job(
-            candidates=tuple(self.run.settings["candidate_sources"]),
+            candidates=tuple(self.run.settings[SOURCES]),
             threads=self.run.environment["numerics"]["threads"],
             allow=self.means.allow,
             folder=folder and folder.absolute(),  # a candidate may be elsewhere when tensors are kept
@@ -128,8 +131,8 @@ def one_checkpoint(command: str, model: str, weights: str, axes: Axes, text: Tex
     )
 
 
-def sweep_of(config: SweepConfig, name: str) -> Order:
-    """A plan from a file; a checkpoint that cannot be had leaves the others to be run."""
+def sweep_of(config: SweepConfig, name: str, file: Path | None = None) -> Order:
+    """A plan; a checkpoint that cannot be had leaves the others to be run."""
     return Order(
         command="sweep",
         name=name,
@@ -137,6 +140,7 @@ def sweep_of(config: SweepConfig, name: str) -> Order:
         settings=config.model_dump(mode="json"),
         find=find,
         config=config,
+        file=file,
     )
 
 
@@ -148,15 +152,16 @@ def prepare(order: Order, means: Means) -> Prepared:
         NothingToVerifyError: no cell is left.
     """
     names = dict.fromkeys(name for request in order.requests for name in request.axes.candidates)
-    sources = {name: candidate.find(name).source for name in names}
-    found = _with_prompts(order, order.find(asked_by(order)))
-    cells = whole_plan(order, found)
+    with _told_of(order):
+        sources = {name: candidate.find(name).source for name in names}
+        found = _with_prompts(order, order.find(asked_by(order)))
+        cells = whole_plan(order, found)
     found = _with_room(order, found, cells, means)
     places = {cell.id: place for place, cell in enumerate(cells)}
     planned = tuple(Planned(place=places[cell.id], cell=cell) for cell in _dealt(means.shard, cells, found))
     settings = {
         **order.settings,
-        "candidate_sources": sources,
+        SOURCES: sources,
         "keep_tensors": means.keep_tensors,
         "allow": means.allow,
         "shard": means.shard and str(means.shard),
@@ -172,9 +177,21 @@ def outline(order: Order, means: Means) -> list[Unit]:
     Raises:
         UsageError: see `whole_plan`.
     """
-    found = _with_prompts(order, Found({asked: sketch(*asked) for asked in asked_by(order)}))
-    cells = whole_plan(order, found)
+    with _told_of(order):
+        found = _with_prompts(order, Found({asked: sketch(*asked) for asked in asked_by(order)}))
+        cells = whole_plan(order, found)
     return units(_dealt(means.shard, cells, found), found.checkpoints.values())
+
+
+@contextlib.contextmanager
+def _told_of(order: Order) -> Iterator[None]:
+    """Begin the sentence about what cannot be with the file that asks for it."""
+    try:
+        yield
+    except (UsageError, NothingToVerifyError) as error:
+        if order.file is not None:
+            error.args = (f"{order.file}: {error}",)
+        raise
 
 
 def asked_by(order: Order) -> list[Asked]:
@@ -302,7 +319,7 @@ class Campaign:
 
     @classmethod
     def resume(cls, prepared: Prepared, path: Path) -> Campaign:
-        """The run in a folder, continued; or a new one where a start was killed before there was a run.
+        """The run in a folder, continued; or a new one where nothing is there yet.
 
         Raises:
             RunFolderError: see `RunFolder.resume`.

@@ -35,6 +35,9 @@ from cgverify.records import SCHEMA_VERSION, TIMES, Cell, CellResult, Checkpoint
 SAME = ("versions", "numerics", "machine")
 """What must not differ between the parts of a continued run."""
 
+SOURCES = "candidate_sources"
+"""The setting that holds a digest of each candidate's file."""
+
 PARTIAL = ".partial"
 """Ends the name of a file that is not yet whole."""
 
@@ -55,7 +58,7 @@ class Planned(Record):
 
 def require_new(path: Path) -> None:
     """Raise RunFolderError if a folder holds something that a new run would have to stand beside."""
-    if path.is_dir() and {entry.name for entry in path.iterdir()} - BEFORE_RUN:
+    if begun(path):
         raise RunFolderError(
             f"{path} exists and is not empty: give another --output, or --resume to continue that run."
         )
@@ -145,8 +148,8 @@ def new_folder(model: str) -> Path:
 
 
 def begun(path: Path) -> bool:
-    """Whether a folder holds a run that can be continued, and not only what a start left that was killed at once."""
-    return not path.is_dir() or bool({entry.name for entry in path.iterdir()} - BEFORE_RUN)
+    """Whether a folder holds something, and not only what a start left that was killed at once."""
+    return path.is_dir() and bool({entry.name for entry in path.iterdir()} - BEFORE_RUN)
 
 
 def read(path: Path) -> tuple[Run, list[CellResult]]:
@@ -307,11 +310,16 @@ def _require_same(path: Path, before: Run, now: Run) -> None:
         if digest and digests.get(checkpoint, digest) not in ("", digest):
             raise RunFolderError(f"{path} is a run of other weights: give another --output.")
     for option, value in json.loads(now.model_dump_json())["settings"].items():
-        if before.settings.get(option) != value:
+        if option != SOURCES and before.settings.get(option) != value:
             raise RunFolderError(
                 f"{path} was made with {option} {before.settings.get(option)}, now {value}: continue a run with "
                 "the same options and candidates, or give another --output."
             )
+    if (told := first_difference(before.settings.get(SOURCES), now.settings.get(SOURCES))) is not None:
+        raise RunFolderError(
+            f"{path} was made with other sources of its candidates ({told}), and what held for those says nothing of "
+            "these: begin a new run in another --output."
+        )
     for part in SAME:
         if (told := first_difference(before.environment.get(part), now.environment.get(part))) is not None:
             raise RunFolderError(

@@ -75,7 +75,6 @@ def test_killed_at_random_and_resumed_each_time_it_finds_the_same(here: Path, pl
     arguments = ("sweep", "plan.yaml", "--output", "run", "--threads", "1", "-q", "--resume")
     draw = random.Random(kills)
     findings = here / "run" / "findings.jsonl"
-    findings.parent.mkdir()
     killed = finished = 0
     for _ in range(kills):
         before = size_of(findings)
@@ -313,11 +312,15 @@ def test_a_dry_run_lists_cells_and_cost_and_runs_nothing(here: Path) -> None:
         ({"models": "codegen-nano", "exclude": [{"dtypes": "float32"}]}, (), 5, "every cell is excluded"),
         ({"models": "codegen-nano", "components": "ln_final"}, ("--shard", "9/9"), 5, "give fewer shards"),
         ({"models": "codegen-nano", "components": "attn.w"}, (), 2, "Unknown component"),
+        ({"models": "codegen-nano", "weights": "rnadom"}, (), 2, "Unknown weights 'rnadom': did you mean 'random'?"),
+        ({"models": "codegen-nano", "exclude": [{"models": "m"}]}, (), 2, "exclude[0] fits no cell"),
+        ({"models": "codegen-nano", "limits": {"cells": 5}}, (), 2, "limits.cells allows 5"),
+        ({"models": "codegen-nano", "candidates": "no:where"}, (), 2, "cannot be imported"),
         (SMALL, ("--shard", "5/4"), 2, "is no part of a plan"),
         (SMALL, ("--shard", "half"), 2, "is no part of a plan"),
         (SMALL, ("--resume",), 2, "give the folder"),
         (SMALL, ("--rerun-failed",), 2, "give the folder"),
-        (SMALL, ("--output", "nowhere", "--resume"), 2, "holds no run"),
+        (SMALL, ("--output", ".", "--resume"), 2, "holds no run"),
         (SMALL, ("--dry-run", "--format", "xml"), 2, "Unknown format"),
     ],
 )
@@ -328,6 +331,8 @@ def test_bad_plans_and_options_are_told_in_one_sentence(
     assert done.exit_code == code, done.output
     assert told in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+    if plan is not SMALL and not arguments:
+        assert done.stderr.startswith(f"Error: {here / 'bad.yaml'}: "), "what is wrong with a plan is told of its file"
 
 
 @pytest.mark.slow
