@@ -4,7 +4,7 @@
 |---|---|
 | `run.json` | what the run was, as in a run folder |
 | `findings.jsonl.gz` | its `findings.jsonl`, in report order, without what a comparison has no use for |
-| `summary.csv` | a row per component, setting and case: what a reviewer reads (written by `cgverify baseline accept`) |
+| `summary.csv` | a row per component, setting and case: what a reviewer reads |
 
 Verdicts can be compared between machines. Times and the exact r belong to the machine that `run.json` names.
 """
@@ -14,6 +14,7 @@ from __future__ import annotations
 import gzip
 import shutil
 import tempfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from pathlib import Path
 from cgverify.errors import RunFolderError
 from cgverify.order import in_report_order
 from cgverify.records import TIMES, CellResult, Run, Verdict
-from cgverify.store import read, read_plan
+from cgverify.store import read, read_plan, replace_all
 
 PACKED = "findings.jsonl.gz"
 
@@ -45,19 +46,26 @@ def load(path: Path) -> StoredRun:
         places = {planned.cell.id: planned.place for planned in read_plan(path)}
         if not places:
             return StoredRun(run, in_report_order(run, results))
-        return StoredRun(run, sorted(results, key=lambda result: places.get(result.cell.id, len(places))))
+        # A cell that is not in the plan stood for a checkpoint which has been found since.
+        planned = [result for result in results if result.cell.id in places]
+        return StoredRun(run, sorted(planned, key=lambda result: places[result.cell.id]))
     with tempfile.TemporaryDirectory() as unpacked:  # one reader for both: an old baseline reads like an old run
         folder = Path(unpacked)
         try:
             shutil.copy(path / "run.json", folder)
             (folder / "findings.jsonl").write_bytes(gzip.decompress((path / PACKED).read_bytes()))
-        except (OSError, EOFError) as error:
+            return StoredRun(*read(folder))
+        except (OSError, EOFError, zlib.error) as error:
             raise RunFolderError(f"Cannot read the baseline in {path}: {error}. Accept it anew.") from error
-        return StoredRun(*read(folder))
+        except RunFolderError as error:
+            raise RunFolderError(str(error).replace(unpacked, str(path))) from None
 
 
-def accept(stored: StoredRun, path: Path) -> None:
-    """Keep a run as the baseline in `path`, in place of one that is there.
+def accept(stored: StoredRun, path: Path, summary: str) -> None:
+    """Keep a run as the baseline in `path`, in place of one that is there, which is kept where there is no room.
+
+    Args:
+        summary: the text of its `summary.csv`, which the report makes.
 
     Raises:
         RunFolderError: the run is not fit to be compared with, or `path` is something else than a baseline.
@@ -66,12 +74,18 @@ def accept(stored: StoredRun, path: Path) -> None:
     if path.exists() and not (path / PACKED).exists():
         raise RunFolderError(f"{path} exists and is no baseline: give another name.")
     lines = "".join(_lean(result).model_dump_json() + "\n" for result in stored.results)
+    files = {
+        PACKED: gzip.compress(lines.encode(), mtime=0),  # no time of packing in it: the same run is the same bytes
+        "run.json": (stored.run.model_dump_json(indent=2) + "\n").encode(),
+        "summary.csv": summary.encode(),
+    }
+    new = not path.exists()
     try:
         path.mkdir(parents=True, exist_ok=True)
-        # No time of packing in the header: the same run is the same bytes.
-        (path / PACKED).write_bytes(gzip.compress(lines.encode(), mtime=0))
-        (path / "run.json").write_text(stored.run.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        replace_all(path, files)
     except OSError as error:
+        if new:  # what is half made would not be taken for a baseline another time
+            shutil.rmtree(path, ignore_errors=True)
         raise RunFolderError(f"Cannot write to {path}: {error.strerror}. Give another --reports.") from error
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import inspect
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +55,13 @@ class Candidate:
         return bridge
 
 
+@contextlib.contextmanager
+def staying_here() -> Iterator[None]:
+    """Let a candidate do what it does, and be in the current folder again: paths that were given are relative to it."""
+    with contextlib.chdir(os.curdir):
+        yield
+
+
 def find(name: str) -> Candidate:
     """The candidate of a `--bridge`.
 
@@ -90,6 +99,7 @@ def _digest(found: object) -> str:
     return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16] if file else ""
 
 
+@staying_here()
 def _import(name: str) -> Any:
     module_name, colon, attribute = name.partition(":")
     if not (module_name and colon and attribute):

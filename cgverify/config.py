@@ -24,7 +24,7 @@ What is not given is as in `cgverify all-components`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -36,7 +36,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 from cgverify.errors import ConfigError, NothingToVerifyError
 from cgverify.plan import CASES, DEFAULT_CASES, DEVICES, DTYPES, Axes, Request
-from cgverify.records import Cell, RotaryDim
+from cgverify.records import Cell, Checkpoint, RotaryDim
 
 MOST_LAYERS = 10_000
 
@@ -55,7 +55,8 @@ def _layers(value: Any) -> Any:
     layers: list[Any] = []
     for part in _listed(value):
         first, dash, last = part.partition("-") if isinstance(part, str) else ("", "", "")
-        if dash and first.isdecimal() and last.isdecimal() and int(first) <= int(last) < MOST_LAYERS:
+        last = last if dash else first
+        if first.isdecimal() and last.isdecimal() and int(first) <= int(last) < MOST_LAYERS:
             layers += range(int(first), int(last) + 1)
         elif isinstance(part, int) and not isinstance(part, bool) and part >= 0:
             layers.append(part)
@@ -146,8 +147,8 @@ class Product(_Part):
     rotary_dims: Annotated[list[Rotary], _LIST, Field(min_length=1)] = ["own"]
     cases: Annotated[list[Case], BeforeValidator(_cases), Field(min_length=1)] = [*DEFAULT_CASES]
     seeds: Annotated[list[Number], _LIST, Field(min_length=1)] = [0]
-    layers: Layers = None
-    components: Annotated[list[Name], _LIST] = []
+    layers: Annotated[Annotated[list[int], Field(min_length=1)] | None, BeforeValidator(_layers)] = None
+    components: Annotated[list[Name], _LIST, Field(min_length=1)] = []
     batch_size: Count = 2
     seq_len: Count = 8
     limits: Limits = Limits()
@@ -182,6 +183,16 @@ class Rule(_Part):
     seeds: Annotated[list[Number], _LIST] | None = None
     layers: Layers = None
     components: Annotated[list[Name], _LIST] | None = None
+
+    @property
+    def of_settings(self) -> bool:
+        """Whether the rule takes a setting of a checkpoint with all cells in it, or none of them."""
+        return all(values is None for values in (self.cases, self.seeds, self.layers, self.components))
+
+    def means(self, checkpoint: Checkpoint) -> bool:
+        """Whether the rule may concern a checkpoint: one that is not here may turn out to be a folder."""
+        names = (checkpoint.name, Path(checkpoint.name).name)
+        return self.models is None or any(fnmatchcase(name, pattern) for pattern in self.models for name in names)
 
     def fits(self, cell: Cell) -> bool:
         """Whether a cell is meant. A model is called what cells call it: a folder by its last part."""
@@ -221,24 +232,33 @@ class SweepConfig(Product):
             try:
                 products.append(Product.model_validate({**top, **entry}))
             except ValidationError as error:
-                raise ConfigError(_sentence(_first(error), ("include", place))) from None
+                raise _told(error, ("include", place)) from None
+            if "limits" in entry and products[-1].limits.cells is not None:
+                raise ConfigError(f"include[{place}].limits.cells: it is of the whole plan, so say it at the top.")
         return products
 
     def excluded(self, cell: Cell) -> bool:
         return any(rule.fits(cell) for rule in self.exclude)
 
-    def require_sense(self, planned: Sequence[Cell], before: Sequence[Cell]) -> None:
+    def setting_excluded(self, cell: Cell) -> bool:
+        """Whether everything is left out that shares a cell's checkpoint and setting."""
+        return any(rule.of_settings and rule.fits(cell) for rule in self.exclude)
+
+    def require_sense(
+        self, planned: Sequence[Cell], before: Sequence[Cell], unknown: Collection[Checkpoint] = ()
+    ) -> None:
         """Whether a plan came out as this file means it.
 
         Args:
             planned: the cells.
             before: the cells without `exclude`.
+            unknown: the checkpoints whose cells are not known here; of them a rule may mean some that nobody sees.
 
         Raises:
             ConfigError: a rule that leaves nothing out, or more cells than `limits` allows.
         """
         for place, rule in enumerate(self.exclude):
-            if not any(rule.fits(cell) for cell in before):
+            if not any(rule.fits(cell) for cell in before) and not any(rule.means(one) for one in unknown):
                 raise ConfigError(f"exclude[{place}] fits no cell of the plan: correct it, or leave it out.")
         if self.limits.cells is not None:
             counted: dict[str, int] = {}
@@ -259,7 +279,7 @@ def load(path: Path) -> SweepConfig:
         ConfigError: no such file, not YAML, an unknown key or a value that cannot be.
     """
     try:
-        described = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)  # a SafeLoader
+        described = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise ConfigError(f"Cannot read {path}: {error.strerror}.") from error
     except UnicodeDecodeError:
@@ -267,11 +287,14 @@ def load(path: Path) -> SweepConfig:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"{path}{where} is not YAML: {getattr(error, 'problem', None) or error}.") from None
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise ConfigError(f"{path}{where} is not YAML: {problem}.") from None
+    except RecursionError:
+        raise ConfigError(f"{path} is no plan: it has too many brackets within brackets.") from None
     try:
         return parse(described)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
+    except (ConfigError, NothingToVerifyError) as error:
+        raise type(error)(f"{path}: {error}") from None
 
 
 def parse(described: object) -> SweepConfig:
@@ -286,20 +309,31 @@ def parse(described: object) -> SweepConfig:
     try:
         config = SweepConfig.model_validate(dict(described))
     except ValidationError as error:
-        first = _first(error)
-        if first["type"] == "too_short":
-            raise NothingToVerifyError(f"The plan is empty: {_place(first['loc'])} names nothing.") from None
-        raise ConfigError(_sentence(first)) from None
+        raise _told(error) from None
     config.further()
     return config
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML lets a key stand twice, and the first is lost without a word; here it is an error."""
+class _Loader(yaml.SafeLoader):
+    """A SafeLoader that says where something stands of which it can make nothing.
+
+    YAML lets a key stand twice, and the first is lost without a word; here it is an error.
+    """
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ArithmeticError, AttributeError, LookupError, ValueError):  # of `int`, `date` and other types of Python
+            if not isinstance(node, yaml.ScalarNode):
+                raise
+            problem = f"{node.value!r} looks like a value of {node.tag.rpartition(':')[2]}, and is none"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from None
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key is a word", key.start_mark)
             name = key.value
             if name in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"{name!r} stands there twice", key.start_mark)
@@ -310,14 +344,17 @@ class _UniqueKeys(yaml.SafeLoader):
 _KEYS: dict[str, type[BaseModel]] = {"exclude": Rule, "include": Product, "limits": Limits, "models": Model}
 
 
-def _first(error: ValidationError) -> ErrorDetails:
-    """The one to tell: a misspelt key rather than the key that is missing for it."""
-    return min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+def _told(error: ValidationError, within: tuple[str | int, ...] = ()) -> ConfigError | NothingToVerifyError:
+    """What is wrong in a part of the plan: a misspelt key rather than the key that is missing for it."""
+    first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+    loc = (*within, *first["loc"])
+    if first["type"] == "too_short":
+        return NothingToVerifyError(f"The plan is empty: {_place(loc)} names nothing.")
+    return ConfigError(_sentence(first, loc))
 
 
-def _sentence(error: ErrorDetails, within: tuple[str | int, ...] = ()) -> str:
+def _sentence(error: ErrorDetails, loc: tuple[str | int, ...]) -> str:
     """What is wrong, where."""
-    loc = (*within, *error["loc"])
     if error["type"] == "extra_forbidden":
         parts: list[type[BaseModel]] = [_KEYS[part] for part in loc[:-1] if isinstance(part, str) and part in _KEYS]
         known = list((parts[-1] if parts else SweepConfig).model_fields)

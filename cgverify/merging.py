@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cgverify.errors import RunFolderError
-from cgverify.records import CellResult, Finding, Run, Verdict
-from cgverify.store import Planned, RunFolder, either, first_difference, read, read_plan
+from cgverify.errors import RunFolderError, StorageError
+from cgverify.records import CellResult, Finding, Run, Verdict, WholePlan
+from cgverify.store import Planned, RunFolder, begun, either, first_difference, read, read_plan
 
 SAME = ("versions", "numerics")
 """What must not differ between shards. Machines may: where their processors differ, the run says so."""
@@ -31,30 +32,54 @@ class Part:
         return str(self.run.settings.get("shard") or "1/1")
 
 
-def merge_runs(paths: Sequence[Path], output: Path) -> tuple[Run, list[CellResult]]:
-    """Write the whole run, and return it with its results in plan order.
+@contextlib.contextmanager
+def whole_or_nothing(output: Path) -> Iterator[None]:
+    """Write a new folder: where that fails, none is left, for a merge is not continued but made again.
 
     Raises:
-        RunFolderError: runs that do not fit together, a shard that is missing or there twice, or an output that cannot
-            be written.
+        RunFolderError: the folder holds something.
+        StorageError: there is no room.
+    """
+    if begun(output):
+        raise RunFolderError(f"{output} exists and is not empty: give another --output.")
+    try:
+        yield
+    except RunFolderError:  # before anything was written
+        raise
+    except BaseException as error:
+        shutil.rmtree(output, ignore_errors=True)
+        reason = error.__cause__ if isinstance(error, StorageError) else error
+        if not isinstance(reason, OSError):
+            raise
+        raise StorageError(
+            f"Cannot write to {output}: {reason.strerror}. The shards are as they were: make room, and merge again."
+        ) from reason
+
+
+def merge_runs(paths: Sequence[Path], output: Path) -> tuple[Run, list[CellResult]]:
+    """Write the whole run, within `whole_or_nothing`, and return it with its results in plan order.
+
+    Raises:
+        RunFolderError: runs that do not fit together, or a shard that is missing or there twice.
+        OSError, StorageError: it cannot be written.
     """
     parts = [_part(path) for path in paths]
     _require_all_shards(parts)
     for part in parts[1:]:
         _require_fit(parts[0], part)
     planned = {one.cell.id: one for part in parts for one in part.plan}
-    run = _merged(parts)
     in_order = sorted(planned.values(), key=lambda one: one.place)
+    _require_whole(parts, in_order)
+    run = _merged(parts)
     results = [_result(one, parts) for one in in_order]
     folder = RunFolder.create(output, run, in_order)
     try:
         for result in results:
             folder.append(result)
         for part in parts:
-            if (part.path / "tensors").is_dir():
-                shutil.copytree(part.path / "tensors", output / "tensors", dirs_exist_ok=True)
-    except OSError as error:
-        raise RunFolderError(f"Cannot write to {output}: {error}. Give another --output.") from error
+            for kept in (part.path / "tensors").glob("*"):
+                (output / "tensors").mkdir(exist_ok=True)
+                shutil.copy(kept, output / "tensors")
     finally:
         folder.close()
     return run, results
@@ -84,13 +109,25 @@ def _require_all_shards(parts: Sequence[Part]) -> None:
         raise RunFolderError(f"Shard {', '.join(missing)} is missing: give a run folder for every shard.")
 
 
+def _require_whole(parts: Sequence[Part], planned: Sequence[Planned]) -> None:
+    """Raise RunFolderError where the cells of all shards are not the plan that each is a part of."""
+    together = WholePlan.of([one.cell for one in planned])
+    for part in parts:
+        if part.run.plan not in (None, together):
+            raise RunFolderError(
+                f"{part.path} is a part of {part.run.plan}, and the shards together are {together}: only shards of one "
+                "sweep go together."
+            )
+
+
 def _require_fit(first: Part, other: Part) -> None:
     """Raise RunFolderError where two shards are of different plans, versions, numerics or weights."""
+    _require_same_found(first, other)
     ours, theirs = (_plain({**part.run.settings, "shard": None}) for part in (first, other))
     for what, before, now in (
         ("another plan", ours, theirs),
         *((f"other {part}", first.run.environment.get(part), other.run.environment.get(part)) for part in SAME),
-        ("other weights", _digests(first.run, other.run), _digests(other.run, first.run)),
+        ("other weights", _digests(first.run), _digests(other.run)),
     ):
         if (told := first_difference(before, now)) is not None:
             raise RunFolderError(
@@ -98,26 +135,31 @@ def _require_fit(first: Part, other: Part) -> None:
             )
 
 
-def _digests(run: Run, other: Run) -> dict[str, str]:
-    """Of the weights that both runs had."""
-    had = [
-        {f"{one.asked} ({one.weights})": one.digest for one in each.checkpoints if one.digest} for each in (run, other)
-    ]
-    return {name: digest for name, digest in had[0].items() if name in had[1]}
+def _require_same_found(first: Part, other: Part) -> None:
+    """Raise RunFolderError where one shard had a checkpoint that the other had not: they dealt out different cells."""
+    theirs = _digests(other.run)
+    for name, digest in _digests(first.run).items():
+        if name in theirs and bool(digest) != bool(theirs[name]):
+            had, lacked = (first, other) if digest else (other, first)
+            raise RunFolderError(
+                f"{lacked.path} had no {name}, which {had.path} had: bring it there, let `sweep --resume` go on in "
+                f"{lacked.path}, and merge again."
+            )
+
+
+def _digests(run: Run) -> dict[str, str]:
+    """Of the weights, by what was asked for; empty where they could not be had."""
+    return {f"{one.asked} ({one.weights})": one.digest for one in run.checkpoints}
 
 
 def _merged(parts: Sequence[Part]) -> Run:
     first = min(parts, key=lambda part: int(part.shard.partition("/")[0])).run
-    best = {(one.asked, one.weights): one for part in parts for one in part.run.checkpoints}
-    for part in parts:
-        best |= {(one.asked, one.weights): one for one in part.run.checkpoints if one.digest}
     machines = [part.run.environment.get("machine") for part in parts]
     others = [machine for machine in machines if machine != first.environment.get("machine")]
     environment = {**first.environment, **({"other_machines": others} if others else {})}
     return first.model_copy(
         update={
             "created": min(part.run.created for part in parts),
-            "checkpoints": tuple(best[one.asked, one.weights] for one in first.checkpoints),
             "settings": {**first.settings, "shard": None},
             "environment": environment,
         }

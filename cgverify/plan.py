@@ -108,7 +108,7 @@ def cells(subject: Subject, axes: Axes, prompt: Prompt | None = None) -> list[Ce
     for layer in layers:
         if not 0 <= layer < subject.n_layers:
             raise UsageError(
-                f"{subject.model} has no layer {layer}: give --layers between 0 and {subject.n_layers - 1}."
+                f"{subject.model} has no layer {layer}: choose layers between 0 and {subject.n_layers - 1}."
             )
     prompted = [case for case in axes.cases if case in PROMPTED]
     if prompted:
@@ -122,8 +122,8 @@ def cells(subject: Subject, axes: Axes, prompt: Prompt | None = None) -> list[Ce
     longest = axes.seq_len + (DECODED_TOKENS if decoding else 0)
     if longest > subject.n_positions and len(prompted) < len(axes.cases):
         raise UsageError(
-            f"{subject.model} has {subject.n_positions} positions, and {longest} are asked for: give a smaller "
-            f"--seq-len (the cases {' and '.join(DECODING)} add {DECODED_TOKENS} tokens)."
+            f"{subject.model} has {subject.n_positions} positions, and {longest} are asked for: choose shorter "
+            f"sequences (the cases {' and '.join(DECODING)} add {DECODED_TOKENS} tokens)."
         )
     planned = [
         Cell(
@@ -166,12 +166,18 @@ def nothing(_: Cell) -> bool:
 
 
 def plan(
-    requests: Sequence[Request], found: Mapping[tuple[str, str], Checkpoint], excluded: Excluded = nothing
+    requests: Sequence[Request],
+    found: Mapping[tuple[str, str], Checkpoint],
+    excluded: Excluded = nothing,
+    setting_excluded: Excluded = nothing,
 ) -> list[Cell]:
     """The cells of all requests, each once, checkpoint by checkpoint in the order in which they are first asked for.
 
     Args:
         found: by model and weights as the requests have them.
+        excluded: whether a cell is left out.
+        setting_excluded: whether all cells are that share a cell's checkpoint and setting. It is asked of the cell that
+            stands for them where a checkpoint's shape is not known.
 
     Raises:
         UsageError: see `cells`.
@@ -183,12 +189,10 @@ def plan(
             if (request.model, request.weights) != key:
                 continue
             if found[key].n_layers:
-                asked = [
-                    cell for cell in cells(subject(found[key]), request.axes, found[key].prompt) if not excluded(cell)
-                ]
+                asked, left_out = cells(subject(found[key]), request.axes, found[key].prompt), excluded
             else:
-                asked = _stand_ins(found[key], request.axes)
-            planned |= {cell.id: cell for cell in asked}
+                asked, left_out = _stand_ins(found[key], request.axes), setting_excluded
+            planned |= {cell.id: cell for cell in asked if not left_out(cell)}
     if not planned:
         raise NothingToVerifyError("The plan is empty: every cell is excluded.")
     return list(planned.values())
@@ -301,6 +305,6 @@ def _require_matches(planned: Sequence[Cell], globs: Sequence[str]) -> None:
             continue
         if any(fnmatchcase(kind, glob) for kind in (*BEFORE, *PER_LAYER, *AFTER, *WHOLE)):
             raise UsageError(
-                f"No --case that was given is for the component {glob!r}; known cases: {', '.join(CASES)}."
+                f"None of the cases asked for is for the component {glob!r}; known cases: {', '.join(CASES)}."
             )
         raise UnknownNameError("component", glob, names)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from enum import StrEnum
 from functools import cached_property
 from typing import Any, Literal
@@ -156,6 +157,21 @@ class CellResult(Record):
         return max((finding.verdict for finding in self.findings), key=lambda verdict: verdict.severity)
 
 
+class WholePlan(Record):
+    """The plan that a run carries out, or of which it is a shard."""
+
+    size: int
+    """Cells."""
+    digest: str
+
+    @classmethod
+    def of(cls, cells: Sequence[Cell]) -> WholePlan:
+        return cls(size=len(cells), digest=hashlib.sha256("".join(cell.id for cell in cells).encode()).hexdigest()[:16])
+
+    def __str__(self) -> str:
+        return f"a plan of {self.size} cells ({self.digest})"
+
+
 IN_MEMORY = "in memory"
 """The name and origin of a checkpoint that is a model in memory, which no command can name."""
 
@@ -196,6 +212,8 @@ class Run(Record):
     weights_digest: str
     """Of the one checkpoint, or of all digests together."""
     checkpoints: tuple[Checkpoint, ...] = ()
+    plan: WholePlan | None = None
+    """None where an older cgverify did not keep it."""
     settings: dict[str, Any]
     environment: dict[str, Any]
 

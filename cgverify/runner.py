@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +20,7 @@ from cgverify.cost.memory import available, taken
 from cgverify.cost.of_plan import memory, seconds
 from cgverify.cost.room import forecast, require_room, without_room
 from cgverify.environment import machine, pin_numerics, versions
-from cgverify.errors import NothingToVerifyError
+from cgverify.errors import NothingToVerifyError, UsageError
 from cgverify.execute.checkpoints import Asked, Found, find, found_one, name_of, sketch
 from cgverify.execute.cluster import Cluster
 from cgverify.execute.dask import Dask
@@ -27,8 +28,8 @@ from cgverify.execute.in_process import InProcess
 from cgverify.execute.processes import Processes
 from cgverify.execute.work import Executor, Job, Unit, unfinished, units
 from cgverify.plan import PROMPTED, Axes, Request, Shard, plan
-from cgverify.records import Cell, CellResult, Run, Verdict
-from cgverify.store import Planned, RunFolder, begun, either
+from cgverify.records import Cell, CellResult, Run, Verdict, WholePlan
+from cgverify.store import SOURCES, Planned, RunFolder, begun, either
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,9 @@ class Order:
     """As run.json tells them."""
     find: Callable[[Iterable[Asked]], Found]
     config: SweepConfig | None = None
-    """Where the requests come from a file: its rules."""
+    """Where the requests come from a plan: its rules."""
+    file: Path | None = None
+    """Where that was read from."""
     text: Text = Text()
     """For the cases of a prompt."""
 
@@ -101,10 +104,10 @@ class Prepared:
             folder: the run folder; None keeps no tensors.
         """
         return Job(
-            candidates=tuple(self.run.settings["candidate_sources"]),
+            candidates=tuple(self.run.settings[SOURCES]),
             threads=self.run.environment["numerics"]["threads"],
             allow=self.means.allow,
-            folder=folder,
+            folder=folder and folder.absolute(),  # a candidate may be elsewhere when tensors are kept
             keep_tensors=self.means.keep_tensors,
             warnings=self.means.warnings,
         )
@@ -128,8 +131,8 @@ def one_checkpoint(command: str, model: str, weights: str, axes: Axes, text: Tex
     )
 
 
-def sweep_of(config: SweepConfig, name: str) -> Order:
-    """A plan from a file; a checkpoint that cannot be had leaves the others to be run."""
+def sweep_of(config: SweepConfig, name: str, file: Path | None = None) -> Order:
+    """A plan; a checkpoint that cannot be had leaves the others to be run."""
     return Order(
         command="sweep",
         name=name,
@@ -137,6 +140,7 @@ def sweep_of(config: SweepConfig, name: str) -> Order:
         settings=config.model_dump(mode="json"),
         find=find,
         config=config,
+        file=file,
     )
 
 
@@ -148,23 +152,23 @@ def prepare(order: Order, means: Means) -> Prepared:
         NothingToVerifyError: no cell is left.
     """
     names = dict.fromkeys(name for request in order.requests for name in request.axes.candidates)
-    sources = {name: candidate.find(name).source for name in names}
-    found = _with_prompts(order, order.find(asked_by(order)))
-    cells = whole_plan(order, found)
+    with _told_of(order):
+        sources = {name: candidate.find(name).source for name in names}
+        found = _with_prompts(order, order.find(asked_by(order)))
+        cells = whole_plan(order, found)
     found = _with_room(order, found, cells, means)
-    planned = tuple(Planned(place=place, cell=cell) for place, cell in enumerate(cells))
-    if means.shard is not None:
-        own = {cell.id for cell in means.shard.of(cells)}
-        planned = tuple(one for one in planned if one.cell.id in own)
+    places = {cell.id: place for place, cell in enumerate(cells)}
+    planned = tuple(Planned(place=places[cell.id], cell=cell) for cell in _dealt(means.shard, cells, found))
     settings = {
         **order.settings,
-        "candidate_sources": sources,
+        SOURCES: sources,
         "keep_tensors": means.keep_tensors,
         "allow": means.allow,
         "shard": means.shard and str(means.shard),
     }
     numerics = pin_numerics(_threads(means), means.allow)
-    return Prepared(describe(order.command, order.name, found, settings, numerics), planned, found, means)
+    run = describe(order.command, order.name, found, settings, numerics)
+    return Prepared(run.model_copy(update={"plan": WholePlan.of(cells)}), planned, found, means)
 
 
 def outline(order: Order, means: Means) -> list[Unit]:
@@ -173,9 +177,21 @@ def outline(order: Order, means: Means) -> list[Unit]:
     Raises:
         UsageError: see `whole_plan`.
     """
-    found = _with_prompts(order, Found({asked: sketch(*asked) for asked in asked_by(order)}))
-    cells = whole_plan(order, found)
-    return units(cells if means.shard is None else means.shard.of(cells), found.checkpoints.values())
+    with _told_of(order):
+        found = _with_prompts(order, Found({asked: sketch(*asked) for asked in asked_by(order)}))
+        cells = whole_plan(order, found)
+    return units(_dealt(means.shard, cells, found), found.checkpoints.values())
+
+
+@contextlib.contextmanager
+def _told_of(order: Order) -> Iterator[None]:
+    """Begin the sentence about what cannot be with the file that asks for it."""
+    try:
+        yield
+    except (UsageError, NothingToVerifyError) as error:
+        if order.file is not None:
+            error.args = (f"{order.file}: {error}",)
+        raise
 
 
 def asked_by(order: Order) -> list[Asked]:
@@ -237,12 +253,23 @@ def whole_plan(order: Order, found: Found) -> list[Cell]:
     """
     if order.config is None:
         return plan(order.requests, found.checkpoints)
-    cells = plan(order.requests, found.checkpoints, order.config.excluded)
-    if order.config.exclude:
-        order.config.require_sense(cells, plan(order.requests, found.checkpoints))
-    else:
-        order.config.require_sense(cells, cells)
+    cells = plan(order.requests, found.checkpoints, order.config.excluded, order.config.setting_excluded)
+    before = plan(order.requests, found.checkpoints) if order.config.exclude else cells
+    order.config.require_sense(cells, before, [one for one in found.checkpoints.values() if not one.n_layers])
     return cells
+
+
+def _dealt(shard: Shard | None, cells: Sequence[Cell], found: Found) -> list[Cell]:
+    """What of a plan falls to a shard; of a checkpoint that cannot be had at least one cell, so that it cannot pass."""
+    if shard is None:
+        return list(cells)
+    own = {cell.id for cell in shard.of(cells)}
+    for checkpoint in found.checkpoints.values():
+        if checkpoint.problem:
+            of_it = [cell.id for cell in cells if (cell.model, cell.weights) == (checkpoint.name, checkpoint.digest)]
+            if own.isdisjoint(of_it):
+                own.update(of_it[:1])
+    return [cell for cell in cells if cell.id in own]
 
 
 def _threads(means: Means) -> int | None:
@@ -292,7 +319,7 @@ class Campaign:
 
     @classmethod
     def resume(cls, prepared: Prepared, path: Path) -> Campaign:
-        """The run in a folder, continued; or a new one where a start was killed before there was a run.
+        """The run in a folder, continued; or a new one where nothing is there yet.
 
         Raises:
             RunFolderError: see `RunFolder.resume`.
@@ -300,7 +327,8 @@ class Campaign:
         if not begun(path):
             return cls.start(prepared, path)
         folder, finished = RunFolder.resume(path, prepared.run, prepared.plan)
-        return cls(prepared, folder, {result.cell.id: result for result in finished})
+        planned = {cell.id for cell in prepared.cells}  # a cell may only have stood for a checkpoint that was not here
+        return cls(prepared, folder, {result.cell.id: result for result in finished if result.cell.id in planned})
 
     @classmethod
     def rerun_failed(cls, prepared: Prepared, path: Path) -> Campaign:

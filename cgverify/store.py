@@ -35,6 +35,9 @@ from cgverify.records import SCHEMA_VERSION, TIMES, Cell, CellResult, Checkpoint
 SAME = ("versions", "numerics", "machine")
 """What must not differ between the parts of a continued run."""
 
+SOURCES = "candidate_sources"
+"""The setting that holds a digest of each candidate's file."""
+
 PARTIAL = ".partial"
 """Ends the name of a file that is not yet whole."""
 
@@ -55,7 +58,7 @@ class Planned(Record):
 
 def require_new(path: Path) -> None:
     """Raise RunFolderError if a folder holds something that a new run would have to stand beside."""
-    if path.is_dir() and {entry.name for entry in path.iterdir()} - BEFORE_RUN:
+    if begun(path):
         raise RunFolderError(
             f"{path} exists and is not empty: give another --output, or --resume to continue that run."
         )
@@ -94,11 +97,8 @@ class RunFolder:
         with _told(path), _locked(path) as lock:
             before, finished = read(path)
             _require_same(path, before, run)
-            continued = before.model_copy(
-                update={"checkpoints": run.checkpoints, "schema_version": SCHEMA_VERSION}
-                if run.checkpoints
-                else {"schema_version": SCHEMA_VERSION}
-            )
+            found = {"checkpoints": run.checkpoints} if run.checkpoints else {}
+            continued = before.model_copy(update={**found, "plan": run.plan, "schema_version": SCHEMA_VERSION})
             _cut_torn_line(path / "findings.jsonl")
             if continued != before or not (path / "plan.jsonl").exists():
                 _describe(path, continued, plan)
@@ -148,8 +148,8 @@ def new_folder(model: str) -> Path:
 
 
 def begun(path: Path) -> bool:
-    """Whether a folder holds a run that can be continued, and not only what a start left that was killed at once."""
-    return not path.is_dir() or bool({entry.name for entry in path.iterdir()} - BEFORE_RUN)
+    """Whether a folder holds something, and not only what a start left that was killed at once."""
+    return path.is_dir() and bool({entry.name for entry in path.iterdir()} - BEFORE_RUN)
 
 
 def read(path: Path) -> tuple[Run, list[CellResult]]:
@@ -210,12 +210,20 @@ def either(first: CellResult, second: CellResult) -> CellResult:
 
 def replace(path: Path, content: bytes) -> None:
     """Write a file so that it is whole or as it was before."""
-    partial = path.with_name(path.name + PARTIAL)
+    replace_all(path.parent, {path.name: content})
+
+
+def replace_all(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Write files of a folder so that, where there is no room for all of them, all are as they were before."""
+    partials = {name: folder / f"{name}{PARTIAL}" for name in contents}
     try:
-        partial.write_bytes(content)
-        partial.replace(path)
+        for name, partial in partials.items():
+            partial.write_bytes(contents[name])
+        for name, partial in partials.items():
+            partial.replace(folder / name)
     except OSError:
-        partial.unlink(missing_ok=True)
+        for partial in partials.values():
+            partial.unlink(missing_ok=True)
         raise
 
 
@@ -302,11 +310,16 @@ def _require_same(path: Path, before: Run, now: Run) -> None:
         if digest and digests.get(checkpoint, digest) not in ("", digest):
             raise RunFolderError(f"{path} is a run of other weights: give another --output.")
     for option, value in json.loads(now.model_dump_json())["settings"].items():
-        if before.settings.get(option) != value:
+        if option != SOURCES and before.settings.get(option) != value:
             raise RunFolderError(
                 f"{path} was made with {option} {before.settings.get(option)}, now {value}: continue a run with "
                 "the same options and candidates, or give another --output."
             )
+    if (told := first_difference(before.settings.get(SOURCES), now.settings.get(SOURCES))) is not None:
+        raise RunFolderError(
+            f"{path} was made with other sources of its candidates ({told}), and what held for those says nothing of "
+            "these: begin a new run in another --output."
+        )
     for part in SAME:
         if (told := first_difference(before.environment.get(part), now.environment.get(part))) is not None:
             raise RunFolderError(

@@ -24,7 +24,7 @@ from transformers import DynamicCache
 
 from cgverify import drift, one_cell, probe
 from cgverify.bits import same_tensor
-from cgverify.candidate import Candidate
+from cgverify.candidate import Candidate, staying_here
 from cgverify.cases.model import parts
 from cgverify.checking import Observed, ObservedStep, Side, Spent
 from cgverify.checkpoint.assembled import assembled, too_large
@@ -110,6 +110,7 @@ def run(
         )
 
 
+@staying_here()
 def _booted_course(candidate: Candidate, model: nn.Module, prompt: Prompt, setting: Setting) -> _Course:
     """The candidate's, with all its hooks; and once more with none, which must come to the same."""
     bridge = candidate.boot(model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import resource
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ def a_stored(*results: CellResult) -> StoredRun:
 def test_what_is_accepted_can_be_read_back_but_for_what_is_not_kept(tmp_path: Path) -> None:
     finding = a_finding(verdict=Verdict.DIVERGED, r=math.inf, tensors="tensors/x.safetensors", message="off")
     stored = a_stored(a_result(finding, silent_hooks=("hook_result",), seconds=0.12345))
-    accept(stored, tmp_path / "m-cpu")
+    accept(stored, tmp_path / "m-cpu", "")
     again = load(tmp_path / "m-cpu")
     assert again.run == stored.run
     (result,) = again.results
@@ -38,9 +39,9 @@ def test_what_is_accepted_can_be_read_back_but_for_what_is_not_kept(tmp_path: Pa
 def test_the_same_run_is_the_same_bytes_whenever_it_is_accepted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    accept(a_stored(), tmp_path / "a")
+    accept(a_stored(), tmp_path / "a", "")
     monkeypatch.setattr("time.time", lambda: 2e9)
-    accept(a_stored(), tmp_path / "b")
+    accept(a_stored(), tmp_path / "b", "")
     assert (tmp_path / "a" / PACKED).read_bytes() == (tmp_path / "b" / PACKED).read_bytes()
 
 
@@ -48,7 +49,7 @@ def test_a_run_folder_and_a_baseline_are_read_alike(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path / "run", a_run())
     folder.append(a_result())
     folder.close()
-    accept(load(tmp_path / "run"), tmp_path / "m-cpu")
+    accept(load(tmp_path / "run"), tmp_path / "m-cpu", "")
     assert load(tmp_path / "m-cpu") == load(tmp_path / "run")
     assert compare_runs(tmp_path / "m-cpu", str(tmp_path / "run")).cells == 1
 
@@ -61,7 +62,7 @@ def test_cells_stand_in_the_plans_order_whatever_finished_first(tmp_path: Path) 
         for result in (results[1], results[0], results[2]):
             folder.append(result)
         folder.close()
-        accept(load(tmp_path / name), tmp_path / f"{name}-cpu")
+        accept(load(tmp_path / name), tmp_path / f"{name}-cpu", "")
         for path in (tmp_path / name, tmp_path / f"{name}-cpu"):
             assert [result.cell.layer for result in load(path).results] == layers
 
@@ -71,7 +72,7 @@ def test_cells_stand_in_the_plans_order_whatever_finished_first(tmp_path: Path) 
 )
 def test_a_run_that_later_ones_cannot_be_held_to_is_refused(verdict: Verdict, told: str, tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match=told):
-        accept(a_stored(a_result(a_finding("", "", verdict, r=None))), tmp_path / "m-cpu")
+        accept(a_stored(a_result(a_finding("", "", verdict, r=None))), tmp_path / "m-cpu", "")
     assert not (tmp_path / "m-cpu").exists()
 
 
@@ -87,14 +88,46 @@ def test_an_unfinished_run_is_told(tmp_path: Path) -> None:
 def test_a_run_folder_is_never_overwritten(tmp_path: Path) -> None:
     RunFolder.create(tmp_path / "run", a_run()).close()
     with pytest.raises(RunFolderError, match="is no baseline"):
-        accept(a_stored(), tmp_path / "run")
+        accept(a_stored(), tmp_path / "run", "")
 
 
 def test_a_damaged_baseline_is_told(tmp_path: Path) -> None:
-    accept(a_stored(), tmp_path / "m-cpu")
+    accept(a_stored(), tmp_path / "m-cpu", "")
     os.truncate(tmp_path / "m-cpu" / PACKED, 30)
     with pytest.raises(RunFolderError, match="Cannot read the baseline"):
         load(tmp_path / "m-cpu")
+
+
+def test_a_baseline_whose_bytes_are_not_its_own_is_told(tmp_path: Path) -> None:
+    accept(a_stored(), tmp_path / "m-cpu", "")
+    packed = tmp_path / "m-cpu" / PACKED
+    content = bytearray(packed.read_bytes())
+    content[12:40] = bytes(byte ^ 0xFF for byte in content[12:40])
+    packed.write_bytes(content)
+    with pytest.raises(RunFolderError, match="Accept it anew"):
+        load(tmp_path / "m-cpu")
+
+
+def test_what_is_wrong_with_a_baseline_is_told_of_its_own_folder(tmp_path: Path) -> None:
+    accept(a_stored(), tmp_path / "m-cpu", "")
+    (tmp_path / "m-cpu" / "run.json").write_text("{")
+    with pytest.raises(RunFolderError, match=f"{tmp_path / 'm-cpu' / 'run.json'} is damaged"):
+        load(tmp_path / "m-cpu")
+
+
+def test_a_full_disk_leaves_a_baseline_as_it_was_and_makes_no_half_of_one(tmp_path: Path) -> None:
+    accept(a_stored(), tmp_path / "m-cpu", "old")
+    before = {file.name: file.read_bytes() for file in (tmp_path / "m-cpu").iterdir()}
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limit[1]))  # Python ignores the signal, and gets EFBIG
+    try:
+        for name in ("m-cpu", "new"):
+            with pytest.raises(RunFolderError, match="Cannot write to"):
+                accept(a_stored(a_result(layer=1)), tmp_path / name, "more than there is room for\n" * 5000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert {file.name: file.read_bytes() for file in (tmp_path / "m-cpu").iterdir()} == before
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.name)

@@ -46,11 +46,12 @@ def test_a_model_alone_is_what_all_components_does() -> None:
     (request,) = parse({"models": "m"}).all_requests()
     assert request == Request("m", "auto", request.axes)
     assert len(planned("models: m", n_layers=2)) == 3 * 2 + 2 * (10 * 2 + 2)
+    assert planned("{models: m, layers: all}") == planned("models: m")
 
 
 def test_every_combination_of_the_axes_is_a_cell() -> None:
     cells = planned(
-        "{models: [a, b], dtypes: [float32, float16], rotary_dims: [own, none], seeds: [0, 1], layers: ['0-1', 3], "
+        "{models: [a, b], dtypes: [float32, float16], rotary_dims: [own, none], seeds: [0, 1], layers: ['0-1', '3'], "
         "components: attn, cases: default, batch_size: 3, seq_len: 5}"
     )
     assert len(cells) == 2 * 2 * 2 * 2 * 3
@@ -118,6 +119,16 @@ def test_a_checkpoint_of_unknown_shape_has_a_cell_to_bear_the_error() -> None:
         ("[m]", "a plan is a mapping"),
         ("{models: m, models: n}", "'models' stands there twice"),
         ("{models: [m", "is not YAML"),
+        ("models: m\n? [a, b] : 2", "line 2 is not YAML: a key is a word"),
+        ("models: m\n? {a: b}\n: 2", "line 2 is not YAML: a key is a word"),
+        ("\nmodels: 2024-13-45", "line 2 is not YAML: '2024-13-45' looks like a value of timestamp, and is none"),
+        ("{models: m, seeds: 0x_}", "line 1 is not YAML: '0x_' looks like a value of int, and is none"),
+        ("{models: m, seeds: !!bool maybe}", "'maybe' looks like a value of bool"),
+        ("{models: m, seeds: !!timestamp maybe}", "'maybe' looks like a value of timestamp"),
+        (f"{{models: m, seeds: 1{'0' * 5000}}}", "looks like a value of int"),
+        ("models: \0", "is not YAML: unacceptable character"),
+        (f"models: {'[' * 3000}{']' * 3000}", "too many brackets within brackets"),
+        ("{models: m, include: [{limits: {cells: 5}}]}", "include[0].limits.cells: it is of the whole plan"),
     ],
 )
 def test_what_a_plan_may_not_say_is_told_with_its_place(text: str, told: str, tmp_path: Path) -> None:
@@ -130,7 +141,17 @@ def test_what_a_plan_may_not_say_is_told_with_its_place(text: str, told: str, tm
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("text", ["models: []", "{models: m, dtypes: []}", "{models: m, exclude: [{models: m}]}"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "models: []",
+        "{models: m, dtypes: []}",
+        "{models: m, layers: []}",
+        "{models: m, components: []}",
+        "{models: m, include: [{dtypes: []}]}",
+        "{models: m, exclude: [{models: m}]}",
+    ],
+)
 def test_an_empty_product_is_no_plan(text: str) -> None:
     with pytest.raises(NothingToVerifyError, match="The plan is empty"):
         planned(text)
@@ -140,6 +161,20 @@ def test_an_empty_product_is_no_plan(text: str) -> None:
 def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="Cannot read"):
         load(tmp_path / "nowhere.yaml")
+
+
+def test_an_empty_product_is_told_with_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "plan.yaml"
+    path.write_text("{models: m, layers: []}")
+    with pytest.raises(NothingToVerifyError, match=f"{path}: The plan is empty: layers names nothing"):
+        load(path)
+
+
+def test_the_limit_of_cells_holds_for_what_is_included_too() -> None:
+    config = parse({"models": "m", "limits": {"cells": 5}, "include": [{"dtypes": "float16"}]})
+    cells = planned("{models: m, include: [{dtypes: float16}]}")
+    with pytest.raises(ConfigError, match=f"m has {len(cells)} cells, and limits.cells allows 5"):
+        config.require_sense(cells, cells)
 
 
 def test_a_rule_that_fits_nothing_and_too_many_cells_are_refused() -> None:

@@ -63,7 +63,7 @@ def test_more_positions_than_there_are_is_an_error() -> None:
 
 
 def test_a_component_that_no_given_case_is_for_is_an_error() -> None:
-    with pytest.raises(UsageError, match="No --case that was given is for the component 'ln1'"):
+    with pytest.raises(UsageError, match="None of the cases asked for is for the component 'ln1'"):
         cells(SUBJECT, Axes(components=["ln1"], cases=["decode"]))
 
 

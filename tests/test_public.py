@@ -29,7 +29,7 @@ def test_importing_cgverify_imports_nothing_heavy() -> None:
 
 
 def test_comparing_runs_needs_no_torch(tmp_path: Path) -> None:
-    accept(StoredRun(a_run(), [a_result()]), tmp_path / "kept")
+    accept(StoredRun(a_run(), [a_result()]), tmp_path / "kept", "")
     script = (
         "import cgverify, sys\n"
         f"same = cgverify.compare_runs({str(tmp_path / 'kept')!r}, {str(tmp_path / 'kept')!r})\n"
@@ -40,7 +40,7 @@ def test_comparing_runs_needs_no_torch(tmp_path: Path) -> None:
 
 
 def test_runs_are_compared_from_python(tmp_path: Path) -> None:
-    accept(StoredRun(a_run(), [a_result()]), tmp_path / "kept")
+    accept(StoredRun(a_run(), [a_result()]), tmp_path / "kept", "")
     now = StoredRun(a_run(), [a_result(a_finding(verdict=Verdict.DIVERGED))])
     (change,) = cgverify.compare_runs(tmp_path / "kept", now).worse
     assert (change.cell.component, change.finding.stage, change.fails) == ("blocks.0.attn", "mix", True)

@@ -135,9 +135,16 @@ def test_other_options_or_candidates_are_refused(tmp_path: Path) -> None:
     again, finished = RunFolder.resume(tmp_path / "run", before)
     assert finished == []
     again.close()
-    for option, value in (("dtypes", ["float16"]), ("candidate_sources", {"x:Y": "abd"})):
+    for option, value, told in (
+        ("dtypes", ["float16"], "was made with dtypes"),
+        (
+            "candidate_sources",
+            {"x:Y": "abd"},
+            r"other sources of its candidates \(x:Y abc, now abd\), .* begin a new run",
+        ),
+    ):
         now = before.model_copy(update={"settings": {**before.settings, option: value}})
-        with pytest.raises(RunFolderError, match=f"was made with {option}"):
+        with pytest.raises(RunFolderError, match=told):
             RunFolder.resume(tmp_path / "run", now)
 
 

@@ -29,7 +29,7 @@ def resolve(model: str, weights: str = "auto") -> Source:
     """
     kind, _, digits = weights.partition(":")
     if kind not in WEIGHTS or (digits and (kind != "random" or not digits.isdecimal())):
-        raise UnknownNameError("--weights", weights, (*WEIGHTS, "random:SEED"))
+        raise UnknownNameError("weights", weights, (*WEIGHTS, "random:SEED"))
     seed = int(digits or 0)
     folder = _folder(model, kind)
     if folder is None:

@@ -9,7 +9,7 @@ import typer
 
 from cgverify.cli import options
 from cgverify.cli.exits import exit_codes
-from cgverify.errors import UsageError
+from cgverify.errors import RunFolderError, UsageError
 
 if TYPE_CHECKING:
     from cgverify.baseline import StoredRun
@@ -45,9 +45,13 @@ def accept(run: Folder, name: Name = None, reports: Reports = Path("reports"), v
         require_finished(run)
         stored = load(run)
         path = reports / (name or _name(stored))
-        before = load(path) if (path / PACKED).exists() else None
-        keep(stored, path)
-        summary_frame(stored.results).to_csv(path / "summary.csv", index=False)
+        before = None
+        if (path / PACKED).exists():
+            try:
+                before = load(path)
+            except RunFolderError as error:
+                typer.echo(f"What it replaces is not compared with it: {error}", err=True)
+        keep(stored, path, summary_frame(stored.results).to_csv(index=False))
         if before is not None:
             typer.echo(on_screen(sections(compare_runs(before, stored))), nl=False)
         typer.echo(f"Accepted as {path}: review its summary.csv, and commit the folder.", err=True)

@@ -32,11 +32,14 @@ def merge(
     with exit_codes(verbose):
         known("format", [format], FORMATS)
 
-        from cgverify.cli.verification import report
-        from cgverify.merging import merge_runs
+        from cgverify.cli.verification import show
+        from cgverify.merging import merge_runs, whole_or_nothing
+        from cgverify.report.frames import write_csv
 
-        run, results = merge_runs(runs, output)
+        with whole_or_nothing(output):
+            run, results = merge_runs(runs, output)
+            write_csv(output, results)
         if not quiet:
             typer.echo(f"{run.model}: {len(results)} cells of {len(runs)} shards. Run folder {output}", err=True)
-        code = report(run, output, results, format)
+        code = show(run, results, format)
     raise typer.Exit(code)

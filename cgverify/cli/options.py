@@ -129,7 +129,13 @@ KeepTensors = Annotated[
     ),
 ]
 Resume = Annotated[
-    bool, typer.Option("--resume", help="Continue the run in --output.", envvar="CGVERIFY_RESUME", rich_help_panel=_RUN)
+    bool,
+    typer.Option(
+        "--resume",
+        help="Continue the run in --output, or begin it there.",
+        envvar="CGVERIFY_RESUME",
+        rich_help_panel=_RUN,
+    ),
 ]
 Format = Annotated[
     str, typer.Option(help=f"On stdout: {', '.join(FORMATS)}.", envvar="CGVERIFY_FORMAT", rich_help_panel=_RUN)

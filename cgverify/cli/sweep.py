@@ -85,7 +85,7 @@ def sweep(
 
         from cgverify.runner import Means, sweep_of
 
-        order = sweep_of(planned, config.stem)
+        order = sweep_of(planned, config.stem, config)
         means = Means(
             threads=threads,
             jobs=jobs,

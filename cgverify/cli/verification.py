@@ -139,15 +139,19 @@ def _carry_out(campaign: Campaign, course: Course, started: float, quiet: bool) 
     """Take results as they come; returns why it ended before all were there, if it did so unasked."""
     deadline = None if course.max_minutes is None else started + 60 * course.max_minutes
     total = sum(len(unit.cells) for unit in campaign.left)
+    # A unit that was run in part is run whole: what had failed in it before must not stop it there again.
+    failed_before = {cell for cell, result in campaign.results.items() if result.verdict.fails}
+    ended = "Time is up"
     try:
         # What candidates print must not stand in the report.
         with contextlib.redirect_stdout(sys.stderr), contextlib.closing(campaign.carry_out(deadline)) as results:
             for result in with_progress(results, total, quiet):
-                if course.stop_at_failure and result.verdict.fails:
-                    return None
+                if course.stop_at_failure and result.verdict.fails and result.cell.id not in failed_before:
+                    ended = "Stopped at a failure"
+                    break
     except KeyboardInterrupt:
         return "Interrupted"
-    return None if len(campaign.ordered) == len(campaign.prepared.plan) else "Time is up"
+    return None if len(campaign.ordered) == len(campaign.prepared.plan) else ended
 
 
 def report(run: Run, path: Path, ordered: Sequence[CellResult], format: str, *, detailed: bool = False) -> int:
@@ -156,16 +160,22 @@ def report(run: Run, path: Path, ordered: Sequence[CellResult], format: str, *, 
     Args:
         detailed: also tell bits by head, and what forwards and judging took.
     """
-    from cgverify.report import screen
-    from cgverify.report.formats import render
     from cgverify.report.frames import write_csv
-    from cgverify.report.outcome import exit_code, times
     from cgverify.store import full
 
     try:
         write_csv(path, ordered)
     except OSError as error:
         raise full(path, error) from error
+    return show(run, ordered, format, detailed=detailed)
+
+
+def show(run: Run, ordered: Sequence[CellResult], format: str, *, detailed: bool = False) -> int:
+    """The same, but for the CSV files."""
+    from cgverify.report import screen
+    from cgverify.report.formats import render
+    from cgverify.report.outcome import exit_code, times
+
     if detailed and format == "table" and run.command not in screen.TABLES:
         typer.echo(screen.render(run, ordered, screen.VERBOSE), nl=False)
     else:

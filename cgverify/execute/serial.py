@@ -12,7 +12,7 @@ from itertools import groupby
 import torch
 
 from cgverify.blame.sentence import sentence
-from cgverify.candidate import Candidate
+from cgverify.candidate import Candidate, staying_here
 from cgverify.checkpoint.source import Source
 from cgverify.checkpoint.window import Setting, Window, refusal
 from cgverify.errors import CandidateError, DeviceError, WeightsError
@@ -105,6 +105,7 @@ class Reader:
         for name, of_candidate in groupby(sorted(cells, key=_candidate), key=_candidate):
             yield from self._of_candidate(candidates[name], list(of_candidate), reference, setting, keep, watch)
 
+    @staying_here()
     def _of_candidate(
         self,
         candidate: Candidate,

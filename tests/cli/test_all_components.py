@@ -220,7 +220,7 @@ def test_nan_in_the_weights_is_no_pass_and_the_rest_is_verified(cli: Cli, folder
         (("--rotary-dim", "half"), 2, "not a whole number"),
         (("--bridge", "nowhere:Bridge"), 2, "No module named 'nowhere'"),
         (("--bridge", "pathlib:Path"), 2, "is no bridge"),
-        (("--weights", "best"), 2, "Unknown --weights 'best'"),
+        (("--weights", "best"), 2, "Unknown weights 'best'"),
         (("--format", "xml"), 2, "Unknown format 'xml'"),
         (("--output", "/proc/nowhere"), 2, "Cannot write"),
         (("--output", "."), 2, "exists and is not empty"),

@@ -166,6 +166,18 @@ def test_accepting_a_baseline_and_renewing_it(invoke: Invoke, runs: dict[str, Pa
     assert invoke("compare", folder, runs["faulty"]).exit_code == 0
 
 
+def test_a_baseline_that_cannot_be_read_is_replaced(invoke: Invoke) -> None:
+    run = kept("run", a_result())
+    assert invoke("baseline", "accept", run, "kept").exit_code == 0
+    packed = Path("reports/kept/findings.jsonl.gz")
+    good = packed.read_bytes()
+    packed.write_bytes(good[:12] + good[:-12])
+    done = invoke("baseline", "accept", run, "kept")
+    assert done.exit_code == 0, done.output
+    assert "What it replaces is not compared with it: Cannot read the baseline in reports/kept" in done.stderr
+    assert packed.read_bytes() == good
+
+
 def test_json_and_csv_of_a_comparison(invoke: Invoke) -> None:
     before = kept("before", a_result(), a_result(layer=1), a_result(layer=2))
     found = a_finding(verdict=Verdict.DIVERGED, r=float("inf"), message="mix is off")

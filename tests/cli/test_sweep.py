@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -18,6 +19,7 @@ from sweeping import SMALL, command_line, swept
 from typer.testing import CliRunner, Result
 
 from cgverify.plan import Shard
+from cgverify.records import Verdict
 from cgverify.store import read
 
 
@@ -73,7 +75,6 @@ def test_killed_at_random_and_resumed_each_time_it_finds_the_same(here: Path, pl
     arguments = ("sweep", "plan.yaml", "--output", "run", "--threads", "1", "-q", "--resume")
     draw = random.Random(kills)
     findings = here / "run" / "findings.jsonl"
-    findings.parent.mkdir()
     killed = finished = 0
     for _ in range(kills):
         before = size_of(findings)
@@ -184,14 +185,64 @@ def test_four_shards_merged_are_the_run_that_was_not_split(here: Path, whole: Pa
     assert "shard 1/4 ended before it" in unfinished.output
 
 
+def test_a_merge_without_room_leaves_nothing_and_can_be_made_again(here: Path) -> None:
+    plan = {**SMALL, "candidates": "faults:HeadsSwapped", "components": "attn", "cases": "default"}
+    for index in (1, 2):
+        swept(plan, here / f"shard{index}", shard=Shard(index, 2))
+    findings = sum((here / f"shard{index}" / "findings.jsonl").stat().st_size for index in (1, 2))
+    tensors = max(file.stat().st_size for file in here.glob("shard*/tensors/*"))
+    assert findings < tensors
+    for limit in (findings - 1, tensors - 1):  # no room for a cell, no room for tensors
+        process = command_line("merge", "shard1", "shard2", "--output", "whole", limit=limit)
+        process.join()
+        told = (here / "output.txt").read_text()
+        assert process.exitcode == 3, told
+        assert "The shards are as they were: make room, and merge again." in told
+        assert len(told.strip().splitlines()) == 1
+        assert not (here / "whole").exists()
+        (here / "output.txt").unlink()
+    assert invoke("merge", "shard1", "shard2", "--output", "whole", "-q").exit_code == 1
+    again = invoke("merge", "shard1", "shard2", "--output", "whole")
+    assert (again.exit_code, "not empty: give another --output.\n" in again.stderr) == (2, True)
+
+
 def test_time_that_is_up_and_a_first_failure_stop_it(here: Path) -> None:
     done = invoke("sweep", "plan.yaml", "--output", "run", "--threads", "1", "--max-minutes", "0")
     assert done.exit_code == 3
     assert "Time is up after 1 of 18 cells: --output run --resume goes on" in done.stderr
     assert invoke("sweep", "plan.yaml", "--output", "run", "--threads", "1", "--resume", "-q").exit_code == 0
     plan = written({**SMALL, "candidates": "faults:HeadsSwapped", "components": "attn"}, here / "faulty.yaml")
-    assert invoke("sweep", str(plan), "--output", "failing", "-x", "-q").exit_code == 1
-    assert len(read(here / "failing")[1]) == 1
+    for number, more in enumerate(((), ("--resume",), ("--resume",)), start=1):
+        stopped = invoke("sweep", str(plan), "--output", "failing", "-x", "-q", *more)
+        assert stopped.exit_code == 1
+        assert f"Stopped at a failure after {number} of 8 cells: --output failing --resume goes on" in stopped.stderr
+        assert len(read(here / "failing")[1]) == number, "each goes on to the next failure"
+
+
+def test_a_candidate_that_goes_elsewhere_leaves_paths_as_they_were_given(with_mine: Path) -> None:
+    (with_mine / "elsewhere").mkdir()
+    (with_mine / "wandering.py").write_text(
+        "import os\n"
+        "from cgverify.bridge import CodeGenAttentionBridge\n"
+        "os.chdir('elsewhere')\n"
+        "class Bridge(CodeGenAttentionBridge):\n"
+        "    def forward(self, *args, **kwargs):\n"
+        "        os.chdir('/')\n"
+        "        output = super().forward(*args, **kwargs)\n"
+        "        return (output[0] * 1.01, *output[1:])\n"
+    )
+    plan = {"models": "./mine", "candidates": ["wandering:Bridge", "cgverify"], "components": "attn", "layers": [0, 1]}
+    plan |= {"include": [{"models": "codegen-nano", "cases": ["text", "model"], "components": ["attn", "model"]}]}
+    written(plan, with_mine / "two.yaml")
+    done = swept_two("run")
+    assert done.exit_code == 1, done.output
+    assert Path.cwd() == with_mine
+    assert (with_mine / "run" / "findings.csv").exists()
+    _, results = read(with_mine / "run")
+    assert not [result for result in results if result.verdict is Verdict.ERROR]
+    kept = [finding.tensors for result in results for finding in result.findings if finding.tensors]
+    assert kept
+    assert all((with_mine / "run" / path).exists() for path in kept)
 
 
 def test_what_failed_can_be_run_again_alone(here: Path) -> None:
@@ -261,11 +312,15 @@ def test_a_dry_run_lists_cells_and_cost_and_runs_nothing(here: Path) -> None:
         ({"models": "codegen-nano", "exclude": [{"dtypes": "float32"}]}, (), 5, "every cell is excluded"),
         ({"models": "codegen-nano", "components": "ln_final"}, ("--shard", "9/9"), 5, "give fewer shards"),
         ({"models": "codegen-nano", "components": "attn.w"}, (), 2, "Unknown component"),
+        ({"models": "codegen-nano", "weights": "rnadom"}, (), 2, "Unknown weights 'rnadom': did you mean 'random'?"),
+        ({"models": "codegen-nano", "exclude": [{"models": "m"}]}, (), 2, "exclude[0] fits no cell"),
+        ({"models": "codegen-nano", "limits": {"cells": 5}}, (), 2, "limits.cells allows 5"),
+        ({"models": "codegen-nano", "candidates": "no:where"}, (), 2, "cannot be imported"),
         (SMALL, ("--shard", "5/4"), 2, "is no part of a plan"),
         (SMALL, ("--shard", "half"), 2, "is no part of a plan"),
         (SMALL, ("--resume",), 2, "give the folder"),
         (SMALL, ("--rerun-failed",), 2, "give the folder"),
-        (SMALL, ("--output", "nowhere", "--resume"), 2, "holds no run"),
+        (SMALL, ("--output", ".", "--resume"), 2, "holds no run"),
         (SMALL, ("--dry-run", "--format", "xml"), 2, "Unknown format"),
     ],
 )
@@ -276,6 +331,8 @@ def test_bad_plans_and_options_are_told_in_one_sentence(
     assert done.exit_code == code, done.output
     assert told in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+    if plan is not SMALL and not arguments:
+        assert done.stderr.startswith(f"Error: {here / 'bad.yaml'}: "), "what is wrong with a plan is told of its file"
 
 
 @pytest.mark.slow
@@ -284,3 +341,87 @@ def test_dtype_regression_is_complete(cli: Cli, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     findings = pd.read_csv(tmp_path / "run" / "findings.csv")
     assert len(findings.groupby(["component", "dtype", "case"])) == 4 * 325
+
+
+@pytest.fixture
+def with_mine(here: Path, nano: Path) -> Path:
+    """A folder with a plan of two checkpoints, of which one can be moved away."""
+    shutil.copytree(nano, here / "mine")
+    plan = {"models": ["codegen-nano", "./mine"], "layers": 0, "components": ["ln1", "embed"], "cases": "default"}
+    written(plan, here / "two.yaml")
+    return here
+
+
+def swept_two(output: str, *arguments: str) -> Result:
+    return invoke("sweep", "two.yaml", "--output", output, "--threads", "1", "-q", *arguments)
+
+
+def test_a_checkpoint_that_only_one_shard_had_makes_no_whole(with_mine: Path) -> None:
+    codes = [swept_two("s1", "--shard", "1/3").exit_code]
+    (with_mine / "mine").rename(with_mine / "away")
+    codes += [swept_two(f"s{index}", "--shard", f"{index}/3").exit_code for index in (2, 3)]
+    assert codes == [0, 3, 3], "no shard passes without it, whichever its cells are dealt to"
+    for shards in (("s1", "s2", "s3"), ("s3", "s2", "s1")):
+        refused = invoke("merge", *shards, "--output", "whole")
+        assert refused.exit_code == 2, refused.output
+        assert "had no ./mine (auto), which s1 had: bring it there" in refused.stderr
+    (with_mine / "away").rename(with_mine / "mine")
+    assert [swept_two(f"s{index}", "--shard", f"{index}/3", "--resume").exit_code for index in (2, 3)] == [0, 0]
+    merged = invoke("merge", "s1", "s2", "s3", "--output", "whole", "-q")
+    assert merged.exit_code == 0, merged.output
+    assert len(read(with_mine / "whole")[1]) == 4
+
+
+def test_a_checkpoint_that_no_shard_had_is_an_error_of_the_whole(with_mine: Path) -> None:
+    shutil.rmtree(with_mine / "mine")
+    assert [swept_two(f"s{index}", "--shard", f"{index}/2").exit_code for index in (1, 2)] == [3, 3]
+    merged = invoke("merge", "s1", "s2", "--output", "whole", "--format", "json")
+    assert merged.exit_code == 3, merged.output
+    assert json.loads(merged.stdout)["summary"]["cells"] == 3
+
+
+def test_shards_whose_plans_are_not_parts_of_one_are_refused(here: Path) -> None:
+    for index in (1, 2):
+        swept({**SMALL, "components": "ln1"}, here / f"shard{index}", shard=Shard(index, 2))
+    plan = here / "shard2" / "plan.jsonl"
+    plan.write_text("".join(plan.read_text().splitlines(keepends=True)[:-1]))
+    refused = invoke("merge", "shard1", "shard2", "--output", "whole")
+    assert refused.exit_code == 2, refused.output
+    assert "is a part of a plan of 4 cells" in refused.stderr
+    for shard in ("shard1", "shard2"):  # as an older cgverify left them
+        described = json.loads((here / shard / "run.json").read_text())
+        del described["plan"]
+        (here / shard / "run.json").write_text(json.dumps(described))
+    assert invoke("merge", "shard1", "shard2", "--output", "whole", "-q").exit_code == 0
+
+
+def test_a_run_whose_checkpoint_came_later_can_be_shown_compared_and_accepted(with_mine: Path) -> None:
+    (with_mine / "mine").rename(with_mine / "away")
+    assert swept_two("run").exit_code == 3
+    (with_mine / "away").rename(with_mine / "mine")
+    assert swept_two("run", "--resume").exit_code == 0
+    for arguments in (("report", "run"), ("baseline", "accept", "run", "two"), ("compare", "reports/two", "run")):
+        done = invoke(*arguments)
+        assert done.exit_code == 0, done.output
+
+
+def test_rules_about_a_checkpoint_that_is_not_here_leave_the_rest_to_be_run(here: Path) -> None:
+    absent = "shailja/fine-tuned-codegen-2B-Verilog"
+    plan = {
+        "models": ["codegen-nano", absent],
+        "layers": 0,
+        "components": "embed",
+        "cases": ["default", "stress"],
+        "dtypes": ["float32", "bfloat16"],
+        "exclude": [
+            {"models": "*[26]B*", "cases": "default"},
+            {"models": "fine*2B*", "layers": 20},
+            {"models": "*2B*", "dtypes": "bfloat16"},
+        ],
+    }
+    done = invoke("sweep", str(written(plan, here / "absent.yaml")), "--output", "run", "-q", "--threads", "1")
+    assert done.exit_code == 3, done.output
+    _, results = read(here / "run")
+    (stand_in,) = [result.cell for result in results if result.cell.model == absent]
+    assert stand_in.dtype == "float32", "a rule takes a whole setting, or what stands for it stays"
+    assert len(results) == 1 + 4
