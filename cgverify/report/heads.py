@@ -11,7 +11,7 @@ from rich.table import Table
 from cgverify.records import CellResult, Finding, Run
 from cgverify.report.figures import bits
 
-Setting = tuple[str, str, str, str]
+Setting = tuple[str, ...]
 
 
 def by_head(run: Run, results: Sequence[CellResult], width: int) -> list[RenderableType]:
@@ -20,10 +20,10 @@ def by_head(run: Run, results: Sequence[CellResult], width: int) -> list[Rendera
     for result in results:
         cell = result.cell
         if cell.kind == "attn":
-            key = (cell.candidate, cell.dtype, cell.device, f"rotary_dim {cell.rotary_dim}")
+            key = (cell.model, cell.candidate, cell.dtype, cell.device, f"rotary_dim {cell.rotary_dim}")
             settings.setdefault(key, []).extend(finding for finding in result.findings if finding.bits_by_head)
     return [
-        _table(f"heads of {' · '.join((run.model, *key))}", found, taps)
+        _table(f"heads of {' · '.join(key)}", found, taps)
         for key, found in settings.items()
         for taps in _that_fit(list(dict.fromkeys(finding.tap for finding in found)), width)
     ]

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from cgverify.records import CellResult, Run, Verdict
 from cgverify.report.figures import bits, figure
-from cgverify.report.frames import SETTING, findings_frame, worst_by
+from cgverify.report.frames import SETTING, findings_by_cell, worst_by
 from cgverify.report.growth import growth
 from cgverify.report.outcome import counts, failures, silent_hooks, suspects
 
@@ -36,7 +36,9 @@ Tables = Callable[[Run, Sequence[CellResult], int], list[RenderableType]]
 
 def by_component(run: Run, results: Sequence[CellResult], width: int) -> list[RenderableType]:
     """For each setting a row per kind of component."""
-    return [_component_table(run, setting, findings, width) for setting, findings in settings(findings_frame(results))]
+    return [
+        _component_table(run, setting, findings, width) for setting, findings in settings(findings_by_cell(results))
+    ]
 
 
 def show(console: Console, run: Run, results: Sequence[CellResult], tables: Sequence[Tables] = (by_component,)) -> None:
