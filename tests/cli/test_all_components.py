@@ -321,7 +321,9 @@ def test_a_prompt_is_recorded_reported_and_carried_again_when_a_run_goes_on(cli:
     options = ("--bridge", "transformer_lens", "--dtype", "float32", "--tokens", "ids", "--output", "run")
     done = cli(*arguments, *options)
     assert done.returncode == 1, done.stderr
-    (line,) = [line for line in done.stdout.splitlines() if line.startswith("whole model · transformer_lens")]
+    (line,) = [
+        line for line in done.stdout.splitlines() if line.startswith("whole model · codegen-nano · transformer_lens")
+    ]
     assert "max |Δ| from the reference" in line
     assert (
         "top-1 agrees at 8 of 8 positions; 8 of 8 generated tokens alike; booted whole it gives the same bits" in line

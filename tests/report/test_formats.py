@@ -22,6 +22,7 @@ from cgverify.report.formats import FORMATS, PIVOT_FORMATS, PIVOTS, render
 from cgverify.report.frames import CELL, FINDING, summary_frame
 from cgverify.report.heads import by_head
 from cgverify.report.pivot import render as render_pivot
+from cgverify.report.sections import Section, on_screen
 
 AWKWARD = 'raised <a> & "b" | 100%\r\n::error::no, `x` *y* \x1b[31mred\x00, and: more'
 
@@ -52,6 +53,27 @@ def test_every_format_shows_an_awkward_run_and_an_empty_one(format: str) -> None
         text = render(format, a_run(), results)
         assert text.endswith("\n")
         text.encode()
+
+
+@pytest.mark.parametrize("format", ["table", "markdown", "github", "junit"])
+def test_no_terminal_obeys_what_a_run_holds(format: str) -> None:
+    unfit = "\x1b[31m\x07" if format == "junit" else "\x1b[31m\x07\x9b\u202e"  # the others are nothing to XML
+    failing = a_finding(f"hook_{unfit}", f"stage{unfit}", Verdict.DIVERGED, r=3.0, message=AWKWARD + unfit, at=unfit)
+    results = [
+        a_result(failing, a_finding(message=unfit), candidate=f"c{unfit}", silent_hooks=(unfit,)),
+        a_result(a_finding("", "", Verdict.UNSUPPORTED, r=None, message=unfit), layer=1, model=f"m{unfit}"),
+    ]
+    known = a_run().checkpoints
+    known = (*known, known[0].model_copy(update={"name": f"m{unfit}"}))
+    for command in ("all-components", "attention"):
+        text = render(format, a_run(command=command, checkpoints=known), results)
+        assert "blocks.0.attn" in text
+        assert not set("\x1b\x07\x9b\u202e") & set(text)
+
+
+def test_no_terminal_obeys_what_a_comparison_holds() -> None:
+    section = Section("t\x1b", ["l\x1b"], columns=["c\x1b"], rows=[["r\x1b"]])
+    assert on_screen([section]).count(r"\x1b") == 4
 
 
 def test_junit_tells_failures_from_errors_and_skips() -> None:
