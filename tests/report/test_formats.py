@@ -55,7 +55,7 @@ def test_every_format_shows_an_awkward_run_and_an_empty_one(format: str) -> None
         text.encode()
 
 
-@pytest.mark.parametrize("format", ["table", "markdown", "github", "junit"])
+@pytest.mark.parametrize("format", ["table", "markdown", "github", "junit", "html"])
 def test_no_terminal_obeys_what_a_run_holds(format: str) -> None:
     unfit = "\x1b[31m\x07" if format == "junit" else "\x1b[31m\x07\x9b\u202e"  # the others are nothing to XML
     failing = a_finding(f"hook_{unfit}", f"stage{unfit}", Verdict.DIVERGED, r=3.0, message=AWKWARD + unfit, at=unfit)
