@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cgverify.api import sweep, verify
+    from cgverify.bridge import CodeGenAttentionBridge
     from cgverify.comparison import compare_runs
     from cgverify.result import Result, load_run
 
 __version__ = "0.1.0"
-__all__ = ["Result", "__version__", "compare_runs", "load_run", "sweep", "verify"]
+__all__ = ["CodeGenAttentionBridge", "Result", "__version__", "compare_runs", "load_run", "sweep", "verify"]
 
 _ROOMS = {
+    "CodeGenAttentionBridge": "cgverify.bridge",
     "Result": "cgverify.result",
     "compare_runs": "cgverify.comparison",
     "load_run": "cgverify.result",

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, overload
 
 from torch import nn
 
-from cgverify.config import load, parse
+from cgverify.config import SweepConfig, load, parse
 from cgverify.environment import pin_numerics
 from cgverify.errors import UnknownNameError, UsageError
 from cgverify.evidence import KEEP
@@ -22,6 +22,11 @@ from cgverify.report.frames import in_plan_order, write_csv
 from cgverify.result import Result
 from cgverify.runner import Campaign, Means, describe, one_checkpoint, prepare, require_cells, sweep_of
 from cgverify.store import new_folder
+
+AXES = ("layers", "components", "cases", "seeds", "batch_size", "seq_len")
+"""What of a plan `verify` takes for a pair."""
+SETTINGS = ("candidates", "dtypes", "devices", "rotary_dims")
+"""And what for a name only: a pair has its own."""
 
 
 def sweep(
@@ -47,14 +52,19 @@ def sweep(
 
     Raises:
         ConfigError: a plan that cannot be.
+        UsageError: an argument that cannot be.
         CgverifyError: see `cgverify.errors`.
     """
+    _require_count("threads", threads)
+    _require_count("jobs", jobs)
+    if scheduler is not None and jobs != 1:
+        raise UsageError("jobs is for processes of this machine: a scheduler's workers are as many as were started.")
     if keep_tensors not in KEEP:
         raise UnknownNameError("keep_tensors", keep_tensors, KEEP)
-    if isinstance(config, Mapping):
-        described, name = parse(config), "sweep"
-    else:
+    if isinstance(config, str | os.PathLike):
         described, name = load(Path(config)), Path(config).stem
+    else:
+        described, name = parse(_plain(config)), "sweep"
     cluster = None if scheduler is None else Cluster(scheduler)
     means = Means(threads=threads, jobs=jobs, cluster=cluster, keep_tensors=keep_tensors)
     prepared = prepare(sweep_of(described, name), means)
@@ -71,7 +81,9 @@ def sweep(
 
 
 @overload
-def verify(model: str, /, *, weights: str = "auto", threads: int | None = None, **axes: Any) -> Result: ...
+def verify(
+    model: str | os.PathLike[str], /, *, weights: str = "auto", threads: int | None = None, **axes: Any
+) -> Result: ...
 
 
 @overload
@@ -79,7 +91,7 @@ def verify(bridge: nn.Module, reference: nn.Module, /, *, threads: int | None = 
 
 
 def verify(
-    what: str | nn.Module,
+    what: str | os.PathLike[str] | nn.Module,
     reference: nn.Module | None = None,
     /,
     *,
@@ -96,15 +108,19 @@ def verify(
             weights are verified too (`cgverify.compatibility`).
         weights: for a name: see `cgverify.checkpoint.resolve`.
         threads: of torch, which are set for this process; None leaves them.
-        axes: keys of a plan (`cgverify.config`): `layers`, `components`, `cases`, `seeds`, `batch_size`, `seq_len`, and
-            for a name `candidates`, `dtypes`, `devices`, `rotary_dims`.
+        axes: keys of a plan (`cgverify.config`): `AXES`, and for a name `SETTINGS` too. Rules and limits are for
+            `cgverify.sweep`.
 
     Raises:
-        UsageError: a name or an axis that cannot be; a pair that is none.
+        UsageError: a name, an axis or another argument that cannot be; a pair that is none.
         CgverifyError: a checkpoint that cannot be had.
     """
-    if isinstance(what, str):
-        config = parse({"models": [{"model": what, "weights": weights}], **axes})
+    _require_count("threads", threads)
+    if isinstance(what, str | os.PathLike):
+        if reference is not None:
+            raise UsageError("A reference stands beside a bridge: beside a name, leave it out.")
+        _require_axes(axes, (*AXES, *SETTINGS))
+        config = parse(_plain({"models": {"model": what, "weights": weights}, **axes}))
         (request,) = config.requests()
         prepared = prepare(
             one_checkpoint("verify", request.model, request.weights, request.axes), Means(threads=threads)
@@ -113,17 +129,46 @@ def verify(
         return Result(prepared.run, tuple(in_plan_order(results, prepared.cells)), None, len(prepared.cells))
     if reference is None:
         raise UsageError("verify takes a model's name, or a bridge and its reference.")
+    if weights != "auto":
+        raise UsageError("weights is for a model's name: a pair has those that are in memory.")
     return _verify_pair(Pair(what, reference), threads, axes)
 
 
 def _verify_pair(pair: Pair, threads: int | None, axes: dict[str, Any]) -> Result:
-    for key in ("candidates", "dtypes", "devices", "rotary_dims"):
-        if key in axes:
+    for key in axes:
+        if key in SETTINGS:
             raise UsageError(f"{key} is the pair's own: leave it out.")
-    asked = parse({"models": IN_MEMORY, "candidates": "bridge", "dtypes": pair.dtype, "devices": pair.device, **axes})
+    _require_axes(axes, AXES)
+    own = {"models": IN_MEMORY, "candidates": "bridge", "dtypes": pair.dtype, "devices": pair.device}
+    asked = parse(_plain({**own, **axes}))
     checkpoint = pair.checkpoint
     cells = plan(asked.requests(), {(IN_MEMORY, "auto"): checkpoint})
     pair.require(cells)
     found = Found({(IN_MEMORY, "auto"): checkpoint})
     run = describe("verify", IN_MEMORY, found, asked.model_dump(mode="json"), pin_numerics(threads))
     return Result(run, tuple(in_plan_order(pair.verify(cells), cells)), None, len(cells))
+
+
+def _require_axes(given: Iterable[str], known: tuple[str, ...]) -> None:
+    for key in given:
+        if key in SweepConfig.model_fields and key not in known:
+            raise UsageError(f"verify takes no {key}: give a plan with it to cgverify.sweep.")
+        if key not in known:
+            raise UnknownNameError("axis", key, known)
+
+
+def _require_count(name: str, given: object) -> None:
+    if given is None or (isinstance(given, int) and not isinstance(given, bool) and given >= 1):
+        return
+    raise UsageError(f"{name} is {given!r}: give a whole number from 1 on.")
+
+
+def _plain(value: Any) -> Any:
+    """A plan as YAML would have it: paths as text, and whatever can be gone through as a list."""
+    if isinstance(value, Mapping):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, Iterable) and not isinstance(value, str | bytes):
+        return [_plain(one) for one in value]
+    return value

@@ -20,6 +20,7 @@ from transformer_lens.model_bridge.supported_architectures.codegen import CodeGe
 
 from cgverify.bridge.boot import CodeGenAdapter, adapter_with, bridge_from
 from cgverify.errors import CandidateError
+from cgverify.printable import said
 
 BUILT_IN: dict[str, type[ArchitectureAdapter]] = {
     "cgverify": CodeGenAdapter,
@@ -111,6 +112,8 @@ def _import(name: str) -> Any:
         found: Any = importlib.import_module(module_name)
         for part in attribute.split("."):
             found = getattr(found, part)
-    except (Exception, SystemExit) as error:  # importing runs the user's code, which may raise anything
-        raise CandidateError(f"--bridge {name} cannot be imported: {type(error).__name__}: {error}") from error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # importing runs the user's code, which may raise anything
+        raise CandidateError(f"--bridge {name} cannot be imported: {type(error).__name__}: {said(error)}") from error
     return found

@@ -11,6 +11,7 @@ import torch
 from cgverify.cases import gated
 from cgverify.checking import Checked, Observed, ObservedStep, visible
 from cgverify.judge import Difference, difference, verdict
+from cgverify.printable import described
 from cgverify.records import Finding, Verdict
 from cgverify.stages import Stage
 
@@ -188,12 +189,6 @@ def silent_hooks(observed: Observed) -> tuple[str, ...]:
     flagged = gated.hooks(observed.component.kind)
     waiting = {hook for flag, hooks in flagged.items() if flag not in on for hook in hooks}
     return tuple(sorted(set.intersection(*silent) - required - waiting))
-
-
-def described(error: BaseException) -> str:
-    """An exception as one line."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def short(dtype: torch.dtype) -> str:

@@ -23,8 +23,9 @@ from cgverify.cases.case import Case
 from cgverify.checking import Observed, ObservedStep, Side, Spent, check_stages
 from cgverify.components import COMPONENTS, Component
 from cgverify.conditions import Conditions, Substitute
-from cgverify.findings import described, findings_of, silent_hooks, told_once
+from cgverify.findings import findings_of, silent_hooks, told_once
 from cgverify.oracle.parameters import Parameters
+from cgverify.printable import described
 from cgverify.records import Cell, CellResult, Finding, Verdict
 from cgverify.stages import Stage
 from cgverify.tap import Observation
@@ -174,7 +175,9 @@ def _probe(
         return case.probe(component, recipe, ours, component.stress(config))
     try:
         return case.probe(component, recipe, probe.held_to(ours, own), component.stress(config))
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         raise CandidateFailedError("get_random_inputs", error) from error
 
 

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pandas as pd
 
+from cgverify.baseline import load
 from cgverify.records import CellResult, Run, Verdict
 from cgverify.report.frames import findings_frame, summary_frame
 from cgverify.report.outcome import counts, exit_code, failures
-from cgverify.store import read, read_plan
+from cgverify.store import read_plan
 
 TOLD = 5
 """How many failures `assert_ok` tells."""
@@ -73,14 +74,14 @@ class Result:
 
 
 def load_run(folder: str | os.PathLike[str]) -> Result:
-    """A run that was kept, of this cgverify or an older one; also one that was interrupted, or still goes on.
+    """A run that was kept, of this cgverify or an older one; also one that was interrupted, or still goes on; or a
+    baseline.
 
     Raises:
         RunFolderError: no run there, a damaged one, or one of a newer cgverify.
     """
     path = Path(folder)
-    run, results = read(path)
-    finished = {result.cell.id: result for result in results}
-    plan = sorted(read_plan(path), key=lambda planned: planned.place)
-    ordered = [finished[planned.cell.id] for planned in plan if planned.cell.id in finished] if plan else results
-    return Result(run, tuple(ordered), path, len(plan) or len(results))
+    stored = load(path)
+    planned = {one.cell.id for one in read_plan(path)} or {result.cell.id for result in stored.results}
+    ordered = tuple(result for result in stored.results if result.cell.id in planned)
+    return Result(stored.run, ordered, path, len(planned))

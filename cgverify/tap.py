@@ -69,7 +69,9 @@ def observe(run: Callable[[Observation], Any], inputs: Mapping[str, Any]) -> Obs
     try:
         with torch.no_grad():
             run(observation)
-    except (Exception, SystemExit) as error:  # whatever a candidate does is a finding, not our failure
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # whatever a candidate does is a finding, not our failure
         observation.raised = error
     for name, value in before.items():
         if not same_tensor(value, inputs[name]):

@@ -36,6 +36,7 @@ from cgverify.errors import CandidateError
 from cgverify.journey import Journey, kind_of, name_of
 from cgverify.oracle.parameters import Parameters
 from cgverify.plan import GENERATED_TOKENS
+from cgverify.printable import described, said
 from cgverify.records import Cell, CellResult, Finding, Prompt, Verdict
 from cgverify.stages import RESIDUAL, Stage, copy
 from cgverify.tap import Observation, hooks_of, observe
@@ -86,9 +87,9 @@ def run(
             reference = _course(model, _reference_nodes(model), _watch_reference, journey.prompt, setting)
         try:
             course = _booted_course(candidates[cell.candidate], model, journey.prompt, setting)
-        except CandidateError:
+        except (CandidateError, KeyboardInterrupt):
             raise
-        except (Exception, SystemExit) as error:  # a candidate may fail in any way, and that is a finding
+        except BaseException as error:  # a candidate may fail in any way, and that is a finding
             yield from one_cell.candidate_failed(
                 [cell], one_cell.CandidateFailedError("boot of the whole model", error)
             )
@@ -97,7 +98,7 @@ def run(
             del model
             gc.collect()  # a bridge and its components hold each other
         if reference.raised is not None:
-            message = f"the reference refuses: {reference.raised}"
+            message = f"the reference refuses: {said(reference.raised)}"
             yield from one_cell.not_run([cell], Verdict.UNSUPPORTED, message)
             continue
         judged = list(_judged(cell, reference, course, window, setting, keep, started))
@@ -119,7 +120,8 @@ def _booted_course(candidate: Candidate, model: nn.Module, prompt: Prompt, setti
     if course.raised is None and not (
         len(unheard.logits) == len(course.logits) and all(map(same_tensor, unheard.logits, course.logits))
     ):
-        amiss = "logits", f"{unheard.raised or 'the logits are others'} when no hook is attached"
+        otherwise = "the logits are others" if unheard.raised is None else described(unheard.raised)
+        amiss = "logits", f"{otherwise} when no hook is attached"
         course.forwards[-1].seen["unembed"].misdeeds.append(amiss)
     return course
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 from typing import Any, NoReturn
 
 from cgverify.bridge import CodeGenAttentionBridge
@@ -28,3 +30,45 @@ class RaisingLater(CodeGenAttentionBridge):
 
 def unbootable(_: Any) -> NoReturn:
     raise OSError("no boot")
+
+
+class OwnError(BaseException):
+    """No `Exception`; and it cannot say what it is."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("str fails")
+
+
+class SaysSurrogates(CodeGenAttentionBridge):
+    """What it raises can be neither printed nor stored as it is."""
+
+    def forward(self, *_: Any, **__: Any) -> NoReturn:
+        raise ValueError("\x1b[31mred \ud800")
+
+
+class RaisesItsOwn(CodeGenAttentionBridge):
+    def forward(self, *_: Any, **__: Any) -> NoReturn:
+        raise OwnError
+
+
+class LeavesAsGenerator(CodeGenAttentionBridge):
+    def forward(self, *_: Any, **__: Any) -> NoReturn:
+        raise GeneratorExit("gone")
+
+
+class HasNoInputs(CodeGenAttentionBridge):
+    def get_random_inputs(self, *_: Any, **__: Any) -> NoReturn:
+        raise OwnError
+
+
+def boots_with_its_own(_: Any) -> NoReturn:
+    raise OwnError
+
+
+class Writes(CodeGenAttentionBridge):
+    """Writes to stdout past Python, as a library in C may, at once and through C's own buffer."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        os.write(1, b"past Python\n")
+        ctypes.CDLL(None).puts(b"through C's buffer")
+        return super().forward(*args, **kwargs)

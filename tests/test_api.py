@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -88,6 +89,16 @@ def test_an_older_run_is_loaded() -> None:
     assert len(result.findings) == 12
 
 
+def test_a_baseline_is_loaded_as_the_run_that_it_was() -> None:
+    baseline = ROOT / "reports" / "codegen-nano-cpu"
+    result = cgverify.load_run(baseline)
+    assert result.ok
+    assert len(result.results) == result.planned > 300
+    assert result.summary[["component", "case", "cells"]].equals(
+        pd.read_csv(baseline / "summary.csv")[["component", "case", "cells"]]
+    )
+
+
 def test_loading_a_run_needs_no_torch() -> None:
     script = f"import sys, cgverify; print(cgverify.load_run({str(SCHEMA_1)!r}).ok, 'torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout == "True False\n"
@@ -123,7 +134,7 @@ def test_a_checkpoint_is_verified_by_name() -> None:
     result.assert_ok()
     assert set(result.findings["dtype"]) == {"float32", "float16"}
     assert result.folder is None
-    with pytest.raises(ConfigError, match="did you mean 'components'"):
+    with pytest.raises(UnknownNameError, match="did you mean 'components'"):
         cgverify.verify("codegen-nano", component="attn")
     with pytest.raises(UnknownNameError, match="codegen-350M"):
         cgverify.verify("codegen-340M")
@@ -173,8 +184,46 @@ def test_a_pair_that_is_none_is_told(reference: CodeGenForCausalLM) -> None:
     sharing.lm_head.weight = bridge.unembed.weight
     with pytest.raises(UsageError, match="share weights in memory"):
         cgverify.verify(bridge, sharing)
-    with pytest.raises(UsageError, match="dtypes is the pair's own"):
-        cgverify.verify(bridge, reference, dtypes="float32")
+    for axes, told in (
+        ({"dtypes": "float32"}, "dtypes is the pair's own"),
+        ({"exclude": [{"seeds": 1}]}, "takes no exclude"),
+        ({"models": "x"}, "takes no models"),
+        ({"weights": "random"}, "weights is for a model's name"),
+        ({"threads": 0}, "threads is 0"),
+    ):
+        with pytest.raises(UsageError, match=told):
+            cgverify.verify(bridge, reference, **axes)
+
+
+@pytest.mark.parametrize("axis", ["exclude", "include", "limits", "models"])
+def test_rules_and_limits_are_for_sweeps(axis: str) -> None:
+    with pytest.raises(UsageError, match=rf"verify takes no {axis}: give a plan with it to cgverify\.sweep"):
+        cgverify.verify("codegen-nano", **{axis: []})
+
+
+def test_a_reference_beside_a_name_is_told(reference: CodeGenForCausalLM) -> None:
+    with pytest.raises(UsageError, match="beside a name, leave it out"):
+        cgverify.verify("codegen-nano", reference)  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("number", [0, -1, "2", 1.5, True])
+@pytest.mark.parametrize("name", ["jobs", "threads"])
+def test_counts_that_are_none_are_told(name: str, number: object) -> None:
+    with pytest.raises(UsageError, match=f"{name} is {number!r}: give a whole number from 1 on"):
+        cgverify.sweep(QUICK, **{name: number})
+
+
+def test_a_scheduler_has_the_workers_that_it_has() -> None:
+    with pytest.raises(UsageError, match="as many as were started"):
+        cgverify.sweep(QUICK, scheduler="tcp://127.0.0.1:1", jobs=2)
+
+
+def test_paths_tuples_and_ranges_stand_for_text_and_lists() -> None:
+    result = cgverify.verify(NANO, layers=range(2), components=("ln1",), cases=("default",))
+    result.assert_ok()
+    assert set(result.findings["component"]) == {"blocks.0.ln1", "blocks.1.ln1"}
+    with pytest.raises(ConfigError, match="begin with `models"):
+        cgverify.sweep([NANO])  # type: ignore[arg-type]
 
 
 def test_the_examples_of_the_documentation_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,6 +46,65 @@ def test_the_nightly_lanes_are_sharded_as_the_plan_is() -> None:
     assert matrix["shard"] == list(range(1, int(nightly["env"]["SHARDS"]) + 1))
 
 
+FAKE_CGVERIFY = """#!/bin/bash
+case $1 in
+  merge) mkdir -p runs/pinned; exit "$MERGED" ;;
+  compare) exit "$COMPARED" ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(
+    ("merged", "green_before", "compared", "accept", "saved"),
+    [
+        (0, False, 0, "", True),
+        (1, False, 0, "", False),  # the first night, or the first after the cache was evicted
+        (1, False, 0, "true", True),
+        (1, True, 0, "", True),  # what fails is known
+        (1, True, 1, "false", False),
+        (0, True, 1, "", False),
+        (0, True, 1, "true", True),
+        (3, True, 0, "true", False),
+        (3, False, 0, "true", False),
+    ],
+)
+def test_a_night_that_failed_is_no_green_one(
+    tmp_path: Path, merged: int, green_before: bool, compared: int, accept: str, saved: bool
+) -> None:
+    """The shell steps of the pinned lane between the shards and the cache, with cgverify's exit codes made up."""
+    steps = yaml.safe_load((ROOT / ".github" / "workflows" / "nightly.yml").read_text())["jobs"]["pinned"]["steps"]
+    (first,) = (place for place, step in enumerate(steps) if "cgverify merge" in step.get("run", ""))
+    assert "actions/cache/save" in steps[-1]["uses"]
+    assert "if" not in steps[-1], "skipped where a step before it failed"
+    (tmp_path / "cgverify").write_text(FAKE_CGVERIFY)
+    (tmp_path / "cgverify").chmod(0o755)
+    (tmp_path / "shards" / "pinned-1").mkdir(parents=True)
+    outputs = tmp_path / "outputs"
+    failed = False
+    for step in steps[first:-1]:
+        if "actions/cache/restore" in step.get("uses", "") and green_before:
+            (tmp_path / "last-green").mkdir()
+        if "run" not in step or (failed and step.get("if") != "${{ !cancelled() }}"):
+            continue
+        told = outputs.read_text().partition("=")[2].strip() if outputs.exists() else ""
+        values = {"${{ inputs.accept }}": accept, "${{ steps.merge.outputs.status }}": told}
+        done = subprocess.run(
+            ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", step["run"]],
+            cwd=tmp_path,
+            env={
+                "PATH": f"{tmp_path}:/usr/bin:/bin",
+                "GITHUB_OUTPUT": str(outputs),
+                "GITHUB_STEP_SUMMARY": str(tmp_path / "summary"),
+                "MERGED": str(merged),
+                "COMPARED": str(compared),
+                **{name: values[value] for name, value in step.get("env", {}).items()},
+            },
+            check=False,
+        )
+        failed |= done.returncode != 0
+    assert failed is not saved
+
+
 def commands() -> list[list[str]]:
     """Every call of cgverify in the workflows and on the page about them, as its arguments."""
     texts = [*fenced("sh"), *fenced("yaml")]

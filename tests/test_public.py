@@ -11,7 +11,9 @@ from made_records import a_finding, a_result, a_run
 
 import cgverify
 from cgverify.baseline import StoredRun, accept
+from cgverify.bridge import CodeGenAttentionBridge
 from cgverify.records import Verdict
+from cgverify.result import Result
 
 
 def test_every_exported_name_exists_and_is_documented() -> None:
@@ -37,6 +39,16 @@ def test_comparing_runs_needs_no_torch(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["1", "False"]
+
+
+def test_the_bridge_is_exported() -> None:
+    assert cgverify.CodeGenAttentionBridge is CodeGenAttentionBridge
+
+
+def test_results_are_compared_as_they_are() -> None:
+    before = Result(a_run(), (a_result(),), None, 1)
+    after = Result(a_run(), (a_result(a_finding(verdict=Verdict.DIVERGED)),), None, 1)
+    assert len(cgverify.compare_runs(before, after).worse) == 1
 
 
 def test_runs_are_compared_from_python(tmp_path: Path) -> None:

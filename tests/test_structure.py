@@ -55,6 +55,8 @@ ROOMS = [
     "environment",
     "records",
     "errors",
+    "streams",
+    "printable",
 ]
 """From top to bottom: a room imports only from rooms below it."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
 from collections.abc import Callable
@@ -19,6 +18,8 @@ from cgverify.checkpoint.resolve import resolve
 from cgverify.checkpoint.window import Setting
 from cgverify.components import COMPONENTS
 from cgverify.environment import pin_numerics
+from cgverify.printable import said
+from cgverify.streams import stdout_is_ours
 
 
 def measure(request: Request) -> int:
@@ -52,10 +53,12 @@ def measure(request: Request) -> int:
 def main() -> None:
     request = Request(**json.loads(sys.argv[1]))
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # what candidates print must not stand in the answer
+        with stdout_is_ours():
             answer: dict[str, Any] = {"bytes": measure(request)}
-    except (Exception, SystemExit) as error:
-        answer = {"message": " ".join(f"{type(error).__name__}: {error}".split())}
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        answer = {"message": " ".join(f"{type(error).__name__}: {said(error)}".split())}
     print(json.dumps(answer))
 
 

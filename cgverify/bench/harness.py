@@ -23,6 +23,7 @@ from cgverify.bits import same_tensor
 from cgverify.candidate import Candidate
 from cgverify.checkpoint.source import Source
 from cgverify.checkpoint.window import Setting
+from cgverify.printable import said
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,9 @@ class Harness:
                     same[name] = _same(_kept(run()), wanted)
                     run()
                     ready[name] = Call(run)
-                except (Exception, SystemExit) as error:  # a candidate may fail in any way, and that is a result
+                except KeyboardInterrupt:
+                    raise
+                except BaseException as error:  # a candidate may fail in any way, and that is a result
                     raised[name] = error
             del wanted
             found = self._timed(point, Call(first), ready, raised)
@@ -110,7 +113,9 @@ class Harness:
         """A result for each candidate: of those that are ready their times beside the first call's."""
         try:
             timings = in_rounds([first, *ready.values()], self.limits) if ready else []
-        except (Exception, SystemExit) as error:  # one that ran twice may fail later all the same
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # one that ran twice may fail later all the same
             return self._all(point, f"raised while it was timed: {_sentence(error)}")
         times = dict(zip(ready, timings, strict=True))
         return [
@@ -166,7 +171,9 @@ def _weighed(point: Point, name: str, figure: Callable[[str], int], theirs: int)
     """Bytes of a candidate beside the reference's; the ratio of one figure to another has no interval but itself."""
     try:
         ours = figure(name)
-    except (Exception, SystemExit) as error:  # a candidate may fail in any way, and that is a result
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a candidate may fail in any way, and that is a result
         return _unmeasured(point, name, str(error) if isinstance(error, PeakError) else f"raised {_sentence(error)}")
     ratio = ours / theirs if theirs else None
     return Measured(
@@ -207,7 +214,7 @@ def _same(ours: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor]) -> bool:
 
 
 def _sentence(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return f"{type(error).__name__}: {' '.join(said(error).split())}"
 
 
 def _subject(point: Point) -> tuple[bool, str, str]:

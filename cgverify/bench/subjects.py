@@ -91,7 +91,9 @@ class Workshop:
     def _bridge(candidate: Candidate, reference: nn.Module) -> Any:
         try:
             return candidate.boot(copy.deepcopy(reference))
-        except (Exception, SystemExit) as error:  # a candidate may fail in any way, and that is a result
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a candidate may fail in any way, and that is a result
             return error
 
 

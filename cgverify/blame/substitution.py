@@ -12,8 +12,9 @@ from cgverify.blame.extent import listed
 from cgverify.cases.patched import after
 from cgverify.checking import Observed, ObservedStep, Side, check_stages
 from cgverify.conditions import Substitute
-from cgverify.findings import described, findings_of
+from cgverify.findings import findings_of
 from cgverify.oracle.parameters import Parameters
+from cgverify.printable import described
 from cgverify.records import Finding
 from cgverify.stages import Stage, whole_answer
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +20,7 @@ from cgverify.cli.options import known, split
 from cgverify.environment import hush_libraries, keep_memory, machine, pin_numerics, uncollected, versions
 from cgverify.errors import RunFolderError, UsageError
 from cgverify.plan import DEVICES, DTYPES
+from cgverify.streams import stdout_is_ours
 
 if TYPE_CHECKING:
     from cgverify.bench.harness import Harness
@@ -185,7 +184,7 @@ def _measure(
         from cgverify.execute.serial import require_devices
 
     require_devices(selection.devices)
-    with contextlib.redirect_stdout(sys.stderr):
+    with stdout_is_ours():
         candidates = {name: find(name) for name in bridges}
     source = resolve(model, weights)
     points = selection.points(source.config.n_positions)
@@ -220,7 +219,7 @@ def _results(harness: Harness, points: Sequence[Point], quiet: bool) -> tuple[li
     """All that was measured before the end or an interruption, with a bar on stderr where that is a terminal."""
     console = Console(stderr=True)
     results: list[Measured] = []
-    with contextlib.redirect_stdout(sys.stderr):  # what candidates print must not stand in the report
+    with stdout_is_ours():
         progress = track(
             harness.measure(points),
             "measuring",

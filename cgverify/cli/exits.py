@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import typer
 
 from cgverify.errors import CgverifyError
+from cgverify.printable import said
 
 INTERRUPTED = 130
 
@@ -26,13 +27,13 @@ def exit_codes(verbosity: int = 0) -> Iterator[None]:
             raise
         typer.echo(f"Error: {error}", err=True)
         raise typer.Exit(error.exit_code) from None
-    except (typer.Exit, typer.Abort):
+    except (typer.Exit, typer.Abort, SystemExit):
         raise
     except BrokenPipeError:  # whoever read our output has seen enough
         sys.stdout = None
         raise typer.Exit(CgverifyError.exit_code) from None
-    except Exception as error:
+    except BaseException as error:  # exit code 1, as Python would have it, is a parity failure's
         if verbosity >= 2:
             raise
-        typer.echo(f"Error: {type(error).__name__}: {error} (-vv shows where).", err=True)
+        typer.echo(f"Error: {type(error).__name__}: {said(error)} (-vv shows where).", err=True)
         raise typer.Exit(CgverifyError.exit_code) from None

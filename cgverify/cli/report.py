@@ -12,6 +12,7 @@ from cgverify.cli.exits import exit_codes
 from cgverify.cli.options import FORMATS, known
 from cgverify.errors import UsageError
 from cgverify.report.formats import PIVOT_FORMATS, PIVOTS, WITH_BASELINE
+from cgverify.store import replace
 
 Folder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder or a baseline.")]
 Baseline = Annotated[
@@ -26,6 +27,7 @@ By = Annotated[str | None, typer.Option(help=f"Along one axis: {', '.join(PIVOTS
 
 
 def report(
+    context: typer.Context,
     run: Folder,
     format: options.Format = "table",
     by: By = None,
@@ -44,9 +46,12 @@ def report(
             if format not in PIVOT_FORMATS:
                 raise UsageError(f"--by is shown as {', '.join(PIVOT_FORMATS)}, and not as {format}.")
         if baseline is not None and (by is not None or format not in WITH_BASELINE):
-            raise UsageError(
-                f"--baseline is shown as {', '.join(WITH_BASELINE)} and without --by; see also cgverify compare."
-            )
+            source = context.get_parameter_source("baseline")
+            if source is None or source.name != "ENVIRONMENT":
+                raise UsageError(
+                    f"--baseline is shown as {', '.join(WITH_BASELINE)} and without --by; see also cgverify compare."
+                )
+            baseline = None  # the environment's, which says so for every report
 
         from cgverify.baseline import load
 
@@ -63,6 +68,14 @@ def report(
             typer.echo(text, nl=False)
             return
         try:
-            output.write_text(text, encoding="utf-8")
+            _write(output, text)
         except OSError as error:
             raise UsageError(f"Cannot write {output}: {error.strerror}. Give another --output.") from error
+
+
+def _write(output: Path, text: str) -> None:
+    """Write a file so that it is whole or as it was before; a pipe or a device takes what it is given."""
+    if output.exists() and not output.is_file():
+        output.write_text(text, encoding="utf-8")
+    else:
+        replace(output.resolve(), text.encode())

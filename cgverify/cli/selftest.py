@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +14,7 @@ from cgverify.cli.options import known, split
 from cgverify.environment import hush_libraries, pin_numerics, prefer_huge_pages
 from cgverify.errors import RunFolderError
 from cgverify.plan import DEVICES, DTYPES
+from cgverify.streams import stdout_is_ours
 
 FORMATS = ("table", "csv")
 THREADS = 1
@@ -68,7 +67,7 @@ def selftest(
         source = resolve(MODEL)
         exam = Exam((*table.FAULTS, *table.VARIANTS), tuple(dtypes), tuple(devices), quick)
         plan = exam.plan(source)
-        with contextlib.redirect_stdout(sys.stderr):  # what a candidate prints must not stand in the report
+        with stdout_is_ours():
             results = list(with_progress(run(plan, source, exam.candidates(), blame=no_blame), len(plan), quiet))
             answers = list(mark(exam, results, source))
         frame = exam_frame(answers)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from cgverify.execute.cluster import Cluster
 from cgverify.plan import Axes
 from cgverify.records import CellResult, Run
 from cgverify.store import require_new
+from cgverify.streams import stdout_is_ours
 
 if TYPE_CHECKING:  # what imports torch is imported after `make_ready`
     from cgverify.runner import Campaign, Means, Order, Prepared
@@ -68,7 +68,7 @@ def run(order: Order, means: Means, course: Course, *, format: str, quiet: bool)
     from cgverify.runner import prepare, require_cells
 
     started = time.monotonic()
-    with contextlib.redirect_stdout(sys.stderr):  # a candidate may print when it is imported
+    with stdout_is_ours():
         prepared = prepare(order, means)
     campaign = course.begin(prepared)
     try:
@@ -143,8 +143,7 @@ def _carry_out(campaign: Campaign, course: Course, started: float, quiet: bool) 
     failed_before = {cell for cell, result in campaign.results.items() if result.verdict.fails}
     ended = "Time is up"
     try:
-        # What candidates print must not stand in the report.
-        with contextlib.redirect_stdout(sys.stderr), contextlib.closing(campaign.carry_out(deadline)) as results:
+        with stdout_is_ours(), contextlib.closing(campaign.carry_out(deadline)) as results:
             for result in with_progress(results, total, quiet):
                 if course.stop_at_failure and result.verdict.fails and result.cell.id not in failed_before:
                     ended = "Stopped at a failure"

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 from cgverify.baseline import StoredRun, load
 from cgverify.comparison.changes import Comparison, compare
+from cgverify.records import CellResult, Run
 
 
-def compare_runs(baseline: str | Path | StoredRun, run: str | Path | StoredRun) -> Comparison:
+class Read(Protocol):
+    """A run that is read already: a `StoredRun`, or a `cgverify.Result`."""
+
+    @property
+    def run(self) -> Run: ...
+
+    @property
+    def results(self) -> Sequence[CellResult]: ...
+
+
+def compare_runs(baseline: str | os.PathLike[str] | Read, run: str | os.PathLike[str] | Read) -> Comparison:
     """What differs between a baseline and a run.
 
     Args:
-        baseline: a folder that `cgverify baseline accept` or any run has written, or one read already.
+        baseline: a folder that `cgverify baseline accept` or any run has written, or a `cgverify.Result`.
         run: likewise.
 
     Raises:
@@ -21,5 +35,5 @@ def compare_runs(baseline: str | Path | StoredRun, run: str | Path | StoredRun) 
     return compare(_stored(baseline), _stored(run))
 
 
-def _stored(given: str | Path | StoredRun) -> StoredRun:
-    return given if isinstance(given, StoredRun) else load(Path(given))
+def _stored(given: str | os.PathLike[str] | Read) -> StoredRun:
+    return load(Path(given)) if isinstance(given, str | os.PathLike) else StoredRun(given.run, given.results)

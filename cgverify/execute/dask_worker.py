@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from cgverify import environment
 from cgverify.errors import CgverifyError
 from cgverify.execute.work import Job, Unit
+from cgverify.printable import said
 from cgverify.records import Cell, CellResult
 
 if TYPE_CHECKING:
@@ -132,4 +133,4 @@ def _alone(work: Callable[[], Found]) -> Found | Raised:
         except CgverifyError as error:
             return Raised(str(error), error.exit_code)
         except Exception as error:
-            return Raised(f"{type(error).__name__}: {error}", CgverifyError.exit_code)
+            return Raised(f"{type(error).__name__}: {said(error)}", CgverifyError.exit_code)

@@ -26,6 +26,7 @@ from typing import Any
 from cgverify.environment import hush_libraries
 from cgverify.errors import CgverifyError
 from cgverify.execute.work import Job, Unit, UnitView, lost
+from cgverify.printable import said
 from cgverify.records import Cell, CellResult
 
 TRIES = 2
@@ -185,4 +186,4 @@ def _serve(pipe: Connection, job: Job) -> None:
     except CgverifyError as error:
         pipe.send(("raised", (str(error), error.exit_code)))
     except Exception as error:
-        pipe.send(("raised", (f"{type(error).__name__}: {error}", CgverifyError.exit_code)))
+        pipe.send(("raised", (f"{type(error).__name__}: {said(error)}", CgverifyError.exit_code)))

@@ -101,9 +101,9 @@ class _Work:
     ) -> list[CellResult]:
         try:
             bridge = candidate.boot(self.window.model(setting))
-        except CandidateError:
+        except (CandidateError, KeyboardInterrupt):
             raise
-        except (Exception, SystemExit) as error:  # a candidate may fail in any way, and that is a finding
+        except BaseException as error:  # a candidate may fail in any way, and that is a finding
             failure = one_cell.CandidateFailedError("boot", error)
             for cell in cells:
                 journey.stop(cell, error)

@@ -118,9 +118,9 @@ class Reader:
         watch(cells[0])
         try:
             bridge = candidate.boot(self._window.model(setting))
-        except CandidateError:
+        except (CandidateError, KeyboardInterrupt):
             raise
-        except (Exception, SystemExit) as error:  # a candidate may fail in any way, and that is a finding
+        except BaseException as error:  # a candidate may fail in any way, and that is a finding
             return candidate_failed(cells, CandidateFailedError("boot", error))
         results, observed = [], []
         for cell in cells:

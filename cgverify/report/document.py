@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from cgverify.printable import printable
 from cgverify.report.sections import Section, counted
 
 LIMIT = 1000 * 1024
@@ -61,5 +62,5 @@ def _text(text: str) -> str:
 
 
 def _short(text: str) -> str:
-    text = " ".join(text.split())
+    text = " ".join(printable(text).split())
     return text if len(text) <= LONGEST else text[:LONGEST] + "…"

@@ -44,30 +44,37 @@ def in_plan_order(results: Iterable[CellResult], plan: Sequence[Cell]) -> list[C
 
 def findings_frame(results: Iterable[CellResult]) -> pd.DataFrame:
     """One row per finding, columns `CELL` and `FINDING`."""
-    rows = [_row(result.cell, finding) for result in results for finding in result.findings]
-    frame = pd.DataFrame(rows, columns=[*CELL, *FINDING])
+    return findings_by_cell(results).drop(columns="cell")
+
+
+def findings_by_cell(results: Iterable[CellResult]) -> pd.DataFrame:
+    """The same, and before them a column `cell` with the cell's id: not all that makes a cell is in its columns."""
+    rows = [{"cell": result.cell.id, **_row(result.cell, finding)} for result in results for finding in result.findings]
+    frame = pd.DataFrame(rows, columns=["cell", *CELL, *FINDING])
     return frame.astype({"layer": "Int64", "worst_head": "Int64", "rotary_dim": "string"})
 
 
 def summary_frame(results: Sequence[CellResult]) -> pd.DataFrame:
     """One row per component, setting and case: see `worst_by`; and why it failed, by the first cell that did."""
     keys = [*SETTING, "component", "case"]
-    summary = worst_by(findings_frame(results), keys)
+    summary = worst_by(findings_by_cell(results), keys)
     cells = pd.DataFrame([{**_cell(r.cell), "blame": r.blame or None} for r in results], columns=[*CELL, "blame"])
     blame = cells.astype({"rotary_dim": "string"}).groupby(keys, sort=False, dropna=False)["blame"].first()
     return summary.merge(blame.reset_index(), on=keys, how="left")
 
 
 def worst_by(findings: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
-    """For each group: taps compared, a count per verdict, the worst verdict, greatest figures, fewest bits, and where.
+    """For each group: cells, taps compared, a count per verdict, the worst, greatest figures, fewest bits, and where.
+
+    Args:
+        findings: see `findings_by_cell`.
 
     `where` is the place of the worst verdict, among equals of the greatest r. Groups stand in order of appearance.
     """
     severity = findings["verdict"].map({verdict.value: verdict.severity for verdict in Verdict})
     compared = findings["verdict"].map({verdict.value: verdict.compares for verdict in Verdict})
     flags = {verdict.value: findings["verdict"] == verdict.value for verdict in Verdict}
-    cell = findings["model"] + findings["component"] + findings["case"] + findings["seed"].astype(str)
-    marked = findings.assign(cell=cell, taps=compared, **flags)
+    marked = findings.assign(taps=compared, **flags)
     groups = marked.groupby(keys, sort=False, dropna=False)
     counted = groups[["taps", *flags]].sum().astype(int)
     greatest = groups[["r", "max_abs", "max_ulp"]].max()

@@ -9,12 +9,12 @@ from cgverify.records import CellResult, Finding, Verdict
 
 
 def growth(results: Iterable[CellResult]) -> list[str]:
-    """A line for each candidate and setting that the case was run in, in the order of the results."""
-    by_setting: dict[tuple[str, str, str, str], list[CellResult]] = {}
+    """A line for each model, candidate and setting that the case was run in, in the order of the results."""
+    by_setting: dict[tuple[str, str, str, str, str], list[CellResult]] = {}
     for result in results:
         cell = result.cell
         if cell.case == "model":
-            setting = (cell.candidate, cell.dtype, cell.device, f"rotary_dim {cell.rotary_dim}")
+            setting = (cell.model, cell.candidate, cell.dtype, cell.device, f"rotary_dim {cell.rotary_dim}")
             by_setting.setdefault(setting, []).append(result)
     lines = []
     for setting, own in by_setting.items():

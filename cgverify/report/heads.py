@@ -8,10 +8,11 @@ from rich.box import SIMPLE
 from rich.console import RenderableType
 from rich.table import Table
 
+from cgverify.printable import printable
 from cgverify.records import CellResult, Finding, Run
 from cgverify.report.figures import bits
 
-Setting = tuple[str, str, str, str]
+Setting = tuple[str, ...]
 
 
 def by_head(run: Run, results: Sequence[CellResult], width: int) -> list[RenderableType]:
@@ -20,10 +21,10 @@ def by_head(run: Run, results: Sequence[CellResult], width: int) -> list[Rendera
     for result in results:
         cell = result.cell
         if cell.kind == "attn":
-            key = (cell.candidate, cell.dtype, cell.device, f"rotary_dim {cell.rotary_dim}")
+            key = (cell.model, cell.candidate, cell.dtype, cell.device, f"rotary_dim {cell.rotary_dim}")
             settings.setdefault(key, []).extend(finding for finding in result.findings if finding.bits_by_head)
     return [
-        _table(f"heads of {' · '.join((run.model, *key))}", found, taps)
+        _table(f"heads of {' · '.join(key)}", found, taps)
         for key, found in settings.items()
         for taps in _that_fit(list(dict.fromkeys(finding.tap for finding in found)), width)
     ]
@@ -51,7 +52,7 @@ def _heading(tap: str) -> str:
 def _table(title: str, findings: Sequence[Finding], taps: Sequence[str]) -> Table:
     heads = max(len(finding.bits_by_head) for finding in findings)
     table = Table(
-        title=title,
+        title=printable(title),
         title_justify="left",
         title_style="bold",
         caption="bits that can be trusted, greatest error",
@@ -61,7 +62,7 @@ def _table(title: str, findings: Sequence[Finding], taps: Sequence[str]) -> Tabl
     )
     table.add_column("head", justify="right")
     for tap in taps:
-        table.add_column(_heading(tap), justify="right", no_wrap=True)
+        table.add_column(printable(_heading(tap)), justify="right", no_wrap=True)
     for head in range(heads):
         table.add_row(str(head), *(_of_head(head, [one for one in findings if one.tap == tap]) for tap in taps))
     return table

@@ -23,7 +23,7 @@ def render(run: Run, results: Sequence[CellResult]) -> str:
     """The report as text."""
     report = JUnitXml("cgverify")
     for setting, cells in groupby(results, key=lambda result: _setting(result.cell)):
-        suite = TestSuite(" · ".join(setting))
+        suite = TestSuite(_clean(" · ".join(setting)))
         suite.timestamp = run.created
         suite.add_testcases([_case(result) for result in cells])
         report.append(suite)
@@ -40,7 +40,7 @@ def _case(result: CellResult) -> TestCase:
     cell = result.cell
     case = TestCase(
         name=f"{cell.component}[{cell.case}-seed{cell.seed}-{cell.batch_size}x{cell.seq_len}]",
-        classname=".".join(part.replace(".", "_") for part in _setting(cell)),
+        classname=_clean(".".join(part.replace(".", "_") for part in _setting(cell))),
         time=round(result.seconds, 3),
     )
     failed = [finding for finding in result.findings if finding.verdict.fails]
@@ -56,7 +56,7 @@ def _case(result: CellResult) -> TestCase:
 
 def _told(kind: type[Failure | Error], findings: Sequence[Finding]) -> Failure | Error:
     """The first finding as the message, since the first stage that fails is the fault; all of them as the text."""
-    told = kind(message=_clean(findings[0].message), type_=findings[0].stage or findings[0].verdict.value)
+    told = kind(message=_clean(findings[0].message), type_=_clean(findings[0].stage or findings[0].verdict.value))
     lines = [
         " ".join(part for part in (finding.verdict.value, finding.step, finding.tap) if part) + f": {finding.message}"
         for finding in findings[:SHOWN]

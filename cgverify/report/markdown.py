@@ -11,7 +11,7 @@ from cgverify.records import CellResult, Run, Verdict
 from cgverify.report import comparison
 from cgverify.report.document import document
 from cgverify.report.figures import figure
-from cgverify.report.frames import SETTING, findings_frame, worst_by
+from cgverify.report.frames import SETTING, findings_by_cell, worst_by
 from cgverify.report.outcome import exit_code, failures, suspects
 from cgverify.report.sections import Section, counted
 from cgverify.report.table import verdict_line
@@ -49,8 +49,12 @@ def _sections(run: Run, results: Sequence[CellResult]) -> Iterator[Section]:
 def _settings(results: Sequence[CellResult]) -> Iterator[Section]:
     columns = ["component", "cells", "taps", "worst verdict", "worst r", "max |Δ|", "max ULP", "where"]
     rows: dict[str, list[list[str]]] = {}
-    for row in worst_by(findings_frame(results), [*SETTING, "kind"]).to_dict("records"):
-        title = f"{row['candidate']} · {row['dtype']} · {row['device']} · rotary_dim {row['rotary_dim']}"
+    for row in worst_by(findings_by_cell(results), [*SETTING, "kind"]).to_dict("records"):
+        said = (
+            *(str(row[name]) for name in ("model", "candidate", "dtype", "device")),
+            f"rotary_dim {row['rotary_dim']}",
+        )
+        title = " · ".join(said)
         rows.setdefault(title, []).append(
             [
                 *(str(row[name]) for name in ("kind", "cells", "taps")),

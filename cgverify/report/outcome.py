@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cgverify.plan import WHOLE
+from cgverify.printable import printable
 from cgverify.records import IN_MEMORY, Cell, CellResult, Finding, Run, Verdict
 
 
@@ -27,7 +28,7 @@ class Failure:
         cell = self.cell
         step = f" {self.finding.step}" if self.finding.step not in ("", "forward", cell.case) else ""
         where = f"{cell.component}, {cell.candidate} in {cell.dtype}, case {cell.case}{step}"
-        return f"{where}: {self.why.rstrip('.')}{more}."
+        return printable(f"{where}: {self.why.rstrip('.')}{more}.")
 
     def command(self, run: Run) -> str:
         """The command, or of models in memory the call, that repeats the cell alone. Defaults go without saying."""
@@ -46,7 +47,7 @@ class Failure:
         }
         said = [part for name, (value, default) in options.items() if value != default for part in (name, str(value))]
         where = ["--component", cell.component, "--case", cell.case]
-        return shlex.join(["cgverify", "all-components", "--model", of.asked, *where, *said])
+        return printable(shlex.join(["cgverify", "all-components", "--model", of.asked, *where, *said]))
 
     def _call(self) -> str:
         cell = self.cell

@@ -12,7 +12,7 @@ from cgverify.records import CellResult, Run, Verdict
 from cgverify.report import as_json
 from cgverify.report.document import document
 from cgverify.report.figures import figure
-from cgverify.report.frames import findings_frame, worst_by
+from cgverify.report.frames import findings_by_cell, worst_by
 from cgverify.report.sections import Section, on_screen
 
 
@@ -32,7 +32,7 @@ def render(format: str, run: Run, results: Sequence[CellResult], by: str) -> str
 
 def pivot_frame(results: Sequence[CellResult], by: str) -> pd.DataFrame:
     """One row per kind of component and value of the axis, with the columns of `worst_by`."""
-    return worst_by(findings_frame(results), ["kind", by])
+    return worst_by(findings_by_cell(results), ["kind", by])
 
 
 def pivot_sections(results: Sequence[CellResult], by: str) -> list[Section]:

@@ -11,6 +11,8 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from cgverify.printable import printable
+
 Tone = Literal["plain", "good", "bad", "aside"]
 STYLES: dict[Tone, str] = {"plain": "", "good": "green", "bad": "red", "aside": "dim"}
 
@@ -37,14 +39,15 @@ def on_screen(sections: Iterable[Section]) -> str:
 
 
 def _parts(section: Section) -> list[RenderableType]:
-    parts: list[RenderableType] = [Text(section.title, style=f"bold {STYLES[section.tone]}".strip())]
-    parts += [Text(f"  {line}", style="" if section.tone == "bad" else STYLES[section.tone]) for line in section.lines]
+    parts: list[RenderableType] = [Text(printable(section.title), style=f"bold {STYLES[section.tone]}".strip())]
+    style = "" if section.tone == "bad" else STYLES[section.tone]
+    parts += [Text(f"  {printable(line)}", style=style) for line in section.lines]
     if section.columns:
         table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
         for place, column in enumerate(section.columns):
-            table.add_column(column, overflow="fold", justify="left" if place == 0 else "right")
+            table.add_column(printable(column), overflow="fold", justify="left" if place == 0 else "right")
         for row in section.rows:
-            table.add_row(*(Text(entry) for entry in row))
+            table.add_row(*(Text(printable(entry)) for entry in row))
         parts.append(table)
     return parts
 

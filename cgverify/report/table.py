@@ -10,9 +10,10 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from cgverify.printable import printable
 from cgverify.records import CellResult, Run, Verdict
 from cgverify.report.figures import bits, figure
-from cgverify.report.frames import SETTING, findings_frame, worst_by
+from cgverify.report.frames import SETTING, findings_by_cell, worst_by
 from cgverify.report.growth import growth
 from cgverify.report.outcome import counts, failures, silent_hooks, suspects
 
@@ -36,7 +37,9 @@ Tables = Callable[[Run, Sequence[CellResult], int], list[RenderableType]]
 
 def by_component(run: Run, results: Sequence[CellResult], width: int) -> list[RenderableType]:
     """For each setting a row per kind of component."""
-    return [_component_table(run, setting, findings, width) for setting, findings in settings(findings_frame(results))]
+    return [
+        _component_table(run, setting, findings, width) for setting, findings in settings(findings_by_cell(results))
+    ]
 
 
 def show(console: Console, run: Run, results: Sequence[CellResult], tables: Sequence[Tables] = (by_component,)) -> None:
@@ -44,7 +47,7 @@ def show(console: Console, run: Run, results: Sequence[CellResult], tables: Sequ
     for part in (
         *_failures(run, results),
         *(part for each in tables for part in each(run, results, console.width)),
-        *(Text(line) for line in growth(results)),
+        *(Text(printable(line)) for line in growth(results)),
         *_widened(run),
         *_notices(results),
         Text(verdict_line(results), style="bold"),
@@ -72,7 +75,7 @@ def setting_table(run: Run, setting: tuple[str, ...]) -> Table:
     model, candidate, dtype, device, rotary_dim = setting
     origin = next((one.origin for one in run.checkpoints if one.name == model), run.weights_origin)
     return Table(
-        title=f"{model} · {candidate} · {dtype} · {device} · rotary_dim {rotary_dim} · {origin}",
+        title=printable(f"{model} · {candidate} · {dtype} · {device} · rotary_dim {rotary_dim} · {origin}"),
         title_justify="left",
         title_style="bold",
     )
@@ -107,7 +110,7 @@ def _component_table(run: Run, setting: tuple[str, ...], findings: pd.DataFrame,
             Text(said.value, style=STYLES[said]),
             *(figure(row[name]) for name in ("r", "max_abs", "max_ulp")),
             bits(row["bits"]),
-            *([] if width < WIDE else [""] if said is Verdict.BITWISE else [str(row["where"])]),
+            *([] if width < WIDE else [""] if said is Verdict.BITWISE else [printable(str(row["where"]))]),
         )
     return table
 
@@ -115,13 +118,13 @@ def _component_table(run: Run, setting: tuple[str, ...], findings: pd.DataFrame,
 def _notices(results: Sequence[CellResult]) -> list[RenderableType]:
     refused = [finding for result in results for finding in result.findings if finding.verdict is Verdict.UNSUPPORTED]
     reasons = dict.fromkeys(finding.message for finding in refused)
-    lines: list[RenderableType] = [Text(f"unsupported: {reason}", style="yellow") for reason in reasons]
+    lines: list[RenderableType] = [Text(printable(f"unsupported: {reason}"), style="yellow") for reason in reasons]
     for cell, finding in suspects(results)[:SHOWN_FAILURES]:
-        lines.append(Text(f"{cell.component}, {finding.tap}, {cell.dtype}, {cell.case}: {finding.message}", "yellow"))
+        told = f"{cell.component}, {finding.tap}, {cell.dtype}, {cell.case}: {finding.message}"
+        lines.append(Text(printable(told), "yellow"))
     for candidate, hooks in silent_hooks(results).items():
-        lines.append(
-            Text(f"hooks of {candidate} that never fired in a cell (not gated): {', '.join(hooks)}", style="dim")
-        )
+        told = f"hooks of {candidate} that never fired in a cell (not gated): {', '.join(hooks)}"
+        lines.append(Text(printable(told), style="dim"))
     return lines
 
 

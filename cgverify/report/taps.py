@@ -10,6 +10,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from cgverify.printable import printable
 from cgverify.records import CellResult, Run, Verdict
 from cgverify.report.figures import bits, figure
 from cgverify.report.frames import findings_frame
@@ -33,8 +34,8 @@ def _table(run: Run, setting: tuple[str, ...], findings: pd.DataFrame) -> Table:
     for (tap, stage), rows in findings.groupby(["tap", "stage"], sort=False):
         said = max((Verdict(verdict) for verdict in rows["verdict"]), key=lambda verdict: verdict.severity)
         table.add_row(
-            str(tap),
-            str(stage),
+            printable(str(tap)),
+            printable(str(stage)),
             Text(said.value, style=STYLES[said]),
             *(figure(rows[column].max()) for column in ("r", "max_abs", "max_ulp")),
             bits(rows["bits"].min()),

@@ -82,7 +82,9 @@ def _run(
         reference = one_cell.Reference(model, source.config, window.spread())
         try:
             bridge = tried.boot(other)
-        except (Exception, SystemExit) as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             raise one_cell.CandidateFailedError("boot", error) from error
         for cell in together:
             yield Seen(one_cell.observe(cell, reference, bridge, bend=bend), reference.parameters)

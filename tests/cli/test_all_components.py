@@ -111,6 +111,36 @@ def test_what_a_candidate_prints_or_exits_with_does_not_reach_the_report(cli: Cl
     assert "cannot be imported: SystemExit" in leaves.stderr
 
 
+def test_whatever_a_candidate_raises_is_a_finding(cli: Cli) -> None:
+    told = {
+        "SaysSurrogates": r"raised where the reference did not: ValueError: \x1b[31mred \ud800",
+        "RaisesItsOwn": "raised where the reference did not: OwnError",
+        "LeavesAsGenerator": "raised where the reference did not: GeneratorExit: gone",
+        "HasNoInputs": "raised in get_random_inputs: OwnError",
+        "boots_with_its_own": "raised in boot: OwnError",
+    }
+    bridges = ",".join(f"raising:{name}" for name in told)
+    cases = ("--component", "attn", "--component", "model", "--case", "default,model")
+    done = cli(*QUICK[:-2], *cases, "--format", "json", "--bridge", bridges)
+    assert done.returncode == 1, done.stderr
+    report = json.loads(done.stdout)
+    messages = {
+        (one["candidate"], one["case"]): one["message"]
+        for one in report["findings"]
+        if "raised in" in one["message"] or "raised where" in one["message"]
+    }
+    for name, why in told.items():
+        assert why in messages[f"raising:{name}", "default"]
+    assert messages["raising:boots_with_its_own", "model"].endswith("OwnError")
+
+
+def test_what_is_written_past_python_does_not_reach_the_report(cli: Cli) -> None:
+    done = cli(*QUICK, "--bridge", "raising:Writes", "--component", "attn", "--case", "default", "--format", "json")
+    assert json.loads(done.stdout)["summary"]["cells"]
+    assert "past Python\n" in done.stderr
+    assert "through C's buffer\n" in done.stderr
+
+
 def test_csv_on_stdout_is_that_of_the_run_folder(cli: Cli, tmp_path: Path) -> None:
     done = cli(*QUICK, "--component", "embed", "--format", "csv", "--output", "run")
     assert done.stdout == (tmp_path / "run" / "findings.csv").read_text()
@@ -291,7 +321,9 @@ def test_a_prompt_is_recorded_reported_and_carried_again_when_a_run_goes_on(cli:
     options = ("--bridge", "transformer_lens", "--dtype", "float32", "--tokens", "ids", "--output", "run")
     done = cli(*arguments, *options)
     assert done.returncode == 1, done.stderr
-    (line,) = [line for line in done.stdout.splitlines() if line.startswith("whole model · transformer_lens")]
+    (line,) = [
+        line for line in done.stdout.splitlines() if line.startswith("whole model · codegen-nano · transformer_lens")
+    ]
     assert "max |Δ| from the reference" in line
     assert (
         "top-1 agrees at 8 of 8 positions; 8 of 8 generated tokens alike; booted whole it gives the same bits" in line

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 from collections.abc import Callable, Iterator
 from io import StringIO
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from conftest import command
 from made_records import ENVIRONMENT, a_finding, a_result, a_run
 from typer.testing import CliRunner
 
@@ -133,6 +135,39 @@ def test_a_run_is_shown_again_byte_for_byte(invoke: Invoke, runs: dict[str, Path
     assert shown.stdout == (runs["faulty"] / "findings.csv").read_text()
     assert invoke("report", runs["faulty"], "--format", "csv", "--output", "again.csv").stdout == ""
     assert Path("again.csv").read_bytes() == (runs["faulty"] / "findings.csv").read_bytes()
+
+
+def test_a_report_is_written_whole_or_not_at_all(invoke: Invoke) -> None:
+    kept("one", a_result())
+    Path("report").write_text("as it was")
+    Path("link").symlink_to("report")
+    limited = [
+        "sh",
+        "-c",
+        'ulimit -f 1; exec "$@"',
+        "sh",
+        *command("report", "one", "--format", "html", "--output", "link"),
+    ]
+    full = subprocess.run(limited, capture_output=True, text=True, check=False)
+    assert (full.returncode, full.stderr) == (2, "Error: Cannot write link: File too large. Give another --output.\n")
+    assert Path("report").read_text() == "as it was"
+    assert invoke("report", "one", "--format", "csv", "--output", "link").exit_code == 0
+    assert Path("report").read_text().startswith("model,")
+    assert Path("link").is_symlink()
+    assert sorted(os.listdir()) == ["link", "one", "report"]
+    assert invoke("report", "one", "--output", os.devnull).exit_code == 0
+    assert Path(os.devnull).is_char_device()
+
+
+def test_a_baseline_of_the_environment_is_for_the_formats_that_show_one(
+    invoke: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept("one", a_result())
+    kept("two", a_result(a_finding(verdict=Verdict.DIVERGED)))
+    monkeypatch.setenv("CGVERIFY_BASELINE", "one")
+    assert invoke("report", "two").exit_code == 0
+    assert invoke("report", "two", "--by", "layer").exit_code == 0
+    assert "bitwise → diverged" in invoke("report", "two", "--format", "markdown").stdout
 
 
 def test_a_summary_shows_what_changed_since_a_baseline(invoke: Invoke, runs: dict[str, Path]) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 from io import StringIO
+from typing import cast
 
 import pandas as pd
 import pytest
 from conftest import ROOT
 from junitparser import Error, Failure, JUnitXml, Skipped
 from made_records import a_finding, a_result, a_run
+from rich.table import Table
 
 from cgverify.records import CellResult, Verdict
 from cgverify.report.across import COLUMNS as ACROSS_COLUMNS
@@ -18,7 +20,9 @@ from cgverify.report.comparison import COLUMNS as COMPARISON_COLUMNS
 from cgverify.report.document import LIMIT
 from cgverify.report.formats import FORMATS, PIVOT_FORMATS, PIVOTS, render
 from cgverify.report.frames import CELL, FINDING, summary_frame
+from cgverify.report.heads import by_head
 from cgverify.report.pivot import render as render_pivot
+from cgverify.report.sections import Section, on_screen
 
 AWKWARD = 'raised <a> & "b" | 100%\r\n::error::no, `x` *y* \x1b[31mred\x00, and: more'
 
@@ -49,6 +53,27 @@ def test_every_format_shows_an_awkward_run_and_an_empty_one(format: str) -> None
         text = render(format, a_run(), results)
         assert text.endswith("\n")
         text.encode()
+
+
+@pytest.mark.parametrize("format", ["table", "markdown", "github", "junit", "html"])
+def test_no_terminal_obeys_what_a_run_holds(format: str) -> None:
+    unfit = "\x1b[31m\x07" if format == "junit" else "\x1b[31m\x07\x9b\u202e"  # the others are nothing to XML
+    failing = a_finding(f"hook_{unfit}", f"stage{unfit}", Verdict.DIVERGED, r=3.0, message=AWKWARD + unfit, at=unfit)
+    results = [
+        a_result(failing, a_finding(message=unfit), candidate=f"c{unfit}", silent_hooks=(unfit,)),
+        a_result(a_finding("", "", Verdict.UNSUPPORTED, r=None, message=unfit), layer=1, model=f"m{unfit}"),
+    ]
+    known = a_run().checkpoints
+    known = (*known, known[0].model_copy(update={"name": f"m{unfit}"}))
+    for command in ("all-components", "attention"):
+        text = render(format, a_run(command=command, checkpoints=known), results)
+        assert "blocks.0.attn" in text
+        assert not set("\x1b\x07\x9b\u202e") & set(text)
+
+
+def test_no_terminal_obeys_what_a_comparison_holds() -> None:
+    section = Section("t\x1b", ["l\x1b"], columns=["c\x1b"], rows=[["r\x1b"]])
+    assert on_screen([section]).count(r"\x1b") == 4
 
 
 def test_junit_tells_failures_from_errors_and_skips() -> None:
@@ -117,6 +142,31 @@ def test_markdown_tables_have_as_many_fields_in_every_row() -> None:
     assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table}) == 1
     assert len(table) == 3
     assert "❌ diverged" in table[2]
+
+
+def test_every_cell_is_counted_whatever_it_differs_in() -> None:
+    others: list[dict[str, object]] = [
+        {},
+        *({name: "other"} for name in ("model", "weights", "candidate", "dtype", "device", "prompt")),
+        *({name: 1} for name in ("rotary_dim", "seed", "batch_size", "seq_len")),
+    ]
+    results = [a_result(a_finding(), a_finding("hook_out"), **cell) for cell in others]
+    assert summary_frame(results)["cells"].sum() == len(others)
+    by_layer = pd.read_csv(StringIO(render_pivot("csv", a_run(), results, "layer")))
+    assert by_layer["cells"].tolist() == [len(others)]
+
+
+def test_every_model_has_its_own_section() -> None:
+    results = [a_result(model=model) for model in ("m", "n")]
+    text = render("markdown", a_run(), results)
+    assert [line for line in text.splitlines() if "· c ·" in line] == [
+        f"### {model} · c · float32 · cpu · rotary\\_dim 8" for model in ("m", "n")
+    ]
+    heads = [a_result(a_finding(bits_by_head=(1.0,), errors_by_head=(0.1,)), model=model) for model in ("m", "n")]
+    assert [str(cast(Table, table).title).split(" · ")[0] for table in by_head(a_run(), heads, 80)] == [
+        "heads of m",
+        "heads of n",
+    ]
 
 
 @pytest.mark.parametrize("by", PIVOTS)

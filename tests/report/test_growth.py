@@ -49,9 +49,9 @@ def test_growth_is_told_at_the_first_the_middle_and_the_last_layer() -> None:
         found(GENERATION, Verdict.BITWISE, message="8 of 8 generated tokens alike"),
     )
     assert growth([*layers, logits, whole]) == [
-        "whole model · mine · float32 · cpu · rotary_dim 8: max |Δ| from the reference 1 after layer 0, 1e+02 after "
-        "layer 2, 1e+04 after layer 4, 7 in the logits; top-1 agrees at 8 of 9 positions; 8 of 8 generated tokens "
-        "alike; booted whole it differs from blocks.1 on"
+        "whole model · m · mine · float32 · cpu · rotary_dim 8: max |Δ| from the reference 1 after layer 0, 1e+02 "
+        "after layer 2, 1e+04 after layer 4, 7 in the logits; top-1 agrees at 8 of 9 positions; 8 of 8 generated "
+        "tokens alike; booted whole it differs from blocks.1 on"
     ]
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from cgverify.baseline import StoredRun
 from cgverify.comparison.changes import compare
+from cgverify.printable import printable
 from cgverify.records import Cell, CellResult, Finding, Run, Verdict
 from cgverify.report.html.changes import changes
 from cgverify.report.html.figures import difference_by_layer, errors_by_tap, ratio_by_layer
@@ -30,7 +31,7 @@ def render(run: Run, results: Sequence[CellResult], baseline: StoredRun | None =
     shown = overview(run, results)
     charts = [difference_by_layer(results, shown.axes), ratio_by_layer(results, shown.axes)]
     found = failures(results)
-    return render_template(
+    page = render_template(
         "page.html.j2",
         run=run,
         script_hash=script_hash(),
@@ -54,6 +55,7 @@ def render(run: Run, results: Sequence[CellResult], baseline: StoredRun | None =
         table=_table(results, shown.axes),
         environment=_environment(run),
     )
+    return printable(page)  # HTML has no control characters, not even escaped
 
 
 def _environment(run: Run) -> list[tuple[str, list[tuple[str, str]]]]:
