@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
 import importlib
 import inspect
@@ -61,6 +62,18 @@ def staying_here() -> Iterator[None]:
     """Let a candidate do what it does, and be in the current folder again: paths that were given are relative to it."""
     with contextlib.chdir(os.curdir):
         yield
+
+
+@contextlib.contextmanager
+def visit() -> Iterator[None]:
+    """Let a candidate boot and run, be here again, and free what it booted.
+
+    A bridge and its components hold each other, and with them its copy of the weights in view: by chance alone they
+    would stay for many views.
+    """
+    with staying_here():
+        yield
+    gc.collect()
 
 
 def find(name: str) -> Candidate:

@@ -135,6 +135,19 @@ def _convert(value: Any, dtype: torch.dtype, device: torch.device) -> Any:
     return value.to(dtype).masked_fill(lowest, torch.finfo(dtype).min).to(device)
 
 
+def tokens_of(inputs: Inputs, now: slice, rows: slice = slice(None)) -> Inputs:
+    """What attention or a block is given of some tokens of a sequence; each sees all keys up to the last of them.
+
+    Args:
+        rows: of the positions: one for the whole batch, or all.
+    """
+    return {
+        "hidden_states": inputs["hidden_states"][:, now],
+        "position_ids": inputs["position_ids"][rows, now],
+        "attention_mask": inputs["attention_mask"][:, :, now, : now.stop],
+    }
+
+
 def held_to(contract: RandomInputs, own: RandomInputs) -> RandomInputs:
     """A candidate's own `get_random_inputs`, held to what the contract gives: a candidate may not choose its exam.
 

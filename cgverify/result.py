@@ -82,6 +82,4 @@ def load_run(folder: str | os.PathLike[str]) -> Result:
     """
     path = Path(folder)
     stored = load(path)
-    planned = {one.cell.id for one in read_plan(path)} or {result.cell.id for result in stored.results}
-    ordered = tuple(result for result in stored.results if result.cell.id in planned)
-    return Result(stored.run, ordered, path, len(planned))
+    return Result(stored.run, tuple(stored.results), path, len(read_plan(path)) or len(stored.results))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +12,21 @@ import pytest
 import torch
 from transformer_lens.model_bridge.generalized_components import CodeGenAttentionBridge as Upstream
 from transformers import CodeGenForCausalLM
+from verification import failed, verify
 
 from cgverify.bridge import CodeGenAttentionBridge
 from cgverify.candidate import find
 from cgverify.errors import CandidateError
+
+BOOTED: list[weakref.ref[Any]] = []
+ALIVE: list[int] = []
+
+
+def counted(bridge: Any) -> Any:
+    """A candidate that notes how many before it are still there."""
+    ALIVE.append(sum(before() is not None for before in BOOTED))
+    BOOTED.append(weakref.ref(bridge))
+    return bridge
 
 
 def changed(bridge: Any) -> Any:
@@ -81,3 +95,19 @@ def test_the_source_of_a_candidate_is_known(tmp_path: Path, monkeypatch: pytest.
 def test_what_is_no_bridge_is_told(name: str, told: str) -> None:
     with pytest.raises(CandidateError, match=told):
         find(name)
+
+
+@pytest.mark.parametrize("case", ["default", "text"])
+def test_a_bridge_is_gone_before_the_next_is_booted(case: str) -> None:
+    """Each has a copy of the weights in view, and memory is to be that of one block."""
+    noted = import_module("test_candidate")  # as `--bridge` imports it
+    noted.BOOTED.clear()
+    noted.ALIVE.clear()
+    gc.disable()
+    try:
+        results = verify(candidates=["test_candidate:counted"], layers=range(5), components=["block"], cases=[case])
+    finally:
+        gc.enable()
+    assert failed(results) == []
+    assert len(noted.ALIVE) >= 5
+    assert set(noted.ALIVE) == {0}

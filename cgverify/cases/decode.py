@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from cgverify.cases.case import Case
 from cgverify.components import Component
 from cgverify.plan import DECODE_STEPS, DECODED_TOKENS
-from cgverify.probe import Inputs, Recipe, Step, stress_context
+from cgverify.probe import Inputs, Recipe, Step, stress_context, tokens_of
 
 SHARED_POSITIONS = ("token 2", "chunk")
 
@@ -27,14 +27,7 @@ def pieces(inputs: Inputs, recipe: Recipe) -> Iterator[tuple[str, Inputs]]:
     for name, length in (("prefill", recipe.seq_len), *DECODE_STEPS):
         now = slice(start, start + length)
         rows = slice(1) if name in SHARED_POSITIONS else slice(None)
-        yield (
-            name,
-            {
-                "hidden_states": inputs["hidden_states"][:, now],
-                "position_ids": inputs["position_ids"][rows, now],
-                "attention_mask": inputs["attention_mask"][:, :, now, : now.stop],
-            },
-        )
+        yield name, tokens_of(inputs, now, rows)
         start = now.stop
 
 

@@ -23,7 +23,7 @@ from cgverify.oracle.arithmetic import Expected, exactly, observed
 from cgverify.oracle.fused_qkv import part_of
 from cgverify.oracle.layer_norm import affine, normalized_by
 from cgverify.oracle.parameters import Parameters
-from cgverify.probe import Inputs, Recipe, Step, as_it_comes
+from cgverify.probe import Inputs, Recipe, Step, as_it_comes, tokens_of
 from cgverify.stages import Local, Oracle, Product, Stage, View
 
 IN_BLOCK = ("hook_in", "ln1.", "attn.hook_in", "attn.hook_out", "mlp.", "hook_out")
@@ -52,16 +52,8 @@ def _behind_a_prefill(tap: str, inputs: Inputs, recipe: Recipe) -> Iterator[Step
     """Half of the tokens, of which nothing is asked, and the others with a patch."""
     half = recipe.seq_len // 2
     patched = Conditions(gradients=True, patch=Patch(tap, recipe.seed))
-    yield Step(f"{tap} prefill", _tokens(inputs, slice(0, half)), cache=tap)
-    yield Step(f"{tap} with a cache", _tokens(inputs, slice(half, None)), patched, cache=tap)
-
-
-def _tokens(inputs: Inputs, now: slice) -> Inputs:
-    return {
-        "hidden_states": inputs["hidden_states"][:, now],
-        "position_ids": inputs["position_ids"][:, now],
-        "attention_mask": inputs["attention_mask"][:, :, now, : now.stop],
-    }
+    yield Step(f"{tap} prefill", tokens_of(inputs, slice(0, half)), cache=tap)
+    yield Step(f"{tap} with a cache", tokens_of(inputs, slice(half, None)), patched, cache=tap)
 
 
 def _stages(component: Component, step: Step) -> tuple[Stage, ...]:

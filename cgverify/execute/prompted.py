@@ -13,7 +13,7 @@ from itertools import groupby
 import torch
 
 from cgverify import one_cell, whole
-from cgverify.candidate import Candidate, staying_here
+from cgverify.candidate import Candidate, visit
 from cgverify.checking import Observed
 from cgverify.checkpoint.source import Source
 from cgverify.checkpoint.window import Setting, View, Window
@@ -90,7 +90,7 @@ class _Work:
             journey = self.journeys[setting]
             yield from whole.run(list(group), self.window, self.source, self.candidates, journey, self.keep)
 
-    @staying_here()
+    @visit()
     def _candidate(
         self,
         candidate: Candidate,

@@ -6,14 +6,13 @@ checkpoint is read once whatever is asked of it. A prompt's cells come last (`cg
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 
 import torch
 
 from cgverify.blame.sentence import sentence
-from cgverify.candidate import Candidate, staying_here
+from cgverify.candidate import Candidate, visit
 from cgverify.checkpoint.source import Source
 from cgverify.checkpoint.window import Setting, Window, refusal
 from cgverify.errors import CandidateError, DeviceError, WeightsError
@@ -105,9 +104,8 @@ class Reader:
         reference = Reference(self._window.reference(setting), self._source.config, self._spread)
         for name, of_candidate in groupby(sorted(cells, key=_candidate), key=_candidate):
             yield from self._of_candidate(candidates[name], list(of_candidate), reference, setting, keep, watch)
-            gc.collect()  # a bridge and its components hold each other, and with them its copy of the weights in view
 
-    @staying_here()
+    @visit()
     def _of_candidate(
         self,
         candidate: Candidate,
