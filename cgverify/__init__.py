@@ -6,19 +6,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cgverify.api import sweep, verify
+    from cgverify.api import Result, load_run, sweep, verify
     from cgverify.bridge import CodeGenAttentionBridge
-    from cgverify.comparison import compare_runs
-    from cgverify.result import Result, load_run
+    from cgverify.runs.comparison import compare_runs
 
 __version__ = "0.1.0"
 __all__ = ["CodeGenAttentionBridge", "Result", "__version__", "compare_runs", "load_run", "sweep", "verify"]
 
 _ROOMS = {
     "CodeGenAttentionBridge": "cgverify.bridge",
-    "Result": "cgverify.result",
-    "compare_runs": "cgverify.comparison",
-    "load_run": "cgverify.result",
+    "Result": "cgverify.api",
+    "compare_runs": "cgverify.runs.comparison",
+    "load_run": "cgverify.api",
     "sweep": "cgverify.api",
     "verify": "cgverify.api",
 }

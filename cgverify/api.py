@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, overload
 
+import pandas as pd
 from torch import nn
 
-from cgverify.config import SweepConfig, load, parse
-from cgverify.environment import pin_numerics
-from cgverify.errors import UnknownNameError, UsageError
-from cgverify.evidence import KEEP
-from cgverify.execute.checkpoints import Found
-from cgverify.execute.cluster import Cluster
-from cgverify.in_memory import Pair
-from cgverify.plan import plan
-from cgverify.records import IN_MEMORY
-from cgverify.report.frames import in_plan_order, write_csv
-from cgverify.result import Result
-from cgverify.runner import Campaign, Means, describe, one_checkpoint, prepare, require_cells, sweep_of
-from cgverify.store import new_folder
+from cgverify.checkpoint.lookup import Found
+from cgverify.common.environment import pin_numerics
+from cgverify.common.errors import UnknownNameError, UsageError
+from cgverify.common.records import IN_MEMORY, CellResult, Run, Verdict
+from cgverify.plan.cells import plan
+from cgverify.plan.yaml_plan import SweepConfig, load, parse
+from cgverify.report.frames import findings_frame, in_plan_order, summary_frame, write_csv
+from cgverify.report.outcome import counts, exit_code, failures
+from cgverify.runs.baseline import load
+from cgverify.runs.execute.cluster import Cluster
+from cgverify.runs.folder import new_folder, read_plan
+from cgverify.runs.session import Campaign, Means, describe, one_checkpoint, prepare, require_cells, sweep_of
+from cgverify.verify.loaded_pair import Pair
+from cgverify.verify.saved_tensors import KEEP
 
 AXES = ("layers", "components", "cases", "seeds", "batch_size", "seq_len")
 """What of a plan `verify` takes for a pair."""
@@ -53,7 +57,7 @@ def sweep(
     Raises:
         ConfigError: a plan that cannot be.
         UsageError: an argument that cannot be.
-        CgverifyError: see `cgverify.errors`.
+        CgverifyError: see `cgverify.common.errors`.
     """
     _require_count("threads", threads)
     _require_count("jobs", jobs)
@@ -105,10 +109,10 @@ def verify(
         what: a name of `cgverify models`, a folder or a hub id; or a `TransformerBridge`.
         reference: for a bridge: a `CodeGenForCausalLM` with the same weights in memory of its own, on which no bridge
             was booted. Its dtype and device are the pair's. The bridge may be in compatibility mode: then its processed
-            weights are verified too (`cgverify.compatibility`).
+            weights are verified too (`cgverify.verify.compatibility`).
         weights: for a name: see `cgverify.checkpoint.resolve`.
         threads: of torch, which are set for this process; None leaves them.
-        axes: keys of a plan (`cgverify.config`): `AXES`, and for a name `SETTINGS` too. Rules and limits are for
+        axes: keys of a plan (`cgverify.plan.yaml_plan`): `AXES`, and for a name `SETTINGS` too. Rules and limits are for
             `cgverify.sweep`.
 
     Raises:
@@ -172,3 +176,73 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Iterable) and not isinstance(value, str | bytes):
         return [_plain(one) for one in value]
     return value
+
+
+TOLD = 5
+"""How many failures `assert_ok` tells."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """A run and what it found."""
+
+    run: Run
+    results: tuple[CellResult, ...]
+    """In the plan's order."""
+    folder: Path | None
+    """Where it is kept; None where it is not."""
+    planned: int
+    """How many cells were to be verified."""
+
+    @cached_property
+    def findings(self) -> pd.DataFrame:
+        """One row per tap of every cell, the columns of `findings.csv`."""
+        return findings_frame(self.results)
+
+    @cached_property
+    def summary(self) -> pd.DataFrame:
+        """One row per component and setting, the columns of `summary.csv`."""
+        return summary_frame(self.results)
+
+    @property
+    def exit_code(self) -> int:
+        """What the command line would have ended with."""
+        code = exit_code(self.results)
+        return code if code == 1 or len(self.results) == self.planned else 3
+
+    @property
+    def ok(self) -> bool:
+        """Whether everything was verified, and everything held."""
+        return self.exit_code == 0
+
+    def assert_ok(self) -> None:
+        """Raise AssertionError, with a sentence for each failure, unless everything was verified and held."""
+        if not self.ok:
+            raise AssertionError("\n".join(self._reasons()))
+
+    def _reasons(self) -> list[str]:
+        found = failures(self.results)
+        told = [
+            f"{failure.finding.verdict.value} {failure.cell.model} {failure.sentence}\n    {failure.command(self.run)}"
+            for failure in found[:TOLD]
+        ]
+        if len(found) > TOLD:
+            told.append(f"… and {len(found) - TOLD} more: see the findings.")
+        if len(self.results) < self.planned:
+            told.append(f"Only {len(self.results)} of {self.planned} cells were verified.")
+        if not told:
+            refused = counts(self.results)[Verdict.UNSUPPORTED]
+            told.append(f"Nothing was compared: Hugging Face refuses {refused} cells.")
+        return told
+
+
+def load_run(folder: str | os.PathLike[str]) -> Result:
+    """A run that was kept, of this cgverify or an older one; also one that was interrupted, or still goes on; or a
+    baseline.
+
+    Raises:
+        RunFolderError: no run there, a damaged one, or one of a newer cgverify.
+    """
+    path = Path(folder)
+    stored = load(path)
+    return Result(stored.run, tuple(stored.results), path, len(read_plan(path)) or len(stored.results))

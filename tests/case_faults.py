@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from cgverify import plan
-from cgverify.cases import patched
-from cgverify.components import COMPONENTS
+from cgverify.observe.cases import patched
+from cgverify.observe.components import COMPONENTS
+from cgverify.plan import cells as plan
 from cgverify.selftest.seeded.patches import (
     DeafHookPoint,
     HeadsProjectTheirNeighbours,

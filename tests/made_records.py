@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cgverify.records import Cell, CellResult, Finding, Run, Verdict
+from cgverify.common.records import Cell, CellResult, Finding, Run, Verdict
 
 ENVIRONMENT = {
     "versions": {"torch": "2.13.0", "transformers": "5.23.0"},

@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cgverify.config import parse
-from cgverify.execute.cluster import Cluster
-from cgverify.plan import Shard
+from cgverify.plan.cells import Shard
+from cgverify.plan.yaml_plan import parse
 from cgverify.report.frames import write_csv
-from cgverify.runner import Campaign, Means, Prepared, prepare, sweep_of
+from cgverify.runs.execute.cluster import Cluster
+from cgverify.runs.session import Campaign, Means, Prepared, prepare, sweep_of
 
 SMALL: dict[str, Any] = {
     "models": ["codegen-nano"],
@@ -54,7 +54,7 @@ def command_line(*arguments: str, limit: int | None = None) -> multiprocessing.p
         limit: bytes that a file may have.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["cgverify.execute.worker"])
+    context.set_forkserver_preload(["cgverify.runs.execute.worker"])
     process = context.Process(target=_command_line, args=(arguments, limit))
     process.start()
     return process

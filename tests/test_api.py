@@ -22,9 +22,9 @@ import cgverify
 from cgverify.bridge import boot
 from cgverify.bridge.boot import bridge_from
 from cgverify.checkpoint.names import NANO
-from cgverify.config import parse
-from cgverify.errors import ConfigError, RunFolderError, UnknownNameError, UsageError
-from cgverify.store import RunFolder, read
+from cgverify.common.errors import ConfigError, RunFolderError, UnknownNameError, UsageError
+from cgverify.plan.yaml_plan import parse
+from cgverify.runs.folder import RunFolder, read
 
 SCHEMA_1 = Path(__file__).parent / "runs" / "schema-1"
 QUICK = {**SMALL, "layers": 0, "cases": "default", "dtypes": "float32"}

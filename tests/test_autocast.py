@@ -8,15 +8,15 @@ import pytest
 import torch
 from verification import ALL_DTYPES, failed, findings, verify
 
-from cgverify.cases import CASES
-from cgverify.cases.autocast import lows
 from cgverify.checkpoint.resolve import resolve
-from cgverify.execute.serial import run
-from cgverify.plan import CASES as KINDS
-from cgverify.records import CellResult, Verdict
+from cgverify.common.records import CellResult, Verdict
+from cgverify.observe.cases import CASES
+from cgverify.observe.cases.autocast import lows
+from cgverify.plan.cells import CASES as KINDS
 from cgverify.selftest.answer import Outcome
 from cgverify.selftest.exam import MODEL, Exam, mark
 from cgverify.selftest.seeded import autocast
+from cgverify.verify.checkpoint_cells import run
 
 OF_TRANSFORMER_LENS = ("hook_scale", "hook_normalized")
 """Hooks that stand for nothing in Hugging Face."""

@@ -10,11 +10,11 @@ import torch
 from torch.utils.checkpoint import checkpoint
 from verification import ALL_DTYPES, failed, findings, verify
 
-from cgverify import plan
 from cgverify.bridge import CodeGenAttentionBridge
-from cgverify.cases.backward import leaves
+from cgverify.common.records import CellResult, Verdict
+from cgverify.observe.cases.backward import leaves
 from cgverify.oracle.monte_carlo import Drawn, Exact, product
-from cgverify.records import CellResult, Verdict
+from cgverify.plan import cells as plan
 
 
 @pytest.fixture(scope="module")

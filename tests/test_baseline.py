@@ -11,11 +11,11 @@ import pytest
 from conftest import ROOT
 from made_records import a_finding, a_result, a_run
 
-from cgverify.baseline import PACKED, StoredRun, accept, load, require_finished
-from cgverify.comparison import compare_runs
-from cgverify.errors import RunFolderError
-from cgverify.records import CellResult, Verdict
-from cgverify.store import Planned, RunFolder
+from cgverify.common.errors import RunFolderError
+from cgverify.common.records import CellResult, Verdict
+from cgverify.runs.baseline import PACKED, StoredRun, accept, load, require_finished
+from cgverify.runs.comparison import compare_runs
+from cgverify.runs.folder import Planned, RunFolder
 
 PUBLISHED = sorted(path.parent for path in (ROOT / "reports").glob(f"*/{PACKED}"))
 

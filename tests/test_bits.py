@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cgverify.bits import same_bits, same_tensor, ulp_distance
+from cgverify.observe.bits import same_bits, same_tensor, ulp_distance
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 

@@ -15,8 +15,8 @@ from transformers import CodeGenForCausalLM
 from verification import failed, verify
 
 from cgverify.bridge import CodeGenAttentionBridge
-from cgverify.candidate import find
-from cgverify.errors import CandidateError
+from cgverify.common.errors import CandidateError
+from cgverify.observe.candidate import find
 
 BOOTED: list[weakref.ref[Any]] = []
 ALIVE: list[int] = []

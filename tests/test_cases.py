@@ -12,12 +12,12 @@ import torch
 from transformers import CodeGenForCausalLM
 from verification import ALL_DTYPES, failed, findings, verify
 
-from cgverify import plan
 from cgverify.bridge import boot
-from cgverify.cases import CASES, gated
-from cgverify.components import COMPONENTS
-from cgverify.records import CellResult, Verdict
-from cgverify.tap import Observation, hook_points
+from cgverify.common.records import CellResult, Verdict
+from cgverify.observe.cases import CASES, gated
+from cgverify.observe.components import COMPONENTS
+from cgverify.observe.taps import Observation, hook_points
+from cgverify.plan import cells as plan
 
 OWN = ["masked_row", "cast_table", "gated", "patched", "train"]
 """The cases beyond the default ones, which have tests of their own."""

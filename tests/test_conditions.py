@@ -10,7 +10,7 @@ from torch import nn
 from transformers import CodeGenForCausalLM
 
 from cgverify.bridge import boot
-from cgverify.conditions import PLAIN, Conditions, Cotangent, Patch, under
+from cgverify.observe.conditions import PLAIN, Conditions, Cotangent, Patch, under
 
 CPU = torch.device("cpu")
 

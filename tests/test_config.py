@@ -8,12 +8,12 @@ import pytest
 import yaml
 from conftest import ROOT
 
+from cgverify.checkpoint.lookup import sketch
 from cgverify.checkpoint.prompt import UNSEEN
-from cgverify.config import load, parse
-from cgverify.errors import ConfigError, NothingToVerifyError
-from cgverify.execute.checkpoints import sketch
-from cgverify.plan import CASES, Request, Shard, plan
-from cgverify.records import Cell, Checkpoint
+from cgverify.common.errors import ConfigError, NothingToVerifyError
+from cgverify.common.records import Cell, Checkpoint
+from cgverify.plan.cells import CASES, Request, Shard, plan
+from cgverify.plan.yaml_plan import load, parse
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 

@@ -8,7 +8,7 @@ import torch
 from verification import failed, verify
 
 from cgverify.bridge import CodeGenAttentionBridge
-from cgverify.records import Verdict
+from cgverify.common.records import Verdict
 
 HERE = "test_dead_hooks"
 

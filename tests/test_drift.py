@@ -6,8 +6,8 @@ import math
 
 import torch
 
-from cgverify import drift
-from cgverify.records import Verdict
+from cgverify.common.records import Verdict
+from cgverify.verify import drift
 
 
 def test_carried_states_are_measured_against_each_other_and_without_rounding() -> None:

@@ -10,19 +10,19 @@ from transformers import CodeGenForCausalLM
 from transformers.models.codegen.modeling_codegen import CodeGenAttention
 from verification import ALL_DTYPES, failed, findings, verify
 
-from cgverify.candidate import find
-from cgverify.checking import ObservedStep
 from cgverify.checkpoint.names import NANO
 from cgverify.checkpoint.resolve import resolve
 from cgverify.checkpoint.window import Setting, Window
-from cgverify.errors import WeightsError
-from cgverify.execute.serial import run
-from cgverify.journey import kind_of, on_the_way, view_of, views
+from cgverify.common.errors import WeightsError
+from cgverify.common.records import Cell, CellResult, Finding, Prompt, Verdict
+from cgverify.observe.candidate import find
 from cgverify.oracle import exact
 from cgverify.oracle.parameters import Parameters
-from cgverify.plan import CARRIED, CASES, Axes, Subject, cells
-from cgverify.records import Cell, CellResult, Finding, Prompt, Verdict
+from cgverify.plan.cells import CARRIED, CASES, Axes, Subject, cells
 from cgverify.selftest.table import VARIANTS
+from cgverify.verify.check import ObservedStep
+from cgverify.verify.checkpoint_cells import run
+from cgverify.verify.prompt_pass import kind_of, on_the_way, view_of, views
 
 PROMPT = Prompt(tokens=tuple(b"for x in y:\n"), origin="a test")
 TOKENS = torch.tensor([PROMPT.tokens])

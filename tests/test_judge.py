@@ -10,9 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cgverify.judge import Difference, Worst, assess, difference, verdict
+from cgverify.common.records import Verdict
 from cgverify.oracle.arithmetic import Expected
-from cgverify.records import Verdict
+from cgverify.verify.metrics import Difference, Worst, assess, difference, verdict
 
 INF, NAN = math.inf, math.nan
 

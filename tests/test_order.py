@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from made_records import a_finding, a_run
 
-from cgverify.order import in_report_order
-from cgverify.plan import CASES, Axes, Subject, cells
-from cgverify.records import CellResult, Prompt
+from cgverify.common.records import CellResult, Prompt
+from cgverify.plan.cells import CASES, Axes, Subject, cells
+from cgverify.runs.order import in_report_order
 
 SUBJECT = Subject(model="m", weights="d", n_layers=3, rotary_dim=8, n_positions=64)
 

@@ -7,10 +7,10 @@ import json
 
 import pytest
 
-from cgverify.components import COMPONENTS
-from cgverify.errors import UnknownNameError, UsageError
-from cgverify.plan import AFTER, BEFORE, CASES, PER_LAYER, WHOLE, Axes, Subject, cells
-from cgverify.records import Prompt
+from cgverify.common.errors import UnknownNameError, UsageError
+from cgverify.common.records import Prompt
+from cgverify.observe.components import COMPONENTS
+from cgverify.plan.cells import AFTER, BEFORE, CASES, PER_LAYER, WHOLE, Axes, Subject, cells
 
 SUBJECT = Subject(model="m", weights="d", n_layers=3, rotary_dim=8, n_positions=64)
 

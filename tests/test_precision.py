@@ -8,7 +8,7 @@ import pytest
 import torch
 from verification import findings, verify
 
-from cgverify.precision import Precision, leading_bits
+from cgverify.verify.trusted_bits import Precision, leading_bits
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from raising import OwnError
 
-from cgverify.printable import described, printable, said
+from cgverify.common.printable import described, printable, said
 
 
 def test_what_a_terminal_would_obey_is_written_out() -> None:

@@ -9,10 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cgverify import probe
-from cgverify.cases import CASES
-from cgverify.components import COMPONENTS
-from cgverify.probe import LOWEST, Recipe
+from cgverify.observe import inputs as probe
+from cgverify.observe.cases import CASES
+from cgverify.observe.components import COMPONENTS
+from cgverify.observe.inputs import LOWEST, Recipe
 
 RECIPE = Recipe(seed=3, batch_size=2, seq_len=8, n_positions=64, dtype=torch.float32, spread=2.0)
 

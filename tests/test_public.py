@@ -10,10 +10,10 @@ import pytest
 from made_records import a_finding, a_result, a_run
 
 import cgverify
-from cgverify.baseline import StoredRun, accept
+from cgverify.api import Result
 from cgverify.bridge import CodeGenAttentionBridge
-from cgverify.records import Verdict
-from cgverify.result import Result
+from cgverify.common.records import Verdict
+from cgverify.runs.baseline import StoredRun, accept
 
 
 def test_every_exported_name_exists_and_is_documented() -> None:

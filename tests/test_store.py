@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from cgverify.errors import RunFolderError, StorageError
-from cgverify.records import SCHEMA_VERSION, Cell, CellResult, Finding, Run, Verdict
-from cgverify.store import BEFORE_RUN, Planned, RunFolder, begun, read, read_plan
+from cgverify.common.errors import RunFolderError, StorageError
+from cgverify.common.records import SCHEMA_VERSION, Cell, CellResult, Finding, Run, Verdict
+from cgverify.runs.folder import BEFORE_RUN, Planned, RunFolder, begun, read, read_plan
 
 SCHEMA_1 = Path(__file__).parent / "runs" / "schema-1"
 

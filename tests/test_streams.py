@@ -10,7 +10,7 @@ import pytest
 
 SCRIPT = """
 import ctypes, os, sys
-from cgverify.streams import stdout_is_ours
+from cgverify.common.streams import stdout_is_ours
 print("before", end=" ")
 with stdout_is_ours():
     print("python")
@@ -41,7 +41,7 @@ def test_it_is_lost_where_stderr_is_closed() -> None:
 @pytest.mark.parametrize("redirections", [">&-", ">&- 2>&-"])
 def test_where_stdout_is_closed_descriptor_one_may_be_a_file(redirections: str, tmp_path: Path) -> None:
     script = f"""
-from cgverify.streams import stdout_is_ours
+from cgverify.common.streams import stdout_is_ours
 with open({str(tmp_path / "file")!r}, "w", buffering=1) as file, stdout_is_ours():
     print("python")
     print(file.fileno(), file=file)

@@ -10,17 +10,17 @@ import torch
 from transformer_lens.model_bridge.generalized_components import NormalizationBridge
 from verification import ALL_DTYPES, failed, findings, verify
 
-from cgverify.candidate import find
 from cgverify.checkpoint.resolve import resolve
-from cgverify.components import COMPONENTS
-from cgverify.execute.serial import run
-from cgverify.plan import Axes, Subject, cells
-from cgverify.records import CellResult, Verdict
+from cgverify.common.records import CellResult, Verdict
+from cgverify.observe.candidate import find
+from cgverify.observe.components import COMPONENTS
+from cgverify.plan.cells import Axes, Subject, cells
 from cgverify.selftest.seeded.block import mlp_reads_the_residual, residual_after_norm
 from cgverify.selftest.seeded.ends import embedding_shifted, unembedding_in_bfloat16
 from cgverify.selftest.seeded.feed_forward import erf_gelu, mlp_in_bias_missing
 from cgverify.selftest.seeded.layer_norm import wrong_eps
 from cgverify.selftest.table import FAULTS
+from cgverify.verify.checkpoint_cells import run
 
 HERE = "test_verify"
 SEEDED = {fault.name: fault.bridge for fault in FAULTS}

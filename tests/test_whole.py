@@ -10,13 +10,13 @@ import whole_faults
 from transformers import CodeGenForCausalLM
 from verification import ALL_DTYPES, failed, findings, verify
 
-from cgverify import whole
 from cgverify.checkpoint import assembled
 from cgverify.checkpoint.names import NANO
 from cgverify.checkpoint.resolve import resolve
 from cgverify.checkpoint.window import Setting, Window
-from cgverify.plan import AS_CARRIED, CARRIED, GENERATED_TOKENS, GENERATION, TOP_1
-from cgverify.records import CellResult, Prompt, Verdict
+from cgverify.common.records import CellResult, Prompt, Verdict
+from cgverify.plan.cells import AS_CARRIED, CARRIED, GENERATED_TOKENS, GENERATION, TOP_1
+from cgverify.verify import whole_model as whole
 
 PROMPT = Prompt(tokens=tuple(b"def f(x):\n"), origin="a test")
 CPU = torch.device("cpu")

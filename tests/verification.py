@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from cgverify.candidate import find
 from cgverify.checkpoint.prompt import prompt_for
 from cgverify.checkpoint.resolve import resolve
-from cgverify.execute.serial import run
-from cgverify.one_cell import Keep, keep_nothing
-from cgverify.plan import PROMPTED, Axes, Subject, cells
-from cgverify.records import CellResult, Finding, Prompt
+from cgverify.common.records import CellResult, Finding, Prompt
+from cgverify.observe.candidate import find
+from cgverify.plan.cells import PROMPTED, Axes, Subject, cells
+from cgverify.verify.cell import Keep, keep_nothing
+from cgverify.verify.checkpoint_cells import run
 
 ALL_DTYPES = ["float64", "float32", "bfloat16", "float16"]
 

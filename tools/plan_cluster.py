@@ -3,7 +3,7 @@
     python tools/plan_cluster.py configs/nightly.yaml --workers 1 8 64 512
 
 Units are dealt out by the executor's own queue: the longest view first, a worker keeps one while it lasts, and where
-no view is left that nobody has, those that are there are shared. Times are those of `cgverify.cost`, of one
+no view is left that nobody has, those that are there are shared. Times are those of `cgverify.plan.cost`, of one
 thread; what a unit costs the driver is measured by `tools/time_cluster.py`.
 """
 
@@ -15,12 +15,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cgverify.config import load
-from cgverify.cost.of_plan import memory, parameters, seconds, shape
-from cgverify.execute.dask import longest_first
-from cgverify.execute.processes import Queue
-from cgverify.execute.work import Unit, UnitView
-from cgverify.runner import Means, outline, sweep_of
+from cgverify.plan.batches import Unit, UnitView
+from cgverify.plan.cost.of_plan import memory, parameters, seconds, shape
+from cgverify.plan.yaml_plan import load
+from cgverify.runs.execute.dask import longest_first
+from cgverify.runs.execute.processes import Queue
+from cgverify.runs.session import Means, outline, sweep_of
 
 HASHING = 1.4e9
 """Bytes of a checkpoint that one thread reads from memory and hashes in a second."""

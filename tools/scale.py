@@ -21,13 +21,13 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cgverify.environment import machine, versions
+from cgverify.common.environment import machine, versions
 
 UPSTREAM = """
 import torch
 from transformers import CodeGenForCausalLM
 from transformer_lens.benchmarks.component_benchmark import benchmark_all_components
-from cgverify.candidate import find
+from cgverify.observe.candidate import find
 from cgverify.checkpoint.config import named_config
 
 config = named_config("codegen-350M")

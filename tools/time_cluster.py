@@ -19,14 +19,14 @@ from typing import Any
 
 import distributed
 
-from cgverify.config import parse
-from cgverify.execute import worker
-from cgverify.execute.cluster import Cluster, local_cluster
-from cgverify.execute.dask import Dask
-from cgverify.execute.work import Job, Unit
-from cgverify.records import Cell, CellResult, Finding, Run, Verdict
-from cgverify.runner import Means, outline, sweep_of
-from cgverify.store import RunFolder
+from cgverify.common.records import Cell, CellResult, Finding, Run, Verdict
+from cgverify.plan.batches import Job, Unit
+from cgverify.plan.yaml_plan import parse
+from cgverify.runs.execute import worker
+from cgverify.runs.execute.cluster import Cluster, local_cluster
+from cgverify.runs.execute.dask import Dask
+from cgverify.runs.folder import RunFolder
+from cgverify.runs.session import Means, outline, sweep_of
 
 TAPS = 30
 """Findings of a cell, as attention has."""

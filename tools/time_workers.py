@@ -15,11 +15,11 @@ from pathlib import Path
 
 import distributed
 
-from cgverify.config import load
-from cgverify.cost.of_plan import memory, seconds
-from cgverify.execute.cluster import Cluster, local_cluster
-from cgverify.execute.dask import Dask
-from cgverify.runner import Means, Prepared, prepare, sweep_of
+from cgverify.plan.cost.of_plan import memory, seconds
+from cgverify.plan.yaml_plan import load
+from cgverify.runs.execute.cluster import Cluster, local_cluster
+from cgverify.runs.execute.dask import Dask
+from cgverify.runs.session import Means, Prepared, prepare, sweep_of
 
 
 def seconds_on(workers: int, prepared: Prepared) -> tuple[float, float]:

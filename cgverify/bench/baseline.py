@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from cgverify.bench.records import BenchRun, Measured
-from cgverify.errors import RunFolderError, UsageError
+from cgverify.common.errors import RunFolderError, UsageError
 
 SAME = ("machine", "numerics")
 """Parts of the environment that decide a time: figures of another machine, or of other threads, say nothing."""

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 from transformers import CodeGenConfig, DynamicCache
 
-from cgverify import probe
 from cgverify.bench.records import Point
 from cgverify.bench.subjects import LAYER, WHOLE
-from cgverify.components import COMPONENTS
-from cgverify.tap import hook_points
+from cgverify.observe import inputs as probe
+from cgverify.observe.components import COMPONENTS
+from cgverify.observe.taps import hook_points
 
 MODES: dict[str, Callable[[], contextlib.AbstractContextManager[Any]]] = {
     "no-grad": torch.no_grad,

@@ -13,13 +13,13 @@ from cgverify.bench import calls
 from cgverify.bench.memory import Request, peak
 from cgverify.bench.records import Point
 from cgverify.bench.subjects import WHOLE, Workshop
-from cgverify.candidate import find
 from cgverify.checkpoint.resolve import resolve
 from cgverify.checkpoint.window import Setting
-from cgverify.components import COMPONENTS
-from cgverify.environment import pin_numerics
-from cgverify.printable import said
-from cgverify.streams import stdout_is_ours
+from cgverify.common.environment import pin_numerics
+from cgverify.common.printable import said
+from cgverify.common.streams import stdout_is_ours
+from cgverify.observe.candidate import find
+from cgverify.observe.components import COMPONENTS
 
 
 def measure(request: Request) -> int:

@@ -19,11 +19,11 @@ from cgverify.bench.rate import product_flops
 from cgverify.bench.records import Measured, Point
 from cgverify.bench.rounds import Call, Limits, in_rounds
 from cgverify.bench.subjects import WHOLE, Subjects, Workshop, bytes_of
-from cgverify.bits import same_tensor
-from cgverify.candidate import Candidate
 from cgverify.checkpoint.source import Source
 from cgverify.checkpoint.window import Setting
-from cgverify.printable import said
+from cgverify.common.printable import said
+from cgverify.observe.bits import same_tensor
+from cgverify.observe.candidate import Candidate
 
 
 @dataclass(frozen=True)

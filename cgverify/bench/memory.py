@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from cgverify.errors import CgverifyError
+from cgverify.common.errors import CgverifyError
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from cgverify.records import Record
+from cgverify.common.records import Record
 
 SCHEMA_VERSION = 1
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import product
 
 from cgverify.bench.records import Point
-from cgverify.errors import UsageError
+from cgverify.common.errors import UsageError
 
 COMPONENTS = ("attn", "block", "model", "mlp", "mlp.in", "mlp.out", "attn.o", "ln1")
 _WITH_CACHE = ("attn", "block", "model")

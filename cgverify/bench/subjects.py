@@ -14,10 +14,10 @@ from torch import nn
 from transformers import CodeGenConfig, CodeGenForCausalLM
 from transformers.models.codegen.modeling_codegen import create_sinusoidal_positions
 
-from cgverify.candidate import Candidate
 from cgverify.checkpoint.source import Source
 from cgverify.checkpoint.window import Setting, Window
-from cgverify.components import COMPONENTS
+from cgverify.observe.candidate import Candidate
+from cgverify.observe.components import COMPONENTS
 
 WHOLE = "model"
 LAYER = 0

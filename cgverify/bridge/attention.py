@@ -15,9 +15,9 @@ from cgverify.bridge.fused_qkv import join_features, split_features
 from cgverify.bridge.fused_weight import FusedWeight
 from cgverify.bridge.listeners import is_bare, is_heard, run_linear, show, takes_out
 from cgverify.bridge.mask import additive_mask
-from cgverify.bridge.room import cast as cast_to
-from cgverify.bridge.room import room_for
 from cgverify.bridge.rotary import check_positions, rotate_both, sin_cos
+from cgverify.bridge.scratch import cast as cast_to
+from cgverify.bridge.scratch import room_for
 from cgverify.bridge.stacked import project_together, stack
 
 Split = Callable[[nn.Module], tuple[nn.Linear, nn.Linear, nn.Linear]]

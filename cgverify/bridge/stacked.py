@@ -17,7 +17,7 @@ from torch.nn import functional
 from transformer_lens.model_bridge.generalized_components import LinearBridge
 
 from cgverify.bridge.listeners import is_changed, is_heard, is_transformed
-from cgverify.bridge.room import lasting
+from cgverify.bridge.scratch import lasting
 
 _HALF = (torch.bfloat16, torch.float16)
 _DENSE = (nn.Parameter, torch.Tensor)

@@ -10,7 +10,7 @@ from transformers import CodeGenConfig
 
 from cgverify.bridge.fused_qkv import PARTITIONS
 from cgverify.checkpoint.names import ARCHITECTURES, Architecture
-from cgverify.errors import CheckpointMissingError
+from cgverify.common.errors import CheckpointMissingError
 
 
 def named_config(name: str) -> CodeGenConfig:

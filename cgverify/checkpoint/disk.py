@@ -9,7 +9,7 @@ from huggingface_hub.errors import HFValidationError
 
 from cgverify.checkpoint.files import weight_files
 from cgverify.checkpoint.names import ARCHITECTURES, NANO
-from cgverify.errors import WeightsError
+from cgverify.common.errors import WeightsError
 
 
 def on_this_disk(model: str, revision: str | None = None) -> Path | None:

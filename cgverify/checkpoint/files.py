@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cgverify.errors import WeightsError
+from cgverify.common.errors import WeightsError
 
 STEMS = ("model.safetensors", "pytorch_model.bin")
 PATTERNS = {stem: [stem, f"{stem}.index.json", stem.replace(".", "-*-of-*.")] for stem in STEMS}

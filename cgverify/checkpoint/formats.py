@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from safetensors import SafetensorError, safe_open
 
-from cgverify.errors import WeightsError
+from cgverify.common.errors import WeightsError
 
 MOST_MAPPED = 1 << 27
 """Bytes that are read through one mapping of a `.bin`. What was read stays in memory as long as its mapping."""

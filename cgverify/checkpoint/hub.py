@@ -18,7 +18,7 @@ from huggingface_hub.errors import (
 
 from cgverify.checkpoint.config import read_config
 from cgverify.checkpoint.files import PATTERNS
-from cgverify.errors import UsageError, WeightsError
+from cgverify.common.errors import UsageError, WeightsError
 
 TOO_MANY_REQUESTS = 429
 

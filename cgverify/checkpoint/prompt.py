@@ -18,8 +18,8 @@ from transformers import AutoTokenizer
 from cgverify.checkpoint.disk import on_this_disk
 from cgverify.checkpoint.names import NANO
 from cgverify.checkpoint.source import RandomWeights, Source
-from cgverify.errors import UsageError
-from cgverify.records import Prompt
+from cgverify.common.errors import UsageError
+from cgverify.common.records import Prompt
 
 DEFAULT = Path(__file__).with_name("prompt.txt")
 """A short piece of Python."""

@@ -9,7 +9,7 @@ from cgverify.checkpoint.disk import hub_id_of, on_this_disk
 from cgverify.checkpoint.hub import download
 from cgverify.checkpoint.names import ARCHITECTURES, NANO
 from cgverify.checkpoint.source import FolderWeights, RandomWeights, Source
-from cgverify.errors import CheckpointMissingError, UnknownNameError
+from cgverify.common.errors import CheckpointMissingError, UnknownNameError
 
 WEIGHTS = ("auto", "pretrained", "random")
 

@@ -20,7 +20,7 @@ from transformers import CodeGenConfig, CodeGenForCausalLM
 
 from cgverify.checkpoint.files import WeightFiles, weight_files
 from cgverify.checkpoint.formats import TensorFile, opened
-from cgverify.errors import WeightsError
+from cgverify.common.errors import WeightsError
 
 TIED = {"lm_head.weight": "transformer.wte.weight", "transformer.wte.weight": "lm_head.weight"}
 """Which tensor stands for another where embedding and unembedding are tied and only one of them is stored."""

@@ -22,8 +22,8 @@ from transformers.models.codegen.modeling_codegen import CodeGenAttention, creat
 from cgverify.bridge.fused_qkv import split_weight
 from cgverify.checkpoint.heap import give_back_freed
 from cgverify.checkpoint.source import Source
-from cgverify.errors import WeightsError
-from cgverify.records import RotaryDim
+from cgverify.common.errors import WeightsError
+from cgverify.common.records import RotaryDim
 
 View = int | str
 """What is in view: a layer's number, `embed`, `ln_final` or `unembed`."""

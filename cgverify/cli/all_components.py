@@ -7,7 +7,7 @@ import typer
 from cgverify.cli import options
 from cgverify.cli.exits import exit_codes
 from cgverify.cli.options import FORMATS, KEPT, axes, known
-from cgverify.plan import DEFAULT_CASES
+from cgverify.plan.cells import DEFAULT_CASES
 
 
 def all_components(

@@ -9,10 +9,10 @@ import typer
 
 from cgverify.cli import options
 from cgverify.cli.exits import exit_codes
-from cgverify.errors import RunFolderError, UsageError
+from cgverify.common.errors import RunFolderError, UsageError
 
 if TYPE_CHECKING:
-    from cgverify.baseline import StoredRun
+    from cgverify.runs.baseline import StoredRun
 
 app = typer.Typer(help="Runs kept to compare with.", no_args_is_help=True)
 
@@ -35,12 +35,12 @@ def accept(run: Folder, name: Name = None, reports: Reports = Path("reports"), v
     Exit codes: 0 accepted, 2 bad usage, or a run that is not fit to be compared with.
     """
     with exit_codes(verbose):
-        from cgverify.baseline import PACKED, load, require_finished
-        from cgverify.baseline import accept as keep
-        from cgverify.comparison import compare_runs
         from cgverify.report.comparison import sections
         from cgverify.report.frames import summary_frame
         from cgverify.report.sections import on_screen
+        from cgverify.runs.baseline import PACKED, load, require_finished
+        from cgverify.runs.baseline import accept as keep
+        from cgverify.runs.comparison import compare_runs
 
         require_finished(run)
         stored = load(run)

@@ -17,10 +17,10 @@ from cgverify.bench.scenarios import COMPONENTS, SCENARIOS, Selection, Shape
 from cgverify.cli import options
 from cgverify.cli.exits import INTERRUPTED, exit_codes
 from cgverify.cli.options import known, split
-from cgverify.environment import hush_libraries, keep_memory, machine, pin_numerics, uncollected, versions
-from cgverify.errors import RunFolderError, UsageError
-from cgverify.plan import DEVICES, DTYPES
-from cgverify.streams import stdout_is_ours
+from cgverify.common.environment import hush_libraries, keep_memory, machine, pin_numerics, uncollected, versions
+from cgverify.common.errors import RunFolderError, UsageError
+from cgverify.common.streams import stdout_is_ours
+from cgverify.plan.cells import DEVICES, DTYPES
 
 if TYPE_CHECKING:
     from cgverify.bench.harness import Harness
@@ -179,9 +179,9 @@ def _measure(
         from cgverify.bench.harness import Harness
         from cgverify.bench.rate import product_rate
         from cgverify.bench.rounds import Limits
-        from cgverify.candidate import find
         from cgverify.checkpoint.resolve import resolve
-        from cgverify.execute.serial import require_devices
+        from cgverify.observe.candidate import find
+        from cgverify.verify.checkpoint_cells import require_devices
 
     require_devices(selection.devices)
     with stdout_is_ours():
@@ -250,8 +250,8 @@ def _new_folder(output: Path | None, model: str) -> Path:
 
 
 def _write(folder: Path, run: BenchRun) -> None:
-    from cgverify.report import bench_page
-    from cgverify.report.bench_frame import bench_frame
+    from cgverify.bench import page as bench_page
+    from cgverify.bench.frame import bench_frame
 
     (folder / FILE).write_text(run.model_dump_json(indent=1) + "\n", encoding="utf-8")
     bench_frame(run).to_csv(folder / "bench.csv", index=False)
@@ -259,8 +259,9 @@ def _write(folder: Path, run: BenchRun) -> None:
 
 
 def _print(run: BenchRun, compared: Sequence[Change], format: str) -> None:
-    from cgverify.report import bench_page, bench_table
-    from cgverify.report.bench_frame import bench_frame
+    from cgverify.bench import page as bench_page
+    from cgverify.bench import table as bench_table
+    from cgverify.bench.frame import bench_frame
 
     if format == "json":
         typer.echo(run.model_dump_json())

@@ -10,7 +10,7 @@ import typer
 from cgverify.cli import options
 from cgverify.cli.exits import exit_codes
 from cgverify.cli.options import known, split
-from cgverify.errors import UsageError
+from cgverify.common.errors import UsageError
 
 NOTHING_COMPARED = 5
 FORMATS = ("table", "json", "csv", "markdown", "github")
@@ -62,9 +62,9 @@ def compare(
 
 
 def _with_baseline(what: list[str], fail_on: list[str], format: str) -> int:
-    from cgverify.comparison import compare_runs
-    from cgverify.comparison.criteria import criteria, regressions
     from cgverify.report.comparison import render
+    from cgverify.runs.comparison import compare_runs
+    from cgverify.runs.comparison.criteria import criteria, regressions
 
     asked = criteria(fail_on)
     if len(what) != 2:
@@ -78,9 +78,9 @@ def _with_baseline(what: list[str], fail_on: list[str], format: str) -> int:
 
 
 def _across(axis: str, what: list[str], format: str) -> int:
-    from cgverify.baseline import load
-    from cgverify.comparison.across import AXES, across, across_runs
     from cgverify.report.across import render
+    from cgverify.runs.baseline import load
+    from cgverify.runs.comparison.across import AXES, across, across_runs
 
     known("across", [axis], (*AXES, "run"))
     if axis == "run":

@@ -12,17 +12,17 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from cgverify.cost.of_plan import Cost, cost, seconds
-from cgverify.errors import UsageError
-from cgverify.execute.work import Unit
+from cgverify.common.errors import UsageError
+from cgverify.plan.batches import Unit
+from cgverify.plan.cost.of_plan import Cost, cost, seconds
 
 if TYPE_CHECKING:
-    from cgverify.runner import Means, Order
+    from cgverify.runs.session import Means, Order
 
 
 def show(order: Order, means: Means, format: str) -> int:
     """Print the plan: a row per checkpoint and setting as a table, a row per cell as CSV, all as JSON."""
-    from cgverify.runner import outline
+    from cgverify.runs.session import outline
 
     units = outline(order, means)
     total = cost(units)

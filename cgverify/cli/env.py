@@ -16,7 +16,7 @@ def env(format: options.Format = "table", threads: options.Threads = None) -> No
     with exit_codes():
         known("format", [format], ("table", "json"))
 
-        from cgverify.environment import machine, pin_numerics, versions
+        from cgverify.common.environment import machine, pin_numerics, versions
 
         described = {"versions": versions(), "machine": machine(), "numerics": pin_numerics(threads)}
         if format == "json":

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import typer
 
-from cgverify.errors import CgverifyError
-from cgverify.printable import said
+from cgverify.common.errors import CgverifyError
+from cgverify.common.printable import said
 
 INTERRUPTED = 130
 

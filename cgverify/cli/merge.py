@@ -33,8 +33,8 @@ def merge(
         known("format", [format], FORMATS)
 
         from cgverify.cli.verification import show
-        from cgverify.merging import merge_runs, whole_or_nothing
         from cgverify.report.frames import write_csv
+        from cgverify.runs.merge import merge_runs, whole_or_nothing
 
         with whole_or_nothing(output):
             run, results = merge_runs(runs, output)

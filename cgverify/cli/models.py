@@ -13,8 +13,8 @@ from cgverify.checkpoint.names import ARCHITECTURES, Architecture
 from cgverify.cli import options
 from cgverify.cli.exits import exit_codes
 from cgverify.cli.options import known
-from cgverify.plan import Axes, Subject, cells
-from cgverify.records import Cell
+from cgverify.common.records import Cell
+from cgverify.plan.cells import Axes, Subject, cells
 
 
 def models(format: options.Format = "table") -> None:
@@ -23,7 +23,7 @@ def models(format: options.Format = "table") -> None:
         known("format", [format], ("table", "json"))
 
         from cgverify.checkpoint.disk import on_this_disk
-        from cgverify.cost.estimate import duration, estimate, measured_speed
+        from cgverify.plan.cost.estimate import duration, estimate, measured_speed
 
         speed = measured_speed()
         here = {name: on_this_disk(name) is not None for name in ARCHITECTURES}

@@ -8,12 +8,12 @@ from typing import Annotated
 
 import typer
 
-from cgverify.environment import SHORTCUTS
-from cgverify.errors import UnknownNameError, UsageError
-from cgverify.execute.cluster import Cluster
-from cgverify.plan import CASES, DEVICES, DTYPES, Axes
-from cgverify.records import RotaryDim
+from cgverify.common.environment import SHORTCUTS
+from cgverify.common.errors import UnknownNameError, UsageError
+from cgverify.common.records import RotaryDim
+from cgverify.plan.cells import CASES, DEVICES, DTYPES, Axes
 from cgverify.report.formats import FORMATS as FORMATS
+from cgverify.runs.execute.cluster import Cluster
 
 KEPT = ("failed", "all", "none")
 EXECUTORS = ("local", "dask")

@@ -10,9 +10,9 @@ import typer
 from cgverify.cli import options
 from cgverify.cli.exits import exit_codes
 from cgverify.cli.options import FORMATS, known
-from cgverify.errors import UsageError
+from cgverify.common.errors import UsageError
 from cgverify.report.formats import PIVOT_FORMATS, PIVOTS, WITH_BASELINE
-from cgverify.store import replace
+from cgverify.runs.folder import replace
 
 Folder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder or a baseline.")]
 Baseline = Annotated[
@@ -53,7 +53,7 @@ def report(
                 )
             baseline = None  # the environment's, which says so for every report
 
-        from cgverify.baseline import load
+        from cgverify.runs.baseline import load
 
         stored = load(run)
         if by is None:

@@ -11,10 +11,10 @@ from rich.console import Console
 from cgverify.cli import options
 from cgverify.cli.exits import exit_codes
 from cgverify.cli.options import known, split
-from cgverify.environment import hush_libraries, pin_numerics, prefer_huge_pages
-from cgverify.errors import RunFolderError
-from cgverify.plan import DEVICES, DTYPES
-from cgverify.streams import stdout_is_ours
+from cgverify.common.environment import hush_libraries, pin_numerics, prefer_huge_pages
+from cgverify.common.errors import RunFolderError
+from cgverify.common.streams import stdout_is_ours
+from cgverify.plan.cells import DEVICES, DTYPES
 
 FORMATS = ("table", "csv")
 THREADS = 1
@@ -56,11 +56,11 @@ def selftest(
             hush_libraries()
 
         from cgverify.checkpoint.resolve import resolve
-        from cgverify.execute.serial import require_devices, run
-        from cgverify.one_cell import no_blame
-        from cgverify.report.exam import exam_frame, show
         from cgverify.selftest import table
         from cgverify.selftest.exam import MODEL, Exam, exit_code, mark
+        from cgverify.selftest.report import exam_frame, show
+        from cgverify.verify.cell import no_blame
+        from cgverify.verify.checkpoint_cells import require_devices, run
 
         require_devices(devices)
         pin_numerics(threads)

@@ -10,9 +10,9 @@ import typer
 from cgverify.cli import options
 from cgverify.cli.exits import exit_codes
 from cgverify.cli.options import FORMATS, KEPT, known
-from cgverify.config import load
-from cgverify.errors import UsageError
-from cgverify.plan import Shard
+from cgverify.common.errors import UsageError
+from cgverify.plan.cells import Shard
+from cgverify.plan.yaml_plan import load
 
 _RUN = "How to run"
 
@@ -83,7 +83,7 @@ def sweep(
         course = Course(output, resume, rerun_failed, exitfirst, max_minutes)
         make_ready(verbose)
 
-        from cgverify.runner import Means, sweep_of
+        from cgverify.runs.session import Means, sweep_of
 
         order = sweep_of(planned, config.stem, config)
         means = Means(

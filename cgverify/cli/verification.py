@@ -14,16 +14,16 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from cgverify.cli.exits import INTERRUPTED
-from cgverify.environment import hush_libraries, prefer_huge_pages, uncollected
-from cgverify.errors import CgverifyError, UsageError
-from cgverify.execute.cluster import Cluster
-from cgverify.plan import Axes
-from cgverify.records import CellResult, Run
-from cgverify.store import require_new
-from cgverify.streams import stdout_is_ours
+from cgverify.common.environment import hush_libraries, prefer_huge_pages, uncollected
+from cgverify.common.errors import CgverifyError, UsageError
+from cgverify.common.records import CellResult, Run
+from cgverify.common.streams import stdout_is_ours
+from cgverify.plan.cells import Axes
+from cgverify.runs.execute.cluster import Cluster
+from cgverify.runs.folder import require_new
 
 if TYPE_CHECKING:  # what imports torch is imported after `make_ready`
-    from cgverify.runner import Campaign, Means, Order, Prepared
+    from cgverify.runs.session import Campaign, Means, Order, Prepared
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ class Course:
 
     def begin(self, prepared: Prepared) -> Campaign:
         """The run, new or continued."""
-        from cgverify.runner import Campaign
-        from cgverify.store import new_folder
+        from cgverify.runs.folder import new_folder
+        from cgverify.runs.session import Campaign
 
         path = self.output or new_folder(prepared.run.model)
         if self.rerun_failed:
@@ -60,12 +60,12 @@ def make_ready(verbosity: int) -> None:
     if verbosity == 0:
         hush_libraries()
     with uncollected():
-        import cgverify.runner  # noqa: F401
+        import cgverify.runs.session  # noqa: F401
 
 
 def run(order: Order, means: Means, course: Course, *, format: str, quiet: bool) -> int:
     """Run what is asked for, print the report on stdout, and return the exit code."""
-    from cgverify.runner import prepare, require_cells
+    from cgverify.runs.session import prepare, require_cells
 
     started = time.monotonic()
     with stdout_is_ours():
@@ -109,8 +109,8 @@ def run_one(
 ) -> int:
     """`run` of axes over one checkpoint, which must be had, as must the devices."""
     make_ready(verbose)
-    from cgverify.execute.serial import require_devices
-    from cgverify.runner import Means, Text, one_checkpoint
+    from cgverify.runs.session import Means, Text, one_checkpoint
+    from cgverify.verify.checkpoint_cells import require_devices
 
     require_devices(axes.devices)
     order = one_checkpoint(command, model, weights, axes, Text(prompt, tokens))
@@ -160,7 +160,7 @@ def report(run: Run, path: Path, ordered: Sequence[CellResult], format: str, *, 
         detailed: also tell bits by head, and what forwards and judging took.
     """
     from cgverify.report.frames import write_csv
-    from cgverify.store import full
+    from cgverify.runs.folder import full
 
     try:
         write_csv(path, ordered)

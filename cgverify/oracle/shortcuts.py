@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import torch
 
-from cgverify.environment import allowed
+from cgverify.common.environment import allowed
 from cgverify.oracle.arithmetic import UNIT_ROUNDOFF, accumulator
 
 _SPACING = {"bfloat16": 2.0**-7, "tf32": 2.0**-10}

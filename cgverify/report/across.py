@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from cgverify.comparison.across import Across, FirstDifference, TapPair, first_differences
-from cgverify.records import Finding
+from cgverify.common.records import Finding
 from cgverify.report import as_json
 from cgverify.report.document import document
 from cgverify.report.figures import figure
 from cgverify.report.frames import CELL
 from cgverify.report.sections import Section, counted, on_screen
+from cgverify.runs.comparison.across import Across, FirstDifference, TapPair, first_differences
 
 SIDES = ("first", "second")
 FIGURES = ("verdict", "r", "error", "bits")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cgverify.records import CellResult, Run
+from cgverify.common.records import CellResult, Run
 from cgverify.report.frames import findings_frame
 
 

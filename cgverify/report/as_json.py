@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from cgverify.records import CellResult, Record, Run
+from cgverify.common.records import CellResult, Record, Run
 from cgverify.report.frames import CELL
 from cgverify.report.outcome import counts, exit_code, silent_hooks
 

@@ -8,8 +8,7 @@ from dataclasses import asdict
 
 import pandas as pd
 
-from cgverify.comparison.changes import Change, Comparison, Group, Growth, Hook, Refusal
-from cgverify.records import Cell, Finding
+from cgverify.common.records import Cell, Finding
 from cgverify.report import as_json
 from cgverify.report.document import document
 from cgverify.report.figures import figure
@@ -17,6 +16,7 @@ from cgverify.report.folds import bare_tap, folded, verdicts, with_consequences_
 from cgverify.report.frames import CELL
 from cgverify.report.github import annotate
 from cgverify.report.sections import Section, Tone, counted, on_screen, shortened
+from cgverify.runs.comparison.changes import Change, Comparison, Group, Growth, Hook, Refusal
 
 SHOWN = 20
 GROWTH_TOLD = 2.0
@@ -32,7 +32,7 @@ def render(format: str, comparison: Comparison, regressions: Sequence[str]) -> s
 
     Args:
         format: a key of `FORMATS`.
-        regressions: the sentences of `cgverify.comparison.criteria.regressions`.
+        regressions: the sentences of `cgverify.runs.comparison.criteria.regressions`.
     """
     return FORMATS[format](comparison, regressions)
 

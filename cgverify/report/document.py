@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from cgverify.printable import printable
+from cgverify.common.printable import printable
 from cgverify.report.sections import Section, counted
 
 LIMIT = 1000 * 1024

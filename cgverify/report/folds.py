@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from cgverify.comparison.changes import Change
 from cgverify.report.figures import figure
 from cgverify.report.sections import counted
+from cgverify.runs.comparison.changes import Change
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from cgverify.records import CellResult, Run
+from cgverify.common.records import CellResult, Run
 
 if TYPE_CHECKING:
-    from cgverify.baseline import StoredRun
+    from cgverify.runs.baseline import StoredRun
 
 FORMATS = {
     "table": "cgverify.report.screen",

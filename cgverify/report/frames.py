@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from cgverify.records import TIMES, Cell, CellResult, Finding, Verdict
+from cgverify.common.records import TIMES, Cell, CellResult, Finding, Verdict
 
 CELL = [
     *("model", "component", "layer", "kind", "candidate", "dtype", "device", "rotary_dim"),

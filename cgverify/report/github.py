@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-from cgverify.printable import printable
-from cgverify.records import CellResult, Run
+from cgverify.common.printable import printable
+from cgverify.common.records import CellResult, Run
 from cgverify.report.outcome import Failure, failures
 from cgverify.report.table import verdict_line
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from cgverify.plan import AS_CARRIED, CARRIED, GENERATION, TOP_1
-from cgverify.records import CellResult, Finding, Verdict
+from cgverify.common.records import CellResult, Finding, Verdict
+from cgverify.plan.cells import AS_CARRIED, CARRIED, GENERATION, TOP_1
 
 
 def growth(results: Iterable[CellResult]) -> list[str]:

@@ -8,8 +8,8 @@ from rich.box import SIMPLE
 from rich.console import RenderableType
 from rich.table import Table
 
-from cgverify.printable import printable
-from cgverify.records import CellResult, Finding, Run
+from cgverify.common.printable import printable
+from cgverify.common.records import CellResult, Finding, Run
 from cgverify.report.figures import bits
 
 Setting = tuple[str, ...]

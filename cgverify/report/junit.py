@@ -11,7 +11,7 @@ from itertools import groupby
 
 from junitparser import Error, Failure, JUnitXml, Skipped, TestCase, TestSuite
 
-from cgverify.records import Cell, CellResult, Finding, Run, Verdict
+from cgverify.common.records import Cell, CellResult, Finding, Run, Verdict
 
 SHOWN = 50
 """Findings told of one cell. All of them stand in findings.csv."""

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import chain
 
-from cgverify.baseline import StoredRun
-from cgverify.comparison.changes import compare
-from cgverify.records import CellResult, Run, Verdict
+from cgverify.common.records import CellResult, Run, Verdict
 from cgverify.report import comparison
 from cgverify.report.document import document
 from cgverify.report.figures import figure
@@ -15,6 +13,8 @@ from cgverify.report.frames import SETTING, findings_by_cell, worst_by
 from cgverify.report.outcome import exit_code, failures, suspects
 from cgverify.report.sections import Section, counted
 from cgverify.report.table import verdict_line
+from cgverify.runs.baseline import StoredRun
+from cgverify.runs.comparison.changes import compare
 
 SHOWN = 20
 OUTCOMES = {0: "all held", 1: "parity failure", 3: "something could not be run", 5: "nothing was compared"}

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cgverify.plan import WHOLE
-from cgverify.printable import printable
-from cgverify.records import IN_MEMORY, Cell, CellResult, Finding, Run, Verdict
+from cgverify.common.printable import printable
+from cgverify.common.records import IN_MEMORY, Cell, CellResult, Finding, Run, Verdict
+from cgverify.plan.cells import WHOLE
 
 
 @dataclass(frozen=True)

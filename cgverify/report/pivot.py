@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from cgverify.records import CellResult, Run, Verdict
+from cgverify.common.records import CellResult, Run, Verdict
 from cgverify.report import as_json
 from cgverify.report.document import document
 from cgverify.report.figures import figure

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from cgverify.records import CellResult, Run
+from cgverify.common.records import CellResult, Run
 from cgverify.report.heads import by_head
 from cgverify.report.table import Tables, by_component, show
 from cgverify.report.taps import by_tap

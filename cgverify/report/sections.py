@@ -11,7 +11,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from cgverify.printable import printable
+from cgverify.common.printable import printable
 
 Tone = Literal["plain", "good", "bad", "aside"]
 STYLES: dict[Tone, str] = {"plain": "", "good": "green", "bad": "red", "aside": "dim"}

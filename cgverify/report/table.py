@@ -10,8 +10,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from cgverify.printable import printable
-from cgverify.records import CellResult, Run, Verdict
+from cgverify.common.printable import printable
+from cgverify.common.records import CellResult, Run, Verdict
 from cgverify.report.figures import bits, figure
 from cgverify.report.frames import SETTING, findings_by_cell, worst_by
 from cgverify.report.growth import growth

@@ -10,8 +10,8 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from cgverify.printable import printable
-from cgverify.records import CellResult, Run, Verdict
+from cgverify.common.printable import printable
+from cgverify.common.records import CellResult, Run, Verdict
 from cgverify.report.figures import bits, figure
 from cgverify.report.frames import findings_frame
 from cgverify.report.heads import by_head

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from cgverify.records import CellResult, Finding
+from cgverify.common.records import CellResult, Finding
 from cgverify.selftest.entry import Entry, Fault
 
 

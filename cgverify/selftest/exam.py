@@ -1,7 +1,7 @@
 """Plan the exam, and mark what the verifier made of it.
 
 Every entry is verified as a user would verify it: it is found by its `--bridge` name, its cells are those of
-`cgverify.plan`, and `cgverify.execute` runs them. Cells of all entries go in one run, so that one view of the weights
+`cgverify.plan.cells`, and `cgverify.runs.execute` runs them. Cells of all entries go in one run, so that one view of the weights
 and one reference with its oracle's answers serve them all.
 """
 
@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from cgverify import candidate
-from cgverify.candidate import Candidate
 from cgverify.checkpoint.source import Source
-from cgverify.plan import CASES, PROMPTED, Axes, Subject, cells
-from cgverify.records import Cell, CellResult
+from cgverify.common.records import Cell, CellResult
+from cgverify.observe import candidate
+from cgverify.observe.candidate import Candidate
+from cgverify.plan.cells import CASES, PROMPTED, Axes, Subject, cells
 from cgverify.selftest.answer import Answer, Outcome, answer
 from cgverify.selftest.entry import Entry, Fault
 from cgverify.selftest.resolution import explain

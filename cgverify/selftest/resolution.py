@@ -18,18 +18,20 @@ from itertools import groupby
 import torch
 from torch import nn
 
-from cgverify import candidate, one_cell, probe
-from cgverify.bits import same_tensor
-from cgverify.candidate import Candidate
-from cgverify.checking import Observed, ObservedStep, Side
 from cgverify.checkpoint.source import Source
 from cgverify.checkpoint.window import Setting, View, Window
-from cgverify.judge import assess
+from cgverify.common.records import Cell
+from cgverify.observe import candidate
+from cgverify.observe import inputs as probe
+from cgverify.observe.bits import same_tensor
+from cgverify.observe.candidate import Candidate
+from cgverify.observe.stages import Local, Stage, expect_products
 from cgverify.oracle.arithmetic import Expected
 from cgverify.oracle.parameters import Parameters
-from cgverify.records import Cell
 from cgverify.selftest.answer import Outcome
-from cgverify.stages import Local, Stage, expect_products
+from cgverify.verify import cell as one_cell
+from cgverify.verify.check import Observed, ObservedStep, Side
+from cgverify.verify.metrics import assess
 
 
 @dataclass(frozen=True)

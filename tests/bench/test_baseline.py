@@ -9,7 +9,7 @@ from hand_made_bench import measured, run
 
 from cgverify.bench.baseline import changes, over, read, regressions
 from cgverify.bench.records import BenchRun
-from cgverify.errors import RunFolderError, UsageError
+from cgverify.common.errors import RunFolderError, UsageError
 
 
 @pytest.mark.parametrize(

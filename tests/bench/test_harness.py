@@ -20,11 +20,11 @@ from cgverify.bench.records import Measured, Point
 from cgverify.bench.rounds import Limits
 from cgverify.bench.scenarios import SCENARIOS, Selection, Shape
 from cgverify.bench.subjects import Subjects, Workshop
-from cgverify.candidate import find
 from cgverify.checkpoint.resolve import resolve
 from cgverify.checkpoint.source import Source
 from cgverify.checkpoint.window import Setting
-from cgverify.tap import hook_points
+from cgverify.observe.candidate import find
+from cgverify.observe.taps import hook_points
 
 BRIDGES = ("cgverify", "faults:HeadsSwapped", "transformer_lens")
 

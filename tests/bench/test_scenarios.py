@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cgverify.bench.scenarios import COMPONENTS, SCENARIOS, Selection, Shape
-from cgverify.errors import UsageError
+from cgverify.common.errors import UsageError
 
 
 @pytest.mark.parametrize(

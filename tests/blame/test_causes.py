@@ -9,10 +9,10 @@ import pytest
 from verification import failed, verify
 
 from cgverify.checkpoint.resolve import resolve
-from cgverify.execute.serial import run
-from cgverify.one_cell import no_blame
 from cgverify.selftest.exam import MODEL, Exam
 from cgverify.selftest.table import FAULTS, VARIANTS
+from cgverify.verify.cell import no_blame
+from cgverify.verify.checkpoint_cells import run
 
 EXACT = {
     faults.QueryKeySwapped: {"K stands in the place of Q", "Q stands in the place of K"},

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cgverify.blame.extent import extent
-from cgverify.stages import HEADS, PATTERN, RESIDUAL
+from cgverify.observe.stages import HEADS, PATTERN, RESIDUAL
+from cgverify.verify.diagnosis.extent import extent
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from verification import failed, verify
 
-from cgverify.records import CellResult
+from cgverify.common.records import CellResult
 from cgverify.selftest.table import FAULTS
 
 SEEDED = {fault.name: fault for fault in FAULTS}

@@ -10,8 +10,8 @@ from transformers import CodeGenConfig
 from transformers.models.codegen.modeling_codegen import CodeGenAttention
 
 from cgverify.bridge import join_weight, split_qkv_matrix, split_weight
+from cgverify.observe.taps import Observation, attention_taps
 from cgverify.oracle.fused_qkv import projection_weight
-from cgverify.tap import Observation, attention_taps
 
 
 def test_rows_of_the_smallest_case_by_hand() -> None:

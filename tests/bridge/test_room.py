@@ -13,7 +13,8 @@ import torch
 from sides import of_shape
 from transformers import CodeGenConfig, CodeGenForCausalLM
 
-from cgverify.bridge import boot, room
+from cgverify.bridge import boot
+from cgverify.bridge import scratch as room
 from cgverify.bridge.stacked import stack
 
 pytestmark = pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="this system has no huge pages to ask for")

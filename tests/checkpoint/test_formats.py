@@ -14,14 +14,14 @@ from safetensors.torch import load_file, save_file
 from transformers import CodeGenConfig, CodeGenForCausalLM
 from verification import failed, verify
 
-from cgverify.candidate import find
 from cgverify.checkpoint import formats
 from cgverify.checkpoint.resolve import resolve
 from cgverify.checkpoint.source import FolderWeights
 from cgverify.checkpoint.window import Setting, Window
-from cgverify.errors import WeightsError
-from cgverify.execute.serial import run
-from cgverify.plan import Axes, Subject, cells
+from cgverify.common.errors import WeightsError
+from cgverify.observe.candidate import find
+from cgverify.plan.cells import Axes, Subject, cells
+from cgverify.verify.checkpoint_cells import run
 
 NAME = "transformer.h.0.attn.out_proj.weight"
 SHAPE = torch.Size([64, 64])

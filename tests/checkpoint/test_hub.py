@@ -20,7 +20,7 @@ from transformers import CodeGenForCausalLM
 from cgverify.checkpoint.disk import on_this_disk
 from cgverify.checkpoint.resolve import resolve
 from cgverify.checkpoint.source import RandomWeights
-from cgverify.errors import CgverifyError, CheckpointMissingError, UsageError, WeightsError
+from cgverify.common.errors import CgverifyError, CheckpointMissingError, UsageError, WeightsError
 
 MODEL = "some/codegen"
 NAME, SHAPE = "lm_head.weight", torch.Size([101, 64])

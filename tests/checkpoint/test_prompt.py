@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from cgverify.checkpoint.prompt import DEFAULT, prompt_for
 from cgverify.checkpoint.resolve import resolve
-from cgverify.errors import UsageError
+from cgverify.common.errors import UsageError
 
 
 def test_bytes_are_nanos_tokens() -> None:

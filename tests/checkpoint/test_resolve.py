@@ -14,7 +14,7 @@ from transformers import CodeGenForCausalLM
 from cgverify.checkpoint.names import ARCHITECTURES
 from cgverify.checkpoint.resolve import resolve
 from cgverify.checkpoint.source import FolderWeights, RandomWeights
-from cgverify.errors import CgverifyError, CheckpointMissingError, UnknownNameError, WeightsError
+from cgverify.common.errors import CgverifyError, CheckpointMissingError, UnknownNameError, WeightsError
 
 NAME = "transformer.h.0.attn.out_proj.weight"
 

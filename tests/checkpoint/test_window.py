@@ -12,7 +12,7 @@ from transformers import CodeGenConfig, CodeGenForCausalLM
 from cgverify.checkpoint.resolve import resolve
 from cgverify.checkpoint.source import RandomWeights
 from cgverify.checkpoint.window import Setting, Window, refusal
-from cgverify.errors import WeightsError
+from cgverify.common.errors import WeightsError
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 CPU = torch.device("cpu")

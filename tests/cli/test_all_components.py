@@ -15,8 +15,8 @@ import pytest
 from conftest import ROOT, Cli, command
 from safetensors.torch import load_file, save_file
 
-from cgverify.plan import CASES, DEFAULT_CASES
-from cgverify.store import read
+from cgverify.plan.cells import CASES, DEFAULT_CASES
+from cgverify.runs.folder import read
 
 QUICK = ("all-components", "--model", "codegen-nano", "--layers", "1", "--case", "default")
 

@@ -17,8 +17,8 @@ from made_records import ENVIRONMENT, a_finding, a_result, a_run
 from typer.testing import CliRunner
 
 from cgverify.cli.app import app
-from cgverify.records import CellResult, Verdict
-from cgverify.store import RunFolder
+from cgverify.common.records import CellResult, Verdict
+from cgverify.runs.folder import RunFolder
 
 Invoke = Callable[..., Any]
 

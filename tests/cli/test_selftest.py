@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 
 from cgverify.bridge import CodeGenAttentionBridge
 from cgverify.cli.app import app
-from cgverify.report.exam import COLUMNS
 from cgverify.selftest import table
 from cgverify.selftest.entry import fault
+from cgverify.selftest.report import COLUMNS
 from cgverify.selftest.table import FAULTS, VARIANTS
 
 

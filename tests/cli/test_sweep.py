@@ -18,9 +18,9 @@ from conftest import ROOT, Cli
 from sweeping import SMALL, command_line, swept
 from typer.testing import CliRunner, Result
 
-from cgverify.plan import Shard
-from cgverify.records import Verdict
-from cgverify.store import read
+from cgverify.common.records import Verdict
+from cgverify.plan.cells import Shard
+from cgverify.runs.folder import read
 
 
 @pytest.fixture

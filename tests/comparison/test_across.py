@@ -7,10 +7,10 @@ import math
 import pytest
 from made_records import a_finding, a_result, a_run
 
-from cgverify.baseline import StoredRun
-from cgverify.comparison.across import across, across_runs, first_differences
-from cgverify.errors import UsageError
-from cgverify.records import CellResult, Verdict
+from cgverify.common.errors import UsageError
+from cgverify.common.records import CellResult, Verdict
+from cgverify.runs.baseline import StoredRun
+from cgverify.runs.comparison.across import across, across_runs, first_differences
 
 
 def stored(*results: CellResult) -> StoredRun:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 from made_records import ENVIRONMENT, a_finding, a_result, a_run
 
-from cgverify.baseline import StoredRun
-from cgverify.comparison.changes import Comparison, compare
-from cgverify.comparison.criteria import criteria, regressions
-from cgverify.errors import UsageError
-from cgverify.records import CellResult, Run, Verdict
+from cgverify.common.errors import UsageError
+from cgverify.common.records import CellResult, Run, Verdict
+from cgverify.runs.baseline import StoredRun
+from cgverify.runs.comparison.changes import Comparison, compare
+from cgverify.runs.comparison.criteria import criteria, regressions
 
 
 def compared(before: list[CellResult], after: list[CellResult], run: Run | None = None) -> Comparison:

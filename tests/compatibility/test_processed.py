@@ -11,10 +11,10 @@ import torch
 from transformers import CodeGenForCausalLM
 
 import cgverify
+from cgverify.api import Result
 from cgverify.bridge import boot
 from cgverify.checkpoint.names import NANO
-from cgverify.errors import UsageError
-from cgverify.result import Result
+from cgverify.common.errors import UsageError
 
 AXES = {"layers": 1, "components": ["embed", "attn", "mlp", "unembed"], "cases": "default"}
 PARTS = {

@@ -12,8 +12,8 @@ import pytest
 from conftest import command
 
 from cgverify.checkpoint.names import ARCHITECTURES, Architecture
-from cgverify.cost.estimate import LIBRARIES, START, Estimate, duration, estimate, measured_speed
-from cgverify.plan import Axes, Subject, cells
+from cgverify.plan.cells import Axes, Subject, cells
+from cgverify.plan.cost.estimate import LIBRARIES, START, Estimate, duration, estimate, measured_speed
 
 PEAK = """
 import os, subprocess, sys

@@ -8,9 +8,9 @@ import pytest
 from typer.testing import CliRunner
 
 from cgverify.cli.app import app
-from cgverify.cost.fit import require_fits
-from cgverify.errors import MemoryShortError, UsageError
-from cgverify.plan import Axes
+from cgverify.common.errors import MemoryShortError, UsageError
+from cgverify.plan.cells import Axes
+from cgverify.plan.cost.fit import require_fits
 
 LARGE = Axes(seq_len=512)
 
@@ -47,8 +47,8 @@ def test_where_nothing_fits_the_least_is_told() -> None:
 
 
 def test_the_command_stops_before_it_leaves_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cgverify.runner.available", lambda: 0)
-    monkeypatch.setattr("cgverify.runner.taken", lambda: 1 << 30)
+    monkeypatch.setattr("cgverify.runs.session.available", lambda: 0)
+    monkeypatch.setattr("cgverify.runs.session.taken", lambda: 1 << 30)
     arguments = ["all-components", "--model", "codegen-6B", "--output", str(tmp_path / "run")]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 3

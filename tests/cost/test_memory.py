@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cgverify.cost.memory import VERSION_1, VERSION_2, available, taken
+from cgverify.plan.cost.memory import VERSION_1, VERSION_2, available, taken
 
 
 def group(folder: Path, names: tuple[str, str, str], limit: str, used: int, cached: int) -> None:

@@ -11,8 +11,8 @@ from multiprocessing.context import ForkServerProcess
 
 import psutil
 
-from cgverify.execute.cluster import Cluster, local_cluster
-from cgverify.execute.work import Job
+from cgverify.plan.batches import Job
+from cgverify.runs.execute.cluster import Cluster, local_cluster
 
 JOB = Job(("cgverify",), threads=1)
 

@@ -20,19 +20,19 @@ from sweeping import SMALL, command_line, prepared, swept
 from typer.testing import CliRunner
 
 import cgverify
-from cgverify import environment
-from cgverify.cost.of_plan import memory, seconds
-from cgverify.errors import CgverifyError
-from cgverify.execute import cluster as clusters
-from cgverify.execute import dask
-from cgverify.execute.cluster import Cluster, local_cluster
-from cgverify.execute.dask import Dask
-from cgverify.execute.work import Job
-from cgverify.records import Verdict
+from cgverify.common import environment
+from cgverify.common.errors import CgverifyError
+from cgverify.common.records import Verdict
+from cgverify.plan.batches import Job
+from cgverify.plan.cost.of_plan import memory, seconds
 from cgverify.report.frames import write_csv
 from cgverify.report.outcome import exit_code
-from cgverify.runner import Campaign
-from cgverify.store import read
+from cgverify.runs.execute import cluster as clusters
+from cgverify.runs.execute import dask
+from cgverify.runs.execute.cluster import Cluster, local_cluster
+from cgverify.runs.execute.dask import Dask
+from cgverify.runs.folder import read
+from cgverify.runs.session import Campaign
 
 
 @pytest.fixture(autouse=True)

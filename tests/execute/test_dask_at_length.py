@@ -15,12 +15,12 @@ from conftest import ROOT
 from execute.dask_clusters import apart, workers_of
 from sweeping import SMALL, prepared, swept
 
-from cgverify.errors import CgverifyError
-from cgverify.execute.cluster import Cluster
-from cgverify.records import Verdict
+from cgverify.common.errors import CgverifyError
+from cgverify.common.records import Verdict
 from cgverify.report.frames import write_csv
-from cgverify.runner import Campaign
-from cgverify.store import read
+from cgverify.runs.execute.cluster import Cluster
+from cgverify.runs.folder import read
+from cgverify.runs.session import Campaign
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
 

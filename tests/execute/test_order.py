@@ -9,12 +9,12 @@ import pytest
 from conftest import ROOT
 from sweeping import SMALL
 
-from cgverify.config import parse
-from cgverify.cost.of_plan import memory, seconds
-from cgverify.execute.dask import longest_first
-from cgverify.execute.processes import Queue
-from cgverify.execute.work import Unit
-from cgverify.runner import Means, outline, sweep_of
+from cgverify.plan.batches import Unit
+from cgverify.plan.cost.of_plan import memory, seconds
+from cgverify.plan.yaml_plan import parse
+from cgverify.runs.execute.dask import longest_first
+from cgverify.runs.execute.processes import Queue
+from cgverify.runs.session import Means, outline, sweep_of
 
 
 def outlined(*models: str, **more: Any) -> list[Unit]:

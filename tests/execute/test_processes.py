@@ -10,15 +10,15 @@ import pytest
 import torch
 from sweeping import SMALL, prepared, swept
 
-from cgverify.config import parse
-from cgverify.environment import machine
-from cgverify.errors import CgverifyError
-from cgverify.execute.in_process import InProcess
-from cgverify.execute.processes import Processes, Queue
-from cgverify.execute.work import Job, together, unfinished
-from cgverify.records import Verdict
+from cgverify.common.environment import machine
+from cgverify.common.errors import CgverifyError
+from cgverify.common.records import Verdict
+from cgverify.plan.batches import Job, together, unfinished
+from cgverify.plan.yaml_plan import parse
 from cgverify.report.outcome import exit_code
-from cgverify.runner import Means, prepare, sweep_of
+from cgverify.runs.execute.in_process import InProcess
+from cgverify.runs.execute.processes import Processes, Queue
+from cgverify.runs.session import Means, prepare, sweep_of
 
 
 @pytest.fixture(autouse=True)

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from conftest import command
 
-from cgverify.execute.work import unfinished
-from cgverify.plan import Axes
-from cgverify.runner import Means, one_checkpoint, prepare
-from cgverify.store import read
+from cgverify.plan.batches import unfinished
+from cgverify.plan.cells import Axes
+from cgverify.runs.folder import read
+from cgverify.runs.session import Means, one_checkpoint, prepare
 
 
 def test_what_is_left_of_a_unit_is_computed_in_the_company_of_what_is_done() -> None:

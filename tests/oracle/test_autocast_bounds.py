@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch.nn import functional
 
-from cgverify.judge import assess
 from cgverify.oracle.arithmetic import Expected, expected, observed
 from cgverify.oracle.autocast import operand, widened
 from cgverify.oracle.autocast_scores import autocast_scores
 from cgverify.oracle.block_sum import block_sum
 from cgverify.oracle.mix import mix
 from cgverify.oracle.product import products
+from cgverify.verify.metrics import assess
 
 WIDE = [torch.float32, torch.bfloat16, torch.float16]
 HALVES = [torch.bfloat16, torch.float16]

@@ -12,7 +12,6 @@ from torch.nn import functional as F  # noqa: N812
 from transformers.activations import NewGELUActivation
 from transformers.models.codegen.modeling_codegen import apply_rotary_pos_emb, create_sinusoidal_positions
 
-from cgverify.judge import assess
 from cgverify.oracle.arithmetic import Expected, observed
 from cgverify.oracle.block_sum import block_sum
 from cgverify.oracle.cache import cached
@@ -23,6 +22,7 @@ from cgverify.oracle.product import products
 from cgverify.oracle.rope import rope
 from cgverify.oracle.scores import scores
 from cgverify.oracle.softmax import softmax
+from cgverify.verify.metrics import assess
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 dtypes = st.sampled_from(DTYPES)

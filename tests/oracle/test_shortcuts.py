@@ -9,11 +9,11 @@ import torch
 from torch.nn import functional
 from verification import failed, findings, verify
 
-from cgverify.environment import SHORTCUTS, allowed, pin_numerics
-from cgverify.judge import assess
+from cgverify.common.environment import SHORTCUTS, allowed, pin_numerics
+from cgverify.common.records import Verdict
 from cgverify.oracle.monte_carlo import Drawn
 from cgverify.oracle.product import products
-from cgverify.records import Verdict
+from cgverify.verify.metrics import assess
 
 Allow = Callable[..., None]
 PRECISION = "cgverify.selftest.seeded.precision"

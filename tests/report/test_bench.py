@@ -11,9 +11,10 @@ import pytest
 from hand_made_bench import measured, run
 from rich.console import Console
 
+from cgverify.bench import page as bench_page
+from cgverify.bench import table as bench_table
 from cgverify.bench.baseline import changes
-from cgverify.report import bench_page, bench_table
-from cgverify.report.bench_frame import COLUMNS, bench_frame
+from cgverify.bench.frame import COLUMNS, bench_frame
 
 RUN = run(
     measured(0.98, seq_len=8),

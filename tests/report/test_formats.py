@@ -14,7 +14,7 @@ from junitparser import Error, Failure, JUnitXml, Skipped
 from made_records import a_finding, a_result, a_run
 from rich.table import Table
 
-from cgverify.records import CellResult, Verdict
+from cgverify.common.records import CellResult, Verdict
 from cgverify.report.across import COLUMNS as ACROSS_COLUMNS
 from cgverify.report.comparison import COLUMNS as COMPARISON_COLUMNS
 from cgverify.report.document import LIMIT

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from cgverify.plan import AS_CARRIED, CARRIED, GENERATION, TOP_1
-from cgverify.records import Cell, CellResult, Finding, Verdict
+from cgverify.common.records import Cell, CellResult, Finding, Verdict
+from cgverify.plan.cells import AS_CARRIED, CARRIED, GENERATION, TOP_1
 from cgverify.report.growth import growth
 
 

@@ -14,14 +14,14 @@ import pytest
 from conftest import Cli
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from cgverify.baseline import StoredRun
-from cgverify.comparison import compare_runs
-from cgverify.records import Cell, CellResult, Checkpoint, Finding, Run, Verdict
+from cgverify.common.records import Cell, CellResult, Checkpoint, Finding, Run, Verdict
 from cgverify.report.comparison import sections
 from cgverify.report.html.chart import Pair, Series, line_chart, pair_chart
 from cgverify.report.html.page import MOST_FINDINGS, render
 from cgverify.report.html.scale import LogScale
-from cgverify.store import RunFolder
+from cgverify.runs.baseline import StoredRun
+from cgverify.runs.comparison import compare_runs
+from cgverify.runs.folder import RunFolder
 
 RUN = Run(
     created="2026-01-02T03:04:05+00:00",

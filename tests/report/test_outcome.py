@@ -7,7 +7,7 @@ import json
 import pandas as pd
 import pytest
 
-from cgverify.records import Cell, CellResult, Checkpoint, Finding, Run, Verdict
+from cgverify.common.records import Cell, CellResult, Checkpoint, Finding, Run, Verdict
 from cgverify.report.as_json import render
 from cgverify.report.frames import in_plan_order, summary_frame
 from cgverify.report.outcome import exit_code, failures, silent_hooks, times

@@ -10,7 +10,7 @@ from rich.console import Console
 from verification import verify
 
 from cgverify.checkpoint.resolve import resolve
-from cgverify.records import CellResult, Checkpoint, Run
+from cgverify.common.records import CellResult, Checkpoint, Run
 from cgverify.report.figures import bits
 from cgverify.report.heads import by_head
 from cgverify.report.table import by_component, show

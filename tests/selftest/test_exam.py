@@ -10,9 +10,8 @@ import torch
 
 from cgverify.bridge import CodeGenAttentionBridge
 from cgverify.checkpoint.resolve import resolve
-from cgverify.execute.serial import run
-from cgverify.plan import CASES
-from cgverify.records import Verdict
+from cgverify.common.records import Verdict
+from cgverify.plan.cells import CASES
 from cgverify.selftest.answer import Answer, Outcome
 from cgverify.selftest.entry import Entry, Fault, Variant, fault
 from cgverify.selftest.exam import MODEL, Exam, exit_code, mark
@@ -23,6 +22,7 @@ from cgverify.selftest.seeded.rotation import PositionsIgnored
 from cgverify.selftest.seeded.scores import ScaleSlightlyOff
 from cgverify.selftest.table import FAULTS, VARIANTS
 from cgverify.selftest.variants import ReciprocalScale, SoftmaxByHand
+from cgverify.verify.checkpoint_cells import run
 
 
 def sit(*entries: Entry, dtypes: Sequence[str] = ("float32",), quick: bool = False) -> list[Answer]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cgverify.comparison.changes import Comparison
 from cgverify.report.comparison import GROWTH_TOLD, sections
 from cgverify.report.sections import Section, counted
+from cgverify.runs.comparison.changes import Comparison
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import astuple, dataclass
 
 from markupsafe import Markup
 
-from cgverify.records import CellResult
+from cgverify.common.records import CellResult
 from cgverify.report.html.chart import Pair, Series, Style, line_chart, pair_chart, styles
 from cgverify.report.html.templating import figure
 from cgverify.report.html.worst import Axis, every_finding, setting_of, tap_name

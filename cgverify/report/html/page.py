@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cgverify.baseline import StoredRun
-from cgverify.comparison.changes import compare
-from cgverify.printable import printable
-from cgverify.records import Cell, CellResult, Finding, Run, Verdict
+from cgverify.common.printable import printable
+from cgverify.common.records import Cell, CellResult, Finding, Run, Verdict
 from cgverify.report.html.changes import changes
 from cgverify.report.html.figures import difference_by_layer, errors_by_tap, ratio_by_layer
 from cgverify.report.html.templating import MEANINGS, render_template, script_hash
 from cgverify.report.html.worst import Axis, every_finding, overview, setting_of, tap_name, values_by_axis
 from cgverify.report.outcome import counts, exit_code, failures, silent_hooks, suspects
+from cgverify.runs.baseline import StoredRun
+from cgverify.runs.comparison.changes import compare
 
 MOST_FAILURES = 50
 MOST_FINDINGS = 1000

@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from cgverify.records import Verdict
+from cgverify.common.records import Verdict
 
 SYMBOLS = {
     Verdict.BITWISE: "=",

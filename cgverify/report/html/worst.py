@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from cgverify.records import Cell, CellResult, Finding, Run, Verdict
+from cgverify.common.records import Cell, CellResult, Finding, Run, Verdict
 
 AXES = ("model", "candidate", "dtype", "device", "rotary_dim", "case")
 """What a setting is made of. An axis along which a run has one value only is left out, except for these:"""

@@ -1,0 +1,35 @@
+"""The cases: recipes for probes, each with what it alone can see. One small file a case, and this table of all.
+
+Their names and the kinds of component that they are for stand in `plan.CASES`, which needs no torch.
+"""
+
+from cgverify.observe.cases import (
+    autocast,
+    backward,
+    cast_table,
+    decode,
+    default,
+    gated,
+    masked_row,
+    model,
+    patched,
+    stress,
+    text,
+    train,
+)
+from cgverify.observe.cases.case import Case
+
+CASES: dict[str, Case] = {
+    "default": default.CASE,
+    "stress": stress.CASE,
+    "decode": decode.CASE,
+    "masked_row": masked_row.CASE,
+    "train": train.CASE,
+    "cast_table": cast_table.CASE,
+    "gated": gated.CASE,
+    "patched": patched.CASE,
+    "autocast": autocast.CASE,
+    "backward": backward.CASE,
+    "text": text.CASE,
+    "model": model.CASE,
+}

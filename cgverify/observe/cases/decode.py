@@ -1,0 +1,43 @@
+"""`decode`: a prefill, then single tokens and a chunk, through one `DynamicCache` whose contents are compared too.
+
+Positions have gaps, the mask is soft under the causal one and pads on the left, as in `stress`. The second token and
+the chunk have one row of positions for the whole batch, which is how Hugging Face's model calls its blocks. Only this
+case sees keys or values that are cast, placed or rotated wrongly on their way into the cache, a uniform offset of all
+positions, and a mask or positions that are ignored once there is a cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from cgverify.observe.cases.case import Case
+from cgverify.observe.components import Component
+from cgverify.observe.inputs import Inputs, Recipe, Step, stress_context, tokens_of
+from cgverify.plan.cells import DECODE_STEPS, DECODED_TOKENS
+
+SHARED_POSITIONS = ("token 2", "chunk")
+
+
+def pieces(inputs: Inputs, recipe: Recipe) -> Iterator[tuple[str, Inputs]]:
+    """The sequence cut into a prefill, single tokens and a chunk; each sees all keys up to its own.
+
+    Positions are `[batch, length]`, or `[1, length]` in `SHARED_POSITIONS`.
+    """
+    start = 0
+    for name, length in (("prefill", recipe.seq_len), *DECODE_STEPS):
+        now = slice(start, start + length)
+        rows = slice(1) if name in SHARED_POSITIONS else slice(None)
+        yield name, tokens_of(inputs, now, rows)
+        start = now.stop
+
+
+def _steps(_: Component, inputs: Inputs, recipe: Recipe) -> tuple[Step, ...]:
+    return tuple(Step(name, piece, cache="all") for name, piece in pieces(inputs, recipe))
+
+
+CASE = Case(
+    bend=lambda _: stress_context,
+    steps=_steps,
+    stages=lambda component, _: component.stages(True),
+    extra_tokens=DECODED_TOKENS,
+)

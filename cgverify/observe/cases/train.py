@@ -1,0 +1,81 @@
+"""`train`: training mode with dropout p = 0.1 in attention and on both residual branches, from one random state.
+
+Both sides draw from the same state, so that the same elements must be kept. That needs the same dropouts in the same
+order on tensors of the same memory layout: the random numbers follow the memory, not the indices. Only this case sees
+a dropout that is missing, applied twice, drawn in another order or from another state, scaled wrongly, or applied
+where the reference has none. p is set on the modules (`attn_dropout`, `resid_dropout`, `mlp.dropout`), since Hugging
+Face asks those and not the config.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from cgverify.observe.cases.case import Case
+from cgverify.observe.components import Component
+from cgverify.observe.conditions import Conditions
+from cgverify.observe.inputs import Inputs, Recipe, Step, as_it_comes
+from cgverify.observe.stages import Local, Product, Stage, View
+from cgverify.oracle.arithmetic import Expected, observed
+from cgverify.oracle.dropout import dropout
+from cgverify.oracle.parameters import Parameters
+from cgverify.oracle.product import product
+
+P = 0.1
+
+_ANOTHER = "dropout is missing, keeps other elements than the reference's, or scales them otherwise"
+
+
+def _steps(_: Component, inputs: Inputs, recipe: Recipe) -> tuple[Step, ...]:
+    return (Step("forward", inputs, Conditions(dropout=P, random_state=recipe.seed)),)
+
+
+def _shared(taps: View) -> dict[str, torch.Tensor]:
+    """Where the reference's taps that dropout made are not 0."""
+    names = ("hook_pattern", "hook_out")
+    return {_kept(name): tap != 0 for name, tap in taps.items() if name.endswith(names)}
+
+
+def _kept(tap: str) -> str:
+    return f"given.kept.{tap}"
+
+
+def _stages(component: Component, _: Step) -> tuple[Stage, ...]:
+    return tuple(_dropped(stage, component.kind) for stage in component.stages(False))
+
+
+def _dropped(stage: Stage, kind: str) -> Stage:
+    """The same stage with the dropout behind it, where there is one."""
+    attention, mlp = ("attn.", "mlp.") if kind == "block" else ("", "")
+    if stage.name == "softmax" and isinstance(stage.oracle, Local):
+        return _after(stage, "attn_dropout", stage.oracle)
+    if stage.name == "output" and stage.tap == f"{attention}hook_out":
+        return _after(stage, "resid_dropout", _seen_or_multiplied(f"{attention}o.hook_out", stage.oracle))
+    if stage.name == "mlp_out" and stage.tap == f"{mlp}hook_out":
+        return _after(stage, "resid_dropout", _seen_or_multiplied(f"{mlp}out.hook_out", stage.oracle))
+    return stage
+
+
+def _after(stage: Stage, name: str, before: Local) -> Stage:
+    def compute(side: View, parameters: Parameters) -> Expected:
+        return dropout(before.compute(side, parameters), side[_kept(stage.tap)], P)
+
+    return replace(stage, name=name, oracle=Local(compute), meaning=_ANOTHER)
+
+
+def _seen_or_multiplied(tap: str, oracle: object) -> Local:
+    """What dropout was given: the tap before it, or the product where that never fired."""
+    assert isinstance(oracle, Product)
+
+    def compute(side: View, parameters: Parameters) -> Expected:
+        if (seen := side.get(tap)) is not None:
+            return observed(seen)
+        x = observed(side[oracle.input].flatten(2))
+        return product(x, parameters.tensor(oracle.weight), parameters.bias(oracle.weight))
+
+    return Local(compute)
+
+
+CASE = Case(bend=lambda _: as_it_comes, steps=_steps, stages=_stages, shared=_shared)

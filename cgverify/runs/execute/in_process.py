@@ -1,0 +1,27 @@
+"""The executor without processes: units one after another, here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from cgverify.checkpoint.lookup import Asked
+from cgverify.checkpoint.source import Source
+from cgverify.common.records import CellResult
+from cgverify.plan.batches import Job, Unit
+from cgverify.runs.execute.worker import Worker
+
+
+class InProcess:
+    """See `cgverify.plan.batches.Executor`."""
+
+    def __init__(self, sources: Mapping[Asked, Source]) -> None:
+        """
+        Args:
+            sources: checkpoints that are open already, so that none is opened twice.
+        """
+        self._sources = sources
+
+    def run(self, units: Sequence[Unit], job: Job) -> Iterator[CellResult]:
+        worker = Worker(job, self._sources)
+        for unit in units:
+            yield from worker.verify(unit)
