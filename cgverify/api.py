@@ -12,19 +12,27 @@ from typing import Any, overload
 import pandas as pd
 from torch import nn
 
-from cgverify.checkpoint.lookup import Found
+from cgverify.checkpoint.lookup import FoundCheckpoints
 from cgverify.common.environment import pin_numerics
 from cgverify.common.errors import UnknownNameError, UsageError
 from cgverify.common.records import IN_MEMORY, CellResult, Run, Verdict
 from cgverify.plan.cells import plan
-from cgverify.plan.yaml_plan import SweepConfig, load, parse
+from cgverify.plan.yaml_plan import SweepConfig, load_plan, parse_plan
 from cgverify.report.frames import findings_frame, in_plan_order, summary_frame, write_csv
 from cgverify.report.outcome import counts, exit_code, failures
-from cgverify.runs.baseline import load
+from cgverify.runs.baseline import load_stored_run
 from cgverify.runs.execute.cluster import Cluster
 from cgverify.runs.folder import new_folder, read_plan
-from cgverify.runs.session import Campaign, Means, describe, one_checkpoint, prepare, require_cells, sweep_of
-from cgverify.verify.loaded_pair import Pair
+from cgverify.runs.session import (
+    ExecutionOptions,
+    RunSession,
+    describe,
+    one_checkpoint,
+    prepare,
+    require_cells,
+    sweep_of,
+)
+from cgverify.verify.loaded_pair import LoadedPair
 from cgverify.verify.saved_tensors import KEEP
 
 AXES = ("layers", "components", "cases", "seeds", "batch_size", "seq_len")
@@ -66,15 +74,15 @@ def sweep(
     if keep_tensors not in KEEP:
         raise UnknownNameError("keep_tensors", keep_tensors, KEEP)
     if isinstance(config, str | os.PathLike):
-        described, name = load(Path(config)), Path(config).stem
+        described, name = load_plan(Path(config)), Path(config).stem
     else:
-        described, name = parse(_plain(config)), "sweep"
+        described, name = parse_plan(_plain(config)), "sweep"
     cluster = None if scheduler is None else Cluster(scheduler)
-    means = Means(threads=threads, jobs=jobs, cluster=cluster, keep_tensors=keep_tensors)
+    means = ExecutionOptions(threads=threads, jobs=jobs, cluster=cluster, keep_tensors=keep_tensors)
     prepared = prepare(sweep_of(described, name), means)
     require_cells(prepared)
     path = Path(output) if output is not None else new_folder(prepared.run.model)
-    campaign = Campaign.resume(prepared, path) if resume else Campaign.start(prepared, path)
+    campaign = RunSession.resume(prepared, path) if resume else RunSession.start(prepared, path)
     try:
         for _ in campaign.carry_out():
             pass
@@ -124,31 +132,31 @@ def verify(
         if reference is not None:
             raise UsageError("A reference stands beside a bridge: beside a name, leave it out.")
         _require_axes(axes, (*AXES, *SETTINGS))
-        config = parse(_plain({"models": {"model": what, "weights": weights}, **axes}))
+        config = parse_plan(_plain({"models": {"model": what, "weights": weights}, **axes}))
         (request,) = config.requests()
         prepared = prepare(
-            one_checkpoint("verify", request.model, request.weights, request.axes), Means(threads=threads)
+            one_checkpoint("verify", request.model, request.weights, request.axes), ExecutionOptions(threads=threads)
         )
-        results = list(prepared.executor().run(prepared.units, prepared.job()))
+        results = list(prepared.executor().run(prepared.batches, prepared.job()))
         return Result(prepared.run, tuple(in_plan_order(results, prepared.cells)), None, len(prepared.cells))
     if reference is None:
         raise UsageError("verify takes a model's name, or a bridge and its reference.")
     if weights != "auto":
         raise UsageError("weights is for a model's name: a pair has those that are in memory.")
-    return _verify_pair(Pair(what, reference), threads, axes)
+    return _verify_pair(LoadedPair(what, reference), threads, axes)
 
 
-def _verify_pair(pair: Pair, threads: int | None, axes: dict[str, Any]) -> Result:
+def _verify_pair(pair: LoadedPair, threads: int | None, axes: dict[str, Any]) -> Result:
     for key in axes:
         if key in SETTINGS:
             raise UsageError(f"{key} is the pair's own: leave it out.")
     _require_axes(axes, AXES)
     own = {"models": IN_MEMORY, "candidates": "bridge", "dtypes": pair.dtype, "devices": pair.device}
-    asked = parse(_plain({**own, **axes}))
+    asked = parse_plan(_plain({**own, **axes}))
     checkpoint = pair.checkpoint
     cells = plan(asked.requests(), {(IN_MEMORY, "auto"): checkpoint})
     pair.require(cells)
-    found = Found({(IN_MEMORY, "auto"): checkpoint})
+    found = FoundCheckpoints({(IN_MEMORY, "auto"): checkpoint})
     run = describe("verify", IN_MEMORY, found, asked.model_dump(mode="json"), pin_numerics(threads))
     return Result(run, tuple(in_plan_order(pair.verify(cells), cells)), None, len(cells))
 
@@ -244,5 +252,5 @@ def load_run(folder: str | os.PathLike[str]) -> Result:
         RunFolderError: no run there, a damaged one, or one of a newer cgverify.
     """
     path = Path(folder)
-    stored = load(path)
+    stored = load_stored_run(path)
     return Result(stored.run, tuple(stored.results), path, len(read_plan(path)) or len(stored.results))

@@ -43,7 +43,7 @@ def deaf(path: str) -> Any:
 # A candidate is named by where it can be imported from: `case_faults:DEAF_hook_q` and so on.
 DEAF = {
     kind: {tap: f"DEAF_{kind}_{tap.replace('.', '_')}" for tap in patched.hooks(COMPONENTS[kind])}
-    for kind in plan.CASES["patched"]
+    for kind in plan.CASE_KINDS["patched"]
 }
 """By kind of component and tap: the name of the candidate whose hook there only shows."""
 

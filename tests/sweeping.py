@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from cgverify.plan.cells import Shard
-from cgverify.plan.yaml_plan import parse
+from cgverify.plan.yaml_plan import parse_plan
 from cgverify.report.frames import write_csv
 from cgverify.runs.execute.cluster import Cluster
-from cgverify.runs.session import Campaign, Means, Prepared, prepare, sweep_of
+from cgverify.runs.session import ExecutionOptions, PreparedRun, RunSession, prepare, sweep_of
 
 SMALL: dict[str, Any] = {
     "models": ["codegen-nano"],
@@ -21,13 +21,15 @@ SMALL: dict[str, Any] = {
     "dtypes": ["float32", "bfloat16"],
     "cases": ["default", "decode"],
 }
-"""A plan of 18 cells in 6 units."""
+"""A plan of 18 cells in 6 batches."""
 
 
 def prepared(
     described: dict[str, Any], *, jobs: int = 1, shard: Shard | None = None, cluster: Cluster | None = None
-) -> Prepared:
-    return prepare(sweep_of(parse(described), "small"), Means(threads=1, jobs=jobs, shard=shard, cluster=cluster))
+) -> PreparedRun:
+    return prepare(
+        sweep_of(parse_plan(described), "small"), ExecutionOptions(threads=1, jobs=jobs, shard=shard, cluster=cluster)
+    )
 
 
 def swept(
@@ -37,14 +39,14 @@ def swept(
     jobs: int = 1,
     shard: Shard | None = None,
     cluster: Cluster | None = None,
-) -> Campaign:
+) -> RunSession:
     """A plan carried out, with its CSV files."""
-    campaign = Campaign.start(prepared(described, jobs=jobs, shard=shard, cluster=cluster), path)
-    for _ in campaign.carry_out():
+    session = RunSession.start(prepared(described, jobs=jobs, shard=shard, cluster=cluster), path)
+    for _ in session.carry_out():
         pass
-    campaign.folder.close()
-    write_csv(path, campaign.ordered)
-    return campaign
+    session.folder.close()
+    write_csv(path, session.ordered)
+    return session
 
 
 def command_line(*arguments: str, limit: int | None = None) -> multiprocessing.process.BaseProcess:

@@ -23,8 +23,8 @@ from cgverify.bridge import boot
 from cgverify.bridge.boot import bridge_from
 from cgverify.checkpoint.names import NANO
 from cgverify.common.errors import ConfigError, RunFolderError, UnknownNameError, UsageError
-from cgverify.plan.yaml_plan import parse
-from cgverify.runs.folder import RunFolder, read
+from cgverify.plan.yaml_plan import parse_plan
+from cgverify.runs.folder import RunFolder, read_run
 
 SCHEMA_1 = Path(__file__).parent / "runs" / "schema-1"
 QUICK = {**SMALL, "layers": 0, "cases": "default", "dtypes": "float32"}
@@ -74,7 +74,7 @@ def test_what_compared_nothing_or_could_not_be_run_is_not_ok(
 
 def test_a_run_that_was_interrupted_is_not_ok(tmp_path: Path) -> None:
     cgverify.sweep(QUICK, tmp_path / "run", threads=1)
-    run, results = read(tmp_path / "run")
+    run, results = read_run(tmp_path / "run")
     folder, _ = RunFolder.resume(tmp_path / "run", run)
     folder.forget([results[1].cell])
     folder.close()
@@ -235,4 +235,4 @@ def test_the_examples_of_the_documentation_run(tmp_path: Path, monkeypatch: pyte
         exec(example, {})
     assert (tmp_path / "runs" / "attention" / "findings.csv").exists()
     (plan,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
-    assert parse(yaml.safe_load(plan)).all_requests()
+    assert parse_plan(yaml.safe_load(plan)).all_requests()

@@ -24,7 +24,7 @@ def ours() -> list[CellResult]:
 
 def test_our_gradients_hold(ours: list[CellResult]) -> None:
     assert failed(ours) == []
-    assert {r.cell.kind for r in ours} == set(plan.CASES["backward"])
+    assert {r.cell.kind for r in ours} == set(plan.CASE_KINDS["backward"])
 
 
 def test_every_gradient_is_judged_by_element_and_by_scale_on_both_sides(ours: list[CellResult]) -> None:

@@ -13,7 +13,7 @@ from made_records import a_finding, a_result, a_run
 
 from cgverify.common.errors import RunFolderError
 from cgverify.common.records import CellResult, Verdict
-from cgverify.runs.baseline import PACKED, StoredRun, accept, load, require_finished
+from cgverify.runs.baseline import PACKED, StoredRun, accept, load_stored_run, require_finished
 from cgverify.runs.comparison import compare_runs
 from cgverify.runs.folder import Planned, RunFolder
 
@@ -28,7 +28,7 @@ def test_what_is_accepted_can_be_read_back_but_for_what_is_not_kept(tmp_path: Pa
     finding = a_finding(verdict=Verdict.DIVERGED, r=math.inf, tensors="tensors/x.safetensors", message="off")
     stored = a_stored(a_result(finding, silent_hooks=("hook_result",), seconds=0.12345))
     accept(stored, tmp_path / "m-cpu", "")
-    again = load(tmp_path / "m-cpu")
+    again = load_stored_run(tmp_path / "m-cpu")
     assert again.run == stored.run
     (result,) = again.results
     assert result.seconds == 0.123
@@ -49,8 +49,8 @@ def test_a_run_folder_and_a_baseline_are_read_alike(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path / "run", a_run())
     folder.append(a_result())
     folder.close()
-    accept(load(tmp_path / "run"), tmp_path / "m-cpu", "")
-    assert load(tmp_path / "m-cpu") == load(tmp_path / "run")
+    accept(load_stored_run(tmp_path / "run"), tmp_path / "m-cpu", "")
+    assert load_stored_run(tmp_path / "m-cpu") == load_stored_run(tmp_path / "run")
     assert compare_runs(tmp_path / "m-cpu", str(tmp_path / "run")).cells == 1
 
 
@@ -62,9 +62,9 @@ def test_cells_stand_in_the_plans_order_whatever_finished_first(tmp_path: Path) 
         for result in (results[1], results[0], results[2]):
             folder.append(result)
         folder.close()
-        accept(load(tmp_path / name), tmp_path / f"{name}-cpu", "")
+        accept(load_stored_run(tmp_path / name), tmp_path / f"{name}-cpu", "")
         for path in (tmp_path / name, tmp_path / f"{name}-cpu"):
-            assert [result.cell.layer for result in load(path).results] == layers
+            assert [result.cell.layer for result in load_stored_run(path).results] == layers
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_a_damaged_baseline_is_told(tmp_path: Path) -> None:
     accept(a_stored(), tmp_path / "m-cpu", "")
     os.truncate(tmp_path / "m-cpu" / PACKED, 30)
     with pytest.raises(RunFolderError, match="Cannot read the baseline"):
-        load(tmp_path / "m-cpu")
+        load_stored_run(tmp_path / "m-cpu")
 
 
 def test_a_baseline_whose_bytes_are_not_its_own_is_told(tmp_path: Path) -> None:
@@ -105,14 +105,14 @@ def test_a_baseline_whose_bytes_are_not_its_own_is_told(tmp_path: Path) -> None:
     content[12:40] = bytes(byte ^ 0xFF for byte in content[12:40])
     packed.write_bytes(content)
     with pytest.raises(RunFolderError, match="Accept it anew"):
-        load(tmp_path / "m-cpu")
+        load_stored_run(tmp_path / "m-cpu")
 
 
 def test_what_is_wrong_with_a_baseline_is_told_of_its_own_folder(tmp_path: Path) -> None:
     accept(a_stored(), tmp_path / "m-cpu", "")
     (tmp_path / "m-cpu" / "run.json").write_text("{")
     with pytest.raises(RunFolderError, match=f"{tmp_path / 'm-cpu' / 'run.json'} is damaged"):
-        load(tmp_path / "m-cpu")
+        load_stored_run(tmp_path / "m-cpu")
 
 
 def test_a_full_disk_leaves_a_baseline_as_it_was_and_makes_no_half_of_one(tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_a_full_disk_leaves_a_baseline_as_it_was_and_makes_no_half_of_one(tmp_pa
 def test_a_published_baseline_is_small_and_reads(path: Path) -> None:
     assert sum(file.stat().st_size for file in path.iterdir()) < 1 << 20
     assert {file.name for file in path.iterdir()} == {PACKED, "run.json", "summary.csv"}
-    stored = load(path)
+    stored = load_stored_run(path)
     assert path.name == f"{stored.run.model}-cpu"
     assert {result.cell.candidate for result in stored.results} == {"cgverify"}
     assert not any(result.verdict.fails for result in stored.results)

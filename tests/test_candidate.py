@@ -16,7 +16,7 @@ from verification import failed, verify
 
 from cgverify.bridge import CodeGenAttentionBridge
 from cgverify.common.errors import CandidateError
-from cgverify.observe.candidate import find
+from cgverify.observe.candidate import find_candidate
 
 BOOTED: list[weakref.ref[Any]] = []
 ALIVE: list[int] = []
@@ -50,13 +50,13 @@ NOT_A_BRIDGE = 3
     ],
 )
 def test_names_lead_to_bridges(model: CodeGenForCausalLM, name: str, attention: type) -> None:
-    candidate = find(name)
+    candidate = find_candidate(name)
     assert candidate.name == name
     assert type(candidate.boot(model).blocks[0].attn) is attention
 
 
 def test_a_function_gets_the_booted_bridge(model: CodeGenForCausalLM) -> None:
-    bridge = find("test_candidate:changed").boot(model)
+    bridge = find_candidate("test_candidate:changed").boot(model)
     assert isinstance(bridge.blocks[0].mlp.original_component.act, torch.nn.GELU)
 
 
@@ -64,7 +64,7 @@ def test_modules_of_the_current_folder_are_found(tmp_path: Path, monkeypatch: py
     (tmp_path / "my_bridge.py").write_text("def same(bridge):\n    return bridge\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", ["/nowhere"])
-    assert find("my_bridge:same").change is not None
+    assert find_candidate("my_bridge:same").change is not None
 
 
 def no_bridge(bridge: Any) -> None:
@@ -73,13 +73,13 @@ def no_bridge(bridge: Any) -> None:
 
 def test_a_function_must_return_the_bridge(model: CodeGenForCausalLM) -> None:
     with pytest.raises(CandidateError, match="returned no bridge but NoneType"):
-        find("test_candidate:no_bridge").boot(model)
+        find_candidate("test_candidate:no_bridge").boot(model)
 
 
 def test_the_source_of_a_candidate_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert find("test_candidate:changed").source
-    assert find("test_candidate:changed").source == find("test_candidate:no_bridge").source
-    assert find("cgverify").source == ""
+    assert find_candidate("test_candidate:changed").source
+    assert find_candidate("test_candidate:changed").source == find_candidate("test_candidate:no_bridge").source
+    assert find_candidate("cgverify").source == ""
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_the_source_of_a_candidate_is_known(tmp_path: Path, monkeypatch: pytest.
 )
 def test_what_is_no_bridge_is_told(name: str, told: str) -> None:
     with pytest.raises(CandidateError, match=told):
-        find(name)
+        find_candidate(name)
 
 
 @pytest.mark.parametrize("case", ["default", "text"])

@@ -26,7 +26,7 @@ RANDOM = [case for case in CASES if case not in plan.PROMPTED]
 
 
 def test_the_plan_and_the_table_name_the_same_cases() -> None:
-    assert set(CASES) == set(plan.CASES)
+    assert set(CASES) == set(plan.CASE_KINDS)
     assert set(plan.DEFAULT_CASES) < set(CASES)
 
 
@@ -44,7 +44,9 @@ def of(results: list[CellResult], **fields: Any) -> list[CellResult]:
 
 def test_our_bridge_holds_in_every_case(ours: list[CellResult]) -> None:
     assert failed(ours) == []
-    assert {(r.cell.case, r.cell.kind) for r in ours} == {(case, kind) for case in OWN for kind in plan.CASES[case]}
+    assert {(r.cell.case, r.cell.kind) for r in ours} == {
+        (case, kind) for case in OWN for kind in plan.CASE_KINDS[case]
+    }
 
 
 def test_every_stage_was_held_against_its_oracle_on_both_sides(ours: list[CellResult]) -> None:
@@ -120,7 +122,7 @@ def test_a_fault_is_found_in_its_case_alone_and_its_stage_is_blamed(seeded: Any,
     assert dict(seeded[f"case_faults:{fault.__name__}", dtype]) == expected
 
 
-@pytest.mark.parametrize("kind", plan.CASES["patched"])
+@pytest.mark.parametrize("kind", plan.CASE_KINDS["patched"])
 def test_a_hook_that_only_shows_fails_for_exactly_that_hook_and_is_told(kind: str) -> None:
     names = {f"case_faults:{name}": tap for tap, name in case_faults.DEAF[kind].items()}
     results = verify(candidates=list(names), cases=["patched"], components=[kind])

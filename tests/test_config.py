@@ -12,8 +12,8 @@ from cgverify.checkpoint.lookup import sketch
 from cgverify.checkpoint.prompt import UNSEEN
 from cgverify.common.errors import ConfigError, NothingToVerifyError
 from cgverify.common.records import Cell, Checkpoint
-from cgverify.plan.cells import CASES, Request, Shard, plan
-from cgverify.plan.yaml_plan import load, parse
+from cgverify.plan.cells import CASE_KINDS, CheckpointAxes, Shard, plan
+from cgverify.plan.yaml_plan import load_plan, parse_plan
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 
@@ -36,15 +36,15 @@ def checkpoint(model: str = "m", n_layers: int = 6) -> Checkpoint:
 
 def planned(text: str, n_layers: int = 6) -> list[Cell]:
     """The cells of a plan in YAML, over checkpoints of so many layers."""
-    config = parse(yaml.safe_load(text))
+    config = parse_plan(yaml.safe_load(text))
     requests = config.all_requests()
     found = {(one.model, one.weights): checkpoint(one.model, n_layers) for one in requests}
     return plan(requests, found, config.excluded)
 
 
 def test_a_model_alone_is_what_all_components_does() -> None:
-    (request,) = parse({"models": "m"}).all_requests()
-    assert request == Request("m", "auto", request.axes)
+    (request,) = parse_plan({"models": "m"}).all_requests()
+    assert request == CheckpointAxes("m", "auto", request.axes)
     assert len(planned("models: m", n_layers=2)) == 3 * 2 + 2 * (10 * 2 + 2)
     assert planned("{models: m, layers: all}") == planned("models: m")
 
@@ -90,7 +90,7 @@ def test_exclude_leaves_out_what_fits_every_key() -> None:
 
 
 def test_a_checkpoint_of_unknown_shape_has_a_cell_to_bear_the_error() -> None:
-    config = parse({"models": ["m"], "cases": "decode", "layers": 3, "dtypes": ["float32", "float16"]})
+    config = parse_plan({"models": ["m"], "cases": "decode", "layers": 3, "dtypes": ["float32", "float16"]})
     absent = checkpoint(n_layers=0).model_copy(update={"problem": "not there"})
     assert [cell.dtype for cell in plan(config.all_requests(), {("m", "auto"): absent})] == ["float32", "float16"]
 
@@ -135,7 +135,7 @@ def test_what_a_plan_may_not_say_is_told_with_its_place(text: str, told: str, tm
     path = tmp_path / "plan.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError) as raised:
-        load(path)
+        load_plan(path)
     assert told in str(raised.value)
     assert str(path) in str(raised.value)
     assert "\n" not in str(raised.value)
@@ -160,18 +160,18 @@ def test_an_empty_product_is_no_plan(text: str) -> None:
 
 def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="Cannot read"):
-        load(tmp_path / "nowhere.yaml")
+        load_plan(tmp_path / "nowhere.yaml")
 
 
 def test_an_empty_product_is_told_with_its_file(tmp_path: Path) -> None:
     path = tmp_path / "plan.yaml"
     path.write_text("{models: m, layers: []}")
     with pytest.raises(NothingToVerifyError, match=f"{path}: The plan is empty: layers names nothing"):
-        load(path)
+        load_plan(path)
 
 
 def test_the_limit_of_cells_holds_for_what_is_included_too() -> None:
-    config = parse({"models": "m", "limits": {"cells": 5}, "include": [{"dtypes": "float16"}]})
+    config = parse_plan({"models": "m", "limits": {"cells": 5}, "include": [{"dtypes": "float16"}]})
     cells = planned("{models: m, include: [{dtypes: float16}]}")
     with pytest.raises(ConfigError, match=f"m has {len(cells)} cells, and limits.cells allows 5"):
         config.require_sense(cells, cells)
@@ -180,9 +180,9 @@ def test_the_limit_of_cells_holds_for_what_is_included_too() -> None:
 def test_a_rule_that_fits_nothing_and_too_many_cells_are_refused() -> None:
     cells = planned("models: m")
     with pytest.raises(ConfigError, match=r"exclude\[0\] fits no cell"):
-        parse({"models": "m", "exclude": [{"models": "n"}]}).require_sense(cells, cells)
+        parse_plan({"models": "m", "exclude": [{"models": "n"}]}).require_sense(cells, cells)
     with pytest.raises(ConfigError, match=f"m has {len(cells)} cells, and limits.cells allows 5"):
-        parse({"models": "m", "limits": {"cells": 5}}).require_sense(cells, cells)
+        parse_plan({"models": "m", "limits": {"cells": 5}}).require_sense(cells, cells)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
@@ -207,7 +207,7 @@ def test_a_checkpoint_is_dealt_alike_whatever_else_is_in_the_plan() -> None:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_the_plans_that_ship_are_plans(path: Path) -> None:
-    config = load(path)
+    config = load_plan(path)
     requests = config.all_requests()
     found = {
         (one.model, one.weights): sketch(one.model, one.weights).model_copy(update={"prompt": UNSEEN})
@@ -219,13 +219,13 @@ def test_the_plans_that_ship_are_plans(path: Path) -> None:
 
 
 def test_the_nightly_plan_has_the_twelve_checkpoints_of_salesforce() -> None:
-    models = {entry.model for entry in load(ROOT / "configs" / "nightly.yaml").models}
+    models = {entry.model for entry in load_plan(ROOT / "configs" / "nightly.yaml").models}
     assert models >= {
         f"codegen-{size}-{kind}" for size in ("350M", "2B", "6B", "16B") for kind in ("mono", "nl", "multi")
     }
 
 
 def test_dtype_regression_has_every_case_and_dtype() -> None:
-    config = load(ROOT / "configs" / "dtype-regression.yaml")
-    assert set(config.cases) == set(CASES)
+    config = load_plan(ROOT / "configs" / "dtype-regression.yaml")
+    assert set(config.cases) == set(CASE_KINDS)
     assert len(config.dtypes) == 4

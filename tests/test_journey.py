@@ -12,13 +12,13 @@ from verification import ALL_DTYPES, failed, findings, verify
 
 from cgverify.checkpoint.names import NANO
 from cgverify.checkpoint.resolve import resolve
-from cgverify.checkpoint.window import Setting, Window
+from cgverify.checkpoint.window import ModelVariant, Window
 from cgverify.common.errors import WeightsError
 from cgverify.common.records import Cell, CellResult, Finding, Prompt, Verdict
-from cgverify.observe.candidate import find
+from cgverify.observe.candidate import find_candidate
 from cgverify.oracle import exact
 from cgverify.oracle.parameters import Parameters
-from cgverify.plan.cells import CARRIED, CASES, Axes, Subject, cells
+from cgverify.plan.cells import CARRIED, CASE_KINDS, Axes, CheckpointShape, cells
 from cgverify.selftest.table import VARIANTS
 from cgverify.verify.check import ObservedStep
 from cgverify.verify.checkpoint_cells import run
@@ -47,7 +47,7 @@ def ours(given: Given) -> list[CellResult]:
                     given[cell.case, cell.component, step.name] = tensor
         return found
 
-    kinds = [kind for kind in CASES["text"] if kind != "model"]
+    kinds = [kind for kind in CASE_KINDS["text"] if kind != "model"]
     return verify(dtypes=ALL_DTYPES, components=kinds, keep=keep, **CASES_OF_PROMPT)
 
 
@@ -119,7 +119,9 @@ def test_the_states_without_rounding_are_hugging_faces_in_float64(monkeypatch: p
     state = TOKENS
     for view in views(source.config.n_layer):
         window.show(view)
-        parameters = Parameters(window.model(Setting(torch.float64, torch.device("cpu"), source.config.rotary_dim)))
+        parameters = Parameters(
+            window.model(ModelVariant(torch.float64, torch.device("cpu"), source.config.rotary_dim))
+        )
         state = exact.FORWARDS[kind_of(view)](state, parameters)
     assert float((state - wanted).abs().max()) < 1e-11 * float(wanted.abs().max())
 
@@ -129,7 +131,7 @@ def test_the_states_without_rounding_are_hugging_faces_in_float64(monkeypatch: p
 
 @pytest.mark.parametrize("chosen", [{"layers": [3]}, {"layers": [4], "components": ["mlp.out", "block"]}])
 def test_layers_alone_are_found_as_among_all(ours: list[CellResult], chosen: dict[str, Any]) -> None:
-    asked = {**CASES_OF_PROMPT, "components": [kind for kind in CASES["text"] if kind != "model"], **chosen}
+    asked = {**CASES_OF_PROMPT, "components": [kind for kind in CASE_KINDS["text"] if kind != "model"], **chosen}
     alone = verify(dtypes=["float32"], **asked)
     everything = {result.cell.id: result.findings for result in ours}
     assert {result.cell.layer for result in alone} <= {None, *chosen["layers"]}
@@ -145,9 +147,9 @@ def test_on_the_way_is_what_comes_before_and_is_not_asked_for() -> None:
     assert list(on_the_way(planned(cases=["text"], layers=[4]), 5)) == []
 
 
-def subject() -> Subject:
+def subject() -> CheckpointShape:
     source = resolve("codegen-nano")
-    return Subject("codegen-nano", source.digest, source.config.n_layer, source.config.rotary_dim, 512)
+    return CheckpointShape("codegen-nano", source.digest, source.config.n_layer, source.config.rotary_dim, 512)
 
 
 def planned(**axes: Any) -> list[Cell]:
@@ -233,7 +235,7 @@ class Damaged:
 
 def test_behind_weights_that_cannot_be_read_the_way_ends() -> None:
     plan = planned(cases=["default", "text", "model"], layers=[0, 1, 2])
-    results = list(run(plan, Damaged(), {"cgverify": find("cgverify")}, prompt=PROMPT))
+    results = list(run(plan, Damaged(), {"cgverify": find_candidate("cgverify")}, prompt=PROMPT))
     assert {result.cell.id for result in results} == {cell.id for cell in plan}
     for result in results:
         behind = result.cell.layer in (1, 2) or result.cell.kind in ("ln_final", "unembed", "model")

@@ -10,16 +10,16 @@ import pytest
 from made_records import a_finding, a_run
 
 from cgverify.common.records import CellResult, Prompt
-from cgverify.plan.cells import CASES, Axes, Subject, cells
+from cgverify.plan.cells import CASE_KINDS, Axes, CheckpointShape, cells
 from cgverify.runs.order import in_report_order
 
-SUBJECT = Subject(model="m", weights="d", n_layers=3, rotary_dim=8, n_positions=64)
+SUBJECT = CheckpointShape(model="m", weights="d", n_layers=3, rotary_dim=8, n_positions=64)
 
 
 @pytest.mark.parametrize(
     "axes",
     [
-        {"cases": tuple(CASES), "seeds": (3, 0)},
+        {"cases": tuple(CASE_KINDS), "seeds": (3, 0)},
         {"dtypes": ("bfloat16", "float32"), "candidates": ("z", "a"), "rotary_dims": (16, "none", 8)},
         {"devices": ("cuda", "cpu"), "layers": (0, 2), "cases": ("decode", "default")},
     ],

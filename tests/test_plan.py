@@ -10,9 +10,9 @@ import pytest
 from cgverify.common.errors import UnknownNameError, UsageError
 from cgverify.common.records import Prompt
 from cgverify.observe.components import COMPONENTS
-from cgverify.plan.cells import AFTER, BEFORE, CASES, PER_LAYER, WHOLE, Axes, Subject, cells
+from cgverify.plan.cells import AFTER, BEFORE, CASE_KINDS, PER_LAYER, WHOLE, Axes, CheckpointShape, cells
 
-SUBJECT = Subject(model="m", weights="d", n_layers=3, rotary_dim=8, n_positions=64)
+SUBJECT = CheckpointShape(model="m", weights="d", n_layers=3, rotary_dim=8, n_positions=64)
 
 
 def test_the_plan_and_the_table_name_the_same_components() -> None:
@@ -74,7 +74,7 @@ def test_a_cells_identity_is_its_content() -> None:
 
 
 def test_cases_are_for_the_kinds_that_they_name() -> None:
-    assert {cell.kind for cell in cells(SUBJECT, Axes(cases=["decode"]))} == set(CASES["decode"])
+    assert {cell.kind for cell in cells(SUBJECT, Axes(cases=["decode"]))} == set(CASE_KINDS["decode"])
 
 
 PROMPT = Prompt(tokens=(5, 6, 7, 8), origin="a test")

@@ -17,7 +17,7 @@ from cgverify.observe.inputs import LOWEST, Recipe
 RECIPE = Recipe(seed=3, batch_size=2, seq_len=8, n_positions=64, dtype=torch.float32, spread=2.0)
 
 
-def attention(case: str, recipe: Recipe = RECIPE) -> probe.Probe:
+def attention(case: str, recipe: Recipe = RECIPE) -> probe.CaseInputs:
     return CASES[case].probe(COMPONENTS["attn"], recipe, probe.attention_inputs(32), probe.stress_attention)
 
 

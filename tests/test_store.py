@@ -14,7 +14,7 @@ import pytest
 
 from cgverify.common.errors import RunFolderError, StorageError
 from cgverify.common.records import SCHEMA_VERSION, Cell, CellResult, Finding, Run, Verdict
-from cgverify.runs.folder import BEFORE_RUN, Planned, RunFolder, begun, read, read_plan
+from cgverify.runs.folder import BEFORE_RUN, Planned, RunFolder, begun, read_plan, read_run
 
 SCHEMA_1 = Path(__file__).parent / "runs" / "schema-1"
 
@@ -53,7 +53,7 @@ def a_result(layer: int, r: float = 0.5) -> CellResult:
 def test_what_is_appended_can_be_read_back_with_nan_and_infinity(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path / "run", a_run())
     folder.append(a_result(0, r=math.inf))
-    run, results = read(tmp_path / "run")
+    run, results = read_run(tmp_path / "run")
     assert run == folder.run
     assert results[0].cell == a_result(0).cell
     assert results[0].findings[0].r == math.inf
@@ -92,14 +92,14 @@ def test_a_torn_last_line_is_cut_off_and_the_rest_kept(tmp_path: Path) -> None:
     resumed, finished = RunFolder.resume(tmp_path / "run", a_run())
     assert [result.cell.layer for result in finished] == [0, 1]
     resumed.append(a_result(2))
-    assert [result.cell.layer for result in read(tmp_path / "run")[1]] == [0, 1, 2]
+    assert [result.cell.layer for result in read_run(tmp_path / "run")[1]] == [0, 1, 2]
 
 
 def test_a_cell_that_was_written_twice_counts_once(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path / "run", a_run())
     folder.append(a_result(0))
     folder.append(a_result(0))
-    assert len(read(tmp_path / "run")[1]) == 1
+    assert len(read_run(tmp_path / "run")[1]) == 1
 
 
 def test_damage_in_the_middle_is_told(tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_damage_in_the_middle_is_told(tmp_path: Path) -> None:
     path = tmp_path / "run" / "findings.jsonl"
     path.write_text("{broken\n" + path.read_text())
     with pytest.raises(RunFolderError, match="Line 1"):
-        read(tmp_path / "run")
+        read_run(tmp_path / "run")
 
 
 def test_a_folder_without_a_run_is_told(tmp_path: Path) -> None:
@@ -164,21 +164,21 @@ def test_a_line_without_its_end_does_not_count_though_it_can_be_read(tmp_path: P
     resumed, finished = RunFolder.resume(tmp_path / "run", a_run())
     assert [result.cell.layer for result in finished] == [0]
     resumed.append(a_result(1))
-    assert [result.cell.layer for result in read(tmp_path / "run")[1]] == [0, 1]
+    assert [result.cell.layer for result in read_run(tmp_path / "run")[1]] == [0, 1]
 
 
 def test_a_separator_of_lines_within_a_message_is_no_end_of_a_line(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path / "run", a_run())
     finding = a_result(0).findings[0].model_copy(update={"message": "one\u2028two\x85three"})
     folder.append(a_result(0).model_copy(update={"findings": (finding,)}))
-    assert read(tmp_path / "run")[1][0].findings[0].message == finding.message
+    assert read_run(tmp_path / "run")[1][0].findings[0].message == finding.message
 
 
 def test_a_cell_that_came_out_differently_the_second_time_is_an_error_for_good(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path / "run", a_run())
     for r in (0.5, 0.25, 0.5):
         folder.append(a_result(0, r=r))
-    (result,) = read(tmp_path / "run")[1]
+    (result,) = read_run(tmp_path / "run")[1]
     assert result.verdict is Verdict.ERROR
     assert "ran twice" in result.findings[0].message
     assert "r 0.5; then bounded, r 0.25" in result.findings[0].message
@@ -190,7 +190,7 @@ def test_an_error_gives_way_to_what_was_found(tmp_path: Path) -> None:
     failed = a_result(0).model_copy(update={"findings": (error,)})
     for result in (failed, a_result(0), failed):
         folder.append(result)
-    assert read(tmp_path / "run")[1][0].verdict is Verdict.BOUNDED
+    assert read_run(tmp_path / "run")[1][0].verdict is Verdict.BOUNDED
 
 
 def test_what_is_forgotten_is_gone_and_appending_goes_on(tmp_path: Path) -> None:
@@ -199,7 +199,7 @@ def test_what_is_forgotten_is_gone_and_appending_goes_on(tmp_path: Path) -> None
         folder.append(a_result(layer))
     folder.forget([a_result(1).cell])
     folder.append(a_result(3))
-    assert [result.cell.layer for result in read(tmp_path / "run")[1]] == [0, 2, 3]
+    assert [result.cell.layer for result in read_run(tmp_path / "run")[1]] == [0, 2, 3]
 
 
 def test_the_plan_is_kept_with_its_places(tmp_path: Path) -> None:
@@ -241,13 +241,13 @@ def test_a_start_that_was_killed_before_there_was_a_run_can_be_made_again(tmp_pa
     assert not begun(tmp_path)
     RunFolder.create(tmp_path, a_run()).close()
     assert begun(tmp_path)
-    assert read(tmp_path)[0] == a_run()
+    assert read_run(tmp_path)[0] == a_run()
 
 
 def test_killed_before_the_first_cell_a_run_has_no_findings_and_can_be_continued(tmp_path: Path) -> None:
     RunFolder.create(tmp_path, a_run()).close()
     (tmp_path / "findings.jsonl").unlink()
-    assert read(tmp_path)[1] == []
+    assert read_run(tmp_path)[1] == []
     RunFolder.resume(tmp_path, a_run())[0].close()
 
 
@@ -264,11 +264,11 @@ def test_a_full_disk_is_told_and_what_was_finished_is_kept(tmp_path: Path) -> No
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert (tmp_path / "run" / "findings.jsonl").stat().st_size == size, "no torn line is left"
     folder.append(a_result(1))
-    assert [result.cell.layer for result in read(tmp_path / "run")[1]] == [0, 1]
+    assert [result.cell.layer for result in read_run(tmp_path / "run")[1]] == [0, 1]
 
 
 def test_a_run_of_the_first_schema_still_reads(tmp_path: Path) -> None:
-    run, results = read(SCHEMA_1)
+    run, results = read_run(SCHEMA_1)
     assert run.schema_version == 1
     assert run.checkpoint_of(results[0].cell).asked == "codegen-nano"
     assert len(results) == 4
@@ -282,11 +282,11 @@ def test_a_run_of_a_newer_schema_is_refused_in_one_sentence(tmp_path: Path) -> N
     described = json.loads(path.read_text())
     path.write_text(json.dumps({**described, "schema_version": SCHEMA_VERSION + 1, "unheard_of": 1}))
     with pytest.raises(RunFolderError, match="is of a newer cgverify"):
-        read(tmp_path / "run")
+        read_run(tmp_path / "run")
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"schema_version": "new"}'])
 def test_a_damaged_description_is_told(tmp_path: Path, content: str) -> None:
     (tmp_path / "run.json").write_text(content)
     with pytest.raises(RunFolderError, match="is damaged"):
-        read(tmp_path)
+        read_run(tmp_path)

@@ -12,9 +12,9 @@ from verification import ALL_DTYPES, failed, findings, verify
 
 from cgverify.checkpoint.resolve import resolve
 from cgverify.common.records import CellResult, Verdict
-from cgverify.observe.candidate import find
+from cgverify.observe.candidate import find_candidate
 from cgverify.observe.components import COMPONENTS
-from cgverify.plan.cells import Axes, Subject, cells
+from cgverify.plan.cells import Axes, CheckpointShape, cells
 from cgverify.selftest.seeded.block import mlp_reads_the_residual, residual_after_norm
 from cgverify.selftest.seeded.ends import embedding_shifted, unembedding_in_bfloat16
 from cgverify.selftest.seeded.feed_forward import erf_gelu, mlp_in_bias_missing
@@ -227,8 +227,8 @@ def test_candidates_cost_one_load_of_the_checkpoint(monkeypatch: pytest.MonkeyPa
     seeded = [f"faults:{fault.__name__}" for fault in list(faults.STAGES)[:4]]
     names = ["cgverify", SEEDED["Raises"], "transformer_lens", *seeded]
     axes = Axes(candidates=names, dtypes=["float32", "bfloat16"], layers=[0, 1], components=["attn", "embed"])
-    plan = cells(Subject("nano", "d", 5, 16, 512), axes)
-    results = list(run(plan, source, {name: find(name) for name in names}))
+    plan = cells(CheckpointShape("nano", "d", 5, 16, 512), axes)
+    results = list(run(plan, source, {name: find_candidate(name) for name in names}))
     assert len(results) == len(plan)
     assert len(reads) == len(set(reads))
 

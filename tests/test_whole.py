@@ -13,7 +13,7 @@ from verification import ALL_DTYPES, failed, findings, verify
 from cgverify.checkpoint import assembled
 from cgverify.checkpoint.names import NANO
 from cgverify.checkpoint.resolve import resolve
-from cgverify.checkpoint.window import Setting, Window
+from cgverify.checkpoint.window import ModelVariant, Window
 from cgverify.common.records import CellResult, Prompt, Verdict
 from cgverify.plan.cells import AS_CARRIED, CARRIED, GENERATED_TOKENS, GENERATION, TOP_1
 from cgverify.verify import whole_model as whole
@@ -69,7 +69,7 @@ def test_the_reference_is_the_model_that_transformers_loads() -> None:
     tokens = torch.tensor([PROMPT.tokens])
     with torch.no_grad():
         generated = model.generate(tokens, max_new_tokens=GENERATED_TOKENS, do_sample=False, pad_token_id=0)
-    setting = Setting(torch.float32, CPU, model.config.rotary_dim)
+    setting = ModelVariant(torch.float32, CPU, model.config.rotary_dim)
     source = resolve("codegen-nano")
     put_together: Any = assembled.assembled(Window(source), source.config, setting)
     nodes = whole._reference_nodes(put_together)
@@ -114,7 +114,7 @@ def test_a_model_that_does_not_fit_goes_through_the_window_alone(monkeypatch: py
 
 
 def test_codegen_16b_is_too_large_for_any_machine_of_ours() -> None:
-    reason = assembled.too_large(resolve("codegen-16B", "random").config, Setting(torch.float64, CPU, 64))
+    reason = assembled.too_large(resolve("codegen-16B", "random").config, ModelVariant(torch.float64, CPU, 64))
     assert reason is not None
     assert "the whole model takes 159" in reason
-    assert assembled.too_large(resolve("codegen-nano").config, Setting(torch.float32, CPU, 16)) is None
+    assert assembled.too_large(resolve("codegen-nano").config, ModelVariant(torch.float32, CPU, 16)) is None

@@ -8,8 +8,8 @@ from typing import Any
 from cgverify.checkpoint.prompt import prompt_for
 from cgverify.checkpoint.resolve import resolve
 from cgverify.common.records import CellResult, Finding, Prompt
-from cgverify.observe.candidate import find
-from cgverify.plan.cells import PROMPTED, Axes, Subject, cells
+from cgverify.observe.candidate import find_candidate
+from cgverify.plan.cells import PROMPTED, Axes, CheckpointShape, cells
 from cgverify.verify.cell import Keep, keep_nothing
 from cgverify.verify.checkpoint_cells import run
 
@@ -22,11 +22,11 @@ def verify(
     """Verify layer 0 (unless told otherwise) of a checkpoint."""
     source = resolve(model)
     config = source.config
-    subject = Subject(model, source.digest, config.n_layer, config.rotary_dim, config.n_positions)
+    subject = CheckpointShape(model, source.digest, config.n_layer, config.rotary_dim, config.n_positions)
     asked = Axes(**{"layers": [0], **axes})
     if prompt is None and set(asked.cases) & set(PROMPTED):
         prompt = prompt_for(model, source)
-    candidates = {name: find(name) for name in asked.candidates}
+    candidates = {name: find_candidate(name) for name in asked.candidates}
     return list(run(cells(subject, asked, prompt), source, candidates, keep, prompt))
 
 

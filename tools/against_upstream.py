@@ -90,10 +90,10 @@ def write_checkpoint(model: str, folder: Path) -> None:
 
     from cgverify.bench.subjects import whole_model
     from cgverify.checkpoint.resolve import resolve
-    from cgverify.checkpoint.window import Setting
+    from cgverify.checkpoint.window import ModelVariant
 
     source = resolve(model)
-    setting = Setting(torch.float32, torch.device("cpu"), source.config.rotary_dim)
+    setting = ModelVariant(torch.float32, torch.device("cpu"), source.config.rotary_dim)
     whole_model(source, setting).save_pretrained(folder)
     letters = {letter: number for number, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     tokens = Tokenizer(models.BPE(vocab=letters, merges=[]))

@@ -1,10 +1,10 @@
-"""What a plan would take on a cluster, on paper: its units, estimated and dealt out to N workers.
+"""What a plan would take on a cluster, on paper: its batches, estimated and dealt out to N workers.
 
     python tools/plan_cluster.py configs/nightly.yaml --workers 1 8 64 512
 
-Units are dealt out by the executor's own queue: the longest view first, a worker keeps one while it lasts, and where
+Batches are dealt out by the executor's own queue: the longest view first, a worker keeps one while it lasts, and where
 no view is left that nobody has, those that are there are shared. Times are those of `cgverify.plan.cost`, of one
-thread; what a unit costs the driver is measured by `tools/time_cluster.py`.
+thread; what a batch costs the driver is measured by `tools/time_cluster.py`.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cgverify.plan.batches import Unit, UnitView
+from cgverify.plan.batches import BatchWeights, CellBatch
 from cgverify.plan.cost.of_plan import memory, parameters, seconds, shape
-from cgverify.plan.yaml_plan import load
+from cgverify.plan.yaml_plan import load_plan
 from cgverify.runs.execute.dask import longest_first
 from cgverify.runs.execute.processes import Queue
-from cgverify.runs.session import Means, outline, sweep_of
+from cgverify.runs.session import ExecutionOptions, outline, sweep_of
 
 HASHING = 1.4e9
 """Bytes of a checkpoint that one thread reads from memory and hashes in a second."""
@@ -47,23 +47,23 @@ class Schedule:
         return self.busy / (self.workers * self.makespan)
 
 
-def schedule(units: Sequence[Unit], workers: int) -> Schedule:
+def schedule(batches: Sequence[CellBatch], workers: int) -> Schedule:
     """Deal a plan out as the executor does: who is free first takes of what it has in view, or else the next view."""
-    queue = Queue(longest_first(units, seconds))
+    queue = Queue(longest_first(batches, seconds))
     free = [(START, worker) for worker in range(workers)]
-    seen: dict[int, UnitView] = {}
+    seen: dict[int, BatchWeights] = {}
     read_bytes = hashed_bytes = 0
     while queue:
         time, worker = heapq.heappop(free)
-        unit = queue.take(seen.get(worker), {view for other, view in seen.items() if other != worker})
-        if seen.get(worker) != unit.in_view:
-            read_bytes += 4 * parameters(unit)
-        if seen.get(worker, ())[:2] != unit.in_view[:2]:
-            hashed_bytes += 4 * shape(unit.checkpoint).parameters
-            time += 4 * shape(unit.checkpoint).parameters / HASHING
-        seen[worker] = unit.in_view
-        heapq.heappush(free, (time + seconds(unit), worker))
-    return Schedule(workers, max(time for time, _ in free), sum(map(seconds, units)), read_bytes, hashed_bytes)
+        batch = queue.take(seen.get(worker), {view for other, view in seen.items() if other != worker})
+        if seen.get(worker) != batch.in_view:
+            read_bytes += 4 * parameters(batch)
+        if seen.get(worker, ())[:2] != batch.in_view[:2]:
+            hashed_bytes += 4 * shape(batch.checkpoint).parameters
+            time += 4 * shape(batch.checkpoint).parameters / HASHING
+        seen[worker] = batch.in_view
+        heapq.heappush(free, (time + seconds(batch), worker))
+    return Schedule(workers, max(time for time, _ in free), sum(map(seconds, batches)), read_bytes, hashed_bytes)
 
 
 def main() -> None:
@@ -71,16 +71,16 @@ def main() -> None:
     parser.add_argument("plan", type=Path)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 8, 64, 512])
     options = parser.parse_args()
-    units = outline(sweep_of(load(options.plan), options.plan.stem), Means())
-    longest = max(seconds(unit) for unit in units)
-    cells = sum(len(unit.cells) for unit in units)
-    views = len({unit.in_view for unit in units})
-    print(f"{cells} cells, {len(units)} units, {views} views; longest unit {longest:.0f} s;", end=" ")
-    print(f"largest unit {max(memory(unit) for unit in units) / 1e9:.1f} GB")
-    print("| workers | time | busy | views read | hashed | units a second |\n|---|---|---|---|---|---|")
+    batches = outline(sweep_of(load_plan(options.plan), options.plan.stem), ExecutionOptions())
+    longest = max(seconds(batch) for batch in batches)
+    cells = sum(len(batch.cells) for batch in batches)
+    views = len({batch.in_view for batch in batches})
+    print(f"{cells} cells, {len(batches)} batches, {views} views; longest batch {longest:.0f} s;", end=" ")
+    print(f"largest batch {max(memory(batch) for batch in batches) / 1e9:.1f} GB")
+    print("| workers | time | busy | views read | hashed | batches a second |\n|---|---|---|---|---|---|")
     for workers in options.workers:
-        told = schedule(units, workers)
-        rate = len(units) / told.makespan
+        told = schedule(batches, workers)
+        rate = len(batches) / told.makespan
         print(
             f"| {workers} | {told.makespan / 60:.1f} min | {told.efficiency:.0%} | {told.read_bytes / 1e9:.0f} GB "
             f"| {told.hashed_bytes / 1e12:.1f} TB | {rate:.2f} |"

@@ -1,6 +1,6 @@
-"""What the cluster itself costs: units of cells that verify nothing, on a Dask cluster on loopback.
+"""What the cluster itself costs: batches of cells that verify nothing, on a Dask cluster on loopback.
 
-    python tools/time_cluster.py --cells 5000 --cells-per-unit 1 --workers 2
+    python tools/time_cluster.py --cells 5000 --cells-per-batch 1 --workers 2
 
 Everything is real (scheduler, workers, pickling, the run folder) but for the verification, which returns at once with
 one finding a tap. Prints the time for a cell, and the driver's resident memory after each tenth of the cells.
@@ -20,13 +20,13 @@ from typing import Any
 import distributed
 
 from cgverify.common.records import Cell, CellResult, Finding, Run, Verdict
-from cgverify.plan.batches import Job, Unit
-from cgverify.plan.yaml_plan import parse
+from cgverify.plan.batches import CellBatch, Job
+from cgverify.plan.yaml_plan import parse_plan
 from cgverify.runs.execute import worker
 from cgverify.runs.execute.cluster import Cluster, local_cluster
 from cgverify.runs.execute.dask import Dask
 from cgverify.runs.folder import RunFolder
-from cgverify.runs.session import Means, outline, sweep_of
+from cgverify.runs.session import ExecutionOptions, outline, sweep_of
 
 TAPS = 30
 """Findings of a cell, as attention has."""
@@ -38,8 +38,8 @@ class Idle:
     def __init__(self, job: Job) -> None:
         self._finding = Finding(step="forward", tap="hook_z", stage="mix", verdict=Verdict.BITWISE, r=0.1, shape=(2, 8))
 
-    def verify(self, unit: Unit, watch: Callable[[Cell | None], None]) -> Iterator[CellResult]:
-        for cell in unit.cells:
+    def verify(self, batch: CellBatch, watch: Callable[[Cell | None], None]) -> Iterator[CellResult]:
+        for cell in batch.cells:
             watch(cell)
             yield CellResult(cell=cell, findings=(self._finding,) * TAPS, seconds=0.0)
 
@@ -49,12 +49,12 @@ def be_idle() -> None:
     worker.Worker = Idle  # type: ignore[assignment, misc]
 
 
-def trivial_units(cells: int, cells_per_unit: int) -> list[Unit]:
-    plan = parse({"models": "codegen-nano", "components": "attn.q", "layers": 0, "seeds": list(range(cells))})
-    (unit,) = outline(sweep_of(plan, "trivial"), Means())
-    own = unit.cells[:cells]
+def trivial_units(cells: int, cells_per_unit: int) -> list[CellBatch]:
+    plan = parse_plan({"models": "codegen-nano", "components": "attn.q", "layers": 0, "seeds": list(range(cells))})
+    (batch,) = outline(sweep_of(plan, "trivial"), ExecutionOptions())
+    own = batch.cells[:cells]
     parts = [own[start : start + cells_per_unit] for start in range(0, cells, cells_per_unit)]
-    return [Unit(unit.checkpoint, unit.view, unit.dtype, unit.device, part) for part in parts]
+    return [CellBatch(batch.checkpoint, batch.view, batch.dtype, batch.device, part) for part in parts]
 
 
 def resident() -> int:
@@ -64,7 +64,7 @@ def resident() -> int:
 def measure(cells: int, cells_per_unit: int, workers: int, folder: Path) -> dict[str, Any]:
     """Seconds for a cell, and the driver's memory as it goes."""
     job = Job(("cgverify",), threads=1)
-    units = trivial_units(cells, cells_per_unit)
+    batches = trivial_units(cells, cells_per_unit)
     described = {"created": "", "command": "", "model": "", "weights_origin": "", "weights_digest": ""}
     kept = RunFolder.create(folder, Run(**described, settings={}, environment={}))
     memory = []
@@ -73,7 +73,7 @@ def measure(cells: int, cells_per_unit: int, workers: int, folder: Path) -> dict
             client.wait_for_workers(workers)
             client.run(be_idle)
         started = time.perf_counter()
-        for number, result in enumerate(Dask(Cluster(address), lambda _: 0, lambda _: 1).run(units, job), start=1):
+        for number, result in enumerate(Dask(Cluster(address), lambda _: 0, lambda _: 1).run(batches, job), start=1):
             kept.append(result)
             if number % max(1, cells // 10) == 0:
                 memory.append(resident())
@@ -85,7 +85,7 @@ def measure(cells: int, cells_per_unit: int, workers: int, folder: Path) -> dict
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cells", type=int, default=5000)
-    parser.add_argument("--cells-per-unit", type=int, default=1)
+    parser.add_argument("--cells-per-batch", type=int, default=1)
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

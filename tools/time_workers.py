@@ -16,13 +16,13 @@ from pathlib import Path
 import distributed
 
 from cgverify.plan.cost.of_plan import memory, seconds
-from cgverify.plan.yaml_plan import load
+from cgverify.plan.yaml_plan import load_plan
 from cgverify.runs.execute.cluster import Cluster, local_cluster
 from cgverify.runs.execute.dask import Dask
-from cgverify.runs.session import Means, Prepared, prepare, sweep_of
+from cgverify.runs.session import ExecutionOptions, PreparedRun, prepare, sweep_of
 
 
-def seconds_on(workers: int, prepared: Prepared) -> tuple[float, float]:
+def seconds_on(workers: int, prepared: PreparedRun) -> tuple[float, float]:
     """Of the whole plan, nothing of which is kept: on the clock, and of the busiest worker's processor."""
     with (
         local_cluster(workers, prepared.job()) as address,
@@ -31,7 +31,7 @@ def seconds_on(workers: int, prepared: Prepared) -> tuple[float, float]:
         client.wait_for_workers(workers)
         before = client.run(time.process_time)
         started = time.perf_counter()
-        for _ in Dask(Cluster(address), memory, seconds).run(prepared.units, prepared.job()):
+        for _ in Dask(Cluster(address), memory, seconds).run(prepared.batches, prepared.job()):
             pass
         taken = time.perf_counter() - started
         after = client.run(time.process_time)
@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    prepared = prepare(sweep_of(load(options.plan), options.plan.stem), Means(threads=1))
+    prepared = prepare(sweep_of(load_plan(options.plan), options.plan.stem), ExecutionOptions(threads=1))
     times: dict[int, list[tuple[float, float]]] = {1: [], options.workers: []}
     for _ in range(options.rounds):
         for workers, taken in times.items():

@@ -17,7 +17,7 @@ FILE = "bench.json"
 
 
 @dataclass(frozen=True)
-class Change:
+class ScenarioChange:
     """One point of one candidate, then and now."""
 
     before: Measured
@@ -72,7 +72,7 @@ def read(path: Path) -> BenchRun:
         ) from error
 
 
-def changes(before: BenchRun, now: BenchRun) -> list[Change]:
+def changes(before: BenchRun, now: BenchRun) -> list[ScenarioChange]:
     """What both measured, in the order of `now`.
 
     Raises:
@@ -90,7 +90,7 @@ def changes(before: BenchRun, now: BenchRun) -> list[Change]:
         raise UsageError(f"The baseline is of {before.model}, not of {now.model}: give one of the same model.")
     known = {(each.point, each.candidate): each for each in before.measured}
     found = [
-        Change(known[each.point, each.candidate], each)
+        ScenarioChange(known[each.point, each.candidate], each)
         for each in now.measured
         if (each.point, each.candidate) in known
     ]
@@ -111,7 +111,7 @@ def over(measured: Iterable[Measured], limit: float) -> list[str]:
     return sentences
 
 
-def regressions(compared: Sequence[Change], limit: float) -> list[str]:
+def regressions(compared: Sequence[ScenarioChange], limit: float) -> list[str]:
     """Sentences about what surely takes over `limit` times what it took in the baseline, or no longer runs."""
     sentences = []
     for change in compared:

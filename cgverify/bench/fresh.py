@@ -10,26 +10,26 @@ from typing import Any
 import torch
 
 from cgverify.bench import calls
-from cgverify.bench.memory import Request, peak
+from cgverify.bench.memory import MemoryRequest, peak
 from cgverify.bench.records import Point
 from cgverify.bench.subjects import WHOLE, Workshop
 from cgverify.checkpoint.resolve import resolve
-from cgverify.checkpoint.window import Setting
+from cgverify.checkpoint.window import ModelVariant
 from cgverify.common.environment import pin_numerics
 from cgverify.common.printable import said
 from cgverify.common.streams import stdout_is_ours
-from cgverify.observe.candidate import find
+from cgverify.observe.candidate import find_candidate
 from cgverify.observe.components import COMPONENTS
 
 
-def measure(request: Request) -> int:
+def measure(request: MemoryRequest) -> int:
     """The peak of a forward, or of wrapping where the scenario is `boot-memory`."""
     pin_numerics(request.threads)
     point = Point.model_validate(request.point)
     source = resolve(request.model, request.weights)
-    setting = Setting(getattr(torch, point.dtype), torch.device(point.device), request.rotary_dim)
+    setting = ModelVariant(getattr(torch, point.dtype), torch.device(point.device), request.rotary_dim)
     model: Any = Workshop(source, setting, point.component).model()
-    candidate = None if request.candidate is None else find(request.candidate)
+    candidate = None if request.candidate is None else find_candidate(request.candidate)
     if point.scenario == "boot-memory":
         assert candidate is not None
         small = Workshop(source, setting, "block").model()  # what is imported and set up once is no part of the figure
@@ -51,7 +51,7 @@ def measure(request: Request) -> int:
 
 
 def main() -> None:
-    request = Request(**json.loads(sys.argv[1]))
+    request = MemoryRequest(**json.loads(sys.argv[1]))
     try:
         with stdout_is_ours():
             answer: dict[str, Any] = {"bytes": measure(request)}

@@ -20,7 +20,7 @@ from cgverify.bench.records import Measured, Point
 from cgverify.bench.rounds import Call, Limits, in_rounds
 from cgverify.bench.subjects import WHOLE, Subjects, Workshop, bytes_of
 from cgverify.checkpoint.source import Source
-from cgverify.checkpoint.window import Setting
+from cgverify.checkpoint.window import ModelVariant
 from cgverify.common.printable import said
 from cgverify.observe.bits import same_tensor
 from cgverify.observe.candidate import Candidate
@@ -41,7 +41,7 @@ class Harness:
     def measure(self, points: Sequence[Point]) -> Iterator[list[Measured]]:
         """What came out at each point, one result per candidate, as it is found."""
         for (whole, dtype, device), group in groupby(points, key=_subject):
-            setting = Setting(getattr(torch, dtype), torch.device(device), self.source.config.rotary_dim)
+            setting = ModelVariant(getattr(torch, dtype), torch.device(device), self.source.config.rotary_dim)
             workshop = Workshop(self.source, setting, WHOLE if whole else "block")
             subjects = None  # those of the group before are let go first
             lacking = workshop.lacking(len(self.candidates))
@@ -147,7 +147,7 @@ class Harness:
     def _memory(self, point: Point, workshop: Workshop) -> list[Measured]:
         def figure(candidate: str | None) -> int:
             return memory.in_fresh_process(
-                memory.Request(
+                memory.MemoryRequest(
                     point=point.model_dump(),
                     model=self.model,
                     weights=self.weights,

@@ -21,7 +21,7 @@ from cgverify.common.errors import CgverifyError
 
 
 @dataclass(frozen=True)
-class Request:
+class MemoryRequest:
     """What a fresh process is to measure."""
 
     point: dict[str, Any]
@@ -64,7 +64,7 @@ def peak(run: Callable[[], object], device: torch.device) -> int:
     return max(0, _status("VmHWM") - before)
 
 
-def in_fresh_process(request: Request) -> int:
+def in_fresh_process(request: MemoryRequest) -> int:
     """The figure of a request, measured by `python -m cgverify.bench.fresh`.
 
     Raises:

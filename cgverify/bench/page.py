@@ -9,7 +9,7 @@ from itertools import groupby
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from cgverify.bench.baseline import Change
+from cgverify.bench.baseline import ScenarioChange
 from cgverify.bench.records import BenchRun, Measured
 from cgverify.bench.table import BITS, amount, interval, ratio
 
@@ -62,7 +62,7 @@ Value = tuple[int, float, float, float, str]
 """Tokens, value, ends of its interval, words."""
 
 
-def render(run: BenchRun, compared: Sequence[Change] = ()) -> str:
+def render(run: BenchRun, compared: Sequence[ScenarioChange] = ()) -> str:
     """The page."""
     environment = Environment(
         loader=PackageLoader("cgverify.bench", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
@@ -191,7 +191,7 @@ def _row(run: BenchRun, each: Measured) -> list[str]:
     ]
 
 
-def _change(change: Change) -> list[str]:
+def _change(change: ScenarioChange) -> list[str]:
     point = change.now.point
     factor = "–" if change.factor is None else f"{change.factor:.3f}"
     return [

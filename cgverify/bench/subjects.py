@@ -15,7 +15,7 @@ from transformers import CodeGenConfig, CodeGenForCausalLM
 from transformers.models.codegen.modeling_codegen import create_sinusoidal_positions
 
 from cgverify.checkpoint.source import Source
-from cgverify.checkpoint.window import Setting, Window
+from cgverify.checkpoint.window import ModelVariant, Window
 from cgverify.observe.candidate import Candidate
 from cgverify.observe.components import COMPONENTS
 
@@ -52,7 +52,7 @@ class Subjects:
 class Workshop:
     """Makes models of one checkpoint in one setting."""
 
-    def __init__(self, source: Source, setting: Setting, component: str) -> None:
+    def __init__(self, source: Source, setting: ModelVariant, component: str) -> None:
         self.source = source
         self.setting = setting
         self.whole = component == WHOLE
@@ -97,7 +97,7 @@ class Workshop:
             return error
 
 
-def whole_model(source: Source, setting: Setting) -> CodeGenForCausalLM:
+def whole_model(source: Source, setting: ModelVariant) -> CodeGenForCausalLM:
     """All layers, as `from_pretrained(dtype=…)` leaves them: the sin/cos tables in float32 unless that is narrower.
 
     Raises:

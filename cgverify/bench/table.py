@@ -13,13 +13,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cgverify.bench.baseline import Change
+from cgverify.bench.baseline import ScenarioChange
 from cgverify.bench.records import BenchRun, Measured
 
 BITS = {True: "same", False: "other", None: ""}
 
 
-def show(console: Console, run: BenchRun, compared: Sequence[Change] = ()) -> None:
+def show(console: Console, run: BenchRun, compared: Sequence[ScenarioChange] = ()) -> None:
     """Print all of it."""
     machine, numerics = run.environment.get("machine", {}), run.environment.get("numerics", {})
     console.print(
@@ -48,7 +48,7 @@ def _setting(each: Measured) -> str:
     return f"{each.candidate} · {each.point.dtype} · {each.point.device}"
 
 
-def _setting_of_change(change: Change) -> str:
+def _setting_of_change(change: ScenarioChange) -> str:
     return _setting(change.now)
 
 
@@ -68,7 +68,7 @@ def _figures(run: BenchRun, setting: str, measured: Sequence[Measured]) -> Table
     return table
 
 
-def _changes(setting: str, compared: Sequence[Change]) -> Table:
+def _changes(setting: str, compared: Sequence[ScenarioChange]) -> Table:
     table = Table(box=SIMPLE, title=f"{setting}, beside the baseline", title_justify="left", title_style="bold")
     table.add_column("", no_wrap=True)
     for heading in ("then", "now", "factor", ""):

@@ -8,13 +8,13 @@ import os
 import torch
 from transformers import CodeGenConfig, CodeGenForCausalLM
 
-from cgverify.checkpoint.window import Setting, Window
+from cgverify.checkpoint.window import ModelVariant, Window
 
 SHARE = 0.5
 """Of a machine's memory, what a whole model may take: its taps, and other programs, want some too."""
 
 
-def assembled(window: Window, config: CodeGenConfig, setting: Setting) -> CodeGenForCausalLM:
+def assembled(window: Window, config: CodeGenConfig, setting: ModelVariant) -> CodeGenForCausalLM:
     """A `CodeGenForCausalLM` with all its layers, in eval mode.
 
     Args:
@@ -37,7 +37,7 @@ def assembled(window: Window, config: CodeGenConfig, setting: Setting) -> CodeGe
     return model.eval()
 
 
-def too_large(config: CodeGenConfig, setting: Setting) -> str | None:
+def too_large(config: CodeGenConfig, setting: ModelVariant) -> str | None:
     """Why a bridge over the whole model is not booted in a setting; None where it fits.
 
     A bridge holds each layer's q, k and v beside the fused weight. Memory is counted as the machine has it, not as it

@@ -12,26 +12,26 @@ from cgverify.checkpoint.source import Source
 from cgverify.common.errors import CgverifyError, UnknownNameError
 from cgverify.common.records import Checkpoint
 
-Asked = tuple[str, str]
+CheckpointRequest = tuple[str, str]
 """A model and its `--weights`, as the user has them."""
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundCheckpoints:
     """What became of everything that was asked for."""
 
-    checkpoints: dict[Asked, Checkpoint] = field(default_factory=dict)
-    sources: dict[Asked, Source] = field(default_factory=dict)
+    checkpoints: dict[CheckpointRequest, Checkpoint] = field(default_factory=dict)
+    sources: dict[CheckpointRequest, Source] = field(default_factory=dict)
     """Of those whose weights can be had."""
 
 
-def find(asked: Iterable[Asked]) -> Found:
+def find_checkpoints(asked: Iterable[CheckpointRequest]) -> FoundCheckpoints:
     """Each checkpoint, the ones that cannot be had with the reason.
 
     Raises:
         UnknownNameError: a name that can be no checkpoint anywhere.
     """
-    found = Found()
+    found = FoundCheckpoints()
     for model, weights in dict.fromkeys(asked):
         try:
             source = resolve(model, weights)
@@ -45,14 +45,14 @@ def find(asked: Iterable[Asked]) -> Found:
     return found
 
 
-def found_one(model: str, weights: str) -> Found:
+def find_checkpoint(model: str, weights: str) -> FoundCheckpoints:
     """A checkpoint that must be had.
 
     Raises:
         CgverifyError: it cannot.
     """
     source = resolve(model, weights)
-    return Found({(model, weights): _described(model, weights, source)}, {(model, weights): source})
+    return FoundCheckpoints({(model, weights): _described(model, weights, source)}, {(model, weights): source})
 
 
 def sketch(model: str, weights: str) -> Checkpoint:

@@ -25,14 +25,14 @@ from cgverify.checkpoint.source import Source
 from cgverify.common.errors import WeightsError
 from cgverify.common.records import RotaryDim
 
-View = int | str
+WeightsView = int | str
 """What is in view: a layer's number, `embed`, `ln_final` or `unembed`."""
 
 _ENDS = {"embed": "transformer.wte", "ln_final": "transformer.ln_f", "unembed": "lm_head"}
 
 
 @dataclass(frozen=True)
-class Setting:
+class ModelVariant:
     """How the weights in view are to be held."""
 
     dtype: torch.dtype
@@ -50,9 +50,9 @@ class Window:
         self._config.use_cache = True
         self._config.architectures = ["CodeGenForCausalLM"]
         self._stored: dict[str, torch.Tensor] = {}
-        self.view: View | None = None
+        self.view: WeightsView | None = None
 
-    def show(self, view: View) -> None:
+    def show(self, view: WeightsView) -> None:
         """Bring a view into the window, dropping the one before.
 
         Raises:
@@ -91,14 +91,14 @@ class Window:
         deviation = float((squares.mean() / query.shape[1]).sqrt())
         return float(f"{math.sqrt(3 / deviation):.2g}") if deviation > 0 else 1.0
 
-    def model(self, setting: Setting) -> CodeGenForCausalLM:
+    def model(self, setting: ModelVariant) -> CodeGenForCausalLM:
         """A fresh model in eval mode whose weights in view are copies in memory of their own: it may be changed.
 
         As after `from_pretrained(dtype=…)`: weights in the dtype, the sin/cos table in float32 unless that is wider.
         """
         return self._model(setting, partial(torch.Tensor.to, copy=True))
 
-    def reference(self, setting: Setting) -> CodeGenForCausalLM:
+    def reference(self, setting: ModelVariant) -> CodeGenForCausalLM:
         """The same model on the stored weights themselves where they have the dtype: it must not be changed.
 
         Hugging Face's modules write to none of their weights; a third copy of the largest view would be a third of the
@@ -106,7 +106,7 @@ class Window:
         """
         return self._model(setting, torch.Tensor.to)
 
-    def _model(self, setting: Setting, held: Callable[..., torch.Tensor]) -> CodeGenForCausalLM:
+    def _model(self, setting: ModelVariant, held: Callable[..., torch.Tensor]) -> CodeGenForCausalLM:
         assert self.view is not None, "show a view first"
         config = copy.deepcopy(self._config)
         head_dim = config.n_embd // config.n_head
@@ -121,7 +121,7 @@ class Window:
             self._complete_attention(cast(CodeGenAttention, module.attn), config, setting)
         return model.eval()
 
-    def _complete_attention(self, attention: CodeGenAttention, config: CodeGenConfig, setting: Setting) -> None:
+    def _complete_attention(self, attention: CodeGenAttention, config: CodeGenConfig, setting: ModelVariant) -> None:
         """The table, and the layer's true number, by which a cache is addressed."""
         table = create_sinusoidal_positions(config.n_positions, config.rotary_dim)
         attention.embed_positions = table.to(setting.device, torch.promote_types(torch.float32, setting.dtype))
@@ -153,7 +153,7 @@ def refusal(config: CodeGenConfig, rotary_dim: RotaryDim) -> str | None:
     return None
 
 
-def _in_view(model: CodeGenForCausalLM, view: View) -> nn.Module:
+def _in_view(model: CodeGenForCausalLM, view: WeightsView) -> nn.Module:
     module: nn.Module = model.get_submodule("transformer.h.0" if isinstance(view, int) else _ENDS[view])
     return module
 

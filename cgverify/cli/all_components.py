@@ -62,14 +62,14 @@ def all_components(
         shortcuts = tuple(options.shortcuts(allow))
         cluster = options.cluster(executor, scheduler, jobs)
 
-        from cgverify.cli.verification import Course, run_one
+        from cgverify.cli.verification import OutputOptions, run_one
 
         code = run_one(
             "all-components",
             model,
             weights,
             asked,
-            Course(output, resume=resume, stop_at_failure=exitfirst),
+            OutputOptions(output, resume=resume, stop_at_failure=exitfirst),
             prompt=prompt,
             tokens=tokens,
             threads=threads,

@@ -64,14 +64,14 @@ def attention(
 
         shortcuts = tuple(options.shortcuts(allow))
 
-        from cgverify.cli.verification import Course, run_one
+        from cgverify.cli.verification import OutputOptions, run_one
 
         code = run_one(
             "attention",
             model,
             weights,
             asked,
-            Course(output, resume=resume, stop_at_failure=exitfirst),
+            OutputOptions(output, resume=resume, stop_at_failure=exitfirst),
             prompt=prompt,
             tokens=tokens,
             threads=threads,

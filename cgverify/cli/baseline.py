@@ -38,17 +38,17 @@ def accept(run: Folder, name: Name = None, reports: Reports = Path("reports"), v
         from cgverify.report.comparison import sections
         from cgverify.report.frames import summary_frame
         from cgverify.report.sections import on_screen
-        from cgverify.runs.baseline import PACKED, load, require_finished
+        from cgverify.runs.baseline import PACKED, load_stored_run, require_finished
         from cgverify.runs.baseline import accept as keep
         from cgverify.runs.comparison import compare_runs
 
         require_finished(run)
-        stored = load(run)
+        stored = load_stored_run(run)
         path = reports / (name or _name(stored))
         before = None
         if (path / PACKED).exists():
             try:
-                before = load(path)
+                before = load_stored_run(path)
             except RunFolderError as error:
                 typer.echo(f"What it replaces is not compared with it: {error}", err=True)
         keep(stored, path, summary_frame(stored.results).to_csv(index=False))

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
-from cgverify.bench.baseline import FILE, Change, changes, over, read, regressions
+from cgverify.bench.baseline import FILE, ScenarioChange, changes, over, read, regressions
 from cgverify.bench.records import BenchRun, Measured, Point
 from cgverify.bench.scenarios import COMPONENTS, SCENARIOS, Selection, Shape
 from cgverify.cli import options
@@ -180,12 +180,12 @@ def _measure(
         from cgverify.bench.rate import product_rate
         from cgverify.bench.rounds import Limits
         from cgverify.checkpoint.resolve import resolve
-        from cgverify.observe.candidate import find
+        from cgverify.observe.candidate import find_candidate
         from cgverify.verify.checkpoint_cells import require_devices
 
     require_devices(selection.devices)
     with stdout_is_ours():
-        candidates = {name: find(name) for name in bridges}
+        candidates = {name: find_candidate(name) for name in bridges}
     source = resolve(model, weights)
     points = selection.points(source.config.n_positions)
     numerics = pin_numerics(threads or torch.get_num_threads()) | {"memory": memory}
@@ -258,7 +258,7 @@ def _write(folder: Path, run: BenchRun) -> None:
     (folder / "bench.html").write_text(bench_page.render(run), encoding="utf-8")
 
 
-def _print(run: BenchRun, compared: Sequence[Change], format: str) -> None:
+def _print(run: BenchRun, compared: Sequence[ScenarioChange], format: str) -> None:
     from cgverify.bench import page as bench_page
     from cgverify.bench import table as bench_table
     from cgverify.bench.frame import bench_frame

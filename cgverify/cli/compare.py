@@ -79,7 +79,7 @@ def _with_baseline(what: list[str], fail_on: list[str], format: str) -> int:
 
 def _across(axis: str, what: list[str], format: str) -> int:
     from cgverify.report.across import render
-    from cgverify.runs.baseline import load
+    from cgverify.runs.baseline import load_stored_run
     from cgverify.runs.comparison.across import AXES, across, across_runs
 
     known("across", [axis], (*AXES, "run"))
@@ -87,15 +87,15 @@ def _across(axis: str, what: list[str], format: str) -> int:
         if len(what) != 2:
             raise UsageError(f"compare --across run takes two run folders, and {len(what)} are given.")
         names, folders = (what[0], what[1]), what
-        found = across_runs(names, (load(Path(folders[0])), load(Path(folders[1]))))
+        found = across_runs(names, (load_stored_run(Path(folders[0])), load_stored_run(Path(folders[1]))))
     else:
         if len(what) not in (3, 4):
             raise UsageError(
                 f"compare --across {axis} takes two values and one or two run folders: "
                 f"compare --across {axis} A B RUN [RUN]."
             )
-        first = load(Path(what[2]))
-        second = load(Path(what[3])) if len(what) == 4 else first
+        first = load_stored_run(Path(what[2]))
+        second = load_stored_run(Path(what[3])) if len(what) == 4 else first
         found = across(axis, (what[0], what[1]), (first, second))
     typer.echo(render(format, found), nl=False)
     return 0 if found.cells else _nothing_in_common(what)

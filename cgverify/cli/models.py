@@ -14,7 +14,7 @@ from cgverify.cli import options
 from cgverify.cli.exits import exit_codes
 from cgverify.cli.options import known
 from cgverify.common.records import Cell
-from cgverify.plan.cells import Axes, Subject, cells
+from cgverify.plan.cells import Axes, CheckpointShape, cells
 
 
 def models(format: options.Format = "table") -> None:
@@ -54,5 +54,5 @@ def models(format: options.Format = "table") -> None:
 
 
 def _plain_run(name: str, shape: Architecture) -> list[Cell]:
-    subject = Subject(name, "", shape.n_layer, shape.rotary_dim, shape.n_positions)
+    subject = CheckpointShape(name, "", shape.n_layer, shape.rotary_dim, shape.n_positions)
     return cells(subject, Axes())

@@ -11,7 +11,7 @@ import typer
 from cgverify.common.environment import SHORTCUTS
 from cgverify.common.errors import UnknownNameError, UsageError
 from cgverify.common.records import RotaryDim
-from cgverify.plan.cells import CASES, DEVICES, DTYPES, Axes
+from cgverify.plan.cells import CASE_KINDS, DEVICES, DTYPES, Axes
 from cgverify.report.formats import FORMATS as FORMATS
 from cgverify.runs.execute.cluster import Cluster
 
@@ -51,7 +51,7 @@ RotaryDims = Annotated[
     ),
 ]
 Case = Annotated[
-    list[str], typer.Option(help=f"{', '.join(CASES)}; or all.", envvar="CGVERIFY_CASE", rich_help_panel=_AXES)
+    list[str], typer.Option(help=f"{', '.join(CASE_KINDS)}; or all.", envvar="CGVERIFY_CASE", rich_help_panel=_AXES)
 ]
 Layers = Annotated[
     str | None, typer.Option(help="0,5-7; all by default.", envvar="CGVERIFY_LAYERS", rich_help_panel=_AXES)
@@ -179,7 +179,7 @@ def axes(
         dtypes=known("dtype", split(dtype), DTYPES),
         devices=known("device", split(device), DEVICES),
         rotary_dims=[_rotary_dim(text) for text in split(rotary_dim or ())],
-        cases=list(CASES) if cases == ["all"] else known("case", cases, CASES),
+        cases=list(CASE_KINDS) if cases == ["all"] else known("case", cases, CASE_KINDS),
         layers=None if layers is None else _layers(layers),
         components=split(component or ()),
         seeds=[_number("--seed", text, below=1 << 63) for text in split(seed)],

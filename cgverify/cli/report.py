@@ -53,13 +53,13 @@ def report(
                 )
             baseline = None  # the environment's, which says so for every report
 
-        from cgverify.runs.baseline import load
+        from cgverify.runs.baseline import load_stored_run
 
-        stored = load(run)
+        stored = load_stored_run(run)
         if by is None:
             from cgverify.report.formats import render
 
-            text = render(format, stored.run, stored.results, None if baseline is None else load(baseline))
+            text = render(format, stored.run, stored.results, None if baseline is None else load_stored_run(baseline))
         else:
             from cgverify.report.pivot import render as render_pivot
 

@@ -12,7 +12,7 @@ from cgverify.cli.exits import exit_codes
 from cgverify.cli.options import FORMATS, KEPT, known
 from cgverify.common.errors import UsageError
 from cgverify.plan.cells import Shard
-from cgverify.plan.yaml_plan import load
+from cgverify.plan.yaml_plan import load_plan
 
 _RUN = "How to run"
 
@@ -71,22 +71,22 @@ def sweep(
     time was up, 5 nothing was compared, 130 interrupted.
     """
     with exit_codes(verbose):
-        planned = load(config)
+        planned = load_plan(config)
         part = None if shard is None else _shard(shard)
         known("format", [format], FORMATS)
         known("keep-tensors", [keep_tensors], KEPT)
         shortcuts = tuple(options.shortcuts(allow))
         cluster = options.cluster(executor, scheduler, jobs)
 
-        from cgverify.cli.verification import Course, make_ready, run
+        from cgverify.cli.verification import OutputOptions, make_ready, run
 
-        course = Course(output, resume, rerun_failed, exitfirst, max_minutes)
+        course = OutputOptions(output, resume, rerun_failed, exitfirst, max_minutes)
         make_ready(verbose)
 
-        from cgverify.runs.session import Means, sweep_of
+        from cgverify.runs.session import ExecutionOptions, sweep_of
 
         order = sweep_of(planned, config.stem, config)
-        means = Means(
+        execution = ExecutionOptions(
             threads=threads,
             jobs=jobs,
             cluster=cluster,
@@ -98,9 +98,9 @@ def sweep(
         if dry_run:
             from cgverify.cli.dry_run import show
 
-            code = show(order, means, format)
+            code = show(order, execution, format)
         else:
-            code = run(order, means, course, format=format, quiet=quiet)
+            code = run(order, execution, course, format=format, quiet=quiet)
     raise typer.Exit(code)
 
 

@@ -23,11 +23,11 @@ from cgverify.runs.execute.cluster import Cluster
 from cgverify.runs.folder import require_new
 
 if TYPE_CHECKING:  # what imports torch is imported after `make_ready`
-    from cgverify.runs.session import Campaign, Means, Order, Prepared
+    from cgverify.runs.session import ExecutionOptions, PreparedRun, RunRequest, RunSession
 
 
 @dataclass(frozen=True)
-class Course:
+class OutputOptions:
     """Where a run goes to, what it begins with, and when it ends."""
 
     output: Path | None = None
@@ -43,15 +43,15 @@ class Course:
         if self.output is not None and not (self.resume or self.rerun_failed):
             require_new(self.output)  # told again when the folder is locked; here, before seconds of imports
 
-    def begin(self, prepared: Prepared) -> Campaign:
+    def begin(self, prepared: PreparedRun) -> RunSession:
         """The run, new or continued."""
         from cgverify.runs.folder import new_folder
-        from cgverify.runs.session import Campaign
+        from cgverify.runs.session import RunSession
 
         path = self.output or new_folder(prepared.run.model)
         if self.rerun_failed:
-            return Campaign.rerun_failed(prepared, path)
-        return Campaign.resume(prepared, path) if self.resume else Campaign.start(prepared, path)
+            return RunSession.rerun_failed(prepared, path)
+        return RunSession.resume(prepared, path) if self.resume else RunSession.start(prepared, path)
 
 
 def make_ready(verbosity: int) -> None:
@@ -63,27 +63,27 @@ def make_ready(verbosity: int) -> None:
         import cgverify.runs.session  # noqa: F401
 
 
-def run(order: Order, means: Means, course: Course, *, format: str, quiet: bool) -> int:
+def run(order: RunRequest, options: ExecutionOptions, course: OutputOptions, *, format: str, quiet: bool) -> int:
     """Run what is asked for, print the report on stdout, and return the exit code."""
     from cgverify.runs.session import prepare, require_cells
 
     started = time.monotonic()
     with stdout_is_ours():
-        prepared = prepare(order, means)
-    campaign = course.begin(prepared)
+        prepared = prepare(order, options)
+    session = course.begin(prepared)
     try:
         if not quiet:
-            _announce(campaign)
+            _announce(session)
         require_cells(prepared)
-        ended = _carry_out(campaign, course, started, quiet)
+        ended = _carry_out(session, course, started, quiet)
     finally:
-        campaign.folder.close()
-    code = report(campaign.folder.run, campaign.folder.path, campaign.ordered, format, detailed=means.warnings)
+        session.folder.close()
+    code = report(session.folder.run, session.folder.path, session.ordered, format, detailed=options.warnings)
     if ended is None:
         return code
     typer.echo(
-        f"{ended} after {len(campaign.ordered)} of {len(prepared.plan)} cells: "
-        f"--output {campaign.folder.path} --resume goes on.",
+        f"{ended} after {len(session.ordered)} of {len(prepared.plan)} cells: "
+        f"--output {session.folder.path} --resume goes on.",
         err=True,
     )
     return INTERRUPTED if ended == "Interrupted" else code or CgverifyError.exit_code
@@ -94,7 +94,7 @@ def run_one(
     model: str,
     weights: str,
     axes: Axes,
-    course: Course,
+    course: OutputOptions,
     *,
     prompt: str | None,
     tokens: Path | None,
@@ -109,25 +109,25 @@ def run_one(
 ) -> int:
     """`run` of axes over one checkpoint, which must be had, as must the devices."""
     make_ready(verbose)
-    from cgverify.runs.session import Means, Text, one_checkpoint
+    from cgverify.runs.session import ExecutionOptions, Text, one_checkpoint
     from cgverify.verify.checkpoint_cells import require_devices
 
     require_devices(axes.devices)
     order = one_checkpoint(command, model, weights, axes, Text(prompt, tokens))
-    means = Means(
+    execution = ExecutionOptions(
         threads=threads, jobs=jobs, cluster=cluster, allow=allow, keep_tensors=keep_tensors, warnings=verbose > 0
     )
-    return run(order, means, course, format=format, quiet=quiet)
+    return run(order, execution, course, format=format, quiet=quiet)
 
 
-def _announce(campaign: Campaign) -> None:
-    prepared, finished = campaign.prepared, len(campaign.results)
+def _announce(session: RunSession) -> None:
+    prepared, finished = session.prepared, len(session.results)
     note = f"{finished} cells are finished already. " if finished else ""
     run = prepared.run
-    shard = f", shard {prepared.means.shard}" if prepared.means.shard else ""
+    shard = f", shard {prepared.options.shard}" if prepared.options.shard else ""
     typer.echo(
         f"{run.model}, weights {run.weights_origin}{shard}: {len(prepared.plan)} cells, {prepared.forecast}. {note}"
-        f"Run folder {campaign.folder.path}",
+        f"Run folder {session.folder.path}",
         err=True,
     )
     for checkpoint in run.checkpoints:
@@ -135,22 +135,22 @@ def _announce(campaign: Campaign) -> None:
             typer.echo(f"{checkpoint.asked} is left out: {checkpoint.problem}", err=True)
 
 
-def _carry_out(campaign: Campaign, course: Course, started: float, quiet: bool) -> str | None:
+def _carry_out(session: RunSession, course: OutputOptions, started: float, quiet: bool) -> str | None:
     """Take results as they come; returns why it ended before all were there, if it did so unasked."""
     deadline = None if course.max_minutes is None else started + 60 * course.max_minutes
-    total = sum(len(unit.cells) for unit in campaign.left)
-    # A unit that was run in part is run whole: what had failed in it before must not stop it there again.
-    failed_before = {cell for cell, result in campaign.results.items() if result.verdict.fails}
+    total = sum(len(batch.cells) for batch in session.left)
+    # A batch that was run in part is run whole: what had failed in it before must not stop it there again.
+    failed_before = {cell for cell, result in session.results.items() if result.verdict.fails}
     ended = "Time is up"
     try:
-        with stdout_is_ours(), contextlib.closing(campaign.carry_out(deadline)) as results:
+        with stdout_is_ours(), contextlib.closing(session.carry_out(deadline)) as results:
             for result in with_progress(results, total, quiet):
                 if course.stop_at_failure and result.verdict.fails and result.cell.id not in failed_before:
                     ended = "Stopped at a failure"
                     break
     except KeyboardInterrupt:
         return "Interrupted"
-    return None if len(campaign.ordered) == len(campaign.prepared.plan) else ended
+    return None if len(session.ordered) == len(session.prepared.plan) else ended
 
 
 def report(run: Run, path: Path, ordered: Sequence[CellResult], format: str, *, detailed: bool = False) -> int:

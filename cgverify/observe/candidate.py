@@ -76,7 +76,7 @@ def visit() -> Iterator[None]:
     gc.collect()
 
 
-def find(name: str) -> Candidate:
+def find_candidate(name: str) -> Candidate:
     """The candidate of a `--bridge`.
 
     Args:

@@ -31,7 +31,7 @@ from cgverify.observe.stages import Stage
 from cgverify.observe.taps import Observation, Taps, attention_taps, hooks_of, module_io, observe
 
 See = Callable[[str, torch.Tensor], None]
-Watch = Callable[[Any, See], contextlib.AbstractContextManager[None]]
+WatchTaps = Callable[[Any, See], contextlib.AbstractContextManager[None]]
 
 CANDIDATE_NAMES = {"q.hook_out": "hook_q", "k.hook_out": "hook_k", "v.hook_out": "hook_v", "o.hook_in": "hook_z"}
 """TransformerLens's aliases on attention: a tap bears the name that researchers use."""
@@ -60,7 +60,7 @@ class Component:
     """In a one-block bridge: `blocks.0.attn`."""
     reference_path: str
     """In a one-block `CodeGenForCausalLM`."""
-    watch: Watch
+    watch: WatchTaps
     """Show the reference's taps while its module runs."""
     random_inputs: Callable[[CodeGenConfig], probe.RandomInputs]
     stress: Callable[[CodeGenConfig], probe.Stress]
@@ -104,7 +104,7 @@ class Component:
                 kept = forward(inputs, cache, observation)
             if conditions.cotangent is not None:
                 required = {self.hook_path(stage.tap) for stage in self.stages(False) if stage.required}
-                observation.misdeeds += [
+                observation.violations += [
                     (name, f"{name} is shown cut off from autograd: no gradient arrives there")
                     for name, tensor in shown.items()
                     if name in required and not tensor.requires_grad
@@ -114,13 +114,13 @@ class Component:
             alone = Observation()
             with under(conditions, node, device, bridge.cfg), hooks_of(node, alone, patches, alone=True):
                 forward(*spare, alone)
-            observation.misdeeds += alone.otherwise_than(observation)
+            observation.violations += alone.differences_from(observation)
             if conditions == PLAIN and cache is None:
                 self._call(node, {name: value.flip(1) for name, value in inputs.items()}, None)
-                observation.misdeeds += observation.overwritten({**shown, **kept})
+                observation.violations += observation.overwritten({**shown, **kept})
 
         observation = observe(run, inputs)
-        observation.misdeeds += [
+        observation.violations += [
             (alias, f"{alias} is not the hook {path} that it must be another name of")
             for alias, path in HOOK_ALIASES.get(self.kind, {}).items()
             if getattr(node, alias, None) is not node.get_submodule(path)

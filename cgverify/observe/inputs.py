@@ -39,7 +39,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Part:
+class PromptSpan:
     """The tokens of a prompt that one forward takes; those before are in the cache."""
 
     name: str
@@ -48,25 +48,25 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Probe:
+class CaseInputs:
     """The forwards of a case, in order."""
 
     steps: tuple[Step, ...]
 
-    def rounded(self, dtype: torch.dtype) -> Probe:
+    def rounded(self, dtype: torch.dtype) -> CaseInputs:
         """The same in values that `dtype` has, what is drawn later included; a mask's minimum stays the minimum."""
-        return Probe(
+        return CaseInputs(
             tuple(
                 replace(step, inputs=_rounded(step.inputs, dtype), conditions=step.conditions.rounded(dtype))
                 for step in self.steps
             )
         )
 
-    def hidden_by_infinity(self) -> Probe:
+    def hidden_by_infinity(self) -> CaseInputs:
         """The same with masks of −∞ where they have the lowest value; a query that saw nothing sees everything."""
-        return Probe(tuple(replace(step, inputs=_hidden_by_infinity(step.inputs)) for step in self.steps))
+        return CaseInputs(tuple(replace(step, inputs=_hidden_by_infinity(step.inputs)) for step in self.steps))
 
-    def same_inputs(self, other: Probe) -> bool:
+    def same_inputs(self, other: CaseInputs) -> bool:
         """Whether both give the same tensors."""
         return len(self.steps) == len(other.steps) and all(
             mine.inputs.keys() == theirs.inputs.keys()
@@ -220,7 +220,7 @@ def attention_inputs(width: int) -> RandomInputs:
     return random_inputs
 
 
-def prompt_context(part: Part) -> Inputs:
+def prompt_context(part: PromptSpan) -> Inputs:
     """Positions `[1, seq]` and a causal mask `[1, 1, seq, keys]`, as Hugging Face's model gives them to its blocks."""
     seen = torch.ones(part.stop - part.start, part.stop, dtype=torch.bool).tril(part.start)
     mask = torch.zeros(1, 1, *seen.shape).masked_fill(~seen, LOWEST)

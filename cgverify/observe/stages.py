@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from cgverify.oracle.arithmetic import Expected, exactly, observed
+from cgverify.oracle.arithmetic import Expected, exactly, without_error
 from cgverify.oracle.block_sum import block_sum
 from cgverify.oracle.cache import cached
 from cgverify.oracle.fused_qkv import joined
@@ -24,7 +24,7 @@ from cgverify.oracle.rope import rope
 from cgverify.oracle.scores import scores
 from cgverify.oracle.softmax import softmax
 
-View = Mapping[str, torch.Tensor]
+TensorsByName = Mapping[str, torch.Tensor]
 """A side's taps and givens by name."""
 
 
@@ -32,9 +32,9 @@ View = Mapping[str, torch.Tensor]
 class Local:
     """An oracle that is cheap enough to be asked about one side at a time."""
 
-    compute: Callable[[View, Parameters], Expected]
+    compute: Callable[[TensorsByName, Parameters], Expected]
 
-    def expect(self, side: View, parameters: Parameters) -> tuple[Expected | None, list[str]]:
+    def expect(self, side: TensorsByName, parameters: Parameters) -> tuple[Expected | None, list[str]]:
         """What the tap must be, and the names it came from.
 
         None if a tap that the stage starts from never fired, or has a shape that it cannot be computed from.
@@ -47,7 +47,7 @@ class Local:
 
 
 @dataclass(frozen=True)
-class Product:
+class WeightProduct:
     """input · weightᵀ + bias, which is asked about all sides at once."""
 
     input: str
@@ -56,13 +56,13 @@ class Product:
     """What autocast rounds both to first, if it is on."""
 
 
-Oracle = Local | Product
+Oracle = Local | WeightProduct
 
 
 class _Recorder(Mapping[str, torch.Tensor]):
     """A view that remembers which names were asked for."""
 
-    def __init__(self, view: View) -> None:
+    def __init__(self, view: TensorsByName) -> None:
         self._view = view
         self.names: list[str] = []
 
@@ -96,7 +96,7 @@ def expect_products(
         yield columns, [answer[key] for key in keys]
 
 
-def whole_answer(stage: Stage, view: View, parameters: Parameters) -> Expected | None:
+def whole_answer(stage: Stage, view: TensorsByName, parameters: Parameters) -> Expected | None:
     """What a tap must be, all columns at once, in its shape; None where it cannot be computed."""
     if isinstance(stage.oracle, Local):
         return stage.oracle.expect(view, parameters)[0]
@@ -144,11 +144,11 @@ def copy(name: str, tap: str, source: str, axes: tuple[str, ...], required: bool
 def linear(
     name: str, tap: str, source: str, weight: str, axes: tuple[str, ...] = RESIDUAL, required: bool = True
 ) -> Stage:
-    return Stage(name, tap, Product(source, weight), axes, required)
+    return Stage(name, tap, WeightProduct(source, weight), axes, required)
 
 
 def embedding() -> tuple[Stage, ...]:
-    def rows(side: View, parameters: Parameters) -> Expected:
+    def rows(side: TensorsByName, parameters: Parameters) -> Expected:
         weight = parameters.tensor("embed")
         return exactly(weight[side["hook_in"]], weight.dtype)
 
@@ -163,7 +163,7 @@ def norm(prefix: str, source: str, weight: str) -> tuple[Stage, ...]:
     """Layer norm with `weight`'s gain and bias, hooks under `prefix`."""
     into = f"{prefix}hook_in"
 
-    def normed(side: View, parameters: Parameters) -> Expected:
+    def normed(side: TensorsByName, parameters: Parameters) -> Expected:
         return layer_norm(side[into], parameters.tensor(weight), parameters.required_bias(weight), parameters.eps)
 
     return (
@@ -207,26 +207,26 @@ class Heads:
     """Of attention's taps."""
     with_cache: bool
 
-    def query(self, side: View, parameters: Parameters) -> Expected:
+    def query(self, side: TensorsByName, parameters: Parameters) -> Expected:
         return self.rotated("q", side, parameters)
 
-    def key(self, side: View, parameters: Parameters) -> Expected:
+    def key(self, side: TensorsByName, parameters: Parameters) -> Expected:
         if self.with_cache:
-            return observed(side[f"{self.prefix}cache_keys"])
+            return without_error(side[f"{self.prefix}cache_keys"])
         return self.rotated("k", side, parameters)
 
-    def value(self, side: View) -> torch.Tensor:
+    def value(self, side: TensorsByName) -> torch.Tensor:
         if self.with_cache:
             return side[f"{self.prefix}cache_values"]
         return side[f"{self.prefix}hook_v"].transpose(1, 2)
 
-    def rotated(self, which: str, side: View, parameters: Parameters) -> Expected:
+    def rotated(self, which: str, side: TensorsByName, parameters: Parameters) -> Expected:
         """The tap, or what the rotation must have made where its hook is dead."""
         seen = side.get(f"{self.prefix}hook_rot_{which}")
-        heads = observed(seen) if seen is not None else self.rotate(which, side, parameters)
+        heads = without_error(seen) if seen is not None else self.rotate(which, side, parameters)
         return Expected(heads.value.transpose(1, 2), heads.bound.transpose(1, 2), heads.dtype)
 
-    def rotate(self, which: str, side: View, parameters: Parameters) -> Expected:
+    def rotate(self, which: str, side: TensorsByName, parameters: Parameters) -> Expected:
         """What the rotation must make, `[batch, seq, heads, head_dim]`."""
         x, table = side[f"{self.prefix}hook_{which}"], parameters.tensor("attn.table")
         return rope(x, table, side["given.position_ids"])
@@ -244,27 +244,27 @@ def attention(prefix: str, source: str, with_cache: bool) -> tuple[Stage, ...]:
         )
     }
 
-    def fused(side: View, _: Parameters) -> Expected:
+    def fused(side: TensorsByName, _: Parameters) -> Expected:
         return exactly(joined({w: side[tap[f"hook_{w}"]] for w in "qkv"}), side[tap["hook_q"]].dtype)
 
     def rotated(which: str) -> Local:
         return Local(lambda side, parameters: heads.rotate(which, side, parameters))
 
-    def scored(side: View, parameters: Parameters) -> Expected:
+    def scored(side: TensorsByName, parameters: Parameters) -> Expected:
         return scores(heads.query(side, parameters), heads.key(side, parameters), side.get("given.attention_mask"))
 
-    def patterned(side: View, _: Parameters) -> Expected:
+    def patterned(side: TensorsByName, _: Parameters) -> Expected:
         return softmax(side[tap["hook_attn_scores"]], heads.value(side).dtype)
 
-    def mixed(side: View, _: Parameters) -> Expected:
+    def mixed(side: TensorsByName, _: Parameters) -> Expected:
         return mix(side[tap["hook_pattern"]], heads.value(side))
 
-    def cached_keys(side: View, parameters: Parameters) -> Expected:
+    def cached_keys(side: TensorsByName, parameters: Parameters) -> Expected:
         key = heads.rotated("k", side, parameters)
         return cached(side.get("given.cache_keys"), key, side[tap["hook_in"]].dtype)
 
-    def cached_values(side: View, _: Parameters) -> Expected:
-        value = observed(side[tap["hook_v"]].transpose(1, 2))
+    def cached_values(side: TensorsByName, _: Parameters) -> Expected:
+        value = without_error(side[tap["hook_v"]].transpose(1, 2))
         return cached(side.get("given.cache_values"), value, side[tap["hook_in"]].dtype)
 
     caching = (
@@ -292,7 +292,7 @@ def attention(prefix: str, source: str, with_cache: bool) -> tuple[Stage, ...]:
 def block(with_cache: bool) -> tuple[Stage, ...]:
     """The whole block: layer norm, then attention and MLP side by side, then the sum."""
 
-    def summed(side: View, _: Parameters) -> Expected:
+    def summed(side: TensorsByName, _: Parameters) -> Expected:
         return block_sum(side["attn.hook_out"], side["mlp.hook_out"], side["hook_in"])
 
     return (

@@ -35,14 +35,14 @@ class Observation:
     raised: BaseException | None = None
     over: bool = False
     """Whether the forward has returned: what fires afterwards belongs to autograd, which may compute a part again."""
-    misdeeds: list[tuple[str, str]] = field(default_factory=list)
+    violations: list[tuple[str, str]] = field(default_factory=list)
     """What is wrong whatever the tensors are: the tap or input concerned, and a sentence."""
     silent_hooks: list[str] = field(default_factory=list)
 
     def see(self, name: str, tensor: torch.Tensor) -> None:
         self.taps[name] = tensor.detach().clone()
 
-    def otherwise_than(self, all_heard: Observation) -> list[tuple[str, str]]:
+    def differences_from(self, all_heard: Observation) -> list[tuple[str, str]]:
         """What came out otherwise here, where nobody listened but hooks that patch, than where every hook was heard."""
         listeners = "no other hook" if self.replaced else "no hook"
         return [
@@ -75,9 +75,9 @@ def observe(run: Callable[[Observation], Any], inputs: Mapping[str, Any]) -> Obs
         observation.raised = error
     for name, value in before.items():
         if not same_tensor(value, inputs[name]):
-            observation.misdeeds.append((name, f"the candidate changed its input {name} in place"))
+            observation.violations.append((name, f"the candidate changed its input {name} in place"))
     if _numerics() != numerics:
-        observation.misdeeds.append(
+        observation.violations.append(
             ("torch", f"the candidate changed torch's settings from {numerics} to {_numerics()}")
         )
         _restore(numerics)
@@ -146,9 +146,9 @@ def hooks_of(
         observation.silent_hooks = [name for name in points if not fired[name]]
         for name, tensor in shown.items():
             if not same_tensor(observation.taps[name], tensor):
-                observation.misdeeds.append((name, f"{name} was changed in place after a hook had seen it"))
+                observation.violations.append((name, f"{name} was changed in place after a hook had seen it"))
             if fired[name] > 1:
-                observation.misdeeds.append((name, f"{name} fired {fired[name]} times in one forward"))
+                observation.violations.append((name, f"{name} fired {fired[name]} times in one forward"))
 
 
 def hook_points(node: nn.Module, prefix: str = "") -> Iterator[tuple[str, HookPoint]]:

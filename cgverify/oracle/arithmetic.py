@@ -67,7 +67,7 @@ def cast(value: Expected, dtype: torch.dtype) -> Expected:
     return exactly(value.value.to(value.dtype), dtype)
 
 
-def observed(tensor: torch.Tensor) -> Expected:
+def without_error(tensor: torch.Tensor) -> Expected:
     """A tensor that was seen, as the input of a stage: its own value, without error."""
     value = tensor.to(torch.float64)
     return Expected(value, torch.zeros_like(value), tensor.dtype)

@@ -1,6 +1,6 @@
 """What is handed to an executor, and what an executor is.
 
-Work travels as names and settings, never as tensors: whoever verifies a unit reads the weights where they are.
+Work travels as names and settings, never as tensors: whoever verifies a batch reads the weights where they are.
 """
 
 from __future__ import annotations
@@ -12,29 +12,29 @@ from pathlib import Path
 from typing import Protocol
 
 from cgverify.common.records import Cell, CellResult, Checkpoint, Finding, Verdict
-from cgverify.plan.cells import IN_TURN, View, view
+from cgverify.plan.cells import IN_TURN, WeightsView, weights_view
 
-UnitView = tuple[str, str, View]
+BatchWeights = tuple[str, str, WeightsView]
 """A checkpoint by name and digest, and what is in view of it."""
 
 
 @dataclass(frozen=True)
-class Unit:
+class CellBatch:
     """Cells of one checkpoint that share a view of its weights in one setting, and one reference.
 
-    They are observed and judged together, so a unit is run whole or not at all: products of float64 may differ in the
-    last bit by what they are computed beside, and the same unit gives the same figures wherever it runs.
+    They are observed and judged together, so a batch is run whole or not at all: products of float64 may differ in the
+    last bit by what they are computed beside, and the same batch gives the same figures wherever it runs.
     """
 
     checkpoint: Checkpoint
-    view: View
+    view: WeightsView
     dtype: str
     device: str
     cells: tuple[Cell, ...]
 
     @property
-    def in_view(self) -> UnitView:
-        """What must be read: units that have it in common are best run by one worker, one after another."""
+    def in_view(self) -> BatchWeights:
+        """What must be read: batches that have it in common are best run by one worker, one after another."""
         return self.checkpoint.name, self.checkpoint.digest, self.view
 
 
@@ -56,10 +56,10 @@ class Job:
 
 
 class Executor(Protocol):
-    """Carries out units."""
+    """Carries out batches."""
 
-    def run(self, units: Sequence[Unit], job: Job) -> Iterator[CellResult]:
-        """Each cell's result as it is found; every cell of every unit exactly once.
+    def run(self, batches: Sequence[CellBatch], job: Job) -> Iterator[CellResult]:
+        """Each cell's result as it is found; every cell of every batch exactly once.
 
         What goes wrong with a cell is a result (`error`). Closing the iterator stops the work.
 
@@ -69,23 +69,23 @@ class Executor(Protocol):
         ...
 
 
-def units(cells: Sequence[Cell], checkpoints: Iterable[Checkpoint]) -> list[Unit]:
-    """The units of a plan, in the order in which they are best run.
+def batches(cells: Sequence[Cell], checkpoints: Iterable[Checkpoint]) -> list[CellBatch]:
+    """The batches of a plan, in the order in which they are best run.
 
     Args:
         checkpoints: those that the cells are of.
     """
     known = {(checkpoint.name, checkpoint.digest): checkpoint for checkpoint in checkpoints}
     return [
-        Unit(known[own[0].model, own[0].weights], view(own[0]), own[0].dtype, own[0].device, own)
-        for own in together(cells)
+        CellBatch(known[own[0].model, own[0].weights], weights_view(own[0]), own[0].dtype, own[0].device, own)
+        for own in group_into_batches(cells)
     ]
 
 
-def together(cells: Sequence[Cell]) -> list[tuple[Cell, ...]]:
-    """The cells of each unit: a checkpoint after another, a view of its weights after another, in it every setting.
+def group_into_batches(cells: Sequence[Cell]) -> list[tuple[Cell, ...]]:
+    """The cells of each batch: a checkpoint after another, a view of its weights after another, in it every setting.
 
-    A prompt's cells of one setting are one unit, since its hidden states go from view to view.
+    A prompt's cells of one setting are one batch, since its hidden states go from view to view.
     """
     order = {key: place for place, key in enumerate(dict.fromkeys((cell.model, cell.weights) for cell in cells))}
 
@@ -99,13 +99,13 @@ def together(cells: Sequence[Cell]) -> list[tuple[Cell, ...]]:
     return [tuple(own) for _, own in groupby(sorted(cells, key=turn), key=turn)]
 
 
-def unfinished(planned: Sequence[Unit], finished: set[str]) -> list[Unit]:
-    """The units of which not every cell is finished, whole.
+def unfinished_batches(planned: Sequence[CellBatch], finished: set[str]) -> list[CellBatch]:
+    """The batches of which not every cell is finished, whole.
 
     Args:
         finished: ids of cells.
     """
-    return [unit for unit in planned if not all(cell.id in finished for cell in unit.cells)]
+    return [batch for batch in planned if not all(cell.id in finished for cell in batch.cells)]
 
 
 def lost(cells: Iterable[Cell], reason: str) -> list[CellResult]:

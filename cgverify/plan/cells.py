@@ -21,7 +21,7 @@ AFTER = ("ln_final", "unembed")
 WHOLE = ("model",)
 """The whole bridge, booted at once."""
 
-CASES = {
+CASE_KINDS = {
     "default": (*BEFORE, *PER_LAYER, *AFTER),
     "stress": (*BEFORE, *PER_LAYER, *AFTER),
     "decode": ("attn", "block"),
@@ -81,7 +81,7 @@ class Axes:
 
 
 @dataclass(frozen=True)
-class Subject:
+class CheckpointShape:
     """The checkpoint that the cells are about."""
 
     model: str
@@ -91,7 +91,7 @@ class Subject:
     n_positions: int
 
 
-def cells(subject: Subject, axes: Axes, prompt: Prompt | None = None) -> list[Cell]:
+def cells(checkpoint_shape: CheckpointShape, axes: Axes, prompt: Prompt | None = None) -> list[Cell]:
     """All cells of the plan, in report order.
 
     Args:
@@ -102,13 +102,13 @@ def cells(subject: Subject, axes: Axes, prompt: Prompt | None = None) -> list[Ce
         UsageError: a layer that the checkpoint has not, more positions than it has, or a component glob that matches
             nothing.
     """
-    layers = _thinned(range(subject.n_layers) if axes.layers is None else axes.layers, axes.most_layers)
+    layers = _thinned(range(checkpoint_shape.n_layers) if axes.layers is None else axes.layers, axes.most_layers)
     own = ["own"] if not axes.rotary_dims else axes.rotary_dims
-    rotary_dims = list(dict.fromkeys(subject.rotary_dim if dim == "own" else dim for dim in own))
+    rotary_dims = list(dict.fromkeys(checkpoint_shape.rotary_dim if dim == "own" else dim for dim in own))
     for layer in layers:
-        if not 0 <= layer < subject.n_layers:
+        if not 0 <= layer < checkpoint_shape.n_layers:
             raise UsageError(
-                f"{subject.model} has no layer {layer}: choose layers between 0 and {subject.n_layers - 1}."
+                f"{checkpoint_shape.model} has no layer {layer}: choose layers between 0 and {checkpoint_shape.n_layers - 1}."
             )
     prompted = [case for case in axes.cases if case in PROMPTED]
     if prompted:
@@ -117,18 +117,18 @@ def cells(subject: Subject, axes: Axes, prompt: Prompt | None = None) -> list[Ce
                 f"The {'case' if len(prompted) == 1 else 'cases'} {' and '.join(prompted)} need a prompt, which only a "
                 "checkpoint that is given by name can have: leave them out."
             )
-        _require_fit(prompt, prompted, subject)
+        _require_fit(prompt, prompted, checkpoint_shape)
     decoding = [case for case in axes.cases if case in DECODING]
     longest = axes.seq_len + (DECODED_TOKENS if decoding else 0)
-    if longest > subject.n_positions and len(prompted) < len(axes.cases):
+    if longest > checkpoint_shape.n_positions and len(prompted) < len(axes.cases):
         raise UsageError(
-            f"{subject.model} has {subject.n_positions} positions, and {longest} are asked for: choose shorter "
+            f"{checkpoint_shape.model} has {checkpoint_shape.n_positions} positions, and {longest} are asked for: choose shorter "
             f"sequences (the cases {' and '.join(DECODING)} add {DECODED_TOKENS} tokens)."
         )
     planned = [
         Cell(
-            model=subject.model,
-            weights=subject.weights,
+            model=checkpoint_shape.model,
+            weights=checkpoint_shape.weights,
             layer=layer,
             kind=kind,
             candidate=candidate,
@@ -141,7 +141,7 @@ def cells(subject: Subject, axes: Axes, prompt: Prompt | None = None) -> list[Ce
         for candidate, dtype, device, rotary_dim in product(axes.candidates, axes.dtypes, axes.devices, rotary_dims)
         for layer, kind in _places(layers)
         for case in axes.cases
-        if kind in CASES[case]
+        if kind in CASE_KINDS[case]
         for inputs in _inputs(case, axes, prompt)
     ]
     _require_matches(planned, axes.components)
@@ -149,7 +149,7 @@ def cells(subject: Subject, axes: Axes, prompt: Prompt | None = None) -> list[Ce
 
 
 @dataclass(frozen=True)
-class Request:
+class CheckpointAxes:
     """A product of axes over one checkpoint."""
 
     model: str
@@ -166,7 +166,7 @@ def nothing(_: Cell) -> bool:
 
 
 def plan(
-    requests: Sequence[Request],
+    requests: Sequence[CheckpointAxes],
     found: Mapping[tuple[str, str], Checkpoint],
     excluded: Excluded = nothing,
     setting_excluded: Excluded = nothing,
@@ -189,7 +189,7 @@ def plan(
             if (request.model, request.weights) != key:
                 continue
             if found[key].n_layers:
-                asked, left_out = cells(subject(found[key]), request.axes, found[key].prompt), excluded
+                asked, left_out = cells(checkpoint_shape(found[key]), request.axes, found[key].prompt), excluded
             else:
                 asked, left_out = _stand_ins(found[key], request.axes), setting_excluded
             planned |= {cell.id: cell for cell in asked if not left_out(cell)}
@@ -201,12 +201,13 @@ def plan(
 def _stand_ins(checkpoint: Checkpoint, axes: Axes) -> list[Cell]:
     """One cell a setting, for a checkpoint of which not even the shape is known: somebody must bear the error."""
     return cells(
-        subject(checkpoint), replace(axes, layers=(), components=("embed",), cases=("default",), seeds=axes.seeds[:1])
+        checkpoint_shape(checkpoint),
+        replace(axes, layers=(), components=("embed",), cases=("default",), seeds=axes.seeds[:1]),
     )
 
 
-def subject(checkpoint: Checkpoint) -> Subject:
-    return Subject(
+def checkpoint_shape(checkpoint: Checkpoint) -> CheckpointShape:
+    return CheckpointShape(
         model=checkpoint.name,
         weights=checkpoint.digest,
         n_layers=checkpoint.n_layers,
@@ -215,14 +216,14 @@ def subject(checkpoint: Checkpoint) -> Subject:
     )
 
 
-View = int | str
+WeightsView = int | str
 """What is in view of a checkpoint's weights: a layer's number, `embed`, `ln_final`, `unembed`, or all in turn."""
 
 IN_TURN = "in turn"
 """The view of a prompt's cells: its hidden states go through all others."""
 
 
-def view(cell: Cell) -> View:
+def weights_view(cell: Cell) -> WeightsView:
     if cell.prompt:
         return IN_TURN
     return cell.kind if cell.layer is None else cell.layer
@@ -245,14 +246,14 @@ class Shard:
         turn, from a shard that a hash of the checkpoint's name decides. So layers spread evenly, a checkpoint's cells
         are dealt alike whatever else is in the plan, and no shard needs to know the weights.
         """
-        views = dict.fromkeys((cell.model, view(cell)) for cell in planned)
+        views = dict.fromkeys((cell.model, weights_view(cell)) for cell in planned)
         turn: dict[str, int] = {}
         dealt = {}
         for model, seen in views:
             place = turn.setdefault(model, int(hashlib.sha256(model.encode()).hexdigest()[:8], 16))
             dealt[model, seen] = place % self.count
             turn[model] = place + 1
-        return [cell for cell in planned if dealt[cell.model, view(cell)] == self.index - 1]
+        return [cell for cell in planned if dealt[cell.model, weights_view(cell)] == self.index - 1]
 
 
 def _thinned(layers: Sequence[int], most: int | None) -> Sequence[int]:
@@ -273,16 +274,16 @@ def _inputs(case: str, axes: Axes, prompt: Prompt | None) -> Iterator[dict[str, 
         yield {"seed": seed, "batch_size": axes.batch_size, "seq_len": axes.seq_len}
 
 
-def _require_fit(prompt: Prompt, cases: Sequence[str], subject: Subject) -> None:
+def _require_fit(prompt: Prompt, cases: Sequence[str], checkpoint_shape: CheckpointShape) -> None:
     """Raise UsageError for a prompt that is too short or too long for its cases."""
     given = len(prompt.tokens)
     least, beyond = (FORCED_TOKENS + 1, GENERATED_TOKENS) if "model" in cases else (1, 0)
     if given < least:
         raise UsageError(f"The prompt has {given} tokens: give --prompt or --tokens with at least {least}.")
-    if given + beyond > subject.n_positions:
+    if given + beyond > checkpoint_shape.n_positions:
         more = f" (the model case generates {beyond} more)" if beyond else ""
         raise UsageError(
-            f"{subject.model} has {subject.n_positions} positions, and the prompt {given} tokens{more}: give a shorter "
+            f"{checkpoint_shape.model} has {checkpoint_shape.n_positions} positions, and the prompt {given} tokens{more}: give a shorter "
             "--prompt or --tokens."
         )
 
@@ -305,6 +306,6 @@ def _require_matches(planned: Sequence[Cell], globs: Sequence[str]) -> None:
             continue
         if any(fnmatchcase(kind, glob) for kind in (*BEFORE, *PER_LAYER, *AFTER, *WHOLE)):
             raise UsageError(
-                f"None of the cases asked for is for the component {glob!r}; known cases: {', '.join(CASES)}."
+                f"None of the cases asked for is for the component {glob!r}; known cases: {', '.join(CASE_KINDS)}."
             )
         raise UnknownNameError("component", glob, names)

@@ -36,7 +36,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 from cgverify.common.errors import ConfigError, NothingToVerifyError
 from cgverify.common.records import Cell, Checkpoint, RotaryDim
-from cgverify.plan.cells import CASES, DEFAULT_CASES, DEVICES, DTYPES, Axes, Request
+from cgverify.plan.cells import CASE_KINDS, DEFAULT_CASES, DEVICES, DTYPES, Axes, CheckpointAxes
 
 MOST_LAYERS = 10_000
 
@@ -77,7 +77,7 @@ def _known(kind: str, names: Sequence[str]) -> BeforeValidator:
 
 
 def _cases(value: Any) -> Any:
-    return list(CASES) if value == "all" or value == ["all"] else _listed(value)
+    return list(CASE_KINDS) if value == "all" or value == ["all"] else _listed(value)
 
 
 def _no_boolean(value: Any) -> Any:
@@ -96,7 +96,7 @@ Number = Annotated[int, BeforeValidator(_no_boolean), Field(ge=0, lt=1 << 63, st
 Count = Annotated[int, BeforeValidator(_no_boolean), Field(ge=1, lt=1 << 31, strict=True)]
 Dtype = Annotated[str, _known("dtype", DTYPES)]
 Device = Annotated[str, _known("device", DEVICES)]
-Case = Annotated[str, _known("case", tuple(CASES))]
+Case = Annotated[str, _known("case", tuple(CASE_KINDS))]
 Rotary = Annotated[RotaryDim | Literal["own"], BeforeValidator(_rotary_dim)]
 Name = Annotated[str, Field(min_length=1)]
 Layers = Annotated[list[int] | None, BeforeValidator(_layers)]
@@ -136,7 +136,7 @@ class Limits(_Part):
     """A plan with more of them for a checkpoint is refused, not cut: nobody would know what had been left out."""
 
 
-class Product(_Part):
+class AxesProduct(_Part):
     """Axes of which every combination becomes a cell."""
 
     models: Annotated[list[Annotated[Model, BeforeValidator(_model)]], _LIST, Field(min_length=1)]
@@ -153,7 +153,7 @@ class Product(_Part):
     seq_len: Count = 8
     limits: Limits = Limits()
 
-    def requests(self) -> list[Request]:
+    def requests(self) -> list[CheckpointAxes]:
         """A product a checkpoint."""
         axes = Axes(
             candidates=self.candidates[: self.limits.candidates],
@@ -168,7 +168,7 @@ class Product(_Part):
             batch_size=self.batch_size,
             seq_len=self.seq_len,
         )
-        return [Request(entry.model, entry.weights or self.weights, axes) for entry in self.models]
+        return [CheckpointAxes(entry.model, entry.weights or self.weights, axes) for entry in self.models]
 
 
 class Rule(_Part):
@@ -215,22 +215,22 @@ class Rule(_Part):
         )
 
 
-class SweepConfig(Product):
+class SweepConfig(AxesProduct):
     """What a file says: a product, further ones, and rules that leave cells out."""
 
     include: Annotated[list[dict[str, Any]], _LIST] = []
     exclude: Annotated[list[Rule], _LIST] = []
 
-    def all_requests(self) -> list[Request]:
+    def all_requests(self) -> list[CheckpointAxes]:
         return [request for one in (self, *self.further()) for request in one.requests()]
 
-    def further(self) -> list[Product]:
+    def further(self) -> list[AxesProduct]:
         """The products of `include`, completed from the top."""
-        top = {name: getattr(self, name) for name in self.model_fields_set & set(Product.model_fields)}
+        top = {name: getattr(self, name) for name in self.model_fields_set & set(AxesProduct.model_fields)}
         products = []
         for place, entry in enumerate(self.include):
             try:
-                products.append(Product.model_validate({**top, **entry}))
+                products.append(AxesProduct.model_validate({**top, **entry}))
             except ValidationError as error:
                 raise _told(error, ("include", place)) from None
             if "limits" in entry and products[-1].limits.cells is not None:
@@ -272,7 +272,7 @@ class SweepConfig(Product):
                     )
 
 
-def load(path: Path) -> SweepConfig:
+def load_plan(path: Path) -> SweepConfig:
     """The plan in a file.
 
     Raises:
@@ -292,12 +292,12 @@ def load(path: Path) -> SweepConfig:
     except RecursionError:
         raise ConfigError(f"{path} is no plan: it has too many brackets within brackets.") from None
     try:
-        return parse(described)
+        return parse_plan(described)
     except (ConfigError, NothingToVerifyError) as error:
         raise type(error)(f"{path}: {error}") from None
 
 
-def parse(described: object) -> SweepConfig:
+def parse_plan(described: object) -> SweepConfig:
     """The plan that a mapping describes.
 
     Raises:
@@ -341,7 +341,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_KEYS: dict[str, type[BaseModel]] = {"exclude": Rule, "include": Product, "limits": Limits, "models": Model}
+_KEYS: dict[str, type[BaseModel]] = {"exclude": Rule, "include": AxesProduct, "limits": Limits, "models": Model}
 
 
 def _told(error: ValidationError, within: tuple[str | int, ...] = ()) -> ConfigError | NothingToVerifyError:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from cgverify.common.errors import RunFolderError
 from cgverify.common.records import TIMES, CellResult, Run, Verdict
-from cgverify.runs.folder import read, read_plan, replace_all
+from cgverify.runs.folder import read_plan, read_run, replace_all
 from cgverify.runs.order import in_report_order
 
 PACKED = "findings.jsonl.gz"
@@ -35,14 +35,14 @@ class StoredRun:
     results: Sequence[CellResult]
 
 
-def load(path: Path) -> StoredRun:
+def load_stored_run(path: Path) -> StoredRun:
     """A run folder or a baseline.
 
     Raises:
         RunFolderError: neither is there, or it is damaged.
     """
     if not (path / PACKED).exists():
-        run, results = read(path)
+        run, results = read_run(path)
         places = {planned.cell.id: planned.place for planned in read_plan(path)}
         if not places:
             return StoredRun(run, in_report_order(run, results))
@@ -54,7 +54,7 @@ def load(path: Path) -> StoredRun:
         try:
             shutil.copy(path / "run.json", folder)
             (folder / "findings.jsonl").write_bytes(gzip.decompress((path / PACKED).read_bytes()))
-            return StoredRun(*read(folder))
+            return StoredRun(*read_run(folder))
         except (OSError, EOFError, zlib.error) as error:
             raise RunFolderError(f"Cannot read the baseline in {path}: {error}. Accept it anew.") from error
         except RunFolderError as error:
@@ -91,7 +91,9 @@ def accept(stored: StoredRun, path: Path, summary: str) -> None:
 
 def require_finished(path: Path) -> None:
     """Raise RunFolderError if a run folder's plan holds cells that the run did not come to."""
-    left = {planned.cell.id for planned in read_plan(path)} - {result.cell.id for result in load(path).results}
+    left = {planned.cell.id for planned in read_plan(path)} - {
+        result.cell.id for result in load_stored_run(path).results
+    }
     if left:
         raise RunFolderError(f"{len(left)} cells of {path} are still to be run: finish it with --resume.")
 

@@ -95,7 +95,7 @@ class RunFolder:
         if not path.is_dir():
             raise _no_run(path)
         with _told(path), _locked(path) as lock:
-            before, finished = read(path)
+            before, finished = read_run(path)
             _require_same(path, before, run)
             found = {"checkpoints": run.checkpoints} if run.checkpoints else {}
             continued = before.model_copy(update={**found, "plan": run.plan, "schema_version": SCHEMA_VERSION})
@@ -152,7 +152,7 @@ def begun(path: Path) -> bool:
     return path.is_dir() and bool({entry.name for entry in path.iterdir()} - BEFORE_RUN)
 
 
-def read(path: Path) -> tuple[Run, list[CellResult]]:
+def read_run(path: Path) -> tuple[Run, list[CellResult]]:
     """A run and its finished cells, in the order of completion.
 
     A cell that ran twice counts once. Errors give way to what was found; two findings that differ become an error.

@@ -12,14 +12,14 @@ from typing import Any
 
 from cgverify.common.errors import RunFolderError, StorageError
 from cgverify.common.records import CellResult, Finding, Run, Verdict, WholePlan
-from cgverify.runs.folder import Planned, RunFolder, begun, either, first_difference, read, read_plan
+from cgverify.runs.folder import Planned, RunFolder, begun, either, first_difference, read_plan, read_run
 
 SAME = ("versions", "numerics")
 """What must not differ between shards. Machines may: where their processors differ, the run says so."""
 
 
 @dataclass(frozen=True)
-class Part:
+class ShardRun:
     """A shard's run, as it was found."""
 
     path: Path
@@ -85,16 +85,16 @@ def merge_runs(paths: Sequence[Path], output: Path) -> tuple[Run, list[CellResul
     return run, results
 
 
-def _part(path: Path) -> Part:
-    run, results = read(path)
+def _part(path: Path) -> ShardRun:
+    run, results = read_run(path)
     plan = read_plan(path)
     if run.schema_version < 2:
         raise RunFolderError(f"{path} is of an older cgverify, whose runs are no shards: make it again.")
-    return Part(path, run, plan, {result.cell.id: result for result in results})
+    return ShardRun(path, run, plan, {result.cell.id: result for result in results})
 
 
-def _require_all_shards(parts: Sequence[Part]) -> None:
-    there: dict[str, Part] = {}
+def _require_all_shards(parts: Sequence[ShardRun]) -> None:
+    there: dict[str, ShardRun] = {}
     for part in parts:
         if part.shard in there:
             raise RunFolderError(f"{there[part.shard].path} and {part.path} are both shard {part.shard}: give it once.")
@@ -109,7 +109,7 @@ def _require_all_shards(parts: Sequence[Part]) -> None:
         raise RunFolderError(f"Shard {', '.join(missing)} is missing: give a run folder for every shard.")
 
 
-def _require_whole(parts: Sequence[Part], planned: Sequence[Planned]) -> None:
+def _require_whole(parts: Sequence[ShardRun], planned: Sequence[Planned]) -> None:
     """Raise RunFolderError where the cells of all shards are not the plan that each is a part of."""
     together = WholePlan.of([one.cell for one in planned])
     for part in parts:
@@ -120,7 +120,7 @@ def _require_whole(parts: Sequence[Part], planned: Sequence[Planned]) -> None:
             )
 
 
-def _require_fit(first: Part, other: Part) -> None:
+def _require_fit(first: ShardRun, other: ShardRun) -> None:
     """Raise RunFolderError where two shards are of different plans, versions, numerics or weights."""
     _require_same_found(first, other)
     ours, theirs = (_plain({**part.run.settings, "shard": None}) for part in (first, other))
@@ -135,7 +135,7 @@ def _require_fit(first: Part, other: Part) -> None:
             )
 
 
-def _require_same_found(first: Part, other: Part) -> None:
+def _require_same_found(first: ShardRun, other: ShardRun) -> None:
     """Raise RunFolderError where one shard had a checkpoint that the other had not: they dealt out different cells."""
     theirs = _digests(other.run)
     for name, digest in _digests(first.run).items():
@@ -152,7 +152,7 @@ def _digests(run: Run) -> dict[str, str]:
     return {f"{one.asked} ({one.weights})": one.digest for one in run.checkpoints}
 
 
-def _merged(parts: Sequence[Part]) -> Run:
+def _merged(parts: Sequence[ShardRun]) -> Run:
     first = min(parts, key=lambda part: int(part.shard.partition("/")[0])).run
     machines = [part.run.environment.get("machine") for part in parts]
     others = [machine for machine in machines if machine != first.environment.get("machine")]
@@ -166,7 +166,7 @@ def _merged(parts: Sequence[Part]) -> Run:
     )
 
 
-def _result(planned: Planned, parts: Sequence[Part]) -> CellResult:
+def _result(planned: Planned, parts: Sequence[ShardRun]) -> CellResult:
     """What became of a cell; an error where its shard ended before it."""
     found = [part.results[planned.cell.id] for part in parts if planned.cell.id in part.results]
     if found:

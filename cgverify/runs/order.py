@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from cgverify.common.records import Cell, CellResult, Run
-from cgverify.plan.cells import AFTER, BEFORE, CASES, DEVICES, DTYPES, PER_LAYER
+from cgverify.plan.cells import AFTER, BEFORE, CASE_KINDS, DEVICES, DTYPES, PER_LAYER
 
 
 def in_report_order(run: Run, results: Iterable[CellResult]) -> list[CellResult]:
@@ -15,7 +15,7 @@ def in_report_order(run: Run, results: Iterable[CellResult]) -> list[CellResult]
         "dtype": _asked(run, "dtypes") or DTYPES,
         "device": _asked(run, "devices") or DEVICES,
         "rotary_dim": _asked(run, "rotary_dims"),
-        "case": _asked(run, "cases") or tuple(CASES),
+        "case": _asked(run, "cases") or tuple(CASE_KINDS),
         "seed": _asked(run, "seeds"),
     }
 

@@ -11,15 +11,22 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from cgverify.checkpoint.lookup import Asked, Found, find, found_one, name_of, sketch
+from cgverify.checkpoint.lookup import (
+    CheckpointRequest,
+    FoundCheckpoints,
+    find_checkpoint,
+    find_checkpoints,
+    name_of,
+    sketch,
+)
 from cgverify.checkpoint.prompt import UNSEEN, prompt_for
 from cgverify.checkpoint.source import Source
 from cgverify.common.environment import machine, pin_numerics, versions
 from cgverify.common.errors import NothingToVerifyError, UsageError
 from cgverify.common.records import Cell, CellResult, Run, Verdict, WholePlan
 from cgverify.observe import candidate
-from cgverify.plan.batches import Executor, Job, Unit, unfinished, units
-from cgverify.plan.cells import PROMPTED, Axes, Request, Shard, plan
+from cgverify.plan.batches import CellBatch, Executor, Job, batches, unfinished_batches
+from cgverify.plan.cells import PROMPTED, Axes, CheckpointAxes, Shard, plan
 from cgverify.plan.cost.estimate import Estimate
 from cgverify.plan.cost.headroom import forecast, require_room, without_room
 from cgverify.plan.cost.memory import available, taken
@@ -33,7 +40,7 @@ from cgverify.runs.folder import SOURCES, Planned, RunFolder, begun, either
 
 
 @dataclass(frozen=True)
-class Means:
+class ExecutionOptions:
     """How an order is carried out."""
 
     threads: int | None = None
@@ -57,15 +64,15 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Order:
+class RunRequest:
     """What is asked for."""
 
     command: str
     name: str
-    requests: tuple[Request, ...]
+    requests: tuple[CheckpointAxes, ...]
     settings: dict[str, Any]
     """As run.json tells them."""
-    find: Callable[[Iterable[Asked]], Found]
+    find: Callable[[Iterable[CheckpointRequest]], FoundCheckpoints]
     config: SweepConfig | None = None
     """Where the requests come from a plan: its rules."""
     file: Path | None = None
@@ -75,13 +82,13 @@ class Order:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedRun:
     """A run that can begin."""
 
     run: Run
     plan: tuple[Planned, ...]
-    found: Found
-    means: Means
+    found: FoundCheckpoints
+    options: ExecutionOptions
 
     @property
     def cells(self) -> list[Cell]:
@@ -89,13 +96,13 @@ class Prepared:
         return [planned.cell for planned in self.plan]
 
     @property
-    def units(self) -> list[Unit]:
-        return units(self.cells, self.found.checkpoints.values())
+    def batches(self) -> list[CellBatch]:
+        return batches(self.cells, self.found.checkpoints.values())
 
     @property
     def forecast(self) -> Estimate:
         """What it will take on this machine."""
-        return forecast(_by_digest(self.found), self.cells, self.means.jobs)
+        return forecast(_by_digest(self.found), self.cells, self.options.jobs)
 
     def job(self, folder: Path | None = None) -> Job:
         """What workers must know.
@@ -106,45 +113,45 @@ class Prepared:
         return Job(
             candidates=tuple(self.run.settings[SOURCES]),
             threads=self.run.environment["numerics"]["threads"],
-            allow=self.means.allow,
+            allow=self.options.allow,
             folder=folder and folder.absolute(),  # a candidate may be elsewhere when tensors are kept
-            keep_tensors=self.means.keep_tensors,
-            warnings=self.means.warnings,
+            keep_tensors=self.options.keep_tensors,
+            warnings=self.options.warnings,
         )
 
     def executor(self) -> Executor:
-        if self.means.cluster is not None:
-            return Dask(self.means.cluster, memory, seconds)
-        return InProcess(self.found.sources) if self.means.jobs == 1 else Processes(self.means.jobs)
+        if self.options.cluster is not None:
+            return Dask(self.options.cluster, memory, seconds)
+        return InProcess(self.found.sources) if self.options.jobs == 1 else Processes(self.options.jobs)
 
 
-def one_checkpoint(command: str, model: str, weights: str, axes: Axes, text: Text = Text()) -> Order:
+def one_checkpoint(command: str, model: str, weights: str, axes: Axes, text: Text = Text()) -> RunRequest:
     """Axes over a checkpoint that must be had."""
     said = {"prompt": text.prompt, "tokens": None if text.tokens is None else str(text.tokens)}
-    return Order(
+    return RunRequest(
         command=command,
         name=name_of(model),
-        requests=(Request(model, weights, axes),),
+        requests=(CheckpointAxes(model, weights, axes),),
         settings={"model": model, "weights": weights, **asdict(axes), **said},
-        find=lambda _: found_one(model, weights),
+        find=lambda _: find_checkpoint(model, weights),
         text=text,
     )
 
 
-def sweep_of(config: SweepConfig, name: str, file: Path | None = None) -> Order:
+def sweep_of(config: SweepConfig, name: str, file: Path | None = None) -> RunRequest:
     """A plan; a checkpoint that cannot be had leaves the others to be run."""
-    return Order(
+    return RunRequest(
         command="sweep",
         name=name,
         requests=tuple(config.all_requests()),
         settings=config.model_dump(mode="json"),
-        find=find,
+        find=find_checkpoints,
         config=config,
         file=file,
     )
 
 
-def prepare(order: Order, means: Means) -> Prepared:
+def prepare(order: RunRequest, options: ExecutionOptions) -> PreparedRun:
     """Find candidates and checkpoints, plan, and describe the run.
 
     Raises:
@@ -153,38 +160,38 @@ def prepare(order: Order, means: Means) -> Prepared:
     """
     names = dict.fromkeys(name for request in order.requests for name in request.axes.candidates)
     with _told_of(order):
-        sources = {name: candidate.find(name).source for name in names}
+        sources = {name: candidate.find_candidate(name).source for name in names}
         found = _with_prompts(order, order.find(asked_by(order)))
         cells = whole_plan(order, found)
-    found = _with_room(order, found, cells, means)
+    found = _with_room(order, found, cells, options)
     places = {cell.id: place for place, cell in enumerate(cells)}
-    planned = tuple(Planned(place=places[cell.id], cell=cell) for cell in _dealt(means.shard, cells, found))
+    planned = tuple(Planned(place=places[cell.id], cell=cell) for cell in _dealt(options.shard, cells, found))
     settings = {
         **order.settings,
         SOURCES: sources,
-        "keep_tensors": means.keep_tensors,
-        "allow": means.allow,
-        "shard": means.shard and str(means.shard),
+        "keep_tensors": options.keep_tensors,
+        "allow": options.allow,
+        "shard": options.shard and str(options.shard),
     }
-    numerics = pin_numerics(_threads(means), means.allow)
+    numerics = pin_numerics(_threads(options), options.allow)
     run = describe(order.command, order.name, found, settings, numerics)
-    return Prepared(run.model_copy(update={"plan": WholePlan.of(cells)}), planned, found, means)
+    return PreparedRun(run.model_copy(update={"plan": WholePlan.of(cells)}), planned, found, options)
 
 
-def outline(order: Order, means: Means) -> list[Unit]:
-    """The units that an order comes to, without weights: nothing is fetched, read or imported.
+def outline(order: RunRequest, options: ExecutionOptions) -> list[CellBatch]:
+    """The batches that an order comes to, without weights: nothing is fetched, read or imported.
 
     Raises:
         UsageError: see `whole_plan`.
     """
     with _told_of(order):
-        found = _with_prompts(order, Found({asked: sketch(*asked) for asked in asked_by(order)}))
+        found = _with_prompts(order, FoundCheckpoints({asked: sketch(*asked) for asked in asked_by(order)}))
         cells = whole_plan(order, found)
-    return units(_dealt(means.shard, cells, found), found.checkpoints.values())
+    return batches(_dealt(options.shard, cells, found), found.checkpoints.values())
 
 
 @contextlib.contextmanager
-def _told_of(order: Order) -> Iterator[None]:
+def _told_of(order: RunRequest) -> Iterator[None]:
     """Begin the sentence about what cannot be with the file that asks for it."""
     try:
         yield
@@ -194,20 +201,22 @@ def _told_of(order: Order) -> Iterator[None]:
         raise
 
 
-def asked_by(order: Order) -> list[Asked]:
+def asked_by(order: RunRequest) -> list[CheckpointRequest]:
     """The checkpoints of an order, each once."""
     return list(dict.fromkeys((request.model, request.weights) for request in order.requests))
 
 
-def _with_room(order: Order, found: Found, cells: Sequence[Cell], means: Means) -> Found:
+def _with_room(
+    order: RunRequest, found: FoundCheckpoints, cells: Sequence[Cell], options: ExecutionOptions
+) -> FoundCheckpoints:
     """The same, each checkpoint of a plan that does not fit into memory with that as its problem.
 
     Raises:
         MemoryShortError: one that must be had does not.
     """
-    if means.cluster is not None and means.cluster.scheduler is not None:  # its workers declare what they have
+    if options.cluster is not None and options.cluster.scheduler is not None:  # its workers declare what they have
         return found
-    room = (available() + taken()) // means.jobs
+    room = (available() + taken()) // options.jobs
     if order.config is None:
         for request in order.requests:
             asked = request.model, request.weights
@@ -221,11 +230,11 @@ def _with_room(order: Order, found: Found, cells: Sequence[Cell], means: Means) 
     return replace(found, checkpoints=told)
 
 
-def _by_digest(found: Found) -> dict[str, Source]:
+def _by_digest(found: FoundCheckpoints) -> dict[str, Source]:
     return {found.checkpoints[asked].digest: source for asked, source in found.sources.items()}
 
 
-def _with_prompts(order: Order, found: Found) -> Found:
+def _with_prompts(order: RunRequest, found: FoundCheckpoints) -> FoundCheckpoints:
     """The same, each checkpoint that is asked for a prompt's cases with one in its own tokens.
 
     Raises:
@@ -239,13 +248,13 @@ def _with_prompts(order: Order, found: Found) -> Found:
     return replace(found, checkpoints=checkpoints)
 
 
-def _prompted(order: Order) -> list[Asked]:
+def _prompted(order: RunRequest) -> list[CheckpointRequest]:
     """The checkpoints that are asked for a prompt's cases."""
     asked = [(one.model, one.weights) for one in order.requests if set(PROMPTED) & set(one.axes.cases)]
     return list(dict.fromkeys(asked))
 
 
-def whole_plan(order: Order, found: Found) -> list[Cell]:
+def whole_plan(order: RunRequest, found: FoundCheckpoints) -> list[Cell]:
     """Every cell of an order.
 
     Raises:
@@ -259,7 +268,7 @@ def whole_plan(order: Order, found: Found) -> list[Cell]:
     return cells
 
 
-def _dealt(shard: Shard | None, cells: Sequence[Cell], found: Found) -> list[Cell]:
+def _dealt(shard: Shard | None, cells: Sequence[Cell], found: FoundCheckpoints) -> list[Cell]:
     """What of a plan falls to a shard; of a checkpoint that cannot be had at least one cell, so that it cannot pass."""
     if shard is None:
         return list(cells)
@@ -272,13 +281,15 @@ def _dealt(shard: Shard | None, cells: Sequence[Cell], found: Found) -> list[Cel
     return [cell for cell in cells if cell.id in own]
 
 
-def _threads(means: Means) -> int | None:
-    if means.threads is not None or means.jobs == 1:
-        return means.threads
-    return max(1, int(machine()["processors"]) // means.jobs)
+def _threads(options: ExecutionOptions) -> int | None:
+    if options.threads is not None or options.jobs == 1:
+        return options.threads
+    return max(1, int(machine()["processors"]) // options.jobs)
 
 
-def describe(command: str, name: str, found: Found, settings: dict[str, Any], numerics: dict[str, Any]) -> Run:
+def describe(
+    command: str, name: str, found: FoundCheckpoints, settings: dict[str, Any], numerics: dict[str, Any]
+) -> Run:
     """What a run is, and where.
 
     Args:
@@ -300,16 +311,16 @@ def describe(command: str, name: str, found: Found, settings: dict[str, Any], nu
 
 
 @dataclass
-class Campaign:
+class RunSession:
     """A run that goes on: what is finished, and the folder that keeps it."""
 
-    prepared: Prepared
+    prepared: PreparedRun
     folder: RunFolder
     results: dict[str, CellResult] = field(default_factory=dict)
     """By cell id, the latest that counts."""
 
     @classmethod
-    def start(cls, prepared: Prepared, path: Path) -> Campaign:
+    def start(cls, prepared: PreparedRun, path: Path) -> RunSession:
         """A new run.
 
         Raises:
@@ -318,7 +329,7 @@ class Campaign:
         return cls(prepared, RunFolder.create(path, prepared.run, prepared.plan))
 
     @classmethod
-    def resume(cls, prepared: Prepared, path: Path) -> Campaign:
+    def resume(cls, prepared: PreparedRun, path: Path) -> RunSession:
         """The run in a folder, continued; or a new one where nothing is there yet.
 
         Raises:
@@ -331,28 +342,28 @@ class Campaign:
         return cls(prepared, folder, {result.cell.id: result for result in finished if result.cell.id in planned})
 
     @classmethod
-    def rerun_failed(cls, prepared: Prepared, path: Path) -> Campaign:
+    def rerun_failed(cls, prepared: PreparedRun, path: Path) -> RunSession:
         """The run in a folder, continued, as if what failed had not been run.
 
         Raises:
             RunFolderError: see `RunFolder.resume`.
         """
-        campaign = cls.resume(prepared, path)
+        session = cls.resume(prepared, path)
         failed = [
             result.cell
-            for result in campaign.results.values()
+            for result in session.results.values()
             if result.verdict.fails or result.verdict is Verdict.ERROR
         ]
-        campaign.folder.forget(failed)
+        session.folder.forget(failed)
         for cell in failed:
-            del campaign.results[cell.id]
-        return campaign
+            del session.results[cell.id]
+        return session
 
     @property
-    def left(self) -> list[Unit]:
-        """The units with a cell that is not finished. Errors are tried again."""
+    def left(self) -> list[CellBatch]:
+        """The batches with a cell that is not finished. Errors are tried again."""
         finished = {cell for cell, result in self.results.items() if result.verdict is not Verdict.ERROR}
-        return unfinished(self.prepared.units, finished)
+        return unfinished_batches(self.prepared.batches, finished)
 
     def carry_out(self, deadline: float | None = None) -> Generator[CellResult, None, None]:
         """Verify what is left, each result kept before it is seen.
@@ -369,7 +380,7 @@ class Campaign:
                 return
 
     def _keep(self, result: CellResult) -> CellResult:
-        """Write a result down, unless the same is written already: its unit was run in part."""
+        """Write a result down, unless the same is written already: its batch was run in part."""
         before = self.results.get(result.cell.id)
         counts = result if before is None else either(before, result)
         if counts is not before:
@@ -383,10 +394,10 @@ class Campaign:
         return [self.results[cell.id] for cell in self.prepared.cells if cell.id in self.results]
 
 
-def require_cells(prepared: Prepared) -> None:
+def require_cells(prepared: PreparedRun) -> None:
     """Raise NothingToVerifyError for a shard that nothing was dealt to."""
     if not prepared.plan:
         raise NothingToVerifyError(
-            f"Shard {prepared.means.shard} has no cell of this plan: give fewer shards. (Its run folder is there, for "
+            f"Shard {prepared.options.shard} has no cell of this plan: give fewer shards. (Its run folder is there, for "
             "merge.)"
         )

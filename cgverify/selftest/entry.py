@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-Candidate = Callable[..., Any]
+SeededCandidate = Callable[..., Any]
 """What `--bridge` takes: an attention bridge class, or a function that takes a booted bridge and returns it."""
 
 IN_OTHER_CASES = {
@@ -24,7 +24,7 @@ ATTENTION = ("attn", "block")
 class Entry:
     """A candidate of the exam, defined at the top of its module so that `--bridge` finds it by name."""
 
-    candidate: Candidate
+    candidate: SeededCandidate
     kinds: tuple[str, ...]
     """The kinds of component that it concerns."""
 
@@ -62,6 +62,6 @@ class Variant(Entry):
     """A candidate that computes the same in another way, and holds every bound."""
 
 
-def fault(candidate: Candidate, *stages: str, kinds: tuple[str, ...] = ATTENTION, case: str = "default") -> Fault:
+def fault(candidate: SeededCandidate, *stages: str, kinds: tuple[str, ...] = ATTENTION, case: str = "default") -> Fault:
     """A row of the table."""
     return Fault(candidate, kinds, frozenset(stages), case)

@@ -14,7 +14,7 @@ from cgverify.checkpoint.source import Source
 from cgverify.common.records import Cell, CellResult
 from cgverify.observe import candidate
 from cgverify.observe.candidate import Candidate
-from cgverify.plan.cells import CASES, PROMPTED, Axes, Subject, cells
+from cgverify.plan.cells import CASE_KINDS, PROMPTED, Axes, CheckpointShape, cells
 from cgverify.selftest.answer import Answer, Outcome, answer
 from cgverify.selftest.entry import Entry, Fault
 from cgverify.selftest.resolution import explain
@@ -39,7 +39,7 @@ class Exam:
 
     def candidates(self) -> dict[str, Candidate]:
         """By the name that cells have for them."""
-        return {entry.bridge: candidate.find(entry.bridge) for entry in self.entries}
+        return {entry.bridge: candidate.find_candidate(entry.bridge) for entry in self.entries}
 
     def plan(self, source: Source) -> list[Cell]:
         """Every cell of the exam."""
@@ -48,9 +48,9 @@ class Exam:
     def cells_of(self, entry: Entry, source: Source) -> list[Cell]:
         """An entry's cells, in plan order."""
         cases = self._cases(entry)
-        kinds = [kind for kind in entry.kinds if any(kind in CASES[case] for case in cases)]
+        kinds = [kind for kind in entry.kinds if any(kind in CASE_KINDS[case] for case in cases)]
         config = source.config
-        subject = Subject(MODEL, source.digest, config.n_layer, config.rotary_dim, config.n_positions)
+        subject = CheckpointShape(MODEL, source.digest, config.n_layer, config.rotary_dim, config.n_positions)
         return cells(
             subject,
             Axes(
@@ -67,8 +67,8 @@ class Exam:
         if self.quick:
             return [entry.case] if isinstance(entry, Fault) else ["default", "stress"]
         if isinstance(entry, Fault) and entry.case != BACKWARD:
-            return [case for case in CASES if case not in (BACKWARD, *PROMPTED)]
-        return [case for case in CASES if case not in PROMPTED]
+            return [case for case in CASE_KINDS if case not in (BACKWARD, *PROMPTED)]
+        return [case for case in CASE_KINDS if case not in PROMPTED]
 
 
 def mark(exam: Exam, results: Iterable[CellResult], source: Source) -> Iterator[Answer]:

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from cgverify.checkpoint.source import Source
-from cgverify.checkpoint.window import Setting, View, Window
+from cgverify.checkpoint.window import ModelVariant, WeightsView, Window
 from cgverify.common.records import Cell
 from cgverify.observe import candidate
 from cgverify.observe import inputs as probe
@@ -30,7 +30,7 @@ from cgverify.oracle.arithmetic import Expected
 from cgverify.oracle.parameters import Parameters
 from cgverify.selftest.answer import Outcome
 from cgverify.verify import cell as one_cell
-from cgverify.verify.check import Observed, ObservedStep, Side
+from cgverify.verify.check import ObservedCell, ObservedStep, Side
 from cgverify.verify.metrics import assess
 
 
@@ -38,7 +38,7 @@ from cgverify.verify.metrics import assess
 class Seen:
     """A cell of one candidate, run and not judged, with the weights of its oracle."""
 
-    observed: Observed
+    observed: ObservedCell
     parameters: Parameters
 
     @property
@@ -52,7 +52,7 @@ def explain(fault: Candidate, cells: Sequence[Cell], source: Source) -> Outcome:
     unseeded = [cell.model_copy(update={"candidate": "cgverify"}) for cell in cells]
     try:
         narrow = list(_run(fault, cells, source))
-        right = list(_run(candidate.find("cgverify"), unseeded, source))
+        right = list(_run(candidate.find_candidate("cgverify"), unseeded, source))
         if all(map(_same, narrow, right)):
             return Outcome.NO_BIT
         in_float64 = [cell.model_copy(update={"dtype": "float64"}) for cell in cells]
@@ -71,7 +71,7 @@ def _run(
         rounded_to: a narrower dtype that weights and inputs go through.
     """
 
-    def bend(built: probe.Probe) -> probe.Probe:
+    def bend(built: probe.CaseInputs) -> probe.CaseInputs:
         return built if rounded_to is None else built.rounded(rounded_to)
 
     window = Window(source)
@@ -79,7 +79,7 @@ def _run(
         window.show(view)
         together = list(in_view)
         first = together[0]
-        setting = Setting(getattr(torch, first.dtype), torch.device(first.device), first.rotary_dim)
+        setting = ModelVariant(getattr(torch, first.dtype), torch.device(first.device), first.rotary_dim)
         model, other = (_rounded(window.model(setting), rounded_to) for _ in range(2))
         reference = one_cell.Reference(model, source.config, window.spread())
         try:
@@ -89,7 +89,7 @@ def _run(
         except BaseException as error:
             raise one_cell.CandidateFailedError("boot", error) from error
         for cell in together:
-            yield Seen(one_cell.observe(cell, reference, bridge, bend=bend), reference.parameters)
+            yield Seen(one_cell.observe_cell(cell, reference, bridge, bend=bend), reference.parameters)
 
 
 def _rounded(model: nn.Module, dtype: torch.dtype | None) -> nn.Module:
@@ -100,7 +100,7 @@ def _rounded(model: nn.Module, dtype: torch.dtype | None) -> nn.Module:
     return model
 
 
-def _view(cell: Cell) -> View:
+def _view(cell: Cell) -> WeightsView:
     return cell.kind if cell.layer is None else cell.layer
 
 
@@ -120,7 +120,7 @@ def _same_side(one: Side, other: Side) -> bool:
 
 def _conduct(side: Side) -> tuple[object, ...]:
     seen = side.observation
-    return seen.returned, repr(seen.raised), seen.misdeeds, seen.silent_hooks
+    return seen.returned, repr(seen.raised), seen.violations, seen.silent_hooks
 
 
 def _within(wide: Seen, narrow: Seen) -> bool:

@@ -16,7 +16,7 @@ from cgverify.selftest.entry import ATTENTION, Variant
 from cgverify.selftest.seeded.feed_forward import activated_by
 
 Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-Product = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
+ProductFunction = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 """Of an input, a weight and a bias or None, in one dtype."""
 
 
@@ -27,7 +27,7 @@ def _linears(bridge: Any) -> list[Any]:
     return [owner.original_component for owner in (*owners, bridge.unembed)]
 
 
-def _multiplied(bridge: Any, product: Product) -> Any:
+def _multiplied(bridge: Any, product: ProductFunction) -> Any:
     """Let every product of a bridge be taken by a function, of what autocast makes of its operands if that is on."""
     for linear in _linears(bridge):
 

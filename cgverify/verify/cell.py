@@ -25,12 +25,12 @@ from cgverify.observe.conditions import Conditions, Substitute
 from cgverify.observe.stages import Stage
 from cgverify.observe.taps import Observation
 from cgverify.oracle.parameters import Parameters
-from cgverify.verify.check import Observed, ObservedStep, Side, Spent, check_stages
+from cgverify.verify.check import ElapsedSeconds, ObservedCell, ObservedStep, Side, check_stages
 from cgverify.verify.diagnosis.causes import with_causes
 from cgverify.verify.diagnosis.sentence import sentence
-from cgverify.verify.findings import findings_of, silent_hooks, told_once
+from cgverify.verify.findings import drop_repeated_missing, findings_of, silent_hooks
 
-Run = Callable[[probe.Step, dict[str, Any], Any], Observation]
+RunSide = Callable[[probe.Step, dict[str, Any], Any], Observation]
 """One side's forward: a step, its inputs cast and moved, the cache."""
 
 
@@ -43,11 +43,11 @@ class CandidateFailedError(Exception):
 
 
 @dataclass(frozen=True)
-class Given:
+class PromptInputs:
     """What a prompt gives a component on either side; the same probe for both, unless each has states of its own."""
 
-    reference: probe.Probe
-    candidate: probe.Probe
+    reference: probe.CaseInputs
+    candidate: probe.CaseInputs
 
 
 class Reference:
@@ -64,9 +64,9 @@ class Reference:
         self.config = config
         self.spread = spread
         self._model = model
-        self._runs: dict[tuple[object, ...], tuple[probe.Probe, list[_ReferenceStep]]] = {}
+        self._runs: dict[tuple[object, ...], tuple[probe.CaseInputs, list[_ReferenceStep]]] = {}
 
-    def run(self, cell: Cell, built: probe.Probe) -> list[_ReferenceStep]:
+    def run(self, cell: Cell, built: probe.CaseInputs) -> list[_ReferenceStep]:
         """The reference's side of every step, up to the first that it refuses."""
         key = (cell.kind, cell.case, cell.seed, cell.batch_size, cell.seq_len)
         known = self._runs.get(key)
@@ -74,7 +74,7 @@ class Reference:
             known = self._runs[key] = (built, self._sides(cell, built))
         return known[1]
 
-    def _sides(self, cell: Cell, built: probe.Probe) -> list[_ReferenceStep]:
+    def _sides(self, cell: Cell, built: probe.CaseInputs) -> list[_ReferenceStep]:
         component = COMPONENTS[cell.kind]
         known: dict[tuple[int, Conditions], Observation] = {}
 
@@ -101,13 +101,13 @@ class _ReferenceStep:
     """What the candidate's stages take from it."""
 
 
-def observe(
+def observe_cell(
     cell: Cell,
     reference: Reference,
     bridge: nn.Module,
-    given: Given | None = None,
-    bend: Callable[[probe.Probe], probe.Probe] = lambda built: built,
-) -> Observed:
+    given: PromptInputs | None = None,
+    bend: Callable[[probe.CaseInputs], probe.CaseInputs] = lambda built: built,
+) -> ObservedCell:
     """Run both sides of a cell, on the same inputs unless each has its own.
 
     Args:
@@ -126,7 +126,7 @@ def observe(
             cell.seed, cell.batch_size, cell.seq_len, reference.config.n_positions, dtype, reference.spread
         )
         built = bend(_probe(component, case, recipe, reference.config, bridge))
-        given = Given(built, built)
+        given = PromptInputs(built, built)
     else:
         built = given.candidate
         _node(component, bridge)
@@ -135,7 +135,7 @@ def observe(
     def run(step: probe.Step, inputs: dict[str, Any], cache: Any) -> Observation:
         return component.run_candidate(bridge, inputs, cache, cell.layer, step.conditions)
 
-    def observed(run: Run) -> Iterator[ObservedStep]:
+    def observed(run: RunSide) -> Iterator[ObservedStep]:
         ours = _forwards(cell, built, reference.config, run)
         for theirs, (step, inputs, observation) in zip(sides, ours, strict=False):
             candidate = Side(observation, {**inputs, **theirs.shared, **observation.taps})
@@ -153,8 +153,8 @@ def observe(
     sides = reference.run(cell, given.reference)
     between = time.perf_counter()
     steps = list(observed(run))
-    spent = Spent(started, candidate=time.perf_counter() - between, reference=between - probed)
-    return Observed(cell, component, steps, again, spent)
+    spent = ElapsedSeconds(started, candidate=time.perf_counter() - between, reference=between - probed)
+    return ObservedCell(cell, component, steps, again, spent)
 
 
 def _applicable(stages: tuple[Stage, ...], conditions: Conditions, observation: Observation) -> tuple[Stage, ...]:
@@ -167,7 +167,7 @@ def _applicable(stages: tuple[Stage, ...], conditions: Conditions, observation: 
 
 def _probe(
     component: Component, case: Case, recipe: probe.Recipe, config: CodeGenConfig, bridge: nn.Module
-) -> probe.Probe:
+) -> probe.CaseInputs:
     """The case's probe, from the candidate's own inputs where it has a method for them."""
     ours = component.random_inputs(config)
     own = getattr(_node(component, bridge), "get_random_inputs", None)
@@ -190,7 +190,7 @@ def _node(component: Component, bridge: nn.Module) -> nn.Module:
 
 
 def _forwards(
-    cell: Cell, built: probe.Probe, config: CodeGenConfig, run: Run
+    cell: Cell, built: probe.CaseInputs, config: CodeGenConfig, run: RunSide
 ) -> Iterator[tuple[probe.Step, dict[str, torch.Tensor], Observation]]:
     """One side of every step: the step, what it was given, what was observed.
 
@@ -217,16 +217,16 @@ def keep_nothing(findings: list[Finding], _: Cell, __: ObservedStep, ___: Parame
     return findings
 
 
-Blame = Callable[[Observed, Sequence[Finding], Parameters], str]
+Blame = Callable[[ObservedCell, Sequence[Finding], Parameters], str]
 """Says in one sentence why a cell failed; empty where it did not."""
 
 
-def no_blame(_: Observed, __: Sequence[Finding], ___: Parameters) -> str:
+def no_blame(_: ObservedCell, __: Sequence[Finding], ___: Parameters) -> str:
     return ""
 
 
-def judge(
-    observed: Sequence[Observed], parameters: Parameters, keep: Keep = keep_nothing, blame: Blame = sentence
+def judge_cells(
+    observed: Sequence[ObservedCell], parameters: Parameters, keep: Keep = keep_nothing, blame: Blame = sentence
 ) -> list[CellResult]:
     """Check every stage of every side, and write down what was found."""
     started = time.perf_counter()
@@ -235,10 +235,10 @@ def judge(
     return [_judged(one, parameters, keep, blame, shared) for one in observed]
 
 
-def _judged(observed: Observed, parameters: Parameters, keep: Keep, blame: Blame, shared: float) -> CellResult:
+def _judged(observed: ObservedCell, parameters: Parameters, keep: Keep, blame: Blame, shared: float) -> CellResult:
     """One cell, whose share of the oracle's time is `shared`. What is said of a failure is not part of its judging."""
     started = time.perf_counter()
-    found = told_once(finding for step in observed.steps for finding in findings_of(step))
+    found = drop_repeated_missing(finding for step in observed.steps for finding in findings_of(step))
     judging = shared + time.perf_counter() - started
     findings: list[Finding] = []
     for step in observed.steps:

@@ -73,7 +73,7 @@ class ObservedStep:
 
 
 @dataclass(frozen=True)
-class Spent:
+class ElapsedSeconds:
     """Seconds that the forwards of a cell took, with what it takes to tap them."""
 
     started: float
@@ -84,7 +84,7 @@ class Spent:
 
 
 @dataclass
-class Observed:
+class ObservedCell:
     """A cell that has been run and waits to be judged."""
 
     cell: Cell
@@ -92,7 +92,7 @@ class Observed:
     steps: list[ObservedStep]
     again: Callable[[ObservedStep, Substitute], ObservedStep | None]
     """One of the steps once more, with another tensor at a tap of the candidate; None if it did not get there."""
-    spent: Spent
+    spent: ElapsedSeconds
     beside: tuple[Finding, ...] = ()
     """What was found that is about no stage."""
 

@@ -1,4 +1,4 @@
-"""A plan -> findings, one unit after another in this process.
+"""A plan -> findings, one batch after another in this process.
 
 The order is the weights': a view of the window after another, in it every setting, in it every candidate, so that a
 checkpoint is read once whatever is asked of it. A prompt's cells come last (`cgverify/verify/prompt_cells.py`).
@@ -12,12 +12,12 @@ from itertools import groupby
 import torch
 
 from cgverify.checkpoint.source import Source
-from cgverify.checkpoint.window import Setting, Window, refusal
+from cgverify.checkpoint.window import ModelVariant, Window, refusal
 from cgverify.common.errors import CandidateError, DeviceError, WeightsError
 from cgverify.common.records import Cell, CellResult, Prompt, RotaryDim, Verdict
 from cgverify.observe.candidate import Candidate, visit
-from cgverify.plan.batches import together
-from cgverify.plan.cells import view
+from cgverify.plan.batches import group_into_batches
+from cgverify.plan.cells import weights_view
 from cgverify.verify import prompt_cells as prompted
 from cgverify.verify.cell import (
     Blame,
@@ -25,14 +25,14 @@ from cgverify.verify.cell import (
     Keep,
     Reference,
     candidate_failed,
-    judge,
+    judge_cells,
     keep_nothing,
     not_run,
-    observe,
+    observe_cell,
 )
 from cgverify.verify.diagnosis.sentence import sentence
 
-Watch = Callable[[Cell | None], None]
+Progress = Callable[[Cell | None], None]
 """Told of each cell before it is observed, and None before what was observed is judged."""
 
 
@@ -57,14 +57,14 @@ def run(
         blame: says why a cell failed.
     """
     reader = Reader(source, prompt, blame)
-    for unit in together(cells):
-        yield from reader.verify(unit, candidates, keep)
+    for batch in group_into_batches(cells):
+        yield from reader.verify(batch, candidates, keep)
 
 
 class Reader:
-    """A checkpoint's window, and the cells that are verified through it, a unit at a time.
+    """A checkpoint's window, and the cells that are verified through it, a batch at a time.
 
-    Weights stay in view from one unit to the next where both are of the same layer.
+    Weights stay in view from one batch to the next where both are of the same layer.
     """
 
     def __init__(self, source: Source, prompt: Prompt | None = None, blame: Blame = sentence) -> None:
@@ -80,9 +80,9 @@ class Reader:
         cells: Sequence[Cell],
         candidates: Mapping[str, Candidate],
         keep: Keep = keep_nothing,
-        watch: Watch = unwatched,
+        watch: Progress = unwatched,
     ) -> Iterator[CellResult]:
-        """The results of one unit's cells."""
+        """The results of one batch's cells."""
         dtype, device, rotary_dim = cells[0].dtype, cells[0].device, cells[0].rotary_dim
         if (reason := self._refusal(rotary_dim)) is not None:
             yield from not_run(cells, Verdict.UNSUPPORTED, reason)
@@ -94,13 +94,13 @@ class Reader:
                 watch(cells[0])
                 yield from prompted.run(cells, self._window, self._source, candidates, self._prompt, keep)
                 return
-            if self._window.view != view(cells[0]):
-                self._window.show(view(cells[0]))
+            if self._window.view != weights_view(cells[0]):
+                self._window.show(weights_view(cells[0]))
                 self._spread = self._window.spread()
         except (DeviceError, WeightsError) as error:
             yield from not_run(cells, Verdict.ERROR, str(error))
             return
-        setting = Setting(getattr(torch, dtype), torch.device(device), rotary_dim)
+        setting = ModelVariant(getattr(torch, dtype), torch.device(device), rotary_dim)
         reference = Reference(self._window.reference(setting), self._source.config, self._spread)
         for name, of_candidate in groupby(sorted(cells, key=_candidate), key=_candidate):
             yield from self._of_candidate(candidates[name], list(of_candidate), reference, setting, keep, watch)
@@ -111,9 +111,9 @@ class Reader:
         candidate: Candidate,
         cells: list[Cell],
         reference: Reference,
-        setting: Setting,
+        setting: ModelVariant,
         keep: Keep,
-        watch: Watch,
+        watch: Progress,
     ) -> list[CellResult]:
         watch(cells[0])
         try:
@@ -126,11 +126,11 @@ class Reader:
         for cell in cells:
             watch(cell)
             try:
-                observed.append(observe(cell, reference, bridge))
+                observed.append(observe_cell(cell, reference, bridge))
             except CandidateFailedError as error:
                 results += candidate_failed([cell], error)
         watch(None)
-        return judge(observed, reference.parameters, keep, self._blame) + results
+        return judge_cells(observed, reference.parameters, keep, self._blame) + results
 
     def _refusal(self, rotary_dim: RotaryDim) -> str | None:
         if rotary_dim not in self._refusals:

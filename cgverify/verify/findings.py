@@ -12,7 +12,7 @@ from cgverify.common.printable import described
 from cgverify.common.records import Finding, Verdict
 from cgverify.observe.cases import gated
 from cgverify.observe.stages import Stage
-from cgverify.verify.check import Checked, Observed, ObservedStep, visible
+from cgverify.verify.check import Checked, ObservedCell, ObservedStep, visible
 from cgverify.verify.metrics import Difference, difference, verdict
 
 RAISED = "raised"
@@ -43,7 +43,7 @@ def findings_of(step: ObservedStep) -> list[Finding]:
         findings.append(
             Finding(step=step.name, tap="returned", stage="form", verdict=Verdict.DIVERGED, message=message)
         )
-    for tap, message in candidate.observation.misdeeds:
+    for tap, message in candidate.observation.violations:
         findings.append(Finding(step=step.name, tap=tap, stage="conduct", verdict=Verdict.DIVERGED, message=message))
     return findings
 
@@ -165,7 +165,7 @@ def _place(index: int, shape: torch.Size, axes: tuple[str, ...]) -> str:
     return ", ".join(f"{axis} {i}" for axis, i in zip(axes, reversed(coordinates), strict=True))
 
 
-def told_once(findings: Iterable[Finding]) -> list[Finding]:
+def drop_repeated_missing(findings: Iterable[Finding]) -> list[Finding]:
     """The findings of a cell; of a hook that never fired in several of its forwards only the first."""
     told, missing = [], set()
     for finding in findings:
@@ -177,7 +177,7 @@ def told_once(findings: Iterable[Finding]) -> list[Finding]:
     return told
 
 
-def silent_hooks(observed: Observed) -> tuple[str, ...]:
+def silent_hooks(observed: ObservedCell) -> tuple[str, ...]:
     """Hooks that fired in no step that ended, other than those whose absence is a finding or whose flag was off."""
     asked = [*observed.component.stages(False), *(stage for step in observed.steps for stage in step.stages)]
     required = {stage.tap for stage in asked if stage.required}

@@ -15,11 +15,11 @@ from cgverify.checkpoint.window import Window
 from cgverify.common.errors import UsageError
 from cgverify.common.records import IN_MEMORY, Cell, CellResult, Checkpoint, Finding
 from cgverify.oracle.parameters import Parameters
-from cgverify.plan.batches import together
-from cgverify.plan.cells import View, view
-from cgverify.verify.cell import CandidateFailedError, Reference, candidate_failed, judge, observe
-from cgverify.verify.check import Observed
-from cgverify.verify.compatibility.held import CASES, as_it_is, as_processed
+from cgverify.plan.batches import group_into_batches
+from cgverify.plan.cells import WeightsView, weights_view
+from cgverify.verify.cell import CandidateFailedError, Reference, candidate_failed, judge_cells, observe_cell
+from cgverify.verify.check import ObservedCell
+from cgverify.verify.compatibility.held import COMPATIBLE_CASES, as_it_is, as_processed
 from cgverify.verify.diagnosis.sentence import sentence
 
 
@@ -41,7 +41,7 @@ class MemoryWeights:
         return self._tensors[name]
 
 
-class Pair:
+class LoadedPair:
     """A bridge beside the model that it must agree with.
 
     Raises:
@@ -96,11 +96,11 @@ class Pair:
 
     def require(self, cells: Sequence[Cell]) -> None:
         """Raise UsageError for cases that this pair cannot be verified in."""
-        unfit = sorted({cell.case for cell in cells} - set(CASES)) if self._processed else []
+        unfit = sorted({cell.case for cell in cells} - set(COMPATIBLE_CASES)) if self._processed else []
         if unfit:
             raise UsageError(
                 f"In compatibility mode a bridge has nothing to be held to in {', '.join(unfit)}: leave that out, or "
-                f"verify it before enable_compatibility_mode(). The cases that it has are {', '.join(CASES)}."
+                f"verify it before enable_compatibility_mode(). The cases that it has are {', '.join(COMPATIBLE_CASES)}."
             )
 
     def verify(self, cells: Sequence[Cell]) -> Iterator[CellResult]:
@@ -110,36 +110,36 @@ class Pair:
         self._reference.eval()
         try:
             window = Window(self._weights)
-            for unit in together(cells):
-                window.show(view(unit[0]))
-                yield from self._unit(unit, window.spread())
+            for batch in group_into_batches(cells):
+                window.show(weights_view(batch[0]))
+                yield from self._unit(batch, window.spread())
         finally:
             for module, mode in modes:
                 module.training = mode
 
     def _unit(self, cells: Sequence[Cell], spread: float) -> list[CellResult]:
-        seen = view(cells[0])
+        seen = weights_view(cells[0])
         model, bridge = _reference_block(self._reference, seen), _bridge_block(self._bridge, seen)
         held = as_processed(model, bridge) if self._processed else as_it_is(model)
         reference = Reference(held.model, self._weights.config, spread)
         results, observed = [], []
         for cell in cells:
             try:
-                one = observe(cell, reference, bridge, bend=held.bend)
+                one = observe_cell(cell, reference, bridge, bend=held.bend)
             except CandidateFailedError as error:
                 results += candidate_failed([cell], error)
             else:
                 observed.append(replace(one, beside=held.beside(cell.kind)))
-        return judge(observed, reference.parameters, blame=_blame) + results
+        return judge_cells(observed, reference.parameters, blame=_blame) + results
 
 
-def _blame(observed: Observed, findings: Sequence[Finding], parameters: Parameters) -> str:
+def _blame(observed: ObservedCell, findings: Sequence[Finding], parameters: Parameters) -> str:
     """What is wrong with a weight comes before what is computed with it."""
     folded = [finding.message for finding in observed.beside if finding.verdict.fails]
     return folded[0] if folded else sentence(observed, findings, parameters)
 
 
-def _reference_block(model: Any, seen: View) -> nn.Module:
+def _reference_block(model: Any, seen: WeightsView) -> nn.Module:
     """A `CodeGenForCausalLM` of the one block in view, by the model's own modules."""
     one = cast(Any, nn.Module())
     one.config = model.config
@@ -150,7 +150,7 @@ def _reference_block(model: Any, seen: View) -> nn.Module:
     return cast(nn.Module, one)
 
 
-def _bridge_block(bridge: Any, seen: View) -> nn.Module:
+def _bridge_block(bridge: Any, seen: WeightsView) -> nn.Module:
     """A bridge of the one block in view, by the bridge's own components."""
     one = cast(Any, nn.Module())
     one.cfg = bridge.cfg

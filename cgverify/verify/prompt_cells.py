@@ -13,14 +13,14 @@ from itertools import groupby
 import torch
 
 from cgverify.checkpoint.source import Source
-from cgverify.checkpoint.window import Setting, View, Window
+from cgverify.checkpoint.window import ModelVariant, WeightsView, Window
 from cgverify.common.errors import CandidateError, WeightsError
 from cgverify.common.records import Cell, CellResult, Prompt, RotaryDim, Verdict
 from cgverify.observe.candidate import Candidate, visit
 from cgverify.plan.cells import WHOLE
 from cgverify.verify import cell as one_cell
 from cgverify.verify import whole_model as whole
-from cgverify.verify.check import Observed
+from cgverify.verify.check import ObservedCell
 from cgverify.verify.prompt_pass import Journey, on_the_way, view_of, views
 
 _Setting = tuple[str, str, RotaryDim]
@@ -40,7 +40,7 @@ def run(
         candidates: by the name that cells have for them.
         keep: what is done with the tensors of findings.
     """
-    order: list[View] = [*views(source.config.n_layer), *WHOLE]
+    order: list[WeightsView] = [*views(source.config.n_layer), *WHOLE]
     places = {view: place for place, view in enumerate(order)}
     every = sorted([*cells, *on_the_way(cells, source.config.n_layer)], key=_turn)
     journeys = {setting: Journey(prompt, list(group)) for setting, group in groupby(every, key=_setting)}
@@ -63,7 +63,7 @@ class _Work:
     judged: set[str]
     """Ids of the cells that were asked for."""
 
-    def view(self, view: View, cells: list[Cell]) -> Iterator[CellResult]:
+    def view(self, view: WeightsView, cells: list[Cell]) -> Iterator[CellResult]:
         """Cells in one view, which every journey passes."""
         try:
             self.window.show(view)
@@ -73,7 +73,7 @@ class _Work:
             yield from one_cell.not_run(self._asked(cells), Verdict.ERROR, str(error))
             return
         for (dtype, device, rotary_dim), journey in self.journeys.items():
-            setting = Setting(getattr(torch, dtype), torch.device(device), rotary_dim)
+            setting = ModelVariant(getattr(torch, dtype), torch.device(device), rotary_dim)
             reference = one_cell.Reference(self.window.model(setting), self.source.config, spread=1.0)
             if journey.lost is None:
                 journey.enter(view, reference)
@@ -97,7 +97,7 @@ class _Work:
         candidate: Candidate,
         cells: list[Cell],
         reference: one_cell.Reference,
-        setting: Setting,
+        setting: ModelVariant,
         journey: Journey,
     ) -> list[CellResult]:
         try:
@@ -116,18 +116,20 @@ class _Work:
             except one_cell.CandidateFailedError as error:
                 results += one_cell.candidate_failed(self._asked([cell]), error)
         asked = [one for one in observed if one.cell.id in self.judged]
-        return one_cell.judge(asked, reference.parameters, self.keep) + results
+        return one_cell.judge_cells(asked, reference.parameters, self.keep) + results
 
     def _asked(self, cells: Iterable[Cell]) -> list[Cell]:
         return [cell for cell in cells if cell.id in self.judged]
 
 
-def _observe(cell: Cell, reference: one_cell.Reference, bridge: torch.nn.Module, journey: Journey | None) -> Observed:
+def _observe(
+    cell: Cell, reference: one_cell.Reference, bridge: torch.nn.Module, journey: Journey | None
+) -> ObservedCell:
     if journey is None or not cell.prompt:
-        return one_cell.observe(cell, reference, bridge)
+        return one_cell.observe_cell(cell, reference, bridge)
     given = journey.given(cell)
     try:
-        observed = one_cell.observe(cell, reference, bridge, given)
+        observed = one_cell.observe_cell(cell, reference, bridge, given)
     except one_cell.CandidateFailedError as error:
         journey.stop(cell, error.__cause__ or error)
         raise

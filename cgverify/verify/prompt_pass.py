@@ -11,7 +11,7 @@ from itertools import groupby
 
 import torch
 
-from cgverify.checkpoint.window import View
+from cgverify.checkpoint.window import WeightsView
 from cgverify.common.records import Cell, Finding, Prompt, Verdict
 from cgverify.observe import inputs as probe
 from cgverify.observe.cases import CASES
@@ -21,21 +21,21 @@ from cgverify.observe.taps import Observation
 from cgverify.oracle import exact
 from cgverify.plan.cells import WHOLE
 from cgverify.verify import drift
-from cgverify.verify.cell import CandidateFailedError, Given, Reference
-from cgverify.verify.check import Observed
+from cgverify.verify.cell import CandidateFailedError, PromptInputs, Reference
+from cgverify.verify.check import ObservedCell
 
 
-def views(n_layers: int) -> tuple[View, ...]:
+def views(n_layers: int) -> tuple[WeightsView, ...]:
     """All views, in the order of the computation."""
     return ("embed", *range(n_layers), "ln_final", "unembed")
 
 
-def kind_of(view: View) -> str:
+def kind_of(view: WeightsView) -> str:
     """The component that is the whole of a view."""
     return view if isinstance(view, str) else "block"
 
 
-def name_of(view: View) -> str:
+def name_of(view: WeightsView) -> str:
     """That component's name in the bridge."""
     return view if isinstance(view, str) else f"blocks.{view}"
 
@@ -58,11 +58,11 @@ def _way(cell: Cell) -> tuple[str, ...]:
     return cell.candidate, cell.dtype, cell.device, str(cell.rotary_dim)
 
 
-def view_of(cell: Cell) -> View:
+def view_of(cell: Cell) -> WeightsView:
     return cell.kind if cell.layer is None else cell.layer
 
 
-def placed(cell: Cell, view: View) -> Cell:
+def placed(cell: Cell, view: WeightsView) -> Cell:
     """The same cell in another view."""
     layer = view if isinstance(view, int) else None
     return Cell.model_validate(cell.model_dump() | {"layer": layer, "kind": kind_of(view)})
@@ -78,7 +78,7 @@ class Passage:
         self.stopped: tuple[str, BaseException] | None = None
         """The component that no hidden states came out of, and why."""
 
-    def probe(self, kind: str) -> probe.Probe:
+    def probe(self, kind: str) -> probe.CaseInputs:
         """What the component that is the whole of a view is given."""
         steps = []
         for part, state in zip(self.parts, self.states, strict=True):
@@ -87,7 +87,7 @@ class Passage:
                 inputs |= probe.prompt_context(part)
             cache = "prompt" if len(self.parts) > 1 and kind == "block" else None
             steps.append(probe.Step(part.name, inputs, cache=cache))
-        return probe.Probe(tuple(steps))
+        return probe.CaseInputs(tuple(steps))
 
     def advance(self, component: str, seen: Sequence[Observation], like: Passage | None = None) -> None:
         """Take what a component returned.
@@ -128,14 +128,14 @@ class Journey:
             cell.candidate: Passage(prompt, CASES[cell.case]) for cell in cells if CASES[cell.case].own_states
         }
         self._exact = torch.tensor([prompt.tokens])
-        self._given: dict[str, dict[str, probe.Probe]] = {}
+        self._given: dict[str, dict[str, probe.CaseInputs]] = {}
         self.carried: dict[tuple[str, str], torch.Tensor] = {}
         """By candidate and component: what was carried out of it."""
         self._keeps = any(cell.kind in WHOLE for cell in cells)
         self.lost: str | None = None
         """Why the way ends, if weights could not be read."""
 
-    def enter(self, view: View, reference: Reference) -> None:
+    def enter(self, view: WeightsView, reference: Reference) -> None:
         """Let the reference's states pass a view."""
         kind = kind_of(view)
         self._given = {}
@@ -162,7 +162,7 @@ class Journey:
             return None
         return Verdict.UNSUPPORTED, f"the reference refuses in {stopped[0]}: {stopped[1]}"
 
-    def given(self, cell: Cell) -> Given:
+    def given(self, cell: Cell) -> PromptInputs:
         """What both sides of a cell are given in the view that was entered.
 
         Raises:
@@ -170,11 +170,11 @@ class Journey:
         """
         theirs = self._given[cell.case][cell.kind]
         if not CASES[cell.case].own_states:
-            return Given(theirs, theirs)
+            return PromptInputs(theirs, theirs)
         passage = self._candidates[cell.candidate]
         if passage.stopped is not None:
             raise CandidateFailedError(*passage.stopped)
-        return Given(theirs, passage.probe(cell.kind))
+        return PromptInputs(theirs, passage.probe(cell.kind))
 
     def stop(self, cell: Cell, error: BaseException) -> None:
         """A candidate failed before its forward, so nothing of its own goes on."""
@@ -182,7 +182,7 @@ class Journey:
         if passage is not None and passage.stopped is None:
             passage.stopped = cell.component, error
 
-    def leave(self, observed: Observed) -> tuple[Finding, ...]:
+    def leave(self, observed: ObservedCell) -> tuple[Finding, ...]:
         """Let a candidate's states pass the view, and say how far they are from the reference's."""
         cell = observed.cell
         if not CASES[cell.case].own_states:
@@ -201,7 +201,7 @@ class Journey:
         return (found, drift.top_1(ours, theirs)) if cell.kind == "unembed" else (found,)
 
 
-def _fed(kind: str, given: probe.Probe, seen: Sequence[Observation]) -> dict[str, probe.Probe]:
+def _fed(kind: str, given: probe.CaseInputs, seen: Sequence[Observation]) -> dict[str, probe.CaseInputs]:
     """By component in view: what the reference's own forward gave it."""
     (step,), (observation,) = given.steps, seen
     fed = {kind: step.inputs}
@@ -219,4 +219,4 @@ def _fed(kind: str, given: probe.Probe, seen: Sequence[Observation]) -> dict[str
             "mlp.out": {"hidden_states": taps["mlp.out.hook_in"]},
         }
     assert set(fed) <= set(COMPONENTS)
-    return {name: probe.Probe((probe.Step(step.name, inputs),)) for name, inputs in fed.items()}
+    return {name: probe.CaseInputs((probe.Step(step.name, inputs),)) for name, inputs in fed.items()}

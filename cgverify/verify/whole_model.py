@@ -24,7 +24,7 @@ from transformers import DynamicCache
 
 from cgverify.checkpoint.assembled import assembled, too_large
 from cgverify.checkpoint.source import Source
-from cgverify.checkpoint.window import Setting, View, Window
+from cgverify.checkpoint.window import ModelVariant, WeightsView, Window
 from cgverify.common.errors import CandidateError
 from cgverify.common.printable import described, said
 from cgverify.common.records import Cell, CellResult, Finding, Prompt, Verdict
@@ -40,7 +40,7 @@ from cgverify.oracle.parameters import Parameters
 from cgverify.plan.cells import GENERATED_TOKENS
 from cgverify.verify import cell as one_cell
 from cgverify.verify import drift
-from cgverify.verify.check import Observed, ObservedStep, Side, Spent
+from cgverify.verify.check import ElapsedSeconds, ObservedCell, ObservedStep, Side
 from cgverify.verify.prompt_pass import Journey, kind_of, name_of
 
 _Watch = Callable[[Component, Any, Observation], contextlib.AbstractContextManager[None]]
@@ -51,8 +51,8 @@ class _Forward:
     """One forward of a whole model: what each component was given, and what it showed."""
 
     name: str
-    given: dict[View, dict[str, torch.Tensor]] = field(default_factory=dict)
-    seen: dict[View, Observation] = field(default_factory=dict)
+    given: dict[WeightsView, dict[str, torch.Tensor]] = field(default_factory=dict)
+    seen: dict[WeightsView, Observation] = field(default_factory=dict)
 
 
 @dataclass
@@ -75,7 +75,7 @@ def run(
     keep: one_cell.Keep,
 ) -> Iterator[CellResult]:
     """The cells of the whole model in one setting, once the journey through the window is over."""
-    setting = Setting(getattr(torch, cells[0].dtype), torch.device(cells[0].device), cells[0].rotary_dim)
+    setting = ModelVariant(getattr(torch, cells[0].dtype), torch.device(cells[0].device), cells[0].rotary_dim)
     refusal = journey.refusal(cells[0])
     reason = too_large(source.config, setting)
     if refusal is not None or reason is not None:
@@ -114,7 +114,7 @@ def run(
 
 
 @staying_here()
-def _booted_course(candidate: Candidate, model: nn.Module, prompt: Prompt, setting: Setting) -> _Course:
+def _booted_course(candidate: Candidate, model: nn.Module, prompt: Prompt, setting: ModelVariant) -> _Course:
     """The candidate's, with all its hooks; and once more with none, which must come to the same."""
     bridge = candidate.boot(model)
     course = _course(bridge, _bridge_nodes(bridge), _watch_candidate, prompt, setting)
@@ -124,19 +124,23 @@ def _booted_course(candidate: Candidate, model: nn.Module, prompt: Prompt, setti
     ):
         otherwise = "the logits are others" if unheard.raised is None else described(unheard.raised)
         amiss = "logits", f"{otherwise} when no hook is attached"
-        course.forwards[-1].seen["unembed"].misdeeds.append(amiss)
+        course.forwards[-1].seen["unembed"].violations.append(amiss)
     return course
 
 
 # --- one side ---------------------------------------------------------------------------------------------------------
 
 
-def _course(model: Any, nodes: Mapping[View, nn.Module], watch: _Watch, prompt: Prompt, setting: Setting) -> _Course:
+def _course(
+    model: Any, nodes: Mapping[WeightsView, nn.Module], watch: _Watch, prompt: Prompt, setting: ModelVariant
+) -> _Course:
     """The prompt in its parts, then what the model makes of it, token by token."""
     course = _Course()
     cache = DynamicCache()
     length = len(prompt.tokens)
-    generated = (probe.Part(f"generated {i + 1}", length + i, length + i + 1) for i in range(GENERATED_TOKENS - 1))
+    generated = (
+        probe.PromptSpan(f"generated {i + 1}", length + i, length + i + 1) for i in range(GENERATED_TOKENS - 1)
+    )
     for part in (*parts(length), *generated):
         given = (*prompt.tokens, *course.tokens)[part.start : part.stop]
         forward = _Forward(part.name)
@@ -153,10 +157,10 @@ def _course(model: Any, nodes: Mapping[View, nn.Module], watch: _Watch, prompt: 
 
 def _forward(
     model: Any,
-    nodes: Mapping[View, nn.Module],
+    nodes: Mapping[WeightsView, nn.Module],
     watch: _Watch,
     tokens: torch.Tensor,
-    part: probe.Part,
+    part: probe.PromptSpan,
     cache: DynamicCache,
     forward: _Forward,
 ) -> torch.Tensor | BaseException:
@@ -188,7 +192,7 @@ def _forward(
         return whole.raised
     if nodes:
         forward.seen["unembed"].see("logits", logits[0])
-        forward.seen["embed"].misdeeds += whole.misdeeds
+        forward.seen["embed"].violations += whole.violations
     return logits[0].detach()
 
 
@@ -219,16 +223,16 @@ def _returned(module: nn.Module, seen: Observation) -> Iterator[None]:
         handle.remove()
 
 
-def _reference_nodes(model: Any) -> dict[View, nn.Module]:
+def _reference_nodes(model: Any) -> dict[WeightsView, nn.Module]:
     transformer = model.transformer
     return _in_order(transformer.wte, transformer.h, transformer.ln_f, model.lm_head)
 
 
-def _bridge_nodes(bridge: Any) -> dict[View, nn.Module]:
+def _bridge_nodes(bridge: Any) -> dict[WeightsView, nn.Module]:
     return _in_order(bridge.embed, bridge.blocks, bridge.ln_final, bridge.unembed)
 
 
-def _in_order(embed: Any, blocks: Any, ln_final: Any, unembed: Any) -> dict[View, nn.Module]:
+def _in_order(embed: Any, blocks: Any, ln_final: Any, unembed: Any) -> dict[WeightsView, nn.Module]:
     return {"embed": embed, **dict(enumerate(blocks)), "ln_final": ln_final, "unembed": unembed}
 
 
@@ -240,7 +244,7 @@ def _judged(
     reference: _Course,
     candidate: _Course,
     window: Window,
-    setting: Setting,
+    setting: ModelVariant,
     keep: one_cell.Keep,
     started: float,
 ) -> Iterator[CellResult]:
@@ -257,8 +261,10 @@ def _judged(
             return
         window.show(view)
         parameters = Parameters(window.model(setting))
-        observed = Observed(cell, component, steps, _not_again, Spent(started, candidate=0.0, reference=0.0))
-        yield from one_cell.judge([observed], parameters, keep)
+        observed = ObservedCell(
+            cell, component, steps, _not_again, ElapsedSeconds(started, candidate=0.0, reference=0.0)
+        )
+        yield from one_cell.judge_cells([observed], parameters, keep)
 
 
 def _first_blame(judged: Sequence[CellResult]) -> str:
@@ -282,7 +288,7 @@ def _stages(component: Component) -> tuple[Stage, ...]:
     return component.stages(component.kind == "block")
 
 
-def _side(forward: _Forward, view: View) -> Side:
+def _side(forward: _Forward, view: WeightsView) -> Side:
     seen = forward.seen[view]
     return Side(seen, {**forward.given[view], **seen.taps})
 

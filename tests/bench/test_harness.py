@@ -14,7 +14,7 @@ from torch import nn
 
 from cgverify.bench import calls, fresh, memory, rounds
 from cgverify.bench.harness import Harness
-from cgverify.bench.memory import PeakError, Request
+from cgverify.bench.memory import MemoryRequest, PeakError
 from cgverify.bench.rate import product_flops, product_rate
 from cgverify.bench.records import Measured, Point
 from cgverify.bench.rounds import Limits
@@ -22,8 +22,8 @@ from cgverify.bench.scenarios import SCENARIOS, Selection, Shape
 from cgverify.bench.subjects import Subjects, Workshop
 from cgverify.checkpoint.resolve import resolve
 from cgverify.checkpoint.source import Source
-from cgverify.checkpoint.window import Setting
-from cgverify.observe.candidate import find
+from cgverify.checkpoint.window import ModelVariant
+from cgverify.observe.candidate import find_candidate
 from cgverify.observe.taps import hook_points
 
 BRIDGES = ("cgverify", "faults:HeadsSwapped", "transformer_lens")
@@ -36,8 +36,8 @@ def source() -> Source:
 
 @pytest.fixture(scope="module")
 def subjects(source: Source) -> Subjects:
-    setting = Setting(torch.float32, torch.device("cpu"), source.config.rotary_dim)
-    return Workshop(source, setting, "block").subjects({name: find(name) for name in BRIDGES[:2]})
+    setting = ModelVariant(torch.float32, torch.device("cpu"), source.config.rotary_dim)
+    return Workshop(source, setting, "block").subjects({name: find_candidate(name) for name in BRIDGES[:2]})
 
 
 def measure(source: Source, points: Sequence[Point], bridges: Sequence[str] = BRIDGES) -> list[Measured]:
@@ -45,7 +45,7 @@ def measure(source: Source, points: Sequence[Point], bridges: Sequence[str] = BR
         "codegen-nano",
         "auto",
         source,
-        {name: find(name) for name in bridges},
+        {name: find_candidate(name) for name in bridges},
         torch.get_num_threads(),
         Limits(seconds=0),
     )
@@ -125,7 +125,7 @@ def test_a_fresh_process_that_fails_says_why(
 ) -> None:
     (point,) = Selection(["memory"], ["attn"], [Shape(2, 8)]).points(512)
     dim, threads = source.config.rotary_dim, torch.get_num_threads()
-    request = Request(point.model_dump(), "codegen-nano", "auto", dim, "raising:Raising", threads)
+    request = MemoryRequest(point.model_dump(), "codegen-nano", "auto", dim, "raising:Raising", threads)
     monkeypatch.setattr("sys.argv", ["fresh", json.dumps(asdict(request))])
     fresh.main()
     assert json.loads(capsys.readouterr().out) == {"message": "RuntimeError: not today"}
@@ -143,7 +143,7 @@ def test_what_a_failed_process_said_is_passed_on(script: str, told: str, monkeyp
     run = subprocess.run
     monkeypatch.setattr(memory.subprocess, "run", lambda _, **how: run([sys.executable, "-c", script], **how))
     with pytest.raises(PeakError, match=told):
-        memory.in_fresh_process(Request({}, "codegen-nano", "auto", 16, None, 1))
+        memory.in_fresh_process(MemoryRequest({}, "codegen-nano", "auto", 16, None, 1))
 
 
 def at(scenario: str, **changes: object) -> Point:

@@ -17,10 +17,10 @@ from verification import failed, verify
 from cgverify.checkpoint import formats
 from cgverify.checkpoint.resolve import resolve
 from cgverify.checkpoint.source import FolderWeights
-from cgverify.checkpoint.window import Setting, Window
+from cgverify.checkpoint.window import ModelVariant, Window
 from cgverify.common.errors import WeightsError
-from cgverify.observe.candidate import find
-from cgverify.plan.cells import Axes, Subject, cells
+from cgverify.observe.candidate import find_candidate
+from cgverify.plan.cells import Axes, CheckpointShape, cells
 from cgverify.verify.checkpoint_cells import run
 
 NAME = "transformer.h.0.attn.out_proj.weight"
@@ -283,8 +283,8 @@ def test_each_tensor_is_read_once_whatever_is_asked_of_it(folder: Path) -> None:
         candidates=("cgverify", "transformer_lens"),
         components=("embed", "ln1", "attn.o", "unembed"),
     )
-    plan = cells(Subject("small", source.digest, 2, 8, 64), axes)
-    results = list(run(plan, source, {name: find(name) for name in axes.candidates}))
+    plan = cells(CheckpointShape("small", source.digest, 2, 8, 64), axes)
+    results = list(run(plan, source, {name: find_candidate(name) for name in axes.candidates}))
     assert len(results) == len(plan)
     assert set(source.reads.values()) == {1}
     assert source.reads[NAME] == 1
@@ -294,7 +294,7 @@ def test_the_reference_stands_on_the_stored_weights_and_the_candidate_on_copies(
     stored = load_file(folder / "model.safetensors")[NAME]
     window = Window(resolve(str(folder)))
     window.show(0)
-    setting = Setting(torch.float32, torch.device("cpu"), 8)
+    setting = ModelVariant(torch.float32, torch.device("cpu"), 8)
     references = [window.reference(setting) for _ in range(2)]
     weights = [model.transformer.h[0].attn.out_proj.weight for model in references]
     assert weights[0].data_ptr() == weights[1].data_ptr()

@@ -11,7 +11,7 @@ from transformers import CodeGenConfig, CodeGenForCausalLM
 
 from cgverify.checkpoint.resolve import resolve
 from cgverify.checkpoint.source import RandomWeights
-from cgverify.checkpoint.window import Setting, Window, refusal
+from cgverify.checkpoint.window import ModelVariant, Window, refusal
 from cgverify.common.errors import WeightsError
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -23,7 +23,7 @@ def test_a_layer_in_the_window_is_that_of_from_pretrained(folder: Path, dtype: t
     whole = CodeGenForCausalLM.from_pretrained(folder, dtype=dtype)
     window = Window(resolve(str(folder)))
     window.show(1)
-    block = window.model(Setting(dtype, CPU, 8)).transformer.h[0]
+    block = window.model(ModelVariant(dtype, CPU, 8)).transformer.h[0]
     expected = whole.transformer.h[1]
     for (name, ours), theirs in zip(block.named_parameters(), expected.parameters(), strict=True):
         assert ours.dtype == theirs.dtype == dtype, name
@@ -39,7 +39,7 @@ def test_what_stands_around_the_blocks(folder: Path, view: str) -> None:
     whole = CodeGenForCausalLM.from_pretrained(folder, dtype=torch.float32)
     window = Window(resolve(str(folder)))
     window.show(view)
-    model = window.model(Setting(torch.float32, CPU, 8))
+    model = window.model(ModelVariant(torch.float32, CPU, 8))
     paths = {"embed": "transformer.wte", "ln_final": "transformer.ln_f", "unembed": "lm_head"}
     for ours, theirs in zip(
         model.get_submodule(paths[view]).parameters(), whole.get_submodule(paths[view]).parameters(), strict=True
@@ -50,7 +50,7 @@ def test_what_stands_around_the_blocks(folder: Path, view: str) -> None:
 def test_only_what_is_in_view_takes_memory(folder: Path) -> None:
     window = Window(resolve(str(folder)))
     window.show(0)
-    model = window.model(Setting(torch.float32, CPU, 8))
+    model = window.model(ModelVariant(torch.float32, CPU, 8))
     elsewhere = [name for name, p in model.named_parameters() if not name.startswith("transformer.h.0.")]
     assert elsewhere
     assert all(model.get_parameter(name).is_meta for name in elsewhere)
@@ -60,17 +60,17 @@ def test_only_what_is_in_view_takes_memory(folder: Path) -> None:
 def test_models_of_one_view_share_no_memory(folder: Path) -> None:
     window = Window(resolve(str(folder)))
     window.show(0)
-    first, second = (window.model(Setting(torch.float32, CPU, 8)) for _ in range(2))
+    first, second = (window.model(ModelVariant(torch.float32, CPU, 8)) for _ in range(2))
     first.transformer.h[0].attn.out_proj.weight.data.zero_()
     assert second.transformer.h[0].attn.out_proj.weight.abs().sum() > 0
-    third = window.model(Setting(torch.float32, CPU, 8))
+    third = window.model(ModelVariant(torch.float32, CPU, 8))
     assert torch.equal(third.transformer.h[0].attn.out_proj.weight, second.transformer.h[0].attn.out_proj.weight)
 
 
 def test_weights_lie_at_addresses_that_kernels_like(folder: Path) -> None:
     window = Window(resolve(str(folder)))
     window.show(0)
-    for parameter in window.model(Setting(torch.float32, CPU, 8)).transformer.h[0].parameters():
+    for parameter in window.model(ModelVariant(torch.float32, CPU, 8)).transformer.h[0].parameters():
         assert parameter.data_ptr() % 64 == 0
 
 
@@ -78,7 +78,7 @@ def test_weights_lie_at_addresses_that_kernels_like(folder: Path) -> None:
 def test_another_rotary_dim(folder: Path, rotary_dim: int | str) -> None:
     window = Window(resolve(str(folder)))
     window.show(0)
-    attention = window.model(Setting(torch.float32, CPU, rotary_dim)).transformer.h[0].attn  # type: ignore[arg-type]
+    attention = window.model(ModelVariant(torch.float32, CPU, rotary_dim)).transformer.h[0].attn  # type: ignore[arg-type]
     assert attention.rotary_dim == (None if rotary_dim == "none" else rotary_dim)
     assert attention.embed_positions.shape == (64, 16 if rotary_dim == "none" else rotary_dim)
 
@@ -93,7 +93,7 @@ def test_hugging_face_is_asked_what_it_refuses(config: CodeGenConfig, rotary_dim
 def test_spread_gives_scores_a_deviation_of_three(folder: Path) -> None:
     window = Window(resolve(str(folder)))
     window.show(0)
-    attention = window.model(Setting(torch.float32, CPU, 8)).transformer.h[0].attn
+    attention = window.model(ModelVariant(torch.float32, CPU, 8)).transformer.h[0].attn
     torch.manual_seed(1)
     hidden = torch.randn(1, 512, 64) * window.spread()
     query, _, key = (
@@ -136,7 +136,7 @@ def test_weights_are_the_same_however_many_are_read_at_once(config: CodeGenConfi
             torch.set_num_threads(number)
             window = Window(RandomWeights(config, 0))
             window.show(1)
-            found.append(window.model(Setting(torch.float32, CPU, 8)).transformer.h[0].state_dict())
+            found.append(window.model(ModelVariant(torch.float32, CPU, 8)).transformer.h[0].state_dict())
     finally:
         torch.set_num_threads(threads)
     assert list(found[0]) == list(found[1])

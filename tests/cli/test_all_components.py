@@ -15,8 +15,8 @@ import pytest
 from conftest import ROOT, Cli, command
 from safetensors.torch import load_file, save_file
 
-from cgverify.plan.cells import CASES, DEFAULT_CASES
-from cgverify.runs.folder import read
+from cgverify.plan.cells import CASE_KINDS, DEFAULT_CASES
+from cgverify.runs.folder import read_run
 
 QUICK = ("all-components", "--model", "codegen-nano", "--layers", "1", "--case", "default")
 
@@ -43,7 +43,7 @@ def test_the_table_and_the_run_folder(cli: Cli, tmp_path: Path) -> None:
 
 
 def test_all_cases_hold_and_a_plain_run_has_the_default_ones(cli: Cli, tmp_path: Path) -> None:
-    for options, cases in (("--case", "all"), set(CASES)), ((), set(DEFAULT_CASES)):
+    for options, cases in (("--case", "all"), set(CASE_KINDS)), ((), set(DEFAULT_CASES)):
         arguments = ("all-components", "--model", "codegen-nano", "--layers", "1", *options, "--format", "json", "-q")
         done = cli(*arguments, "--output", f"run{len(cases)}")
         assert done.returncode == 0, done.stderr
@@ -172,7 +172,7 @@ def test_no_colour_where_there_is_no_terminal(cli: Cli) -> None:
 def test_exitfirst_stops_at_the_first_failure(cli: Cli, tmp_path: Path) -> None:
     arguments = ("all-components", "--model", "codegen-nano", "--bridge", "faults:HeadsSwapped", "--output", "run")
     assert cli(*arguments, "--component", "attn", "-x").returncode == 1
-    assert len(read(tmp_path / "run")[1]) == 1
+    assert len(read_run(tmp_path / "run")[1]) == 1
 
 
 def test_resume_runs_what_is_left(cli: Cli, tmp_path: Path) -> None:
@@ -203,12 +203,12 @@ def test_interrupted_it_keeps_what_was_found_and_can_go_on(tmp_path: Path) -> No
     assert process.returncode == 130
     assert "Interrupted after" in errors
     assert "Traceback" not in errors
-    finished = len(read(tmp_path / "run")[1])
+    finished = len(read_run(tmp_path / "run")[1])
     assert 0 < finished < whole
     assert pd.read_csv(tmp_path / "run" / "findings.csv")["component"].nunique() > 0
     done = subprocess.run([*arguments, "--resume"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert len(read(tmp_path / "run")[1]) == whole
+    assert len(read_run(tmp_path / "run")[1]) == whole
 
 
 def damaged(folder: Path, name: str, value: float) -> None:

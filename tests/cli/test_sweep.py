@@ -20,7 +20,7 @@ from typer.testing import CliRunner, Result
 
 from cgverify.common.records import Verdict
 from cgverify.plan.cells import Shard
-from cgverify.runs.folder import read
+from cgverify.runs.folder import read_run
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_killed_at_random_and_resumed_each_time_it_finds_the_same(here: Path, pl
         process.join()
         killed += process.exitcode == -signal.SIGKILL
         if (here / "run" / "run.json").exists():
-            now = len(read(here / "run")[1])
+            now = len(read_run(here / "run")[1])
             assert now >= finished, "what was finished is kept"
             finished = now
     last = command_line(*arguments)
@@ -98,7 +98,7 @@ def test_killed_at_random_and_resumed_each_time_it_finds_the_same(here: Path, pl
     assert killed > kills / 2, "it was at work when it was killed"
     assert same(here / "run", here / "whole")
     cells = [json.loads(line)["cell"] for line in findings.read_text().splitlines()]
-    assert len(cells) == len(read(here / "run")[1]), "nothing stands there twice"
+    assert len(cells) == len(read_run(here / "run")[1]), "nothing stands there twice"
 
 
 def size_of(path: Path) -> int:
@@ -114,7 +114,7 @@ def test_a_full_disk_ends_it_with_a_sentence_and_it_goes_on_when_there_is_room(h
     assert process.exitcode == 3, told
     assert "make room, and --resume goes on" in told
     assert "Traceback" not in told
-    assert 0 < len(read(here / "run")[1]) < 18
+    assert 0 < len(read_run(here / "run")[1]) < 18
     again = command_line(*arguments, "--resume")
     again.join()
     assert again.exitcode == 0, (here / "output.txt").read_text()
@@ -146,7 +146,7 @@ def test_interrupted_with_workers_it_leaves_a_run_that_goes_on(here: Path) -> No
     told = (here / "output.txt").read_text()
     assert process.exitcode == 130, told
     assert "--output run --resume goes on" in told
-    assert 0 < len(read(here / "run")[1]) < 18 * 20
+    assert 0 < len(read_run(here / "run")[1]) < 18 * 20
 
 
 def test_four_shards_merged_are_the_run_that_was_not_split(here: Path, whole: Path) -> None:
@@ -216,7 +216,7 @@ def test_time_that_is_up_and_a_first_failure_stop_it(here: Path) -> None:
         stopped = invoke("sweep", str(plan), "--output", "failing", "-x", "-q", *more)
         assert stopped.exit_code == 1
         assert f"Stopped at a failure after {number} of 8 cells: --output failing --resume goes on" in stopped.stderr
-        assert len(read(here / "failing")[1]) == number, "each goes on to the next failure"
+        assert len(read_run(here / "failing")[1]) == number, "each goes on to the next failure"
 
 
 def test_a_candidate_that_goes_elsewhere_leaves_paths_as_they_were_given(with_mine: Path) -> None:
@@ -238,7 +238,7 @@ def test_a_candidate_that_goes_elsewhere_leaves_paths_as_they_were_given(with_mi
     assert done.exit_code == 1, done.output
     assert Path.cwd() == with_mine
     assert (with_mine / "run" / "findings.csv").exists()
-    _, results = read(with_mine / "run")
+    _, results = read_run(with_mine / "run")
     assert not [result for result in results if result.verdict is Verdict.ERROR]
     kept = [finding.tensors for result in results for finding in result.findings if finding.tensors]
     assert kept
@@ -257,10 +257,10 @@ def test_what_failed_can_be_run_again_alone(here: Path) -> None:
     (here / "broken").touch()
     arguments = ("sweep", str(written(plan, here / "faulty.yaml")), "--output", "run", "--threads", "1", "-q")
     assert invoke(*arguments).exit_code == 1
-    before = {result.cell.id: result for result in read(here / "run")[1]}
+    before = {result.cell.id: result for result in read_run(here / "run")[1]}
     (here / "broken").unlink()
     assert invoke(*arguments, "--rerun-failed").exit_code == 0
-    after = {result.cell.id: result for result in read(here / "run")[1]}
+    after = {result.cell.id: result for result in read_run(here / "run")[1]}
     assert before.keys() == after.keys()
     assert {before[cell].verdict.fails for cell in before if before[cell] != after[cell]} == {True}
     assert {result.seconds for result in after.values() if not before[result.cell.id].verdict.fails} == {
@@ -290,7 +290,7 @@ def test_a_checkpoint_or_a_device_that_is_not_here_leaves_the_rest_to_be_run(her
 def test_a_dry_run_lists_cells_and_cost_and_runs_nothing(here: Path) -> None:
     done = invoke("sweep", "plan.yaml", "--dry-run")
     assert done.exit_code == 0, done.output
-    assert "18 cells in 6 units" in done.stdout
+    assert "18 cells in 6 batches" in done.stdout
     assert "the longest chain" in done.stdout
     rows = invoke("sweep", "plan.yaml", "--dry-run", "--format", "csv").stdout.splitlines()
     assert len(rows) == 1 + 18
@@ -369,7 +369,7 @@ def test_a_checkpoint_that_only_one_shard_had_makes_no_whole(with_mine: Path) ->
     assert [swept_two(f"s{index}", "--shard", f"{index}/3", "--resume").exit_code for index in (2, 3)] == [0, 0]
     merged = invoke("merge", "s1", "s2", "s3", "--output", "whole", "-q")
     assert merged.exit_code == 0, merged.output
-    assert len(read(with_mine / "whole")[1]) == 4
+    assert len(read_run(with_mine / "whole")[1]) == 4
 
 
 def test_a_checkpoint_that_no_shard_had_is_an_error_of_the_whole(with_mine: Path) -> None:
@@ -421,7 +421,7 @@ def test_rules_about_a_checkpoint_that_is_not_here_leave_the_rest_to_be_run(here
     }
     done = invoke("sweep", str(written(plan, here / "absent.yaml")), "--output", "run", "-q", "--threads", "1")
     assert done.exit_code == 3, done.output
-    _, results = read(here / "run")
+    _, results = read_run(here / "run")
     (stand_in,) = [result.cell for result in results if result.cell.model == absent]
     assert stand_in.dtype == "float32", "a rule takes a whole setting, or what stands for it stays"
     assert len(results) == 1 + 4

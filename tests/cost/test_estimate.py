@@ -12,7 +12,7 @@ import pytest
 from conftest import command
 
 from cgverify.checkpoint.names import ARCHITECTURES, Architecture
-from cgverify.plan.cells import Axes, Subject, cells
+from cgverify.plan.cells import Axes, CheckpointShape, cells
 from cgverify.plan.cost.estimate import LIBRARIES, START, Estimate, duration, estimate, measured_speed
 
 PEAK = """
@@ -29,7 +29,7 @@ LARGE = ARCHITECTURES["codegen-16B"]
 
 
 def of(shape: Architecture, width: int = 4, speed: float = 1.0, **axes: Any) -> Estimate:
-    subject = Subject("some", "", shape.n_layer, shape.rotary_dim, shape.n_positions)
+    subject = CheckpointShape("some", "", shape.n_layer, shape.rotary_dim, shape.n_positions)
     return estimate(shape, cells(subject, Axes(**axes)), width, speed)
 
 

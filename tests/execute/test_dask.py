@@ -31,8 +31,8 @@ from cgverify.runs.execute import cluster as clusters
 from cgverify.runs.execute import dask
 from cgverify.runs.execute.cluster import Cluster, local_cluster
 from cgverify.runs.execute.dask import Dask
-from cgverify.runs.folder import read
-from cgverify.runs.session import Campaign
+from cgverify.runs.folder import read_run
+from cgverify.runs.session import RunSession
 
 
 @pytest.fixture(autouse=True)
@@ -76,7 +76,7 @@ def same(one: Path, other: Path) -> bool:
 def test_two_workers_find_what_serial_finds(alone: Path, two_workers: Cluster, tmp_path: Path) -> None:
     swept(SMALL, tmp_path / "run", cluster=two_workers)
     assert same(tmp_path / "run", alone)
-    assert len(read(tmp_path / "run")[1]) == 18
+    assert len(read_run(tmp_path / "run")[1]) == 18
 
 
 def test_from_python_a_scheduler_does_the_work_too(alone: Path, two_workers: Cluster, tmp_path: Path) -> None:
@@ -99,21 +99,21 @@ def test_a_worker_that_dies_is_told_and_its_work_done_by_another(
 ) -> None:
     sys.path.insert(0, str(candidates))
     plan = {**SMALL, "candidates": "once:Candidate", "components": "attn"}
-    campaign = swept(plan, tmp_path / "run", cluster=two_workers)
+    session = swept(plan, tmp_path / "run", cluster=two_workers)
     assert (candidates / "dead").exists()
-    assert [result.verdict for result in campaign.ordered] == [Verdict.BITWISE] * 8
+    assert [result.verdict for result in session.ordered] == [Verdict.BITWISE] * 8
     assert "A worker died at blocks." in caplog.text
 
 
 def test_a_cell_that_kills_two_workers_is_an_error_and_the_rest_is_run(two_workers: Cluster, tmp_path: Path) -> None:
     plan = {**SMALL, "candidates": "deadly:Deadly", "cases": "default", "dtypes": "float32"}
-    campaign = swept(plan, tmp_path / "run", cluster=two_workers)
-    verdicts = {result.cell.component: result.verdict for result in campaign.ordered}
+    session = swept(plan, tmp_path / "run", cluster=two_workers)
+    verdicts = {result.cell.component: result.verdict for result in session.ordered}
     dead = {"blocks.0.attn", "blocks.3.attn"}
     assert {component for component, verdict in verdicts.items() if verdict is Verdict.ERROR} == dead
     assert set(verdicts) == dead | {"embed", "blocks.0.ln1", "blocks.3.ln1", "blocks.0.mlp.out", "blocks.3.mlp.out"}
-    assert exit_code(campaign.ordered) == 3
-    errors = [result for result in campaign.ordered if result.verdict is Verdict.ERROR]
+    assert exit_code(session.ordered) == 3
+    errors = [result for result in session.ordered if result.verdict is Verdict.ERROR]
     assert all("2 workers died of it" in result.findings[0].message for result in errors)
 
 
@@ -130,18 +130,18 @@ def test_a_worker_with_other_versions_gets_no_work_and_both_are_named(
     with distributed.Client(two_workers.scheduler, set_as_default=False) as client:
         first, second = client.scheduler_info()["workers"]
         client.run(older, theirs, workers=[first])
-        assert len(list(plan.executor().run(plan.units, plan.job()))) == 4
+        assert len(list(plan.executor().run(plan.batches, plan.job()))) == 4
         assert f"The worker {first} has torch 1.13.1, and the driver {ours['torch']}" in caplog.text
         client.run(older, theirs, workers=[second])
         with pytest.raises(CgverifyError, match=r"No worker is left: .* has torch 1\.13\.1, and the driver 2\."):
-            list(plan.executor().run(plan.units, plan.job()))
+            list(plan.executor().run(plan.batches, plan.job()))
         client.run(older, ours)
 
 
 def test_what_a_worker_cannot_do_for_the_whole_run_ends_it(two_workers: Cluster) -> None:
-    units = prepared(SMALL).units
+    batches = prepared(SMALL).batches
     with pytest.raises(CgverifyError, match="No module named 'nowhere'") as raised:
-        list(Dask(two_workers, memory, seconds).run(units, Job(("nowhere:Bridge",), threads=1)))
+        list(Dask(two_workers, memory, seconds).run(batches, Job(("nowhere:Bridge",), threads=1)))
     assert raised.value.exit_code == 2
 
 
@@ -149,17 +149,17 @@ def test_a_worker_without_the_checkpoint_says_so(two_workers: Cluster, nano: Pat
     shutil.copytree(nano, tmp_path / "mine")
     plan = prepared({**SMALL, "models": str(tmp_path / "mine"), "components": "ln1", "layers": 0, "cases": "default"})
     shutil.rmtree(tmp_path / "mine")
-    results = list(Dask(two_workers, memory, seconds).run(plan.units, JOB))
+    results = list(Dask(two_workers, memory, seconds).run(plan.batches, JOB))
     assert [result.verdict for result in results] == [Verdict.ERROR] * 2
     assert "There is no folder" in results[0].findings[0].message
 
 
 def test_a_unit_needs_the_memory_that_a_worker_declares(two_workers: Cluster) -> None:
-    units = prepared({**SMALL, "cases": "default"}).units
+    batches = prepared({**SMALL, "cases": "default"}).batches
     results = list(
-        Dask(two_workers, lambda unit: 1 << 50 if unit.view == "embed" else memory(unit), seconds).run(units, JOB)
+        Dask(two_workers, lambda batch: 1 << 50 if batch.view == "embed" else memory(batch), seconds).run(batches, JOB)
     )
-    assert sorted(cell.id for unit in units for cell in unit.cells) == sorted(result.cell.id for result in results)
+    assert sorted(cell.id for batch in batches for cell in batch.cells) == sorted(result.cell.id for result in results)
     errors = [result for result in results if result.verdict is Verdict.ERROR]
     assert {result.cell.kind for result in errors} == {"embed"}
     assert "1125899.9 GB, and no worker declares so much" in errors[0].findings[0].message
@@ -167,16 +167,16 @@ def test_a_unit_needs_the_memory_that_a_worker_declares(two_workers: Cluster) ->
 
 def test_a_scheduler_that_vanishes_leaves_a_run_that_goes_on(alone: Path, two_workers: Cluster, tmp_path: Path) -> None:
     with apart(1) as (cluster, process):
-        campaign = Campaign.start(prepared(SMALL, cluster=cluster), tmp_path / "run")
-        results = campaign.carry_out()
+        session = RunSession.start(prepared(SMALL, cluster=cluster), tmp_path / "run")
+        results = session.carry_out()
         next(results)
         process.kill()
         with pytest.raises(CgverifyError, match="scheduler is gone: what arrived is kept") as raised:
             list(results)
-    campaign.folder.close()
+    session.folder.close()
     assert raised.value.exit_code == 3
-    assert 0 < len(read(tmp_path / "run")[1]) < 18
-    again = Campaign.resume(prepared(SMALL, cluster=two_workers), tmp_path / "run")
+    assert 0 < len(read_run(tmp_path / "run")[1]) < 18
+    again = RunSession.resume(prepared(SMALL, cluster=two_workers), tmp_path / "run")
     assert len(list(again.carry_out())) < 18
     again.folder.close()
     write_csv(again.folder.path, again.ordered)
@@ -186,9 +186,9 @@ def test_a_scheduler_that_vanishes_leaves_a_run_that_goes_on(alone: Path, two_wo
 def test_a_worker_stops_between_two_cells_when_nobody_waits_any_longer(two_workers: Cluster) -> None:
     long = {**SMALL, "components": ["attn", "embed"], "layers": 0, "dtypes": "float32", "seeds": list(range(300))}
     plan = prepared(long, cluster=two_workers)
-    assert {(unit.view, len(unit.cells)) for unit in plan.units} == {("embed", 300), (0, 600)}
-    results = plan.executor().run(plan.units, plan.job())
-    assert next(results).cell.kind == "embed", "the other worker has most of its unit before it"
+    assert {(batch.view, len(batch.cells)) for batch in plan.batches} == {("embed", 300), (0, 600)}
+    results = plan.executor().run(plan.batches, plan.job())
+    assert next(results).cell.kind == "embed", "the other worker has most of its batch before it"
     results.close()  # type: ignore[attr-defined]
     with distributed.Client(two_workers.scheduler, set_as_default=False) as client:
         deadline = time.monotonic() + 5
@@ -206,7 +206,7 @@ def test_what_workers_have_otherwise_than_the_driver_is_told(
     )
     pinned = environment.pin_numerics
     monkeypatch.setattr(environment, "pin_numerics", lambda *a: {**pinned(*a), "cpu_capability": "AVX1024"})
-    results = list(Dask(two_workers, memory, seconds).run(plan.units, plan.job(tmp_path / "nowhere")))
+    results = list(Dask(two_workers, memory, seconds).run(plan.batches, plan.job(tmp_path / "nowhere")))
     assert {result.verdict for result in results} == {Verdict.DIVERGED}
     assert not any(finding.tensors for result in results for finding in result.findings)
     assert caplog.text.count("Some workers do not see the run folder") == 1
@@ -230,7 +230,7 @@ def test_interrupted_it_leaves_a_run_that_goes_on(tmp_path: Path, monkeypatch: p
     assert process.exitcode == 130, told
     assert "--output run --resume goes on" in told
     assert "Traceback" not in told
-    assert 0 < len(read(Path("run"))[1]) < 18 * 20
+    assert 0 < len(read_run(Path("run"))[1]) < 18 * 20
     assert not psutil.wait_procs(workers, timeout=10)[1], "nobody goes on"
 
 
@@ -271,4 +271,4 @@ def test_nobody_waits_for_workers_for_ever(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(dask, "PATIENCE", 0.2)
     monkeypatch.setattr(dask, "GLANCE", 0.1)
     with local_cluster(0, JOB) as address, pytest.raises(CgverifyError, match="The scheduler has had no worker"):
-        list(Dask(Cluster(address), memory, seconds).run(prepared(SMALL).units, JOB))
+        list(Dask(Cluster(address), memory, seconds).run(prepared(SMALL).batches, JOB))

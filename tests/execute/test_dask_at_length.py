@@ -19,8 +19,8 @@ from cgverify.common.errors import CgverifyError
 from cgverify.common.records import Verdict
 from cgverify.report.frames import write_csv
 from cgverify.runs.execute.cluster import Cluster
-from cgverify.runs.folder import read
-from cgverify.runs.session import Campaign
+from cgverify.runs.folder import read_run
+from cgverify.runs.session import RunSession
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
 
@@ -48,17 +48,17 @@ def test_every_executor_writes_the_same_file(alone: Path, tmp_path: Path) -> Non
 def test_killed_again_and_again_it_writes_the_same_file(alone: Path, tmp_path: Path) -> None:
     """A worker is killed after every third cell that arrives (not twice in a second), the scheduler once.
 
-    A unit that was killed twice at the same cell is taken for its fault, and is run again when the run is continued.
+    A batch that was killed twice at the same cell is taken for its fault, and is run again when the run is continued.
     """
     draw, path = random.Random(0), tmp_path / "run"
     kills, arrived, last = 0, 0, time.monotonic()
-    campaign = Campaign.start(prepared(PLAN), path)
-    while campaign.left:
-        campaign.folder.close()
+    session = RunSession.start(prepared(PLAN), path)
+    while session.left:
+        session.folder.close()
         with apart(2) as (cluster, process):
-            campaign = Campaign.resume(prepared(PLAN, cluster=cluster), path)
+            session = RunSession.resume(prepared(PLAN, cluster=cluster), path)
             try:
-                for _ in campaign.carry_out():
+                for _ in session.carry_out():
                     arrived += 1
                     if arrived % 3 == 0 and time.monotonic() > last + 1 and (workers := workers_of(process)):
                         draw.choice(workers).kill()
@@ -68,12 +68,12 @@ def test_killed_again_and_again_it_writes_the_same_file(alone: Path, tmp_path: P
             except CgverifyError as error:
                 assert "scheduler is gone" in str(error)  # noqa: PT017  it is lost once, and the loop goes on
                 lost_at = arrived
-    campaign.folder.close()
-    write_csv(path, campaign.ordered)
+    session.folder.close()
+    write_csv(path, session.ordered)
     print(f"{kills} workers were killed; the scheduler after {lost_at} cells; {arrived} cells arrived")
     assert kills > 10
     assert same(path, alone)
-    assert not [result for result in read(path)[1] if result.verdict is Verdict.ERROR]
+    assert not [result for result in read_run(path)[1] if result.verdict is Verdict.ERROR]
 
 
 def test_started_by_hand_a_scheduler_and_workers_do_the_work(tmp_path: Path) -> None:

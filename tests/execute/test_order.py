@@ -1,4 +1,4 @@
-"""Which units go first, and what a plan takes on paper."""
+"""Which batches go first, and what a plan takes on paper."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ import pytest
 from conftest import ROOT
 from sweeping import SMALL
 
-from cgverify.plan.batches import Unit
+from cgverify.plan.batches import CellBatch
 from cgverify.plan.cost.of_plan import memory, seconds
-from cgverify.plan.yaml_plan import parse
+from cgverify.plan.yaml_plan import parse_plan
 from cgverify.runs.execute.dask import longest_first
 from cgverify.runs.execute.processes import Queue
-from cgverify.runs.session import Means, outline, sweep_of
+from cgverify.runs.session import ExecutionOptions, outline, sweep_of
 
 
-def outlined(*models: str, **more: Any) -> list[Unit]:
+def outlined(*models: str, **more: Any) -> list[CellBatch]:
     described = {**SMALL, "models": [{"model": model, "weights": "random"} for model in models], **more}
-    return outline(sweep_of(parse(described), "plan"), Means())
+    return outline(sweep_of(parse_plan(described), "plan"), ExecutionOptions())
 
 
 def test_the_longest_views_go_first_and_a_view_stays_together() -> None:
-    units = longest_first(outlined("codegen-nano", "codegen-350M"), seconds)
-    views = list(dict.fromkeys(unit.in_view for unit in units))
-    times = [sum(seconds(unit) for unit in units if unit.in_view == view) for view in views]
+    batches = longest_first(outlined("codegen-nano", "codegen-350M"), seconds)
+    views = list(dict.fromkeys(batch.in_view for batch in batches))
+    times = [sum(seconds(batch) for batch in batches if batch.in_view == view) for view in views]
     assert times == sorted(times, reverse=True)
     assert len(set(times)) > 2
-    assert [unit.in_view for unit in units] == sorted((unit.in_view for unit in units), key=views.index)
+    assert [batch.in_view for batch in batches] == sorted((batch.in_view for batch in batches), key=views.index)
 
 
 def test_a_worker_goes_on_with_the_checkpoint_that_it_has_open() -> None:
@@ -49,11 +49,11 @@ def test_a_plan_on_paper_takes_no_less_than_its_share_and_its_longest_unit(
 ) -> None:
     monkeypatch.syspath_prepend(ROOT / "tools")
     tool = importlib.import_module("plan_cluster")
-    units = outlined("codegen-350M", "codegen-2B", layers="all")
-    told, each = tool.schedule(units, workers), [seconds(unit) for unit in units]
+    batches = outlined("codegen-350M", "codegen-2B", layers="all")
+    told, each = tool.schedule(batches, workers), [seconds(batch) for batch in batches]
     least = max(max(each), sum(each) / workers)
     assert least < told.makespan
     assert told.makespan < least + max(each) + sum(
         tool.START + 4 * tool.shape(checkpoint).parameters / tool.HASHING
-        for checkpoint in {unit.checkpoint.name: unit.checkpoint for unit in units}.values()
+        for checkpoint in {batch.checkpoint.name: batch.checkpoint for batch in batches}.values()
     )

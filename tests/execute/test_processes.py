@@ -13,12 +13,12 @@ from sweeping import SMALL, prepared, swept
 from cgverify.common.environment import machine
 from cgverify.common.errors import CgverifyError
 from cgverify.common.records import Verdict
-from cgverify.plan.batches import Job, together, unfinished
-from cgverify.plan.yaml_plan import parse
+from cgverify.plan.batches import Job, group_into_batches, unfinished_batches
+from cgverify.plan.yaml_plan import parse_plan
 from cgverify.report.outcome import exit_code
 from cgverify.runs.execute.in_process import InProcess
 from cgverify.runs.execute.processes import Processes, Queue
-from cgverify.runs.session import Means, prepare, sweep_of
+from cgverify.runs.session import ExecutionOptions, prepare, sweep_of
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +45,7 @@ def test_two_processes_find_what_one_finds(alone: Path, tmp_path: Path) -> None:
 def test_threads_are_shared_among_processes_and_recorded() -> None:
     processors = machine()["processors"]
     for jobs in (2, 3):
-        prepared_run = prepare(sweep_of(parse(SMALL), "small"), Means(jobs=jobs)).run
+        prepared_run = prepare(sweep_of(parse_plan(SMALL), "small"), ExecutionOptions(jobs=jobs)).run
         assert prepared_run.environment["numerics"]["threads"] == max(1, processors // jobs)
 
 
@@ -59,55 +59,55 @@ def test_a_worker_that_dies_is_told_and_its_work_done_by_another(
     )
     monkeypatch.chdir(tmp_path)
     plan = {**SMALL, "candidates": "once:Candidate", "components": "attn"}
-    campaign = swept(plan, tmp_path / "run", jobs=2)
+    session = swept(plan, tmp_path / "run", jobs=2)
     assert (tmp_path / "dead").exists()
-    assert [result.verdict for result in campaign.ordered] == [Verdict.BITWISE] * 8
+    assert [result.verdict for result in session.ordered] == [Verdict.BITWISE] * 8
     assert "A worker died at blocks." in caplog.text
     assert "SIGKILL" in caplog.text
 
 
 def test_a_cell_that_kills_two_workers_is_an_error_and_the_rest_is_run(tmp_path: Path) -> None:
     plan = {**SMALL, "candidates": "deadly:Deadly", "cases": "default", "dtypes": "float32"}
-    campaign = swept(plan, tmp_path / "run", jobs=2)
-    verdicts = {result.cell.component: result.verdict for result in campaign.ordered}
+    session = swept(plan, tmp_path / "run", jobs=2)
+    verdicts = {result.cell.component: result.verdict for result in session.ordered}
     dead = {"blocks.0.attn", "blocks.3.attn"}
     assert {component for component, verdict in verdicts.items() if verdict is Verdict.ERROR} == dead
     assert set(verdicts) == dead | {"embed", "blocks.0.ln1", "blocks.3.ln1", "blocks.0.mlp.out", "blocks.3.mlp.out"}
-    assert exit_code(campaign.ordered) == 3
-    errors = [result for result in campaign.ordered if result.verdict is Verdict.ERROR]
+    assert exit_code(session.ordered) == 3
+    errors = [result for result in session.ordered if result.verdict is Verdict.ERROR]
     assert all("2 workers died of it (killed by SIGKILL)" in result.findings[0].message for result in errors)
 
 
 def test_what_a_worker_cannot_do_for_the_whole_run_ends_it() -> None:
-    units = prepared(SMALL).units
+    batches = prepared(SMALL).batches
     with pytest.raises(CgverifyError, match="No module named 'nowhere'") as raised:
-        list(Processes(2).run(units, Job(("nowhere:Bridge",), threads=1)))
+        list(Processes(2).run(batches, Job(("nowhere:Bridge",), threads=1)))
     assert raised.value.exit_code == 2
 
 
 def test_weights_that_are_others_than_planned_are_an_error() -> None:
     plan = prepared({**SMALL, "layers": 0, "components": "ln1", "cases": "default"})
     (checkpoint,) = plan.found.checkpoints.values()
-    units = [replace(unit, checkpoint=checkpoint.model_copy(update={"digest": "other"})) for unit in plan.units]
-    results = list(InProcess({}).run(units, Job(("cgverify",), threads=1)))
+    batches = [replace(batch, checkpoint=checkpoint.model_copy(update={"digest": "other"})) for batch in plan.batches]
+    results = list(InProcess({}).run(batches, Job(("cgverify",), threads=1)))
     assert {result.verdict for result in results} == {Verdict.ERROR}
     assert "has other weights here" in results[0].findings[0].message
 
 
 def test_a_unit_is_cells_of_one_view_in_one_setting_and_is_run_whole_or_not() -> None:
     plan = prepared(SMALL)
-    units = plan.units
-    assert sorted(cell.id for unit in units for cell in unit.cells) == sorted(cell.id for cell in plan.cells)
-    for unit in units:
-        assert len({(cell.layer, cell.dtype, cell.rotary_dim, cell.device) for cell in unit.cells}) == 1
-    assert len(together(plan.cells)) == len(units) == 6
-    half = {unit.cells[0].id for unit in units}
-    assert unfinished(units, half) == [unit for unit in units if len(unit.cells) > 1]
+    batches = plan.batches
+    assert sorted(cell.id for batch in batches for cell in batch.cells) == sorted(cell.id for cell in plan.cells)
+    for batch in batches:
+        assert len({(cell.layer, cell.dtype, cell.rotary_dim, cell.device) for cell in batch.cells}) == 1
+    assert len(group_into_batches(plan.cells)) == len(batches) == 6
+    half = {batch.cells[0].id for batch in batches}
+    assert unfinished_batches(batches, half) == [batch for batch in batches if len(batch.cells) > 1]
 
 
 def test_a_worker_goes_on_with_what_it_has_in_view_and_shares_the_rest() -> None:
-    units = prepared(SMALL).units
-    queue = Queue(units)
+    batches = prepared(SMALL).batches
+    queue = Queue(batches)
     first = queue.take(None, [])
     second = queue.take(None, [first.in_view])
     assert first.in_view != second.in_view
@@ -118,7 +118,7 @@ def test_a_worker_goes_on_with_what_it_has_in_view_and_shares_the_rest() -> None
     rest = []
     while queue:
         rest.append(queue.take(None, []))
-    assert len(rest) == len(units) - 3
+    assert len(rest) == len(batches) - 3
 
 
 def test_what_cells_share_is_read_once() -> None:
@@ -133,8 +133,8 @@ def test_what_cells_share_is_read_once() -> None:
         return read(name, shape)
 
     source.read = counted  # type: ignore[method-assign]
-    assert sum(len(unit.cells) for unit in plan.units) == 60 * 2
-    one_dtype = [unit for unit in plan.units if unit.dtype == "float32"]
+    assert sum(len(batch.cells) for batch in plan.batches) == 60 * 2
+    one_dtype = [batch for batch in plan.batches if batch.dtype == "float32"]
     results = list(plan.executor().run(one_dtype, Job(("cgverify",), threads=1)))
     assert len(results) == 60
     assert len(reads) == len(set(reads))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from cgverify.oracle.arithmetic import Expected, expected, observed
+from cgverify.oracle.arithmetic import Expected, expected, without_error
 from cgverify.oracle.autocast import operand, widened
 from cgverify.oracle.autocast_scores import autocast_scores
 from cgverify.oracle.block_sum import block_sum
@@ -87,7 +87,7 @@ def test_hugging_faces_scores_hold_and_are_near_their_bound(dtype: torch.dtype, 
     largest = 0.0
     for seed in range(20):
         q, k, mask = attention(dtype, seed)
-        of = autocast_scores(observed(q), observed(k), mask, low)
+        of = autocast_scores(without_error(q), without_error(k), mask, low)
         largest = max(largest, r_of(scored(q, k, mask, low), of))
         reciprocal = scored(q, k, mask, low) * math.sqrt(q.shape[-1]) * (1 / math.sqrt(q.shape[-1]))
         assert dtype in HALVES or r_of(reciprocal, of) <= 1
@@ -97,7 +97,7 @@ def test_hugging_faces_scores_hold_and_are_near_their_bound(dtype: torch.dtype, 
 @pytest.mark.parametrize(("dtype", "low"), PAIRS)
 def test_scores_of_another_precision_break_it(dtype: torch.dtype, low: torch.dtype) -> None:
     q, k, mask = attention(dtype, 0)
-    of = autocast_scores(observed(q), observed(k), mask, low)
+    of = autocast_scores(without_error(q), without_error(k), mask, low)
     outside = ((q @ k.mT + mask) / math.sqrt(q.shape[-1])).to(of.dtype)
     assert r_of(outside, of) > 1
     assert r_of(scored(q, k, mask * 0, low), of) > 1
@@ -110,7 +110,7 @@ def test_queries_that_were_not_seen_come_with_the_bound_of_what_made_them(low: t
     q, k, mask = attention(torch.float32, 3)
     unseen = expected(q.double(), q.double().abs() * 2.0**-20, torch.float32)
     nearby = q * (1 + 2.0**-21)
-    of = autocast_scores(unseen, observed(k), mask, low)
+    of = autocast_scores(unseen, without_error(k), mask, low)
     assert r_of(scored(nearby, k, mask, low), of) <= 1
     assert r_of(scored(q * 1.1, k, mask, low), of) > 1
 
@@ -119,12 +119,12 @@ def test_a_masked_score_may_overflow_in_float16_and_only_there() -> None:
     q, k, mask = attention(torch.float16, 0)
     scores = scored(q * 4, k * 4, mask, torch.float16)
     assert scores.isinf().any()
-    of = autocast_scores(observed(q * 4), observed(k * 4), mask, torch.float16)
+    of = autocast_scores(without_error(q * 4), without_error(k * 4), mask, torch.float16)
     assert r_of(scores, of) <= 1
     assert r_of(torch.where(mask == torch.finfo(torch.float16).min, scores, -torch.inf), of) == math.inf
     for dtype in (torch.float32, torch.bfloat16):
         q, k, mask = attention(dtype, 0)
-        of = autocast_scores(observed(q), observed(k), mask, torch.bfloat16)
+        of = autocast_scores(without_error(q), without_error(k), mask, torch.bfloat16)
         unmasked = scored(q, k, mask * 0, torch.bfloat16).to(of.dtype)
         assert r_of(unmasked, of) > 1
 

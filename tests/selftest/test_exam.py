@@ -11,7 +11,7 @@ import torch
 from cgverify.bridge import CodeGenAttentionBridge
 from cgverify.checkpoint.resolve import resolve
 from cgverify.common.records import Verdict
-from cgverify.plan.cells import CASES
+from cgverify.plan.cells import CASE_KINDS
 from cgverify.selftest.answer import Answer, Outcome
 from cgverify.selftest.entry import Entry, Fault, Variant, fault
 from cgverify.selftest.exam import MODEL, Exam, exit_code, mark
@@ -112,7 +112,7 @@ def test_every_entry_is_told_and_can_be_named(entry: Entry) -> None:
     assert entry.candidate.__doc__
     assert len(entry.candidate.__doc__.splitlines()) == 1
     assert entry.kinds
-    assert not isinstance(entry, Fault) or (entry.stages and entry.case in CASES)
+    assert not isinstance(entry, Fault) or (entry.stages and entry.case in CASE_KINDS)
 
 
 def test_the_table_is_large_enough_and_names_are_unique() -> None:

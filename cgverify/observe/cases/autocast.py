@@ -26,7 +26,7 @@ from cgverify.observe.cases.decode import pieces
 from cgverify.observe.components import Component
 from cgverify.observe.conditions import Conditions
 from cgverify.observe.inputs import Inputs, Recipe, Step
-from cgverify.observe.stages import Heads, Local, Oracle, Product, Stage, View
+from cgverify.observe.stages import Heads, Local, Oracle, Stage, TensorsByName, WeightProduct
 from cgverify.oracle.arithmetic import Expected
 from cgverify.oracle.autocast import operand, widened
 from cgverify.oracle.autocast_scores import autocast_scores
@@ -62,7 +62,7 @@ def _stages(component: Component, step: Step) -> tuple[Stage, ...]:
 
 def _rounding(stage: Stage, low: torch.dtype) -> Oracle:
     """The stage's oracle under autocast."""
-    if isinstance(stage.oracle, Product):
+    if isinstance(stage.oracle, WeightProduct):
         return replace(stage.oracle, autocast=low)
     if stage.name == "scores":
         return _scores(Heads(stage.tap.removesuffix("hook_attn_scores"), with_cache=True), low)
@@ -72,7 +72,7 @@ def _rounding(stage: Stage, low: torch.dtype) -> Oracle:
 
 
 def _scores(heads: Heads, low: torch.dtype) -> Local:
-    def compute(side: View, parameters: Parameters) -> Expected:
+    def compute(side: TensorsByName, parameters: Parameters) -> Expected:
         query, key = heads.query(side, parameters), heads.key(side, parameters)
         return autocast_scores(query, key, side.get("given.attention_mask"), low)
 
@@ -90,7 +90,7 @@ _TAKEN: dict[str, Callable[[torch.Tensor, torch.dtype], torch.Tensor]] = {
 def _from(taken: Callable[[torch.Tensor, torch.dtype], torch.Tensor], oracle: Local, low: torch.dtype) -> Local:
     """The same oracle, from what the operation takes."""
 
-    def compute(side: View, parameters: Parameters) -> Expected:
+    def compute(side: TensorsByName, parameters: Parameters) -> Expected:
         return oracle.compute(_Taken(side, lambda tap: taken(tap, low)), parameters)
 
     return Local(compute)
@@ -99,7 +99,7 @@ def _from(taken: Callable[[torch.Tensor, torch.dtype], torch.Tensor], oracle: Lo
 class _Taken(Mapping[str, torch.Tensor]):
     """A view of a side in which each tap is as an operation takes it."""
 
-    def __init__(self, side: View, taken: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    def __init__(self, side: TensorsByName, taken: Callable[[torch.Tensor], torch.Tensor]) -> None:
         self._side = side
         self._taken = taken
 

@@ -19,7 +19,7 @@ from cgverify.observe.components import Component
 from cgverify.observe.conditions import Conditions, Cotangent
 from cgverify.observe.gradients import MODULES
 from cgverify.observe.inputs import Inputs, Recipe, Step, stress_context
-from cgverify.observe.stages import RESIDUAL, Local, Stage, View
+from cgverify.observe.stages import RESIDUAL, Local, Stage, TensorsByName
 from cgverify.oracle import forward
 from cgverify.oracle.arithmetic import Expected
 from cgverify.oracle.gradient import Gradient, gradients
@@ -58,7 +58,7 @@ def _stages(component: Component, step: Step) -> tuple[Stage, ...]:
     assert cotangent is not None
     known: list[tuple[torch.Tensor, dict[str, Gradient]]] = []
 
-    def of(name: str, side: View, parameters: Parameters) -> Gradient:
+    def of(name: str, side: TensorsByName, parameters: Parameters) -> Gradient:
         """Both sides were given the same, and all stages come from one computation."""
         given = side[f"given.{INPUT}"]
         if not known or not same_tensor(known[0][0], given):
@@ -69,7 +69,7 @@ def _stages(component: Component, step: Step) -> tuple[Stage, ...]:
         return Local(lambda side, parameters: of(name, side, parameters).elements())
 
     def scale(name: str) -> Local:
-        def compute(side: View, parameters: Parameters) -> Expected:
+        def compute(side: TensorsByName, parameters: Parameters) -> Expected:
             return of(name, side, parameters).scale(side[f"grad.{name}"])
 
         return Local(compute)
@@ -94,7 +94,7 @@ def leaves(kind: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _gradients(kind: str, side: View, parameters: Parameters, cotangent: Cotangent) -> dict[str, Gradient]:
+def _gradients(kind: str, side: TensorsByName, parameters: Parameters, cotangent: Cotangent) -> dict[str, Gradient]:
     given = side[f"given.{INPUT}"]
     stored = {name: _weight(name, parameters) for name in leaves(kind) if name != INPUT}
     attends = kind in ("attn", "block")

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from cgverify.observe.components import Component
-from cgverify.observe.inputs import Inputs, Part, Probe, RandomInputs, Recipe, Step, Stress, draw
-from cgverify.observe.stages import Stage, View
+from cgverify.observe.inputs import CaseInputs, Inputs, PromptSpan, RandomInputs, Recipe, Step, Stress, draw
+from cgverify.observe.stages import Stage, TensorsByName
 
 
 def as_listed(component: Component, _: Step) -> tuple[Stage, ...]:
@@ -17,7 +17,7 @@ def as_listed(component: Component, _: Step) -> tuple[Stage, ...]:
     return component.stages(False)
 
 
-def nothing(_: View) -> dict[str, torch.Tensor]:
+def nothing(_: TensorsByName) -> dict[str, torch.Tensor]:
     return {}
 
 
@@ -33,16 +33,16 @@ class Case:
     """Given the component's own stress, what is done to the inputs that were drawn."""
     steps: Callable[[Component, Inputs, Recipe], tuple[Step, ...]] = one_forward
     stages: Callable[[Component, Step], tuple[Stage, ...]] = as_listed
-    shared: Callable[[View], dict[str, torch.Tensor]] = nothing
+    shared: Callable[[TensorsByName], dict[str, torch.Tensor]] = nothing
     """What both sides' stages take from the reference's taps in a step, such as which elements dropout kept."""
     extra_tokens: int = 0
     """How many tokens are drawn beyond `seq_len`."""
-    parts: Callable[[int], tuple[Part, ...]] | None = None
+    parts: Callable[[int], tuple[PromptSpan, ...]] | None = None
     """How a prompt of so many tokens is cut into forwards; None where inputs are random and not a prompt's."""
     own_states: bool = False
     """Whether each side is given the hidden states that it made of the prompt itself, and not both the reference's."""
 
-    def probe(self, component: Component, recipe: Recipe, random_inputs: RandomInputs, stress: Stress) -> Probe:
+    def probe(self, component: Component, recipe: Recipe, random_inputs: RandomInputs, stress: Stress) -> CaseInputs:
         """The forwards of this case on one component."""
         inputs = draw(random_inputs, recipe, self.bend(stress), self.extra_tokens)
-        return Probe(self.steps(component, inputs, recipe))
+        return CaseInputs(self.steps(component, inputs, recipe))

@@ -14,7 +14,7 @@ from cgverify.observe.cases.case import Case
 from cgverify.observe.components import Component
 from cgverify.observe.conditions import Conditions
 from cgverify.observe.inputs import Inputs, Recipe, Step
-from cgverify.observe.stages import Local, Stage, View
+from cgverify.observe.stages import Local, Stage, TensorsByName
 from cgverify.oracle.arithmetic import Expected
 from cgverify.oracle.parameters import Parameters
 
@@ -33,7 +33,7 @@ def _stages(component: Component, _: Step) -> tuple[Stage, ...]:
 
 
 def _with_cast_table(oracle: Local) -> Local:
-    def compute(side: View, parameters: Parameters) -> Expected:
+    def compute(side: TensorsByName, parameters: Parameters) -> Expected:
         return oracle.compute(side, parameters.with_cast_table())
 
     return Local(compute)

@@ -23,8 +23,8 @@ from cgverify.observe.cases.case import Case
 from cgverify.observe.components import Component
 from cgverify.observe.conditions import Conditions
 from cgverify.observe.inputs import Inputs, Recipe, Step
-from cgverify.observe.stages import HEADS, RESIDUAL, Local, Stage, View, copy
-from cgverify.oracle.arithmetic import Expected, exactly, observed
+from cgverify.observe.stages import HEADS, RESIDUAL, Local, Stage, TensorsByName, copy
+from cgverify.oracle.arithmetic import Expected, exactly, without_error
 from cgverify.oracle.layer_norm import layer_norm
 from cgverify.oracle.parameters import Parameters
 from cgverify.oracle.per_head import head_projections, head_results, head_sum, unseen_head_sum
@@ -79,7 +79,7 @@ def stages(component: Component, flag: str) -> tuple[Stage, ...]:
 def _forked_for_mlp(plain: tuple[Stage, ...], place: _Place, _: str) -> Iterator[Stage]:
     """The MLP's branch, from its own copy of the residual where there is one."""
 
-    def into_mlp(side: View, parameters: Parameters) -> Expected:
+    def into_mlp(side: TensorsByName, parameters: Parameters) -> Expected:
         copied = side.get("hook_mlp_in")
         if copied is None:
             return exactly(side["ln1.hook_out"], side["ln1.hook_out"].dtype)
@@ -98,13 +98,13 @@ def _summed(plain: tuple[Stage, ...], place: _Place, _: str) -> Iterator[Stage]:
     """The output as the sum of what each head gives."""
     z, result = f"{place.prefix}hook_z", f"{place.prefix}hook_result"
 
-    def given(side: View, parameters: Parameters) -> Expected:
-        return head_results(observed(side[z]), parameters.tensor("attn.o"))
+    def given(side: TensorsByName, parameters: Parameters) -> Expected:
+        return head_results(without_error(side[z]), parameters.tensor("attn.o"))
 
-    def summed(side: View, parameters: Parameters) -> Expected:
+    def summed(side: TensorsByName, parameters: Parameters) -> Expected:
         if (seen := side.get(result)) is not None:
-            return head_sum(observed(seen))
-        return unseen_head_sum(observed(side[z]), parameters.tensor("attn.o"))
+            return head_sum(without_error(seen))
+        return unseen_head_sum(without_error(side[z]), parameters.tensor("attn.o"))
 
     for stage in plain:
         if stage.tap == f"{place.prefix}o.hook_out":  # heads are not multiplied together
@@ -119,15 +119,15 @@ def _forked(plain: tuple[Stage, ...], place: _Place, flag: str) -> Iterator[Stag
     """The projections, each head's from its own copy of the residual."""
     inputs = {w: f"{place.prefix}{'hook_attn_in' if flag == SHARED else f'hook_{w}_input'}" for w in "qkv"}
 
-    def copied(side: View, parameters: Parameters) -> Expected:
+    def copied(side: TensorsByName, parameters: Parameters) -> Expected:
         residual = side[place.residual]
         heads = parameters.n_heads
         return exactly(residual.unsqueeze(-2).expand(*residual.shape[:-1], heads, -1), residual.dtype)
 
     def projected(w: str) -> Local:
-        def compute(side: View, parameters: Parameters) -> Expected:
+        def compute(side: TensorsByName, parameters: Parameters) -> Expected:
             seen = side.get(inputs[w])
-            copies = observed(seen) if seen is not None else copied(side, parameters)
+            copies = without_error(seen) if seen is not None else copied(side, parameters)
             if place.norm is not None:
                 gain, bias = parameters.tensor(place.norm), parameters.required_bias(place.norm)
                 copies = layer_norm(copies.value.to(copies.dtype), gain, bias, parameters.eps)

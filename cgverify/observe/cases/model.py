@@ -17,16 +17,16 @@ from __future__ import annotations
 
 from cgverify.observe.cases.case import Case
 from cgverify.observe.components import Component
-from cgverify.observe.inputs import Part, Step, as_it_comes
+from cgverify.observe.inputs import PromptSpan, Step, as_it_comes
 from cgverify.observe.stages import Stage
 from cgverify.plan.cells import FORCED_TOKENS
 
 
-def parts(tokens: int) -> tuple[Part, ...]:
+def parts(tokens: int) -> tuple[PromptSpan, ...]:
     """All but the last tokens at once, then those one by one."""
     prefill = tokens - FORCED_TOKENS
-    forced = (Part(f"token {i + 1}", prefill + i, prefill + i + 1) for i in range(FORCED_TOKENS))
-    return (Part("prefill", 0, prefill), *forced)
+    forced = (PromptSpan(f"token {i + 1}", prefill + i, prefill + i + 1) for i in range(FORCED_TOKENS))
+    return (PromptSpan("prefill", 0, prefill), *forced)
 
 
 def _stages(component: Component, _: Step) -> tuple[Stage, ...]:

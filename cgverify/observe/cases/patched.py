@@ -20,8 +20,8 @@ from cgverify.observe.cases.case import Case
 from cgverify.observe.components import Component
 from cgverify.observe.conditions import Conditions, Patch
 from cgverify.observe.inputs import Inputs, Recipe, Step, as_it_comes, tokens_of
-from cgverify.observe.stages import Local, Oracle, Product, Stage, View
-from cgverify.oracle.arithmetic import Expected, exactly, observed
+from cgverify.observe.stages import Local, Oracle, Stage, TensorsByName, WeightProduct
+from cgverify.oracle.arithmetic import Expected, exactly, without_error
 from cgverify.oracle.fused_qkv import part_of
 from cgverify.oracle.layer_norm import affine, normalized_by
 from cgverify.oracle.parameters import Parameters
@@ -84,7 +84,7 @@ def _next_steps(kind: str) -> dict[str, dict[str, Oracle]]:
     fused_in, fused_out = f"{attn}qkv.hook_in", f"{attn}qkv.hook_out"
 
     def part(w: str) -> Local:
-        def compute(side: View, parameters: Parameters) -> Expected:
+        def compute(side: TensorsByName, parameters: Parameters) -> Expected:
             own = part_of(side[fused_out], w, parameters.n_heads)
             return exactly(own, own.dtype)
 
@@ -93,15 +93,15 @@ def _next_steps(kind: str) -> dict[str, dict[str, Oracle]]:
     of_attention: dict[str, dict[str, Oracle]] = {
         fused_in: {
             **{f"{attn}{w}.hook_in": _same(fused_in) for w in "qkv"},
-            **{f"{attn}hook_{w}": Product(fused_in, f"attn.{w}") for w in "qkv"},
+            **{f"{attn}hook_{w}": WeightProduct(fused_in, f"attn.{w}") for w in "qkv"},
         },
         fused_out: {f"{attn}hook_{w}": part(w) for w in "qkv"},
-        **{f"{attn}{w}.hook_in": {f"{attn}hook_{w}": Product(f"{attn}{w}.hook_in", f"attn.{w}")} for w in "qkv"},
+        **{f"{attn}{w}.hook_in": {f"{attn}hook_{w}": WeightProduct(f"{attn}{w}.hook_in", f"attn.{w}")} for w in "qkv"},
         output: {f"{attn}hook_out": _same(output), hidden: _same(output)},
         hidden: {f"{attn}hook_out": _same(hidden)},
     }
     of_mlp: dict[str, dict[str, Oracle]] = {
-        f"{mlp}in.hook_in": {f"{mlp}in.hook_out": Product(f"{mlp}in.hook_in", "mlp.in")},
+        f"{mlp}in.hook_in": {f"{mlp}in.hook_out": WeightProduct(f"{mlp}in.hook_in", "mlp.in")},
         f"{mlp}out.hook_out": {f"{mlp}hook_out": _same(f"{mlp}out.hook_out")},
     }
 
@@ -121,11 +121,11 @@ def _of_norm(prefix: str, weight: str) -> dict[str, dict[str, Oracle]]:
     into, out = f"{prefix}hook_in", f"{prefix}hook_out"
     scale, normalized = f"{prefix}hook_scale", f"{prefix}hook_normalized"
 
-    def scaled(side: View, _: Parameters) -> Expected:
+    def scaled(side: TensorsByName, _: Parameters) -> Expected:
         return normalized_by(side[into], side[scale])
 
-    def with_gain_and_bias(x_hat: Callable[[View, Parameters], Expected]) -> Local:
-        def compute(side: View, parameters: Parameters) -> Expected:
+    def with_gain_and_bias(x_hat: Callable[[TensorsByName, Parameters], Expected]) -> Local:
+        def compute(side: TensorsByName, parameters: Parameters) -> Expected:
             gain, bias = parameters.tensor(weight), parameters.required_bias(weight)
             return affine(x_hat(side, parameters), gain, bias, side[into].dtype)
 
@@ -133,7 +133,7 @@ def _of_norm(prefix: str, weight: str) -> dict[str, dict[str, Oracle]]:
 
     return {
         scale: {normalized: Local(scaled), out: with_gain_and_bias(scaled)},
-        normalized: {out: with_gain_and_bias(lambda side, _: observed(side[normalized]))},
+        normalized: {out: with_gain_and_bias(lambda side, _: without_error(side[normalized]))},
     }
 
 

@@ -17,8 +17,8 @@ from cgverify.observe.cases.case import Case
 from cgverify.observe.components import Component
 from cgverify.observe.conditions import Conditions
 from cgverify.observe.inputs import Inputs, Recipe, Step, as_it_comes
-from cgverify.observe.stages import Local, Product, Stage, View
-from cgverify.oracle.arithmetic import Expected, observed
+from cgverify.observe.stages import Local, Stage, TensorsByName, WeightProduct
+from cgverify.oracle.arithmetic import Expected, without_error
 from cgverify.oracle.dropout import dropout
 from cgverify.oracle.parameters import Parameters
 from cgverify.oracle.product import product
@@ -32,7 +32,7 @@ def _steps(_: Component, inputs: Inputs, recipe: Recipe) -> tuple[Step, ...]:
     return (Step("forward", inputs, Conditions(dropout=P, random_state=recipe.seed)),)
 
 
-def _shared(taps: View) -> dict[str, torch.Tensor]:
+def _shared(taps: TensorsByName) -> dict[str, torch.Tensor]:
     """Where the reference's taps that dropout made are not 0."""
     names = ("hook_pattern", "hook_out")
     return {_kept(name): tap != 0 for name, tap in taps.items() if name.endswith(names)}
@@ -59,7 +59,7 @@ def _dropped(stage: Stage, kind: str) -> Stage:
 
 
 def _after(stage: Stage, name: str, before: Local) -> Stage:
-    def compute(side: View, parameters: Parameters) -> Expected:
+    def compute(side: TensorsByName, parameters: Parameters) -> Expected:
         return dropout(before.compute(side, parameters), side[_kept(stage.tap)], P)
 
     return replace(stage, name=name, oracle=Local(compute), meaning=_ANOTHER)
@@ -67,12 +67,12 @@ def _after(stage: Stage, name: str, before: Local) -> Stage:
 
 def _seen_or_multiplied(tap: str, oracle: object) -> Local:
     """What dropout was given: the tap before it, or the product where that never fired."""
-    assert isinstance(oracle, Product)
+    assert isinstance(oracle, WeightProduct)
 
-    def compute(side: View, parameters: Parameters) -> Expected:
+    def compute(side: TensorsByName, parameters: Parameters) -> Expected:
         if (seen := side.get(tap)) is not None:
-            return observed(seen)
-        x = observed(side[oracle.input].flatten(2))
+            return without_error(seen)
+        x = without_error(side[oracle.input].flatten(2))
         return product(x, parameters.tensor(oracle.weight), parameters.bias(oracle.weight))
 
     return Local(compute)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from cgverify.checkpoint.config import shape_of
 from cgverify.checkpoint.source import Source
 from cgverify.common.records import Cell, Checkpoint
-from cgverify.plan.cells import Request, cells, subject
+from cgverify.plan.cells import CheckpointAxes, cells, checkpoint_shape
 from cgverify.plan.cost.estimate import START, Estimate, estimate, measured_speed, seconds_of
 from cgverify.plan.cost.fit import require_fits
 
@@ -28,12 +28,12 @@ def forecast(sources: Mapping[str, Source], planned: Sequence[Cell], jobs: int =
     return Estimate(jobs * peak, START + measured_speed() * seconds / jobs)
 
 
-def require_room(request: Request, checkpoint: Checkpoint, source: Source, available: int) -> None:
+def require_room(request: CheckpointAxes, checkpoint: Checkpoint, source: Source, available: int) -> None:
     """Raise MemoryShortError for a request that cannot fit, with what would."""
     shape, width = shape_of(source.config), source.stored_width
     require_fits(
         request.axes,
-        lambda axes: estimate(shape, cells(subject(checkpoint), axes, checkpoint.prompt), width).peak_bytes,
+        lambda axes: estimate(shape, cells(checkpoint_shape(checkpoint), axes, checkpoint.prompt), width).peak_bytes,
         available,
     )
 

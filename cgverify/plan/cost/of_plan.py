@@ -1,4 +1,4 @@
-"""What a plan costs, unit by unit, before anything is read: for `sweep --dry-run` and for those who share work out."""
+"""What a plan costs, batch by batch, before anything is read: for `sweep --dry-run` and for those who share work out."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from cgverify.checkpoint.names import Architecture
 from cgverify.common.records import Checkpoint
-from cgverify.plan.batches import Unit
+from cgverify.plan.batches import CellBatch
 from cgverify.plan.cells import IN_TURN
 from cgverify.plan.cost.estimate import estimate, seconds_of, weights_in_view
 
@@ -20,40 +20,40 @@ class Cost:
     """Of a plan, on the machine of the constants in `cgverify.plan.cost.estimate`."""
 
     seconds: float
-    """All units one after another."""
+    """All batches one after another."""
     longest: float
-    """The largest unit's: no number of workers is done sooner."""
+    """The largest batch's: no number of workers is done sooner."""
     read_bytes: int
     """Of weights in float32, if each view is read once."""
     unknown: tuple[str, ...]
     """Checkpoints of which not even the shape is known here."""
 
 
-def cost(units: Iterable[Unit]) -> Cost:
-    """What all units cost together."""
-    planned = list(units)
-    each = [seconds(unit) for unit in planned]
-    views = {unit.in_view: parameters(unit) for unit in planned}
-    unknown = dict.fromkeys(unit.checkpoint.asked for unit in planned if not unit.checkpoint.n_layers)
+def cost(batches: Iterable[CellBatch]) -> Cost:
+    """What all batches cost together."""
+    planned = list(batches)
+    each = [seconds(batch) for batch in planned]
+    views = {batch.in_view: parameters(batch) for batch in planned}
+    unknown = dict.fromkeys(batch.checkpoint.asked for batch in planned if not batch.checkpoint.n_layers)
     return Cost(sum(each), max(each, default=0.0), 4 * sum(views.values()), tuple(unknown))
 
 
-def seconds(unit: Unit) -> float:
-    """Of one unit."""
-    return seconds_of(shape(unit.checkpoint), unit.cells)
+def seconds(batch: CellBatch) -> float:
+    """Of one batch."""
+    return seconds_of(shape(batch.checkpoint), batch.cells)
 
 
-def memory(unit: Unit) -> int:
-    """Bytes that a process takes for one unit, of weights in float32."""
-    whole = shape(unit.checkpoint)
+def memory(batch: CellBatch) -> int:
+    """Bytes that a process takes for one batch, of weights in float32."""
+    whole = shape(batch.checkpoint)
     heads = max(1, whole.n_embd // NARROWEST_HEAD)
-    return estimate(replace(whole, n_head=heads), unit.cells).peak_bytes
+    return estimate(replace(whole, n_head=heads), batch.cells).peak_bytes
 
 
-def parameters(unit: Unit) -> int:
-    """In view of a unit; of the whole model where a prompt goes through all views in turn."""
-    whole = shape(unit.checkpoint)
-    return whole.parameters if unit.view == IN_TURN else weights_in_view(whole, unit.cells[0])
+def parameters(batch: CellBatch) -> int:
+    """In view of a batch; of the whole model where a prompt goes through all views in turn."""
+    whole = shape(batch.checkpoint)
+    return whole.parameters if batch.view == IN_TURN else weights_in_view(whole, batch.cells[0])
 
 
 def shape(checkpoint: Checkpoint) -> Architecture:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from cgverify.common.records import CellResult, Run
-from cgverify.runs.baseline import StoredRun, load
+from cgverify.runs.baseline import StoredRun, load_stored_run
 from cgverify.runs.comparison.changes import Comparison, compare
 
 
@@ -36,4 +36,4 @@ def compare_runs(baseline: str | os.PathLike[str] | Read, run: str | os.PathLike
 
 
 def _stored(given: str | os.PathLike[str] | Read) -> StoredRun:
-    return load(Path(given)) if isinstance(given, str | os.PathLike) else StoredRun(given.run, given.results)
+    return load_stored_run(Path(given)) if isinstance(given, str | os.PathLike) else StoredRun(given.run, given.results)

@@ -25,7 +25,7 @@ NOVELTIES = (
 
 
 @dataclass(frozen=True)
-class Change:
+class CellChange:
     """A tap of a cell whose verdict is another than before. One side is None where that run has no such finding."""
 
     cell: Cell
@@ -121,8 +121,8 @@ class Comparison:
     """Cells that both runs have."""
     taps: int
     """Taps that were compared in both."""
-    worse: list[Change]
-    better: list[Change]
+    worse: list[CellChange]
+    better: list[CellChange]
     growths: list[Growth]
     """Every tap whose r grew, by whatever factor."""
     lost: list[Refusal]
@@ -160,8 +160,8 @@ def compare(baseline: StoredRun, run: StoredRun) -> Comparison:
     have (a candidate that raises now, say) is worse; the taps that are missing behind it are its consequence.
     """
     pairing = pair_cells(baseline.results, run.results)
-    worse: list[Change] = []
-    better: list[Change] = []
+    worse: list[CellChange] = []
+    better: list[CellChange] = []
     lost: list[Refusal] = []
     regained: list[Refusal] = []
     stopped: Counter[tuple[str, str]] = Counter()
@@ -170,7 +170,7 @@ def compare(baseline: StoredRun, run: StoredRun) -> Comparison:
     for before, after in pairing.pairs:
         cell, pairs = after.cell, pair_findings(before, after)
         taps += sum(old is not None and new is not None and _both_compare(old, new) for old, new in pairs)
-        changes = [Change(cell, old, new) for old, new in pairs]
+        changes = [CellChange(cell, old, new) for old, new in pairs]
         worse += [change for change in changes if _direction(change) > 0]
         better += [change for change in changes if _direction(change) < 0]
         lost += _refused(cell, pairs)
@@ -203,7 +203,7 @@ def _both_compare(before: Finding, after: Finding) -> bool:
     return before.verdict.compares and after.verdict.compares
 
 
-def _direction(change: Change) -> int:
+def _direction(change: CellChange) -> int:
     """1 for worse, -1 for better, 0 for neither."""
     before, after = change.before, change.after
     if before is None or after is None:

@@ -1,12 +1,12 @@
-"""A Dask cluster, whose workers verify units.
+"""A Dask cluster, whose workers verify batches.
 
-The driver deals units out itself, one at a time to each worker, by what the worker has in view: so a view is read by
-one worker while it lasts, layers spread, and neither scheduler nor driver holds more than one unit a worker. Dask
-carries units there and results back, keeps the workers alive, and says who came and went.
+The driver deals batches out itself, one at a time to each worker, by what the worker has in view: so a view is read by
+one worker while it lasts, layers spread, and neither scheduler nor driver holds more than one batch a worker. Dask
+carries batches there and results back, keeps the workers alive, and says who came and went.
 
 Each worker is first asked who it is: other versions than the driver's would find other things, and get no work. Before
 a cell is observed, its worker tells the scheduler; so of a worker that dies it is known what it died of, and the same
-becomes of its unit as in `cgverify.runs.execute.processes`.
+becomes of its batch as in `cgverify.runs.execute.processes`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any
 from cgverify.common import environment
 from cgverify.common.errors import CgverifyError
 from cgverify.common.records import Cell, CellResult
-from cgverify.plan.batches import Job, Unit, UnitView, lost
+from cgverify.plan.batches import BatchWeights, CellBatch, Job, lost
 from cgverify.runs.execute import dask_worker
 from cgverify.runs.execute.cluster import Cluster, local_cluster
 from cgverify.runs.execute.dask_worker import BEFORE_OR_AFTER, MEMORY, Introduction, Raised
@@ -41,34 +41,34 @@ GLANCE = 5.0
 """Seconds without news after which the scheduler is asked who is there."""
 
 STILLBORN = 8
-"""How many workers in a row may die before their first unit."""
+"""How many workers in a row may die before their first batch."""
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass
-class _Hand:
+class WorkerHandle:
     """A worker, as the driver sees it."""
 
     address: str
     job: Job
     """The run's; without tensors where the run folder cannot be seen."""
     future: Any = None
-    """Of its introduction at first, then of its unit."""
+    """Of its introduction at first, then of its batch."""
     ready: bool = False
-    """It has introduced itself and may be given units."""
+    """It has introduced itself and may be given batches."""
     memory: float | None = None
-    unit: Unit | None = None
+    batch: CellBatch | None = None
     number: int = 0
-    """Of the unit."""
+    """Of the batch."""
     at: Cell | None = None
-    """The cell that it observes; None before the first of its unit and after the last."""
-    seen: UnitView | None = None
-    """What it has in view since its last unit."""
+    """The cell that it observes; None before the first of its batch and after the last."""
+    seen: BatchWeights | None = None
+    """What it has in view since its last batch."""
 
 
-Weigh = Callable[[Unit], float]
-"""What a unit takes."""
+Weigh = Callable[[CellBatch], float]
+"""What a batch takes."""
 
 
 class Dask:
@@ -77,14 +77,14 @@ class Dask:
     def __init__(self, cluster: Cluster, memory: Weigh, seconds: Weigh) -> None:
         """
         Args:
-            memory: bytes that a unit takes, about.
-            seconds: the time, in any measure that is the same for all units.
+            memory: bytes that a batch takes, about.
+            seconds: the time, in any measure that is the same for all batches.
         """
         self._cluster, self._memory, self._seconds = cluster, memory, seconds
 
-    def run(self, units: Sequence[Unit], job: Job) -> Iterator[CellResult]:
+    def run(self, batches: Sequence[CellBatch], job: Job) -> Iterator[CellResult]:
         """Raises CgverifyError as well where the scheduler cannot be reached, or is lost, or has no workers."""
-        if not units:
+        if not batches:
             return
         import distributed
 
@@ -98,17 +98,17 @@ class Dask:
                 client = held.enter_context(distributed.Client(address, timeout=CONNECT, set_as_default=False))
             except OSError as error:
                 raise CgverifyError(f"No Dask scheduler answers at {address}: start one, `dask scheduler`.") from error
-            ordered = [_findable(unit) for unit in longest_first(units, self._seconds)]
+            ordered = [_findable(batch) for batch in longest_first(batches, self._seconds)]
             yield from _Driver(client, ordered, told, self._memory).results()
 
 
 class _Driver:
     """One run on one cluster."""
 
-    def __init__(self, client: Any, units: Sequence[Unit], job: Job, memory: Weigh) -> None:
+    def __init__(self, client: Any, batches: Sequence[CellBatch], job: Job, memory: Weigh) -> None:
         self._client, self._job, self._memory = client, job, memory
-        self._queue, self._deaths = Queue(units), Counter[str]()
-        self._hands: dict[str, _Hand] = {}
+        self._queue, self._deaths = Queue(batches), Counter[str]()
+        self._hands: dict[str, WorkerHandle] = {}
         self._inbox: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         self._run = f"cgverify-{uuid.uuid4().hex[:8]}"
         self._given = self._stillborn = 0
@@ -138,9 +138,9 @@ class _Driver:
 
     def _results(self) -> Iterator[CellResult]:
         self._glance()
-        while self._queue or any(hand.unit for hand in self._hands.values()):
+        while self._queue or any(hand.batch for hand in self._hands.values()):
             for hand in self._hands.values():
-                if hand.ready and hand.unit is None:
+                if hand.ready and hand.batch is None:
                     self._give(hand)
             yield from self._too_large()
             try:
@@ -156,23 +156,23 @@ class _Driver:
             else:
                 yield from self._done(*told)
 
-    def _give(self, hand: _Hand) -> None:
-        """The next unit that a worker has the memory for."""
+    def _give(self, hand: WorkerHandle) -> None:
+        """The next batch that a worker has the memory for."""
         others = {other.seen for other in self._hands.values() if other is not hand}
         too_large = []
         while self._queue:
-            unit = self._queue.take(hand.seen, others)
-            if hand.memory is None or self._memory(unit) <= hand.memory:
+            batch = self._queue.take(hand.seen, others)
+            if hand.memory is None or self._memory(batch) <= hand.memory:
                 self._given += 1
-                hand.unit, hand.number, hand.at, hand.seen = unit, self._given, None, unit.in_view
-                resources = {} if hand.memory is None else {MEMORY: self._memory(unit)}
-                self._submit(hand, dask_worker.verify, unit, hand.job, self._run, hand.number, resources=resources)
+                hand.batch, hand.number, hand.at, hand.seen = batch, self._given, None, batch.in_view
+                resources = {} if hand.memory is None else {MEMORY: self._memory(batch)}
+                self._submit(hand, dask_worker.verify, batch, hand.job, self._run, hand.number, resources=resources)
                 break
-            too_large.append(unit)
-        for unit in reversed(too_large):
-            self._queue.give_back(unit)
+            too_large.append(batch)
+        for batch in reversed(too_large):
+            self._queue.give_back(batch)
 
-    def _submit(self, hand: _Hand, function: Any, *arguments: Any, resources: dict[str, float]) -> None:
+    def _submit(self, hand: WorkerHandle, function: Any, *arguments: Any, resources: dict[str, float]) -> None:
         """Ask something of one worker alone."""
         future = hand.future = self._client.submit(
             function, *arguments, workers=[hand.address], allow_other_workers=False, pure=False, resources=resources
@@ -181,8 +181,8 @@ class _Driver:
 
     def _observes(self, number: int, place: int) -> None:
         for hand in self._hands.values():
-            if hand.unit is not None and hand.number == number:
-                hand.at = None if place == BEFORE_OR_AFTER else hand.unit.cells[place]
+            if hand.batch is not None and hand.number == number:
+                hand.at = None if place == BEFORE_OR_AFTER else hand.batch.cells[place]
 
     def _moved(self, event: Any) -> list[CellResult]:
         """A worker that came or went."""
@@ -194,11 +194,11 @@ class _Driver:
 
     def _came(self, address: str) -> None:
         if address not in self._hands:
-            hand = self._hands[address] = _Hand(address, self._job)
+            hand = self._hands[address] = WorkerHandle(address, self._job)
             self._submit(hand, dask_worker.introduce, self._job, self._versions, resources={})
 
     def _went(self, address: str, *, asked: bool) -> list[CellResult]:
-        """Give a lost worker's unit back; one that was asked to leave did not die of it."""
+        """Give a lost worker's batch back; one that was asked to leave did not die of it."""
         hand = self._hands.pop(address, None)
         refused = self._refused.pop(address, None)
         if hand is None:
@@ -208,18 +208,18 @@ class _Driver:
         if not (hand.ready or refused or asked):
             self._stillborn += 1
         if self._stillborn >= STILLBORN:
-            raise CgverifyError(f"{STILLBORN} workers died before their first unit, {address} the last: see its log.")
-        if hand.unit is None:
+            raise CgverifyError(f"{STILLBORN} workers died before their first batch, {address} the last: see its log.")
+        if hand.batch is None:
             return []
         if asked:
-            self._queue.give_back(hand.unit)
+            self._queue.give_back(hand.batch)
             return []
-        return give_back(hand.unit, hand.at, f"{address} is lost", self._queue, self._deaths)
+        return give_back(hand.batch, hand.at, f"{address} is lost", self._queue, self._deaths)
 
-    def _done(self, hand: _Hand, future: Any) -> list[CellResult]:
+    def _done(self, hand: WorkerHandle, future: Any) -> list[CellResult]:
         """What a worker was asked for is there, or failed."""
         if future is not hand.future or self._hands.get(hand.address) is not hand:
-            return []  # it was lost in the meantime, and its unit was given back
+            return []  # it was lost in the meantime, and its batch was given back
         if future.status == "cancelled":
             raise self._lost_scheduler()
         if future.status == "error":
@@ -236,23 +236,23 @@ class _Driver:
         if isinstance(found, Introduction):
             self._welcome(hand, found)
             return []
-        hand.unit = hand.at = None
+        hand.batch = hand.at = None
         results: list[CellResult] = found
         return results
 
-    def _failed(self, hand: _Hand, error: Any) -> list[CellResult]:
+    def _failed(self, hand: WorkerHandle, error: Any) -> list[CellResult]:
         """What was asked of a worker came to nothing."""
         from distributed.scheduler import KilledWorker
 
         if isinstance(error, KilledWorker):  # the scheduler will say so
             return []
-        if hand.unit is None:
+        if hand.batch is None:
             self._refuse(hand, f"cannot take part: {type(error).__name__}: {error}")
             return []
-        unit, hand.unit = hand.unit, None
-        return give_back(unit, hand.at, f"{type(error).__name__} on {hand.address}", self._queue, self._deaths)
+        batch, hand.batch = hand.batch, None
+        return give_back(batch, hand.at, f"{type(error).__name__} on {hand.address}", self._queue, self._deaths)
 
-    def _welcome(self, hand: _Hand, told: Introduction) -> None:
+    def _welcome(self, hand: WorkerHandle, told: Introduction) -> None:
         ours = self._versions
         for package in ours:
             if told.versions.get(package) != ours[package]:
@@ -274,7 +274,7 @@ class _Driver:
                 "on a disk that all share."
             )
 
-    def _refuse(self, hand: _Hand, reason: str) -> None:
+    def _refuse(self, hand: WorkerHandle, reason: str) -> None:
         self._refused[hand.address] = reason
         _log.error("The worker %s %s.", hand.address, reason)
 
@@ -286,13 +286,13 @@ class _Driver:
     def _too_large(self) -> list[CellResult]:
         """Errors for what no worker has the memory for, once nobody is at work or about to come."""
         hands = [hand for address, hand in self._hands.items() if address not in self._refused]
-        if not hands or not all(hand.ready and hand.unit is None for hand in hands):
+        if not hands or not all(hand.ready and hand.batch is None for hand in hands):
             return []
         results: list[CellResult] = []
         while self._queue:
-            unit = self._queue.take(None, ())
-            needed = f"it takes about {self._memory(unit) / 1e9:.1f} GB, and no worker declares so much"
-            results += lost(unit.cells, f"{needed}: start larger ones, or give fewer --jobs.")
+            batch = self._queue.take(None, ())
+            needed = f"it takes about {self._memory(batch) / 1e9:.1f} GB, and no worker declares so much"
+            results += lost(batch.cells, f"{needed}: start larger ones, or give fewer --jobs.")
         return results
 
     def _require_hands(self) -> None:
@@ -327,20 +327,20 @@ class _Driver:
         return CgverifyError("The Dask scheduler is gone: what arrived is kept, start it again, and --resume goes on.")
 
 
-def longest_first(units: Sequence[Unit], seconds: Weigh) -> list[Unit]:
+def longest_first(batches: Sequence[CellBatch], seconds: Weigh) -> list[CellBatch]:
     """By views, the ones that take longest first, so that none of them is left over at the end."""
-    taken: dict[UnitView, float] = {}
-    for unit in units:
-        taken[unit.in_view] = taken.get(unit.in_view, 0) + seconds(unit)
-    return sorted(units, key=lambda unit: -taken[unit.in_view])
+    taken: dict[BatchWeights, float] = {}
+    for batch in batches:
+        taken[batch.in_view] = taken.get(batch.in_view, 0) + seconds(batch)
+    return sorted(batches, key=lambda batch: -taken[batch.in_view])
 
 
-def _findable(unit: Unit) -> Unit:
+def _findable(batch: CellBatch) -> CellBatch:
     """With the whole path of a checkpoint in a folder: a worker may stand elsewhere."""
-    asked = Path(unit.checkpoint.asked)
+    asked = Path(batch.checkpoint.asked)
     if not asked.is_dir():
-        return unit
-    return replace(unit, checkpoint=unit.checkpoint.model_copy(update={"asked": str(asked.resolve())}))
+        return batch
+    return replace(batch, checkpoint=batch.checkpoint.model_copy(update={"asked": str(asked.resolve())}))
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """What runs on the workers of a Dask cluster.
 
-A Dask worker is a process; in it lives one `Worker`, with its window open, from one unit to the next. torch's threads
-and flags are the process's, so units are verified one at a time, whatever number of threads the Dask worker has.
+A Dask worker is a process; in it lives one `Worker`, with its window open, from one batch to the next. torch's threads
+and flags are the process's, so batches are verified one at a time, whatever number of threads the Dask worker has.
 
 The scheduler unpickles what is sent through it, so nothing heavy is imported at the top.
 """
@@ -20,23 +20,23 @@ from cgverify.common import environment
 from cgverify.common.errors import CgverifyError
 from cgverify.common.printable import said
 from cgverify.common.records import Cell, CellResult
-from cgverify.plan.batches import Job, Unit
+from cgverify.plan.batches import CellBatch, Job
 
 if TYPE_CHECKING:
     from cgverify.runs.execute.worker import Worker
 
-Found = TypeVar("Found")
+T = TypeVar("T")
 
 MEMORY = "memory"
-"""The Dask resource, in bytes, that workers may declare and units then need."""
+"""The Dask resource, in bytes, that workers may declare and batches then need."""
 
 BEFORE_OR_AFTER = -1
-"""Told instead of a cell's place, before the first of a unit and after the last."""
+"""Told instead of a cell's place, before the first of a batch and after the last."""
 
 
 @dataclass(frozen=True)
 class Introduction:
-    """What a worker says of itself before it is given units."""
+    """What a worker says of itself before it is given batches."""
 
     versions: dict[str, str]
     numerics: dict[str, Any]
@@ -56,7 +56,7 @@ class Raised:
 
 
 class LetGoError(Exception):
-    """Nobody waits for this unit any longer."""
+    """Nobody waits for this batch any longer."""
 
 
 _one_at_a_time = threading.Lock()
@@ -80,12 +80,12 @@ def introduce(job: Job, expected: dict[str, str]) -> Introduction | Raised:
     return _alone(begin)
 
 
-def verify(unit: Unit, job: Job, run: str, number: int) -> list[CellResult] | Raised:
-    """A unit's results.
+def verify(batch: CellBatch, job: Job, run: str, number: int) -> list[CellResult] | Raised:
+    """A batch's results.
 
     Args:
         run: the topic under which each cell is told before it is observed, so that it is known what a worker died of.
-        number: stands for this unit there.
+        number: stands for this batch there.
 
     Raises:
         LetGoError: between two cells, when the run has ended before.
@@ -95,7 +95,7 @@ def verify(unit: Unit, job: Job, run: str, number: int) -> list[CellResult] | Ra
 
     dask_worker = distributed.get_worker()
     task = dask_worker.get_current_task()
-    places = {cell.id: place for place, cell in enumerate(unit.cells)}
+    places = {cell.id: place for place, cell in enumerate(batch.cells)}
 
     def watch(cell: Cell | None) -> None:
         state = dask_worker.state.tasks.get(task)
@@ -104,7 +104,7 @@ def verify(unit: Unit, job: Job, run: str, number: int) -> list[CellResult] | Ra
         place = BEFORE_OR_AFTER if cell is None else places[cell.id]
         sync(dask_worker.loop, dask_worker.scheduler.log_event, topic=run, msg=[number, place])
 
-    return _alone(lambda: list(_worker_of(job).verify(unit, watch)))
+    return _alone(lambda: list(_worker_of(job).verify(batch, watch)))
 
 
 def _worker_of(job: Job) -> Worker:
@@ -120,7 +120,7 @@ def _worker_of(job: Job) -> Worker:
     return _employed[1]
 
 
-def _alone(work: Callable[[], Found]) -> Found | Raised:
+def _alone(work: Callable[[], T]) -> T | Raised:
     """Do it while nothing else is done here; what it raises comes back in a form that travels.
 
     What candidates print must not stand in the report.

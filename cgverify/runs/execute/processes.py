@@ -1,11 +1,11 @@
-"""Local processes, each of which verifies units.
+"""Local processes, each of which verifies batches.
 
 Workers are forked from a server that has imported torch and its company once, so that one that died is replaced in no
-time. Each has a pipe of its own, on which a unit goes out; back come each cell before it is observed, so that it is
-known what a worker died of, and at last the unit's results.
+time. Each has a pipe of its own, on which a batch goes out; back come each cell before it is observed, so that it is
+known what a worker died of, and at last the batch's results.
 
-A worker that dies gives its unit back. A cell that two workers died of is an error, and the rest of its unit is run
-without it; a unit that two workers died of before its first cell, or while they judged, is an error as a whole.
+A worker that dies gives its batch back. A cell that two workers died of is an error, and the rest of its batch is run
+without it; a batch that two workers died of before its first cell, or while they judged, is an error as a whole.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from cgverify.common.environment import hush_libraries
 from cgverify.common.errors import CgverifyError
 from cgverify.common.printable import said
 from cgverify.common.records import Cell, CellResult
-from cgverify.plan.batches import Job, Unit, UnitView, lost
+from cgverify.plan.batches import BatchWeights, CellBatch, Job, lost
 
 TRIES = 2
 """How many workers may die of a cell."""
@@ -36,16 +36,16 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass
-class _Hand:
+class WorkerHandle:
     """A worker, as its employer sees it."""
 
     process: ForkServerProcess
     pipe: Connection
-    unit: Unit | None = None
+    batch: CellBatch | None = None
     at: Cell | None = None
-    """The cell that it observes; None before the first of its unit and after the last."""
-    seen: UnitView | None = None
-    """What it has in view since its last unit."""
+    """The cell that it observes; None before the first of its batch and after the last."""
+    seen: BatchWeights | None = None
+    """What it has in view since its last batch."""
 
 
 class Processes:
@@ -56,20 +56,20 @@ class Processes:
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["cgverify.runs.execute.worker"])
 
-    def run(self, units: Sequence[Unit], job: Job) -> Iterator[CellResult]:
-        queue, deaths = Queue(units), Counter[str]()
-        hands = [self._hire(job) for _ in range(min(self._jobs, len(units)))]
+    def run(self, batches: Sequence[CellBatch], job: Job) -> Iterator[CellResult]:
+        queue, deaths = Queue(batches), Counter[str]()
+        hands = [self._hire(job) for _ in range(min(self._jobs, len(batches)))]
         try:
-            while queue or any(hand.unit for hand in hands):
+            while queue or any(hand.batch for hand in hands):
                 for hand in hands:
-                    if hand.unit is None and queue:
+                    if hand.batch is None and queue:
                         _give(hand, queue.take(hand.seen, [other.seen for other in hands if other is not hand]))
-                for ready in wait([hand.pipe for hand in hands if hand.unit]):
+                for ready in wait([hand.pipe for hand in hands if hand.batch]):
                     hand = next(hand for hand in hands if hand.pipe is ready)
                     try:
                         yield from _heard(hand, *hand.pipe.recv())
                     except (EOFError, OSError):
-                        yield from _bury(hand, queue, deaths)
+                        yield from handle_death(hand, queue, deaths)
                         hands[hands.index(hand)] = self._hire(job)
         finally:
             for hand in hands:
@@ -77,27 +77,27 @@ class Processes:
                 hand.process.join()
                 hand.pipe.close()
 
-    def _hire(self, job: Job) -> _Hand:
+    def _hire(self, job: Job) -> WorkerHandle:
         ours, theirs = self._context.Pipe()
         process = self._context.Process(target=_serve, args=(theirs, job), daemon=True)
         process.start()
         theirs.close()  # so that the pipe ends when the worker does
-        return _Hand(process, ours)
+        return WorkerHandle(process, ours)
 
 
 class Queue:
-    """Units that wait, by what they need in view."""
+    """Batches that wait, by what they need in view."""
 
-    def __init__(self, units: Sequence[Unit]) -> None:
-        self._units: dict[UnitView, deque[Unit]] = {}
-        for unit in units:
-            self._units.setdefault(unit.in_view, deque()).append(unit)
+    def __init__(self, batches: Sequence[CellBatch]) -> None:
+        self._units: dict[BatchWeights, deque[CellBatch]] = {}
+        for batch in batches:
+            self._units.setdefault(batch.in_view, deque()).append(batch)
 
     def __bool__(self) -> bool:
         return bool(self._units)
 
-    def take(self, seen: UnitView | None, others: Collection[UnitView | None]) -> Unit:
-        """The next unit for a worker: of what it has in view, else of what no other has, else the first.
+    def take(self, seen: BatchWeights | None, others: Collection[BatchWeights | None]) -> CellBatch:
+        """The next batch for a worker: of what it has in view, else of what no other has, else the first.
 
         Of what no other has, the checkpoint that it has open comes first: to open one is to read all of it.
         """
@@ -106,22 +106,22 @@ class Queue:
             near = [view for view in free if seen is not None and view[:2] == seen[:2]]
             seen = next(iter(near or free or self._units))
         waiting = self._units[seen]
-        unit = waiting.popleft()
+        batch = waiting.popleft()
         if not waiting:
             del self._units[seen]
-        return unit
+        return batch
 
-    def give_back(self, unit: Unit) -> None:
-        self._units.setdefault(unit.in_view, deque()).appendleft(unit)
+    def give_back(self, batch: CellBatch) -> None:
+        self._units.setdefault(batch.in_view, deque()).appendleft(batch)
 
 
-def _give(hand: _Hand, unit: Unit) -> None:
-    hand.unit, hand.at, hand.seen = unit, None, unit.in_view
+def _give(hand: WorkerHandle, batch: CellBatch) -> None:
+    hand.batch, hand.at, hand.seen = batch, None, batch.in_view
     with contextlib.suppress(OSError):  # it died while it waited; its pipe says so when it is read
-        hand.pipe.send(unit)
+        hand.pipe.send(batch)
 
 
-def _heard(hand: _Hand, what: str, told: Any) -> list[CellResult]:
+def _heard(hand: WorkerHandle, what: str, told: Any) -> list[CellResult]:
     """What a worker said: `at` a cell, `done` with results, or it `raised`."""
     if what == "at":
         hand.at = told
@@ -131,39 +131,39 @@ def _heard(hand: _Hand, what: str, told: Any) -> list[CellResult]:
         error = CgverifyError(sentence)
         error.exit_code = exit_code
         raise error
-    hand.unit = None
+    hand.batch = None
     results: list[CellResult] = told
     return results
 
 
-def _bury(hand: _Hand, queue: Queue, deaths: Counter[str]) -> list[CellResult]:
-    """Give a dead worker's unit back, or what is left of it; returns errors for what was given up."""
-    assert hand.unit is not None
+def handle_death(hand: WorkerHandle, queue: Queue, deaths: Counter[str]) -> list[CellResult]:
+    """Give a dead worker's batch back, or what is left of it; returns errors for what was given up."""
+    assert hand.batch is not None
     hand.process.join()
     code = hand.process.exitcode or 0
     how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"it exited with {code}"
-    return give_back(hand.unit, hand.at, how, queue, deaths)
+    return give_back(hand.batch, hand.at, how, queue, deaths)
 
 
-def give_back(unit: Unit, at: Cell | None, how: str, queue: Queue, deaths: Counter[str]) -> list[CellResult]:
-    """A unit whose worker died goes back to the queue, without what two workers died of; returns errors for that.
+def give_back(batch: CellBatch, at: Cell | None, how: str, queue: Queue, deaths: Counter[str]) -> list[CellResult]:
+    """A batch whose worker died goes back to the queue, without what two workers died of; returns errors for that.
 
     Args:
         at: the cell that was observed; None before the first and after the last.
         how: it died.
-        deaths: so far, by cell or unit.
+        deaths: so far, by cell or batch.
     """
-    where = at.component if at else f"{unit.view}, as a whole"
-    _log.error("A worker died at %s of %s (%s).", where, unit.checkpoint.name, how)
-    key = at.id if at else unit.cells[0].id + " and its unit"
+    where = at.component if at else f"{batch.view}, as a whole"
+    _log.error("A worker died at %s of %s (%s).", where, batch.checkpoint.name, how)
+    key = at.id if at else batch.cells[0].id + " and its batch"
     deaths[key] += 1
     if deaths[key] < TRIES:
-        queue.give_back(unit)
+        queue.give_back(batch)
         return []
-    given_up = (at,) if at else unit.cells
-    rest = tuple(cell for cell in unit.cells if cell not in given_up)
+    given_up = (at,) if at else batch.cells
+    rest = tuple(cell for cell in batch.cells if cell not in given_up)
     if rest:
-        queue.give_back(replace(unit, cells=rest))
+        queue.give_back(replace(batch, cells=rest))
     return lost(given_up, f"{TRIES} workers died of it ({how}): run it alone; if it is memory, give fewer --jobs.")
 
 
@@ -179,8 +179,8 @@ def _serve(pipe: Connection, job: Job) -> None:
     try:
         worker = Worker(job)
         while True:
-            unit: Unit = pipe.recv()
-            pipe.send(("done", list(worker.verify(unit, lambda cell: pipe.send(("at", cell))))))
+            batch: CellBatch = pipe.recv()
+            pipe.send(("done", list(worker.verify(batch, lambda cell: pipe.send(("at", cell))))))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return  # its employer is gone
     except CgverifyError as error:

@@ -1,27 +1,27 @@
-"""One who verifies units, in whichever process: names become weights and bridges here, and stay while they are used."""
+"""One who verifies batches, in whichever process: names become weights and bridges here, and stay while they are used."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import partial
 
-from cgverify.checkpoint.lookup import Asked
+from cgverify.checkpoint.lookup import CheckpointRequest
 from cgverify.checkpoint.resolve import resolve
 from cgverify.checkpoint.source import Source
 from cgverify.common.environment import pin_numerics
 from cgverify.common.errors import CgverifyError
 from cgverify.common.records import CellResult, Checkpoint, Verdict
-from cgverify.observe.candidate import find
-from cgverify.plan.batches import Job, Unit
+from cgverify.observe.candidate import find_candidate
+from cgverify.plan.batches import CellBatch, Job
 from cgverify.verify.cell import Keep, keep_nothing, not_run
-from cgverify.verify.checkpoint_cells import Reader, Watch, unwatched
+from cgverify.verify.checkpoint_cells import Progress, Reader, unwatched
 from cgverify.verify.saved_tensors import with_evidence
 
 
 class Worker:
-    """Verifies units of one run after another, with the checkpoint of the last one at hand."""
+    """Verifies batches of one run after another, with the checkpoint of the last one at hand."""
 
-    def __init__(self, job: Job, sources: Mapping[Asked, Source] | None = None) -> None:
+    def __init__(self, job: Job, sources: Mapping[CheckpointRequest, Source] | None = None) -> None:
         """
         Args:
             sources: checkpoints that are open in this process already.
@@ -31,22 +31,22 @@ class Worker:
         """
         pin_numerics(job.threads, job.allow)
         self._sources = sources or {}
-        self._candidates = {name: find(name) for name in job.candidates}
+        self._candidates = {name: find_candidate(name) for name in job.candidates}
         self._keep: Keep = (
             keep_nothing if job.folder is None else partial(with_evidence, folder=job.folder, kept=job.keep_tensors)
         )
         self._checkpoint: Checkpoint | None = None
         self._reader: Reader | str = ""
 
-    def verify(self, unit: Unit, watch: Watch = unwatched) -> Iterator[CellResult]:
-        """The results of a unit's cells."""
-        if unit.checkpoint != self._checkpoint:
-            self._checkpoint, self._reader = unit.checkpoint, ""  # let go of one window before the next is opened
-            self._reader = self._open(unit.checkpoint)
+    def verify(self, batch: CellBatch, watch: Progress = unwatched) -> Iterator[CellResult]:
+        """The results of a batch's cells."""
+        if batch.checkpoint != self._checkpoint:
+            self._checkpoint, self._reader = batch.checkpoint, ""  # let go of one window before the next is opened
+            self._reader = self._open(batch.checkpoint)
         if isinstance(self._reader, str):
-            yield from not_run(unit.cells, Verdict.ERROR, self._reader)
+            yield from not_run(batch.cells, Verdict.ERROR, self._reader)
             return
-        yield from self._reader.verify(unit.cells, self._candidates, self._keep, watch)
+        yield from self._reader.verify(batch.cells, self._candidates, self._keep, watch)
 
     def _open(self, checkpoint: Checkpoint) -> Reader | str:
         """A checkpoint's reader, or why there is none."""

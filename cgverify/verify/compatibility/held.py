@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from torch import nn
 
 from cgverify.common.records import Finding
-from cgverify.observe.inputs import Probe
+from cgverify.observe.inputs import CaseInputs
 from cgverify.oracle.parameters import Parameters
 from cgverify.verify.compatibility.stand_in import stand_in
 from cgverify.verify.compatibility.weights import Folding
 
-CASES = ("default", "stress", "decode", "train", "cast_table", "autocast")
+COMPATIBLE_CASES = ("default", "stress", "decode", "train", "cast_table", "autocast")
 """Those in which a bridge in compatibility mode can be verified."""
 
 
@@ -29,7 +29,7 @@ CASES = ("default", "stress", "decode", "train", "cast_table", "autocast")
 class Held:
     model: nn.Module
     """A `CodeGenForCausalLM` of one block."""
-    bend: Callable[[Probe], Probe]
+    bend: Callable[[CaseInputs], CaseInputs]
     """What is done to the inputs of both sides."""
     beside: Callable[[str], tuple[Finding, ...]]
     """By kind of component: what is found beside its stages."""
@@ -46,4 +46,4 @@ def as_processed(reference: nn.Module, bridge: nn.Module) -> Held:
         bridge: a bridge of that block, in compatibility mode.
     """
     model = stand_in(reference, bridge)
-    return Held(model, Probe.hidden_by_infinity, Folding(Parameters(reference), Parameters(model)).findings)
+    return Held(model, CaseInputs.hidden_by_infinity, Folding(Parameters(reference), Parameters(model)).findings)

@@ -8,12 +8,12 @@ from functools import cached_property
 
 import torch
 
-from cgverify.observe.stages import Product, Stage, View, whole_answer
+from cgverify.observe.stages import Stage, TensorsByName, WeightProduct, whole_answer
 from cgverify.oracle.arithmetic import Expected
 from cgverify.oracle.parameters import Parameters
 from cgverify.verify.metrics import assess, errors
 
-Change = Callable[[str, torch.Tensor], torch.Tensor]
+TapEdit = Callable[[str, torch.Tensor], torch.Tensor]
 """What becomes of a named tensor."""
 
 SAMPLED = 16
@@ -25,7 +25,7 @@ class Failed:
     """A stage of the candidate with its tap, and what the tap was to be."""
 
     stage: Stage
-    view: View
+    view: TensorsByName
     """The candidate's taps and givens."""
     parameters: Parameters
     """With the table as the forward had it."""
@@ -52,14 +52,14 @@ class Failed:
 
     def agrees_with(
         self,
-        change_input: Change,
-        change_weight: Change,
+        change_input: TapEdit,
+        change_weight: TapEdit,
         change_result: Callable[[Expected], Expected] = lambda one: one,
     ) -> bool:
         """Whether the tap is what the stage makes of other inputs and weights; a product's sample is asked first."""
         view = {name: change_input(name, seen) if name in self.inputs else seen for name, seen in self.view.items()}
         changed = replace(self, view=view, parameters=Changed(self.parameters, change_weight))
-        for part in (changed.sampled(), changed) if isinstance(self.stage.oracle, Product) else (changed,):
+        for part in (changed.sampled(), changed) if isinstance(self.stage.oracle, WeightProduct) else (changed,):
             would_be = whole_answer(part.stage, part.view, part.parameters)
             if would_be is None or not part.agrees(change_result(would_be)):
                 return False
@@ -69,12 +69,14 @@ class Failed:
     def inputs(self) -> set[str]:
         """The names of what the stage reads, but for the mask."""
         oracle = self.stage.oracle
-        names = {oracle.input} if isinstance(oracle, Product) else set(oracle.expect(self.view, self.parameters)[1])
+        names = (
+            {oracle.input} if isinstance(oracle, WeightProduct) else set(oracle.expect(self.view, self.parameters)[1])
+        )
         return {name for name in names if name in self.view} - {"given.attention_mask"}
 
     def sampled(self) -> Failed:
         """The same for a few columns of a product, the worst among them; any other stage as it is."""
-        if not isinstance(self.stage.oracle, Product):
+        if not isinstance(self.stage.oracle, WeightProduct):
             return self
         weight = self.stage.oracle.weight
         width = len(self.parameters.tensor(weight))
@@ -93,7 +95,7 @@ class Failed:
         )
 
 
-def failed(stage: Stage, view: View, parameters: Parameters) -> Failed | None:
+def failed(stage: Stage, view: TensorsByName, parameters: Parameters) -> Failed | None:
     """What there is to say more about; None where a tap never fired, has another form, or cannot be computed."""
     tap = view.get(stage.tap)
     answer = whole_answer(stage, view, parameters) if tap is not None and tap.is_floating_point() else None
@@ -109,7 +111,7 @@ def unchanged(_: str, tensor: torch.Tensor) -> torch.Tensor:
 class Changed(Parameters):
     """Parameters whose tensors are changed on the way out."""
 
-    def __init__(self, stored: Parameters, change: Change) -> None:
+    def __init__(self, stored: Parameters, change: TapEdit) -> None:
         """
         Args:
             change: what becomes of a tensor, given its name; that of a bias is its weight's with `.bias` behind it.

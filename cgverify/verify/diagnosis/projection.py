@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 import torch
 
-from cgverify.observe.stages import Product
-from cgverify.oracle.arithmetic import Expected, observed
+from cgverify.observe.stages import WeightProduct
+from cgverify.oracle.arithmetic import Expected, without_error
 from cgverify.oracle.fused_qkv import ORDER, PARTITIONS
 from cgverify.oracle.product import product
-from cgverify.verify.diagnosis.failed import Change, Failed, unchanged
+from cgverify.verify.diagnosis.failed import Failed, TapEdit, unchanged
 from cgverify.verify.diagnosis.heads import described, sources
 
 OTHER_PARTITIONS = {1: "one partition", 2: "two partitions", 8: "eight partitions"}
@@ -30,7 +30,7 @@ def other_layout(broke: Failed) -> Iterator[str]:
                 yield f"the fused weight is split as {name}, not four"
 
 
-def _replaced_by(weight: torch.Tensor) -> Change:
+def _replaced_by(weight: torch.Tensor) -> TapEdit:
     return lambda _, __: weight
 
 
@@ -44,7 +44,7 @@ def other_rows(broke: Failed) -> Iterator[str]:
         return
     own, heads = which.upper(), broke.parameters.n_heads
     others = {
-        w.upper(): product(observed(broke.view[source]), broke.parameters.tensor(f"attn.{w}"))
+        w.upper(): product(without_error(broke.view[source]), broke.parameters.tensor(f"attn.{w}"))
         for w in ORDER
         if w != which
     }
@@ -57,7 +57,7 @@ def other_rows(broke: Failed) -> Iterator[str]:
 def _projection(broke: Failed) -> tuple[str, str]:
     """Which of q, k and v a stage computes, and the tap that it starts from; empty if it is another stage."""
     oracle = broke.stage.oracle
-    if isinstance(oracle, Product) and oracle.weight in {f"attn.{w}" for w in ORDER}:
+    if isinstance(oracle, WeightProduct) and oracle.weight in {f"attn.{w}" for w in ORDER}:
         return oracle.weight.removeprefix("attn."), oracle.input
     return "", ""
 

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 
 from cgverify.oracle.arithmetic import UNIT_ROUNDOFF, Expected, rounded
-from cgverify.verify.diagnosis.failed import Change, Failed, unchanged
+from cgverify.verify.diagnosis.failed import Failed, TapEdit, unchanged
 
 Rounding = Callable[[torch.Tensor], torch.Tensor]
 
@@ -56,7 +56,7 @@ def _rounded_to(answer: Expected, dtype: torch.dtype) -> Expected:
     return Expected(answer.value, rounded(answer.value, answer.bound, dtype), answer.dtype)
 
 
-def _lower(dtypes: set[torch.dtype]) -> Iterator[tuple[str, Change]]:
+def _lower(dtypes: set[torch.dtype]) -> Iterator[tuple[str, TapEdit]]:
     """What tensors of these dtypes may have been rounded to. TF32 and float16 have mantissas of one length."""
     finest = min(UNIT_ROUNDOFF[dtype] for dtype in dtypes)
     for name, lower in LOWER.items():
@@ -91,7 +91,7 @@ def _nearest(x: torch.Tensor) -> torch.Tensor:
     return _cut((x.view(torch.int32) + (1 << (TF32_DROPS - 1))).view(torch.float32))
 
 
-def _of_floats(rounding: Rounding) -> Change:
+def _of_floats(rounding: Rounding) -> TapEdit:
     """Of inputs and weights, but not of a bias: no product takes it as an operand."""
     return lambda name, tensor: (
         rounding(tensor.contiguous()) if tensor.is_floating_point() and not name.endswith(".bias") else tensor

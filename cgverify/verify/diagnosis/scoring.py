@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from cgverify.oracle.arithmetic import Expected, observed, rounded
+from cgverify.oracle.arithmetic import Expected, rounded, without_error
 from cgverify.oracle.scores import scores
 from cgverify.verify.diagnosis.failed import Failed
 
@@ -18,7 +18,7 @@ def other_mask(broke: Failed) -> Iterator[str]:
     key = _key(broke, prefix)
     if broke.stage.name != "scores" or query is None or key is None or mask is None or mask.dtype == torch.bool:
         return
-    q, k = observed(query.transpose(1, 2)), observed(key)
+    q, k = without_error(query.transpose(1, 2)), without_error(key)
     plain = scores(q, k, None)
     after = plain.value + mask.to(torch.float64)
     hidden = mask <= torch.finfo(mask.dtype).min

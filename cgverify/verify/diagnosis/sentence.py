@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from cgverify.common.records import Finding, Verdict
 from cgverify.observe.stages import Stage
 from cgverify.oracle.parameters import Parameters
-from cgverify.verify.check import Observed, ObservedStep
+from cgverify.verify.check import ObservedCell, ObservedStep
 from cgverify.verify.diagnosis.extent import extent, listed
 from cgverify.verify.diagnosis.failed import Failed, failed
 from cgverify.verify.diagnosis.substitution import confirmation
@@ -35,13 +35,13 @@ class _Break:
     finding: Finding
 
 
-def sentence(observed: Observed, findings: Sequence[Finding], parameters: Parameters) -> str:
+def sentence(observed: ObservedCell, findings: Sequence[Finding], parameters: Parameters) -> str:
     """Why a cell failed, without a full stop; empty if it did not."""
     failing = [finding for finding in findings if finding.verdict.fails]
     return "; ".join(_clauses(observed, failing, parameters)) if failing else ""
 
 
-def _clauses(observed: Observed, failing: Sequence[Finding], parameters: Parameters) -> Iterator[str]:
+def _clauses(observed: ObservedCell, failing: Sequence[Finding], parameters: Parameters) -> Iterator[str]:
     missing = [finding for finding in failing if finding.verdict is Verdict.MISSING]
     raised = [finding for finding in failing if finding.tap == RAISED][:1]
     first = _first_broken(observed, failing)
@@ -60,7 +60,7 @@ def _clauses(observed: Observed, failing: Sequence[Finding], parameters: Paramet
         yield confirmed
 
 
-def _first_broken(observed: Observed, failing: Sequence[Finding]) -> _Break | None:
+def _first_broken(observed: ObservedCell, failing: Sequence[Finding]) -> _Break | None:
     for step in observed.steps:
         stages = {(stage.name, stage.tap): stage for stage in step.stages}
         for finding in failing:

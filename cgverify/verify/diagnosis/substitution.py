@@ -14,14 +14,14 @@ from cgverify.observe.cases.patched import after
 from cgverify.observe.conditions import Substitute
 from cgverify.observe.stages import Stage, whole_answer
 from cgverify.oracle.parameters import Parameters
-from cgverify.verify.check import Observed, ObservedStep, Side, check_stages
+from cgverify.verify.check import ObservedCell, ObservedStep, Side, check_stages
 from cgverify.verify.diagnosis.extent import listed
 from cgverify.verify.findings import findings_of
 
 MOST_NAMED = 3
 
 
-def confirmation(observed: Observed, step: ObservedStep, stage: Stage, parameters: Parameters) -> str:
+def confirmation(observed: ObservedCell, step: ObservedStep, stage: Stage, parameters: Parameters) -> str:
     """What is left wrong, in words; nothing where the tap is no hook, or what it should be is not known."""
     answer = whole_answer(stage, step.candidate.view, parameters)
     can_be_patched = stage.tap.rpartition(".")[2].startswith("hook_") and step.conditions.patch is None
