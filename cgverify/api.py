@@ -32,8 +32,8 @@ from cgverify.runs.session import (
     require_cells,
     sweep_of,
 )
-from cgverify.verify.loaded_pair import LoadedPair
-from cgverify.verify.saved_tensors import KEEP
+from cgverify.verification.loaded_pair import LoadedPair
+from cgverify.verification.saved_tensors import KEEP
 
 AXES = ("layers", "components", "cases", "seeds", "batch_size", "seq_len")
 """What of a plan `verify` takes for a pair."""
@@ -117,7 +117,7 @@ def verify(
         what: a name of `cgverify models`, a folder or a hub id; or a `TransformerBridge`.
         reference: for a bridge: a `CodeGenForCausalLM` with the same weights in memory of its own, on which no bridge
             was booted. Its dtype and device are the pair's. The bridge may be in compatibility mode: then its processed
-            weights are verified too (`cgverify.verify.compatibility`).
+            weights are verified too (`cgverify.verification.compatibility`).
         weights: for a name: see `cgverify.checkpoint.resolve`.
         threads: of torch, which are set for this process; None leaves them.
         axes: keys of a plan (`cgverify.plan.yaml_plan`): `AXES`, and for a name `SETTINGS` too. Rules and limits are for

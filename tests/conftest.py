@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from command_line import ROOT, Cli, command
 from transformers import CodeGenConfig, CodeGenForCausalLM
 
 from cgverify.checkpoint.names import NANO
-
-ROOT = Path(__file__).parent.parent
-Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -63,11 +59,13 @@ def nano() -> Path:
 def cli(tmp_path: Path) -> Cli:
     """Run cgverify as a real process in an empty folder, with the tests' modules importable."""
 
+    python_path = os.pathsep.join([str(ROOT / "tests" / "support"), os.environ.get("PYTHONPATH", "")])
+
     def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             command(*arguments),
             cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(ROOT / "tests"), "COLUMNS": "160", **environment},
+            env={**os.environ, "PYTHONPATH": python_path, "COLUMNS": "160", **environment},
             capture_output=True,
             text=True,
             timeout=240,
@@ -75,7 +73,3 @@ def cli(tmp_path: Path) -> Cli:
         )
 
     return run
-
-
-def command(*arguments: str) -> Sequence[str]:
-    return [sys.executable, "-m", "cgverify", *arguments]

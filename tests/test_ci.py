@@ -13,7 +13,7 @@ from types import ModuleType
 import pytest
 import typer
 import yaml
-from conftest import ROOT
+from command_line import ROOT
 
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 CI_PAGE = ROOT / "docs" / "ci.md"

@@ -181,7 +181,7 @@ def _measure(
         from cgverify.bench.rounds import Limits
         from cgverify.checkpoint.resolve import resolve
         from cgverify.observe.candidate import find_candidate
-        from cgverify.verify.checkpoint_cells import require_devices
+        from cgverify.verification.checkpoint_cells import require_devices
 
     require_devices(selection.devices)
     with stdout_is_ours():

@@ -59,8 +59,8 @@ def selftest(
         from cgverify.selftest import table
         from cgverify.selftest.exam import MODEL, Exam, exit_code, mark
         from cgverify.selftest.report import exam_frame, show
-        from cgverify.verify.cell import no_blame
-        from cgverify.verify.checkpoint_cells import require_devices, run
+        from cgverify.verification.cell import no_blame
+        from cgverify.verification.checkpoint_cells import require_devices, run
 
         require_devices(devices)
         pin_numerics(threads)

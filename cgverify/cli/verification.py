@@ -110,7 +110,7 @@ def run_one(
     """`run` of axes over one checkpoint, which must be had, as must the devices."""
     make_ready(verbose)
     from cgverify.runs.session import ExecutionOptions, Text, one_checkpoint
-    from cgverify.verify.checkpoint_cells import require_devices
+    from cgverify.verification.checkpoint_cells import require_devices
 
     require_devices(axes.devices)
     order = one_checkpoint(command, model, weights, axes, Text(prompt, tokens))

@@ -58,7 +58,7 @@ GENERATED_TOKENS = 8
 """How many tokens a whole model then generates."""
 
 CARRIED, TOP_1, AS_CARRIED, GENERATION = "carried", "top_1", "as_carried", "generation"
-"""Stages of the `model` case that report and do not gate: see `cgverify/verify/drift.py`."""
+"""Stages of the `model` case that report and do not gate: see `cgverify/verification/drift.py`."""
 
 
 @dataclass(frozen=True)

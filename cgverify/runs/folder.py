@@ -6,7 +6,7 @@
 | `run.json` | what the run was, written before its first cell |
 | `findings.jsonl` | the truth: a line per finished cell, written at once, in the order of completion |
 | `findings.csv`, `summary.csv` | made from it at the end, in the plan's order: the same bytes for the same run |
-| `tensors/` | a safetensors file per kept finding (`cgverify.verify.saved_tensors`) |
+| `tensors/` | a safetensors file per kept finding (`cgverify.verification.saved_tensors`) |
 | `timings.csv` | seconds per cell |
 
 The CSV files are the report's work (`cgverify.report.frames`).

@@ -29,9 +29,9 @@ from cgverify.observe.stages import Local, Stage, expect_products
 from cgverify.oracle.arithmetic import Expected
 from cgverify.oracle.parameters import Parameters
 from cgverify.selftest.answer import Outcome
-from cgverify.verify import cell as one_cell
-from cgverify.verify.check import ObservedCell, ObservedStep, Side
-from cgverify.verify.metrics import assess
+from cgverify.verification import cell as one_cell
+from cgverify.verification.check import ObservedCell, ObservedStep, Side
+from cgverify.verification.metrics import assess
 
 
 @dataclass(frozen=True)

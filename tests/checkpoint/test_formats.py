@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import CodeGenConfig, CodeGenForCausalLM
-from verification import failed, verify
+from verifying import failed, verify
 
 from cgverify.checkpoint import formats
 from cgverify.checkpoint.resolve import resolve
@@ -21,7 +21,7 @@ from cgverify.checkpoint.window import ModelVariant, Window
 from cgverify.common.errors import WeightsError
 from cgverify.observe.candidate import find_candidate
 from cgverify.plan.cells import Axes, CheckpointShape, cells
-from cgverify.verify.checkpoint_cells import run
+from cgverify.verification.checkpoint_cells import run
 
 NAME = "transformer.h.0.attn.out_proj.weight"
 SHAPE = torch.Size([64, 64])

@@ -13,7 +13,7 @@ from pathlib import Path
 import huggingface_hub.constants
 import pytest
 import torch
-from conftest import command
+from command_line import command
 from hub_server import COMMIT, serving
 from transformers import CodeGenForCausalLM
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from conftest import ROOT, Cli, command
+from command_line import ROOT, Cli, command
 from safetensors.torch import load_file, save_file
 
 from cgverify.plan.cells import CASE_KINDS, DEFAULT_CASES

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pandas as pd
-from conftest import Cli
+from command_line import Cli
 
 
 def test_one_attention_by_taps_and_heads_with_what_it_cost(cli: Cli, tmp_path: Path) -> None:

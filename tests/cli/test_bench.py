@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Cli
+from command_line import Cli
 from hand_made_bench import measured, run
 from typer.testing import CliRunner, Result
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from conftest import command
+from command_line import command
 from made_records import ENVIRONMENT, a_finding, a_result, a_run
 from typer.testing import CliRunner
 

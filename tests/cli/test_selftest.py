@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from conftest import Cli
+from command_line import Cli
 from typer.testing import CliRunner
 
 from cgverify.bridge import CodeGenAttentionBridge

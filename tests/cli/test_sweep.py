@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
-from conftest import ROOT, Cli
+from command_line import ROOT, Cli
 from sweeping import SMALL, command_line, swept
 from typer.testing import CliRunner, Result
 

@@ -14,7 +14,7 @@ from cgverify.oracle.autocast_scores import autocast_scores
 from cgverify.oracle.block_sum import block_sum
 from cgverify.oracle.mix import mix
 from cgverify.oracle.product import products
-from cgverify.verify.metrics import assess
+from cgverify.verification.metrics import assess
 
 WIDE = [torch.float32, torch.bfloat16, torch.float16]
 HALVES = [torch.bfloat16, torch.float16]

@@ -22,7 +22,7 @@ from cgverify.oracle.product import products
 from cgverify.oracle.rope import rope
 from cgverify.oracle.scores import scores
 from cgverify.oracle.softmax import softmax
-from cgverify.verify.metrics import assess
+from cgverify.verification.metrics import assess
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 dtypes = st.sampled_from(DTYPES)

@@ -13,7 +13,7 @@ from cgverify.oracle.layer_norm import affine, layer_norm, normalized_by
 from cgverify.oracle.per_head import head_projections, head_results, head_sum, unseen_head_sum
 from cgverify.oracle.product import product, products
 from cgverify.oracle.softmax import softmax
-from cgverify.verify.metrics import assess
+from cgverify.verification.metrics import assess
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 HALVES = [torch.bfloat16, torch.float16]

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 from torch.nn import functional
-from verification import failed, findings, verify
+from verifying import failed, findings, verify
 
 from cgverify.common.environment import SHORTCUTS, allowed, pin_numerics
 from cgverify.common.records import Verdict
 from cgverify.oracle.monte_carlo import Drawn
 from cgverify.oracle.product import products
-from cgverify.verify.metrics import assess
+from cgverify.verification.metrics import assess
 
 Allow = Callable[..., None]
 PRECISION = "cgverify.selftest.seeded.precision"

@@ -6,7 +6,7 @@ import json
 from collections import Counter
 
 import pytest
-from conftest import Cli
+from command_line import Cli
 
 
 @pytest.mark.parity

@@ -9,7 +9,7 @@ from typing import cast
 
 import pandas as pd
 import pytest
-from conftest import ROOT
+from command_line import ROOT
 from junitparser import Error, Failure, JUnitXml, Skipped
 from made_records import a_finding, a_result, a_run
 from rich.table import Table

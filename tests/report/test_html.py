@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Cli
+from command_line import Cli
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from cgverify.common.records import Cell, CellResult, Checkpoint, Finding, Run, Verdict

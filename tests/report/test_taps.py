@@ -7,7 +7,7 @@ from io import StringIO
 
 import pytest
 from rich.console import Console
-from verification import verify
+from verifying import verify
 
 from cgverify.checkpoint.resolve import resolve
 from cgverify.common.records import CellResult, Checkpoint, Run

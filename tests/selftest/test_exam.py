@@ -22,7 +22,7 @@ from cgverify.selftest.seeded.rotation import PositionsIgnored
 from cgverify.selftest.seeded.scores import ScaleSlightlyOff
 from cgverify.selftest.table import FAULTS, VARIANTS
 from cgverify.selftest.variants import ReciprocalScale, SoftmaxByHand
-from cgverify.verify.checkpoint_cells import run
+from cgverify.verification.checkpoint_cells import run
 
 
 def sit(*entries: Entry, dtypes: Sequence[str] = ("float32",), quick: bool = False) -> list[Answer]:

@@ -8,7 +8,7 @@ drifted apart, and each from the model without rounding (`cgverify/oracle/exact.
 the top-1 prediction at every position. Two logits that tie within rounding may change places without any fault.
 
 Where the whole model fits into memory, component `model` boots it, as a user does, and lets it generate
-(`cgverify/verify/whole_model.py`). Only that sees what no single block shows: layers in another order, one layer with another's
+(`cgverify/verification/whole_model.py`). Only that sees what no single block shows: layers in another order, one layer with another's
 weights, a last layer norm that is left out or applied twice, an unembedding tied to the embedding, a cache that mixes
 layers up, anything that one block gets from another beside the residual stream.
 """

@@ -13,9 +13,9 @@ from cgverify.common.errors import CgverifyError
 from cgverify.common.records import CellResult, Checkpoint, Verdict
 from cgverify.observe.candidate import find_candidate
 from cgverify.plan.batches import CellBatch, Job
-from cgverify.verify.cell import Keep, keep_nothing, not_run
-from cgverify.verify.checkpoint_cells import Progress, Reader, unwatched
-from cgverify.verify.saved_tensors import with_evidence
+from cgverify.verification.cell import Keep, keep_nothing, not_run
+from cgverify.verification.checkpoint_cells import Progress, Reader, unwatched
+from cgverify.verification.saved_tensors import with_evidence
 
 
 class Worker:

@@ -1,0 +1,201 @@
+"""The cases: our bridge holds in each, and what one case alone can see is found there and blamed on the right stage."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from importlib import import_module
+from typing import Any
+
+import case_faults
+import pytest
+import torch
+from transformers import CodeGenForCausalLM
+from verifying import ALL_DTYPES, failed, findings, verify
+
+from cgverify.bridge import boot
+from cgverify.common.records import CellResult, Verdict
+from cgverify.observe.cases import CASES, gated
+from cgverify.observe.components import COMPONENTS
+from cgverify.observe.taps import Observation, hook_points
+from cgverify.plan import cells as plan
+
+OWN = ["masked_row", "cast_table", "gated", "patched", "train"]
+"""The cases beyond the default ones, which have tests of their own."""
+
+RANDOM = [case for case in CASES if case not in plan.PROMPTED]
+
+
+def test_the_plan_and_the_table_name_the_same_cases() -> None:
+    assert set(CASES) == set(plan.CASE_KINDS)
+    assert set(plan.DEFAULT_CASES) < set(CASES)
+
+
+# --- our own bridge ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def ours() -> list[CellResult]:
+    return verify(dtypes=ALL_DTYPES, layers=[0, 4], cases=OWN)
+
+
+def of(results: list[CellResult], **fields: Any) -> list[CellResult]:
+    return [r for r in results if all(getattr(r.cell, name) == value for name, value in fields.items())]
+
+
+def test_our_bridge_holds_in_every_case(ours: list[CellResult]) -> None:
+    assert failed(ours) == []
+    assert {(r.cell.case, r.cell.kind) for r in ours} == {
+        (case, kind) for case in OWN for kind in plan.CASE_KINDS[case]
+    }
+
+
+def test_every_stage_was_held_against_its_oracle_on_both_sides(ours: list[CellResult]) -> None:
+    for finding in findings(ours):
+        assert finding.r is not None
+        assert finding.r <= 1
+        assert finding.reference_r is None or finding.reference_r <= 1
+        assert finding.message == ""
+
+
+@pytest.mark.parametrize("case", ["masked_row", "cast_table", "train"])
+def test_attention_is_bitwise_where_hugging_face_does_the_same(ours: list[CellResult], case: str) -> None:
+    for result in of(ours, case=case, kind="attn"):
+        if result.cell.dtype != "float64":
+            assert {finding.verdict for finding in result.findings} == {Verdict.BITWISE}, result.cell
+
+
+@pytest.mark.parametrize("kind", ["attn", "block"])
+def test_every_gated_hook_is_judged_and_patched(ours: list[CellResult], kind: str) -> None:
+    for flag, hooks in gated.hooks(kind).items():
+        taps = {f.tap for f in findings(of(ours, case="gated", kind=kind)) if f.step == flag}
+        assert set(hooks) <= taps
+        steps = {f.step for f in findings(of(ours, case="patched", kind=kind))}
+        assert set(hooks) <= steps
+
+
+@pytest.mark.parametrize("kind", COMPONENTS)
+def test_every_hook_that_a_bridge_registers_is_judged(model: CodeGenForCausalLM, kind: str) -> None:
+    """By itself or under its flag: nothing is shown to a researcher that no stage has held."""
+    component = COMPONENTS[kind]
+    node = boot(model).get_submodule(component.bridge_path)
+    bridge = Observation({name: torch.empty(1, 1, 1, 1) for name, _ in hook_points(node)})
+    component.name_taps(bridge)
+    plain = {stage.tap for stage in component.stages(False)}
+    assert set(bridge.taps) <= plain.union(*gated.hooks(kind).values())
+
+
+def test_every_hook_of_attention_that_fires_is_patched(ours: list[CellResult]) -> None:
+    for result in of(ours, case="patched", kind="attn"):
+        steps = {f.step for f in result.findings}
+        taps = {f.tap for f in result.findings}
+        assert taps - steps == {"returned", "returned_pattern", "cache_keys", "cache_values"}
+
+
+def test_sequences_of_one_token_hold(ours: list[CellResult]) -> None:
+    assert failed(verify(cases=OWN, dtypes=["float32", "bfloat16"], batch_size=1, seq_len=1)) == []
+
+
+def test_other_seeds_and_shapes_hold() -> None:
+    assert failed(verify(cases=OWN, dtypes=ALL_DTYPES, seeds=[1, 2], batch_size=3, seq_len=17)) == []
+
+
+# --- seeded faults ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def seeded() -> dict[tuple[str, str], dict[tuple[str, str], set[str]]]:
+    """By fault and dtype: the stages that failed, by case and kind."""
+    names = [f"case_faults:{fault.__name__}" for fault in case_faults.FAULTS]
+    results = verify(candidates=names, dtypes=["float32", "bfloat16"], cases=RANDOM, components=["attn", "block"])
+    found: dict[Any, Any] = defaultdict(lambda: defaultdict(set))
+    for result in results:
+        for finding in failed([result]):
+            found[result.cell.candidate, result.cell.dtype][result.cell.case, result.cell.kind].add(finding.stage)
+    return found
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("fault", case_faults.FAULTS, ids=lambda fault: fault.__name__)
+def test_a_fault_is_found_in_its_case_alone_and_its_stage_is_blamed(seeded: Any, fault: type, dtype: str) -> None:
+    nothing_is_cast = fault is case_faults.TableOfItsOwn and dtype == "float32"
+    expected = {} if nothing_is_cast else case_faults.FAULTS[fault]
+    assert dict(seeded[f"case_faults:{fault.__name__}", dtype]) == expected
+
+
+@pytest.mark.parametrize("kind", plan.CASE_KINDS["patched"])
+def test_a_hook_that_only_shows_fails_for_exactly_that_hook_and_is_told(kind: str) -> None:
+    names = {f"case_faults:{name}": tap for tap, name in case_faults.DEAF[kind].items()}
+    results = verify(candidates=list(names), cases=["patched"], components=[kind])
+    for result in results:
+        tap = names[result.cell.candidate]
+        steps = {finding.step for finding in failed([result])}
+        assert steps in ({tap}, {tap, f"{tap} with a cache"})
+        assert len(steps) == 1 or kind in ("attn", "block")
+        for finding in failed([result]):
+            assert f"what {tap} returned was not used, or not wholly: " in finding.message
+
+
+def test_a_hook_that_only_shows_holds_where_nobody_intervenes() -> None:
+    names = [f"case_faults:{name}" for name in case_faults.DEAF["attn"].values()]
+    others = [case for case in RANDOM if case != "patched"]
+    assert failed(verify(candidates=names, cases=others, components=["attn"])) == []
+
+
+def test_flags_are_put_back() -> None:
+    """What comes after `gated` runs plainly again, on the same bridge."""
+    verify(candidates=["test_cases:kept"], cases=["gated", "default"], components=["attn"])
+    (bridge,) = import_module("test_cases").KEPT  # as `--bridge` imports it
+    assert not any(getattr(bridge.cfg, flag) for flag in gated.hooks("block"))
+
+
+KEPT: list[Any] = []
+
+
+def kept(bridge: Any) -> Any:
+    KEPT.append(bridge)
+    return bridge
+
+
+# --- TransformerLens's own --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def upstream() -> list[CellResult]:
+    return verify(candidates=["transformer_lens"], cases=OWN, components=["attn", "block", "mlp"])
+
+
+def test_upstreams_flags_without_effect_are_named(upstream: list[CellResult]) -> None:
+    missing = {
+        (f.step, f.tap) for f in failed(of(upstream, case="gated", kind="attn")) if not f.tap.startswith("hook_rot")
+    }
+    assert missing == {(flag, hook) for flag, hooks in gated.hooks("attn").items() for hook in hooks}
+
+
+def test_upstreams_missing_residual_dropout_is_told(upstream: list[CellResult]) -> None:
+    (diverged,) = [f for f in failed(of(upstream, case="train", kind="attn")) if f.verdict is Verdict.DIVERGED]
+    assert diverged.stage == "resid_dropout"
+    assert diverged.message.startswith("dropout is missing, keeps other elements")
+
+
+def test_upstreams_hooks_that_fire_are_used(upstream: list[CellResult]) -> None:
+    dead = {"hook_rot_q", "hook_rot_k", *(hook for hooks in gated.hooks("attn").values() for hook in hooks)}
+    found = failed(of(upstream, case="patched"))
+    assert {finding.verdict for finding in found} == {Verdict.MISSING}
+    assert {finding.tap.removeprefix("attn.") for finding in found} == dead
+
+
+def test_upstream_holds_where_it_agrees_by_design(upstream: list[CellResult]) -> None:
+    for case in ("masked_row", "cast_table"):
+        assert {f.verdict for f in failed(of(upstream, case=case))} == {Verdict.MISSING}
+    assert failed(of(upstream, kind="mlp")) == []
+
+
+def test_components_know_where_their_hooks_are() -> None:
+    attn, block = COMPONENTS["attn"], COMPONENTS["block"]
+    assert [attn.hook_path(tap) for tap in ("hook_q", "hook_z", "hook_pattern")] == [
+        "q.hook_out",
+        "o.hook_in",
+        "hook_pattern",
+    ]
+    assert block.hook_path("attn.hook_z") == "attn.o.hook_in"
+    assert block.hook_path("mlp.in.hook_out") == "mlp.in.hook_out"

@@ -1,0 +1,101 @@
+"""A whole plan on every executor, with workers and schedulers that are killed; clusters that are started by hand."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+from command_line import ROOT
+from execute.dask_clusters import apart, workers_of
+from sweeping import SMALL, prepared, swept
+
+from cgverify.common.errors import CgverifyError
+from cgverify.common.records import Verdict
+from cgverify.report.frames import write_csv
+from cgverify.runs.execute.cluster import Cluster
+from cgverify.runs.folder import read_run
+from cgverify.runs.session import RunSession
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
+
+PLAN = yaml.safe_load((ROOT / "configs" / "dtype-regression.yaml").read_text())
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("alone") / "run"
+    swept(PLAN, path)
+    return path
+
+
+def same(one: Path, other: Path) -> bool:
+    return all((one / file).read_bytes() == (other / file).read_bytes() for file in ("findings.csv", "summary.csv"))
+
+
+def test_every_executor_writes_the_same_file(alone: Path, tmp_path: Path) -> None:
+    swept(PLAN, tmp_path / "processes", jobs=2)
+    assert same(tmp_path / "processes", alone)
+    swept(PLAN, tmp_path / "dask", cluster=Cluster(workers=2))
+    assert same(tmp_path / "dask", alone)
+
+
+def test_killed_again_and_again_it_writes_the_same_file(alone: Path, tmp_path: Path) -> None:
+    """A worker is killed after every third cell that arrives (not twice in a second), the scheduler once.
+
+    A batch that was killed twice at the same cell is taken for its fault, and is run again when the run is continued.
+    """
+    draw, path = random.Random(0), tmp_path / "run"
+    kills, arrived, last = 0, 0, time.monotonic()
+    session = RunSession.start(prepared(PLAN), path)
+    while session.left:
+        session.folder.close()
+        with apart(2) as (cluster, process):
+            session = RunSession.resume(prepared(PLAN, cluster=cluster), path)
+            try:
+                for _ in session.carry_out():
+                    arrived += 1
+                    if arrived % 3 == 0 and time.monotonic() > last + 1 and (workers := workers_of(process)):
+                        draw.choice(workers).kill()
+                        kills, last = kills + 1, time.monotonic()
+                    if arrived == 300:
+                        process.kill()
+            except CgverifyError as error:
+                assert "scheduler is gone" in str(error)  # noqa: PT017  it is lost once, and the loop goes on
+                lost_at = arrived
+    session.folder.close()
+    write_csv(path, session.ordered)
+    print(f"{kills} workers were killed; the scheduler after {lost_at} cells; {arrived} cells arrived")
+    assert kills > 10
+    assert same(path, alone)
+    assert not [result for result in read_run(path)[1] if result.verdict is Verdict.ERROR]
+
+
+def test_started_by_hand_a_scheduler_and_workers_do_the_work(tmp_path: Path) -> None:
+    """As docs/cluster.md starts them."""
+    swept(SMALL, tmp_path / "alone")
+    (tmp_path / "elsewhere").mkdir()
+    dask = [sys.executable, "-m", "dask"]
+    ends = ["--host", "127.0.0.1", "--no-dashboard"]
+    address = "tcp://127.0.0.1:18786"
+    processes = [
+        subprocess.Popen([*dask, "scheduler", *ends, "--port", "18786"]),
+        subprocess.Popen(
+            [*dask, "worker", address, *ends, "--nthreads", "1", "--resources", "memory=8e9"],
+            cwd=tmp_path / "elsewhere",
+        ),
+    ]
+    try:
+        time.sleep(5)
+        swept(SMALL, tmp_path / "run", cluster=Cluster(address))
+    finally:
+        for process in reversed(processes):
+            for one in [*psutil.Process(process.pid).children(recursive=True), process]:
+                one.kill()
+            process.wait()
+    assert same(tmp_path / "run", tmp_path / "alone")

@@ -1,0 +1,15 @@
+"""Run cgverify as a process of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+Cli = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def command(*arguments: str) -> Sequence[str]:
+    return [sys.executable, "-m", "cgverify", *arguments]

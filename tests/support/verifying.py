@@ -1,0 +1,38 @@
+"""What tests of the verdict share: verify some components of a checkpoint, and ask what was found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from cgverify.checkpoint.prompt import prompt_for
+from cgverify.checkpoint.resolve import resolve
+from cgverify.common.records import CellResult, Finding, Prompt
+from cgverify.observe.candidate import find_candidate
+from cgverify.plan.cells import PROMPTED, Axes, CheckpointShape, cells
+from cgverify.verification.cell import Keep, keep_nothing
+from cgverify.verification.checkpoint_cells import run
+
+ALL_DTYPES = ["float64", "float32", "bfloat16", "float16"]
+
+
+def verify(
+    model: str = "codegen-nano", *, prompt: Prompt | None = None, keep: Keep = keep_nothing, **axes: Any
+) -> list[CellResult]:
+    """Verify layer 0 (unless told otherwise) of a checkpoint."""
+    source = resolve(model)
+    config = source.config
+    subject = CheckpointShape(model, source.digest, config.n_layer, config.rotary_dim, config.n_positions)
+    asked = Axes(**{"layers": [0], **axes})
+    if prompt is None and set(asked.cases) & set(PROMPTED):
+        prompt = prompt_for(model, source)
+    candidates = {name: find_candidate(name) for name in asked.candidates}
+    return list(run(cells(subject, asked, prompt), source, candidates, keep, prompt))
+
+
+def findings(results: Sequence[CellResult]) -> Iterator[Finding]:
+    return (finding for result in results for finding in result.findings)
+
+
+def failed(results: Sequence[CellResult]) -> list[Finding]:
+    return [finding for finding in findings(results) if finding.verdict.fails]

@@ -1,0 +1,84 @@
+"""A failed cell is told in one sentence: the first stage, where, how far, why, and what the right tensor changes."""
+
+from __future__ import annotations
+
+import pytest
+from verifying import failed, verify
+
+from cgverify.common.records import CellResult
+from cgverify.selftest.table import FAULTS
+
+SEEDED = {fault.name: fault for fault in FAULTS}
+HOLDS = "with the right tensor put there, the rest holds"
+
+TOLD: dict[str, tuple[str, ...]] = {
+    "QueryKeySwapped": (
+        "project_q breaks first, everywhere in hook_q, by ",
+        "cause: K stands in the place of Q",
+        "1 more tap is wrong behind it",
+        "with the right tensor put there, project_k is wrong too",
+    ),
+    "LastPartitionSwapped": (
+        "at hook_q (all heads of the last partition)",
+        "cause: K stands in the place of Q in all heads of the last partition",
+    ),
+    "ValueHeadRepeated": ("at hook_v (head 3)", "cause: head 3 has what belongs to head 2", HOLDS),
+    "OneHeadUnrotated": ("at hook_rot_q (head 1, position 2, dimensions 0 to 15)", HOLDS),
+    "QueryOnlyRotated": (
+        "rope breaks first, at hook_rot_k (all heads, dimensions",
+        "cause: not rotated",
+        HOLDS,
+    ),
+    "PositionsShiftedByMany": ("cause: positions shifted by +20", "rope at hook_rot_k is wrong too"),
+    "TableInBfloat16": ("cause: the sin/cos table was cast to bfloat16",),
+    "ScaleOffByAThousandth": (
+        "scores breaks first, everywhere in hook_attn_scores",
+        "times as far from the oracle as the reference",
+        "cause: scaled by 1.001",
+        HOLDS,
+    ),
+    "ScaledByHeadDim": ("cause: scaled by 1/head_dim instead of 1/sqrt(head_dim)",),
+    "PatternDroppedForOneHead": ("softmax breaks first, at hook_pattern (", "of head 3", HOLDS),
+    "LastPositionStale": ("mix breaks first, at hook_z (all heads, position 7)", HOLDS),
+    "LastRowStale": ("mix breaks first, at hook_z (all heads, batch 1 only)", HOLDS),
+    "HeadsSwapped": ("cause: heads 0 and 1 have changed places", HOLDS),
+    "NotANumber": ("hook_z", "with values that are not finite, or finite where they must not be"),
+    "Raises": ("the candidate raised where the reference did not: RuntimeError: no mixing today",),
+}
+"""By fault: what its sentence must hold."""
+
+
+@pytest.fixture(scope="module")
+def told() -> dict[str, CellResult]:
+    results = verify(candidates=[SEEDED[name].bridge for name in TOLD], components=["attn"], cases=["stress"])
+    return {result.cell.candidate.rpartition(":")[2]: result for result in results}
+
+
+@pytest.mark.parametrize("name", TOLD)
+def test_seeded_faults_are_told(told: dict[str, CellResult], name: str) -> None:
+    for part in TOLD[name]:
+        assert part in told[name].blame
+    assert "\n" not in told[name].blame
+
+
+def test_what_is_no_hook_is_not_patched_and_what_holds_is_not_told() -> None:
+    """The returned pattern cannot be substituted; the correct bridge has no sentence."""
+    right, wrong = verify(
+        candidates=["faults:ReturnedWeightsZeroed", "cgverify"], components=["attn"], cases=["default"]
+    )
+    assert wrong.blame.startswith("returned breaks first")
+    assert "right tensor" not in wrong.blame
+    assert right.blame == ""
+
+
+def test_the_right_tensor_is_put_into_the_forward_that_broke() -> None:
+    """The chunk is the last of four: the cache that it starts from is filled by those before it."""
+    (result,) = verify(candidates=[SEEDED["ChunkSeesItself"].bridge], components=["attn"], cases=["decode"])
+    assert {finding.step for finding in failed([result])} == {"chunk"}
+    assert "scores breaks first, at hook_attn_scores" in result.blame
+    assert result.blame.endswith(HOLDS)
+
+
+def test_a_hook_that_takes_no_heed_is_blamed_for_the_stage_behind_it() -> None:
+    (result,) = verify(candidates=[SEEDED["pattern_patch_ignored"].bridge], components=["attn"], cases=["patched"])
+    assert result.blame.startswith("what hook_pattern returned was not used, or not wholly: mix breaks first")

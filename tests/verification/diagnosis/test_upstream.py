@@ -1,0 +1,48 @@
+"""What is said of TransformerLens's own bridge: each of its divergences as a sentence that names the right stage."""
+
+from __future__ import annotations
+
+import pytest
+from verifying import verify
+
+DEAD = "hook_rot_q and hook_rot_k never fired"
+FLAGGED = "hook_rot_q, hook_rot_k, hook_result, hook_q_input, hook_k_input, hook_v_input and hook_attn_in never fired"
+CASES = ["default", "decode", "train", "gated"]
+
+Told = dict[tuple[str, str], str]
+
+
+@pytest.fixture(scope="module")
+def told() -> Told:
+    dtypes = ["float64", "float32", "bfloat16", "float16"]
+    results = verify(candidates=["transformer_lens"], components=["attn"], cases=CASES, dtypes=dtypes)
+    return {(result.cell.dtype, result.cell.case): result.blame for result in results}
+
+
+def test_in_float32_hooks_are_dead_and_the_numbers_hold(told: Told) -> None:
+    assert told["float32", "default"] == told["float32", "decode"] == DEAD
+    assert told["float32", "gated"] == FLAGGED
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_the_residual_dropout_is_missing_and_nothing_else_is_wrong_in_training(told: Told, dtype: str) -> None:
+    sentence = told[dtype, "train"]
+    assert sentence.startswith(f"{DEAD}; dropout is missing, ")
+    assert "resid_dropout breaks first, everywhere in hook_out" in sentence
+    assert sentence.endswith("with the right tensor put there, the rest holds")
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_with_a_cache_rotated_keys_are_not_cast_and_the_output_projection_fails(told: Told, dtype: str) -> None:
+    sentence = told[dtype, "decode"]
+    assert (
+        f"cache_keys is float32 where it must be {dtype}; the candidate raised where the reference did not" in sentence
+    )
+    assert "expected m1 and m2 to have the same dtype" in sentence
+
+
+def test_in_float64_scores_stay_float32_and_the_mask_overflows(told: Told) -> None:
+    sentence = told["float64", "default"]
+    assert "scores breaks first, at hook_attn_scores (" in sentence
+    assert "which is float32 where it must be float64, with values that are not finite" in sentence
+    assert sentence.endswith("with the right tensor put there, the rest holds")

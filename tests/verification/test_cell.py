@@ -1,0 +1,260 @@
+"""The verdict: correct bridges hold, every seeded fault is found and the right stage blamed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import faults
+import pytest
+import torch
+from transformer_lens.model_bridge.generalized_components import NormalizationBridge
+from verifying import ALL_DTYPES, failed, findings, verify
+
+from cgverify.checkpoint.resolve import resolve
+from cgverify.common.records import CellResult, Verdict
+from cgverify.observe.candidate import find_candidate
+from cgverify.observe.components import COMPONENTS
+from cgverify.plan.cells import Axes, CheckpointShape, cells
+from cgverify.selftest.seeded.block import mlp_reads_the_residual, residual_after_norm
+from cgverify.selftest.seeded.ends import embedding_shifted, unembedding_in_bfloat16
+from cgverify.selftest.seeded.feed_forward import erf_gelu, mlp_in_bias_missing
+from cgverify.selftest.seeded.layer_norm import wrong_eps
+from cgverify.selftest.table import FAULTS
+from cgverify.verification.checkpoint_cells import run
+
+HERE = "test_verify"
+SEEDED = {fault.name: fault.bridge for fault in FAULTS}
+
+
+# --- our own bridge ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def everything() -> list[CellResult]:
+    return verify(dtypes=ALL_DTYPES, layers=[0, 4])
+
+
+def test_nothing_fails_and_nothing_is_left_out(everything: list[CellResult]) -> None:
+    assert failed(everything) == []
+    assert {result.cell.kind for result in everything} == set(COMPONENTS)
+    for result in everything:
+        stages = COMPONENTS[result.cell.kind].stages(result.cell.case == "decode")
+        taps = {finding.tap for finding in result.findings}
+        assert {stage.tap for stage in stages if stage.required} <= taps, result.cell
+
+
+def test_every_attention_tap_is_bitwise(everything: list[CellResult]) -> None:
+    for result in everything:
+        if result.cell.kind.startswith("attn") and result.cell.dtype != "float64":
+            assert {finding.verdict for finding in result.findings} == {Verdict.BITWISE}, result.cell
+
+
+def test_whole_blocks_are_bitwise_but_for_what_the_reference_has_not(everything: list[CellResult]) -> None:
+    for result in everything:
+        if result.cell.kind == "block" and result.cell.dtype != "float64":
+            other = {finding.tap for finding in result.findings if finding.verdict is not Verdict.BITWISE}
+            assert other <= {"ln1.hook_scale", "ln1.hook_normalized"}
+
+
+def test_every_stage_was_held_against_its_oracle(everything: list[CellResult]) -> None:
+    for finding in findings(everything):
+        assert finding.r is not None
+        assert finding.r <= 1
+        assert finding.reference_r is None or finding.reference_r <= 1
+
+
+@pytest.mark.parametrize("axes", [{"batch_size": 1, "seq_len": 1}, {"batch_size": 3, "seq_len": 33}, {"seeds": [1, 2]}])
+def test_other_shapes_and_seeds_hold(axes: dict[str, Any]) -> None:
+    assert failed(verify(dtypes=["float32", "bfloat16"], components=["attn", "block"], **axes)) == []
+
+
+def test_other_rotary_dims_hold_and_odd_ones_are_refused() -> None:
+    results = verify(rotary_dims=[2, 24, "none", 7], components=["attn"])
+    by_dim = {dim: [r for r in results if r.cell.rotary_dim == dim] for dim in (2, 24, "none", 7)}
+    assert failed(results) == []
+    for dim in (2, 24, "none"):
+        assert all(finding.verdict is Verdict.BITWISE for finding in findings(by_dim[dim])), dim
+    assert {finding.verdict for finding in findings(by_dim[7])} == {Verdict.UNSUPPORTED}
+    assert "rotary_dim 7" in by_dim[7][0].findings[0].message
+
+
+# --- seeded faults ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def seeded() -> list[CellResult]:
+    names = [f"faults:{fault.__name__}" for fault in faults.STAGES]
+    return verify(candidates=names, dtypes=["float32", "bfloat16"], components=["attn", "block"])
+
+
+@pytest.mark.parametrize("kind", ["attn", "block"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("fault", faults.STAGES, ids=lambda fault: fault.__name__)
+def test_a_fault_is_found_and_its_stage_alone_is_blamed(
+    seeded: list[CellResult], fault: type, dtype: str, kind: str
+) -> None:
+    name = f"faults:{fault.__name__}"
+    own = [r for r in seeded if (r.cell.candidate, r.cell.dtype, r.cell.kind) == (name, dtype, kind)]
+    assert {finding.stage for finding in failed(own)} == faults.STAGES[fault]
+
+
+def test_positions_off_by_one_are_seen_in_the_cached_keys() -> None:
+    """The pattern does not change; where the hooks of the rotation are dead the cache alone shows it."""
+    results = verify(candidates=[f"{HERE}:ShiftedAndSilent"], components=["attn"], cases=["decode"])
+    assert {(f.stage, f.tap) for f in failed(results)} >= {("cache", "cache_keys"), ("rope", "hook_rot_q")}
+    assert {f.tap for f in failed(results) if f.verdict is Verdict.MISSING} == {"hook_rot_q", "hook_rot_k"}
+
+
+class ShiftedAndSilent(faults.PositionsShifted):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.hook_rot_q = self.hook_rot_k = torch.nn.Identity()
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("ChangesItsInput", "changed its input hidden_states"),
+        ("ChangesWhatAHookSaw", "hook_attn_scores was changed in place after a hook had seen it"),
+        ("ChangesItByData", "o.hook_in was changed in place after a hook had seen it"),
+        ("FiresTwice", "hook_pattern fired 2 times in one forward"),
+        ("OtherWithoutHooks", "returned is another tensor when no hook is attached"),
+        ("ChangesSettings", "changed torch's settings"),
+        ("ReturnsMore", "a tuple of 3 was returned, and a tuple of 2 by the reference"),
+        ("Exits", "raised where the reference did not: SystemExit: 0"),
+        ("ShowsHiddenScores", "scores is off by"),
+        ("OwnExam", "raised in get_random_inputs: ValueError: its hidden_states is no"),
+        ("AliasesSwapped", "hook_q is not the hook q.hook_out"),
+        ("Raises", "the candidate raised where the reference did not: RuntimeError: no mixing today"),
+        ("ShowsPatternUncast", "hook_pattern is float32 where it must be bfloat16"),
+        ("WrongShape", "returned_pattern has shape"),
+        ("NotANumber", "not finite at other elements"),
+        ("CannotBoot", "raised in boot: RuntimeError: not this module"),
+        ("NoInputs", "raised in get_random_inputs: RuntimeError: nothing to give"),
+    ],
+)
+def test_what_else_can_be_wrong_is_a_failure_and_told(name: str, told: str) -> None:
+    results = verify(candidates=[SEEDED[name]], dtypes=["bfloat16"], components=["attn"], cases=["default"])
+    messages = [finding.message for finding in failed(results)]
+    assert any(told in message for message in messages), messages
+
+
+@pytest.mark.parametrize(("name", "stage"), [("CachedPositionsIgnored", "rope"), ("CachedMaskIgnored", "scores")])
+def test_what_goes_wrong_only_with_a_cache_is_seen_in_decode(name: str, stage: str) -> None:
+    results = verify(candidates=[SEEDED[name]], components=["attn"])
+    assert {(r.cell.case, f.stage) for r in results for f in r.findings if f.verdict.fails} == {("decode", stage)}
+
+
+@pytest.mark.parametrize(("name", "tap"), [("CacheNotExtended", "cache_keys"), ("CacheOfAnotherLayer", "cache_values")])
+def test_a_cache_of_another_shape_or_never_filled_is_a_finding_and_no_crash(name: str, tap: str) -> None:
+    found = failed(verify(candidates=[SEEDED[name]], components=["attn"], cases=["decode"]))
+    assert tap in {finding.tap for finding in found if finding.stage == "cache"}
+    assert not any(finding.tap == "raised" and "'NoneType'" in finding.message for finding in found)
+
+
+# --- faults outside attention, through functions of a booted bridge ---------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind", "stages"),
+    [
+        (wrong_eps, "ln1", {"layer_norm", "scale", "normalized"}),
+        (mlp_in_bias_missing, "mlp", {"mlp_in"}),
+        (mlp_in_bias_missing, "mlp.in", {"mlp_in"}),
+        (erf_gelu, "mlp", {"activation"}),
+        (embedding_shifted, "embed", {"embedding"}),
+        (unembedding_in_bfloat16, "unembed", {"unembed"}),
+        (residual_after_norm, "block", {"block_sum"}),
+        (mlp_reads_the_residual, "block", {"input"}),
+    ],
+)
+def test_faults_outside_attention(fault: Any, kind: str, stages: set[str]) -> None:
+    results = verify(candidates=[f"{HERE}:{fault.__name__}"], components=[kind], cases=["default", "stress"])
+    assert {finding.stage for finding in failed(results)} == stages
+
+
+# --- TransformerLens's own --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def upstream() -> list[CellResult]:
+    return verify(candidates=["transformer_lens"], dtypes=["float32", "bfloat16"])
+
+
+def of(results: list[CellResult], **fields: str) -> list[CellResult]:
+    return [r for r in results if all(getattr(r.cell, name) == value for name, value in fields.items())]
+
+
+def test_upstreams_crash_in_half_precision_is_named(upstream: list[CellResult]) -> None:
+    decode = failed(of(upstream, dtype="bfloat16", case="decode", kind="attn"))
+    assert any("expected m1 and m2 to have the same dtype" in finding.message for finding in decode)
+    assert any(finding.tap == "cache_keys" and "float32" in finding.message for finding in decode)
+
+
+def test_upstream_holds_in_float32_but_for_its_dead_hooks(upstream: list[CellResult]) -> None:
+    found = failed(of(upstream, dtype="float32"))
+    assert {(f.verdict, f.tap.removeprefix("attn.")) for f in found} == {
+        (Verdict.MISSING, "hook_rot_q"),
+        (Verdict.MISSING, "hook_rot_k"),
+    }
+    assert {f.verdict for f in findings(of(upstream, dtype="float32")) if f.tap == "returned"} <= {
+        Verdict.BITWISE,
+        Verdict.ULP,
+        Verdict.BOUNDED,
+    }
+
+
+def test_where_the_rotation_is_not_seen_the_merged_stage_is_held(upstream: list[CellResult]) -> None:
+    scores = [f for f in findings(of(upstream, dtype="float32", kind="attn")) if f.stage == "scores"]
+    assert scores
+    assert all(f.r is not None and 0 < f.r <= 1 for f in scores)
+
+
+def test_other_hooks_that_never_fire_are_reported_and_not_gated(upstream: list[CellResult]) -> None:
+    (result,) = of(upstream, dtype="float32", case="default", kind="attn")
+    assert "qkv.hook_out" in result.silent_hooks
+    assert "qkv.hook_out" not in {finding.tap for finding in failed([result])}
+
+
+# --- many candidates --------------------------------------------------------------------------------------------------
+
+
+def test_candidates_cost_one_load_of_the_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = resolve("codegen-nano")
+    reads: list[str] = []
+    read = source.read
+    monkeypatch.setattr(source, "read", lambda name, shape: reads.append(name) or read(name, shape))
+    seeded = [f"faults:{fault.__name__}" for fault in list(faults.STAGES)[:4]]
+    names = ["cgverify", SEEDED["Raises"], "transformer_lens", *seeded]
+    axes = Axes(candidates=names, dtypes=["float32", "bfloat16"], layers=[0, 1], components=["attn", "embed"])
+    plan = cells(CheckpointShape("nano", "d", 5, 16, 512), axes)
+    results = list(run(plan, source, {name: find_candidate(name) for name in names}))
+    assert len(results) == len(plan)
+    assert len(reads) == len(set(reads))
+
+
+def test_a_candidate_that_breaks_its_weights_does_not_touch_the_next() -> None:
+    names = [f"{HERE}:zeroes_weights", "cgverify"]
+    results = verify(candidates=names, components=["attn"], cases=["default"])
+    assert failed(of(results, candidate=names[0]))
+    assert not failed(of(results, candidate="cgverify"))
+
+
+def zeroes_weights(bridge: Any) -> Any:
+    for parameter in bridge.parameters():
+        parameter.data.zero_()
+    return bridge
+
+
+def test_native_layer_norm_is_what_makes_blocks_bitwise() -> None:
+    """Guards the reason: with TransformerLens's default norm the block is no longer bitwise, and still holds."""
+    results = verify(candidates=[f"{HERE}:default_norm"], components=["block"], cases=["default"])
+    assert not failed(results)
+    assert any(f.tap == "ln1.hook_out" and f.verdict is not Verdict.BITWISE for f in findings(results))
+
+
+def default_norm(bridge: Any) -> Any:
+    norm = bridge.blocks[0].ln1
+    assert isinstance(norm, NormalizationBridge)
+    norm.use_native_layernorm_autograd = False
+    return bridge

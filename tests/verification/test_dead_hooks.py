@@ -1,0 +1,58 @@
+"""Hooks that never fire: told once a cell, blamed themselves, and not asked for where their flag is off."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from verifying import failed, verify
+
+from cgverify.bridge import CodeGenAttentionBridge
+from cgverify.common.records import Verdict
+
+HERE = "test_dead_hooks"
+
+
+class SilentPattern(CodeGenAttentionBridge):
+    """`hook_pattern` is dead; everything is computed rightly."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.hook_pattern = torch.nn.Identity()
+
+
+def test_a_dead_hook_is_blamed_itself_for_what_cannot_be_checked_without_it() -> None:
+    (result,) = verify(candidates=[f"{HERE}:SilentPattern"], components=["attn"], cases=["patched"])
+    assert {(finding.tap, finding.verdict) for finding in failed([result])} == {("hook_pattern", Verdict.MISSING)}
+    assert result.blame == "hook_pattern never fired"
+
+
+def test_where_the_block_alone_is_patched_a_dead_hook_inside_it_is_a_failure_too() -> None:
+    (result,) = verify(candidates=[f"{HERE}:SilentPattern"], components=["block"], cases=["patched"])
+    assert {(finding.tap, finding.verdict) for finding in failed([result])} == {("attn.hook_pattern", Verdict.MISSING)}
+
+
+def test_a_dead_hook_is_told_once_though_every_forward_wants_it() -> None:
+    results = verify(candidates=["transformer_lens"], components=["attn"], cases=["decode", "gated"])
+    decode, gated = ([finding.tap for finding in failed([result])] for result in results)
+    assert decode == ["hook_rot_q", "hook_rot_k"]
+    flagged = ["hook_result", "hook_q_input", "hook_k_input", "hook_v_input", "hook_attn_in"]
+    assert gated == ["hook_rot_q", "hook_rot_k", *flagged]
+    assert results[1].blame == f"hook_rot_q, hook_rot_k, {', '.join(flagged[:-1])} and {flagged[-1]} never fired"
+
+
+def test_hooks_that_wait_for_a_flag_are_not_said_to_be_silent_while_it_is_off() -> None:
+    (ours,) = verify(components=["attn"], cases=["default"])
+    (block,) = verify(candidates=["transformer_lens"], components=["block"], cases=["default"])
+    assert ours.silent_hooks == ()
+    assert "attn.qkv.hook_out" in block.silent_hooks
+    assert not any(
+        hook.endswith(("hook_result", "_input", "hook_attn_in", "hook_rot_q")) for hook in block.silent_hooks
+    )
+
+
+def test_a_forward_that_raised_halfway_says_nothing_of_the_hooks_behind() -> None:
+    (whole,) = verify(candidates=["transformer_lens"], components=["block"], cases=["default"], dtypes=["bfloat16"])
+    (raised,) = verify(candidates=["transformer_lens"], components=["block"], cases=["decode"], dtypes=["bfloat16"])
+    assert any("raised" in finding.message for finding in raised.findings)
+    assert set(raised.silent_hooks) <= set(whole.silent_hooks)

@@ -1,0 +1,243 @@
+"""A prompt's hidden states on their way: what is carried is the model's own, whatever is judged of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import CodeGenForCausalLM
+from transformers.models.codegen.modeling_codegen import CodeGenAttention
+from verifying import ALL_DTYPES, failed, findings, verify
+
+from cgverify.checkpoint.names import NANO
+from cgverify.checkpoint.resolve import resolve
+from cgverify.checkpoint.window import ModelVariant, Window
+from cgverify.common.errors import WeightsError
+from cgverify.common.records import Cell, CellResult, Finding, Prompt, Verdict
+from cgverify.observe.candidate import find_candidate
+from cgverify.oracle import exact
+from cgverify.oracle.parameters import Parameters
+from cgverify.plan.cells import CARRIED, CASE_KINDS, Axes, CheckpointShape, cells
+from cgverify.selftest.table import VARIANTS
+from cgverify.verification.check import ObservedStep
+from cgverify.verification.checkpoint_cells import run
+from cgverify.verification.prompt_pass import kind_of, on_the_way, view_of, views
+
+PROMPT = Prompt(tokens=tuple(b"for x in y:\n"), origin="a test")
+TOKENS = torch.tensor([PROMPT.tokens])
+ENDS = ["embed", "block", "ln_final", "unembed"]
+CASES_OF_PROMPT: dict[str, Any] = {"cases": ["text", "model"], "layers": range(5), "prompt": PROMPT}
+
+Given = dict[tuple[str, str, str], torch.Tensor]
+
+
+@pytest.fixture(scope="module")
+def given() -> Given:
+    """By case, component and step: what the reference was given, in float32; every cell was run once for it."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def ours(given: Given) -> list[CellResult]:
+    def keep(found: list[Finding], cell: Cell, step: ObservedStep, _: Parameters) -> list[Finding]:
+        if cell.dtype == "float32":
+            for name in ("given.hidden_states", "given.input_ids"):
+                if (tensor := step.reference.view.get(name)) is not None:
+                    given[cell.case, cell.component, step.name] = tensor
+        return found
+
+    kinds = [kind for kind in CASE_KINDS["text"] if kind != "model"]
+    return verify(dtypes=ALL_DTYPES, components=kinds, keep=keep, **CASES_OF_PROMPT)
+
+
+@pytest.fixture(scope="module")
+def hugging_face() -> Any:
+    model = CodeGenForCausalLM.from_pretrained(NANO, dtype=torch.float32).eval()
+    with torch.no_grad():
+        return model(TOKENS, output_hidden_states=True)
+
+
+def of(results: list[CellResult], **fields: Any) -> list[CellResult]:
+    return [r for r in results if all(getattr(r.cell, name) == value for name, value in fields.items())]
+
+
+# --- what is carried --------------------------------------------------------------------------------------------------
+
+
+def test_our_bridge_holds_in_every_layer(ours: list[CellResult]) -> None:
+    assert failed(ours) == []
+    for result in ours:
+        compared = [f for f in result.findings if f.reference_r is not None]
+        if result.cell.dtype != "float64":
+            assert {f.verdict for f in compared} == {Verdict.BITWISE}, result.cell
+
+
+def test_text_gives_each_block_what_hugging_faces_model_gives_it(
+    ours: list[CellResult], given: Given, hugging_face: Any
+) -> None:
+    assert given["text", "embed", "forward"].equal(TOKENS)
+    for layer in range(5):
+        assert given["text", f"blocks.{layer}", "forward"].equal(hugging_face.hidden_states[layer])
+    assert given["text", "unembed", "forward"].equal(hugging_face.hidden_states[5])
+
+
+def test_text_gives_each_component_what_its_block_gives_it(ours: list[CellResult], given: Given) -> None:
+    model = CodeGenForCausalLM.from_pretrained(NANO, dtype=torch.float32).eval()
+    block = model.transformer.h[3]
+    seen = {}
+    paths = {"ln1": "ln_1", "attn.o": "attn.out_proj", "mlp": "mlp", "mlp.in": "mlp.fc_in", "mlp.out": "mlp.fc_out"}
+    for kind, path in paths.items():
+        block.get_submodule(path).register_forward_pre_hook(lambda _, args, kind=kind: seen.update({kind: args[0]}))
+    with torch.no_grad():
+        model(TOKENS)
+    for kind, tensor in seen.items():
+        assert given["text", f"blocks.3.{kind}", "forward"].equal(tensor), kind
+    for kind in ("attn", "attn.q", "attn.k", "attn.v"):
+        assert given["text", f"blocks.3.{kind}", "forward"].equal(seen["mlp"]), kind
+
+
+def test_model_takes_the_last_tokens_one_by_one(ours: list[CellResult], given: Given) -> None:
+    assert [given["model", "embed", step].shape[1] for step in ("prefill", "token 1", "token 2")] == [10, 1, 1]
+    cached = {f.tap for f in findings(of(ours, case="model", kind="block", dtype="float32")) if f.step == "token 2"}
+    assert {"attn.cache_keys", "attn.cache_values"} <= cached
+
+
+def test_the_states_without_rounding_are_hugging_faces_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its scores in float64 as well, which it takes in float32 otherwise."""
+
+    def attend(self: Any, query: Any, key: Any, value: Any, attention_mask: Any = None) -> Any:
+        pattern = ((query @ key.mT + attention_mask) / self.scale_attn).softmax(-1)
+        return pattern @ value, pattern
+
+    monkeypatch.setattr(CodeGenAttention, "_attn", attend)
+    model = CodeGenForCausalLM.from_pretrained(NANO, dtype=torch.float64).eval()
+    with torch.no_grad():
+        wanted = model(TOKENS).logits
+    source = resolve("codegen-nano")
+    window = Window(source)
+    state = TOKENS
+    for view in views(source.config.n_layer):
+        window.show(view)
+        parameters = Parameters(
+            window.model(ModelVariant(torch.float64, torch.device("cpu"), source.config.rotary_dim))
+        )
+        state = exact.FORWARDS[kind_of(view)](state, parameters)
+    assert float((state - wanted).abs().max()) < 1e-11 * float(wanted.abs().max())
+
+
+# --- some cells alone -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chosen", [{"layers": [3]}, {"layers": [4], "components": ["mlp.out", "block"]}])
+def test_layers_alone_are_found_as_among_all(ours: list[CellResult], chosen: dict[str, Any]) -> None:
+    asked = {**CASES_OF_PROMPT, "components": [kind for kind in CASE_KINDS["text"] if kind != "model"], **chosen}
+    alone = verify(dtypes=["float32"], **asked)
+    everything = {result.cell.id: result.findings for result in ours}
+    assert {result.cell.layer for result in alone} <= {None, *chosen["layers"]}
+    assert len(alone) == len(cells(subject(), Axes(**{k: v for k, v in asked.items() if k != "prompt"}), PROMPT))
+    for result in alone:
+        assert result.findings == everything[result.cell.id], result.cell
+
+
+def test_on_the_way_is_what_comes_before_and_is_not_asked_for() -> None:
+    asked = [c for c in planned(cases=["model"]) if c.layer == 2 or c.kind == "embed"]
+    asked = [cell for cell in asked if cell.kind in ("embed", "block") or cell.layer == 2]
+    assert [view_of(cell) for cell in on_the_way(asked, 5)] == [0, 1]
+    assert list(on_the_way(planned(cases=["text"], layers=[4]), 5)) == []
+
+
+def subject() -> CheckpointShape:
+    source = resolve("codegen-nano")
+    return CheckpointShape("codegen-nano", source.digest, source.config.n_layer, source.config.rotary_dim, 512)
+
+
+def planned(**axes: Any) -> list[Cell]:
+    return cells(subject(), Axes(**axes), PROMPT)
+
+
+# --- what goes wrong --------------------------------------------------------------------------------------------------
+
+
+def first_row_of_spaces_missing(bridge: Any) -> Any:
+    """The token that text is full of has no row of its own."""
+    bridge.embed.original_component.weight.data[ord(" ")] = 0
+    return bridge
+
+
+def test_a_row_that_random_tokens_do_not_meet_is_seen_by_text() -> None:
+    name = "test_journey:first_row_of_spaces_missing"
+    results = verify(candidates=[name], cases=["default", "stress", "text"], components=["embed"], prompt=PROMPT)
+    assert {r.cell.case for r in results if failed([r])} == {"text"}
+
+
+@pytest.fixture(scope="module")
+def upstream() -> list[CellResult]:
+    return verify(candidates=["transformer_lens"], dtypes=["float32", "bfloat16"], components=ENDS, **CASES_OF_PROMPT)
+
+
+def test_the_drift_of_upstreams_layer_norms_grows_with_depth_and_fails_nothing(upstream: list[CellResult]) -> None:
+    own = of(upstream, dtype="float32", case="model")
+    assert {finding.verdict for finding in failed(own)} == {Verdict.MISSING}
+    drift = {r.cell.layer: f.max_abs or 0.0 for r in own for f in r.findings if f.stage == CARRIED}
+    assert 0 < drift[0] < drift[4] < 1e-3
+
+
+def test_behind_a_component_that_raised_nothing_is_compared(upstream: list[CellResult]) -> None:
+    own = of(upstream, dtype="bfloat16", case="model")
+    first, *later = [result for result in own if result.cell.kind != "embed"]
+    assert any(finding.tap == "raised" for finding in first.findings)
+    for result in later:
+        (found,) = result.findings
+        assert found.verdict is Verdict.DIVERGED
+        assert found.message.startswith("the candidate raised in blocks.0: RuntimeError")
+    assert len(of(upstream, dtype="bfloat16", case="text", kind="unembed")) == 1
+
+
+def without_its_last_norm(bridge: Any) -> Any:
+    """The bridge has no ln_final, which a user may ask it for."""
+    del bridge.ln_final
+    return bridge
+
+
+def test_behind_a_component_that_is_not_there_nothing_is_compared() -> None:
+    name = "test_journey:without_its_last_norm"
+    results = verify(candidates=[name], cases=["model"], components=["ln_final", "unembed"], prompt=PROMPT)
+    messages = {result.cell.kind: [finding.message for finding in failed([result])] for result in results}
+    assert [message.partition(":")[0] for message in messages["ln_final"]] == ["the candidate raised in boot"]
+    (behind,) = messages["unembed"]
+    assert behind.startswith("the candidate raised in ln_final: AttributeError")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_correct_variants_hold_on_real_text(dtype: str) -> None:
+    names = [entry.bridge for entry in VARIANTS]
+    cases = {**CASES_OF_PROMPT, "layers": [0, 4]}
+    results = verify(candidates=names, dtypes=[dtype], components=["attn", "block", "unembed"], **cases)
+    assert failed(results) == []
+    carried = [f for f in findings(results) if f.stage == CARRIED]
+    assert {Verdict.BITWISE, Verdict.BOUNDED} <= {finding.verdict for finding in carried}
+
+
+class Damaged:
+    """codegen-nano, whose second layer cannot be read."""
+
+    def __init__(self) -> None:
+        whole = resolve("codegen-nano")
+        self.config, self.origin, self.digest, self._read = whole.config, whole.origin, whole.digest, whole.read
+
+    def read(self, name: str, shape: torch.Size) -> torch.Tensor:
+        if name.startswith("transformer.h.1."):
+            raise WeightsError(f"Cannot read {name}.")
+        return self._read(name, shape)
+
+
+def test_behind_weights_that_cannot_be_read_the_way_ends() -> None:
+    plan = planned(cases=["default", "text", "model"], layers=[0, 1, 2])
+    results = list(run(plan, Damaged(), {"cgverify": find_candidate("cgverify")}, prompt=PROMPT))
+    assert {result.cell.id for result in results} == {cell.id for cell in plan}
+    for result in results:
+        behind = result.cell.layer in (1, 2) or result.cell.kind in ("ln_final", "unembed", "model")
+        lost = result.cell.layer == 1 or (behind and result.cell.case != "default")
+        assert (result.verdict is Verdict.ERROR) == lost, result.cell

@@ -1,0 +1,120 @@
+"""The whole model: our bridge holds in it, and what only a whole model shows is found, in its layer and stage."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import whole_faults
+from transformers import CodeGenForCausalLM
+from verifying import ALL_DTYPES, failed, findings, verify
+
+from cgverify.checkpoint import assembled
+from cgverify.checkpoint.names import NANO
+from cgverify.checkpoint.resolve import resolve
+from cgverify.checkpoint.window import ModelVariant, Window
+from cgverify.common.records import CellResult, Prompt, Verdict
+from cgverify.plan.cells import AS_CARRIED, CARRIED, GENERATED_TOKENS, GENERATION, TOP_1
+from cgverify.verification import whole_model as whole
+
+PROMPT = Prompt(tokens=tuple(b"def f(x):\n"), origin="a test")
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def ours() -> list[CellResult]:
+    return verify(cases=["model"], layers=range(5), dtypes=ALL_DTYPES, prompt=PROMPT)
+
+
+def of(results: list[CellResult], **fields: Any) -> list[CellResult]:
+    return [r for r in results if all(getattr(r.cell, name) == value for name, value in fields.items())]
+
+
+def test_our_bridge_holds_at_every_layer_and_in_every_forward(ours: list[CellResult]) -> None:
+    assert failed(ours) == []
+    steps = {finding.step for finding in findings(of(ours, kind="model"))}
+    for name in ("embed", *(f"blocks.{layer}" for layer in range(5)), "ln_final", "unembed"):
+        assert {f"prefill {name}", f"token 2 {name}", f"generated {GENERATED_TOKENS - 1} {name}"} <= steps
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_our_bridge_is_bitwise_from_the_tokens_to_the_generated_ones(ours: list[CellResult], dtype: str) -> None:
+    own = of(ours, dtype=dtype)
+    reported = [f for f in findings(own) if f.stage in (CARRIED, TOP_1, AS_CARRIED, GENERATION)]
+    assert len(reported) == 8 + 1 + 8 + 1
+    assert {finding.verdict for finding in reported} == {Verdict.BITWISE}
+    assert all(f.max_abs in (None, 0.0) for f in findings(own) if f.reference_r is not None)
+
+
+def test_other_rotations_hold_in_the_whole_model_as_well() -> None:
+    results = verify(cases=["model"], rotary_dims=[8, "none"], components=["model", "ln_final"], prompt=PROMPT)
+    assert failed(results) == []
+    assert {r.cell.rotary_dim for r in of(results, kind="model") if r.verdict.compares} == {8, "none"}
+    reported = [f for f in findings(results) if f.stage in (CARRIED, AS_CARRIED, GENERATION)]
+    assert {finding.verdict for finding in reported} == {Verdict.BITWISE}
+
+
+def test_the_distance_from_float64_is_that_of_the_dtype(ours: list[CellResult]) -> None:
+    errors = {}
+    for dtype in ALL_DTYPES:
+        (logits,) = [f for f in findings(of(ours, dtype=dtype, kind="unembed")) if f.stage == CARRIED]
+        errors[dtype] = logits.reference_error or 0.0
+    assert 0 < errors["float64"] < errors["float32"] < errors["float16"] < errors["bfloat16"] < 1
+
+
+def test_the_reference_is_the_model_that_transformers_loads() -> None:
+    """Token for token what Hugging Face's own `generate` gives."""
+    model = CodeGenForCausalLM.from_pretrained(NANO, dtype=torch.float32).eval()
+    tokens = torch.tensor([PROMPT.tokens])
+    with torch.no_grad():
+        generated = model.generate(tokens, max_new_tokens=GENERATED_TOKENS, do_sample=False, pad_token_id=0)
+    setting = ModelVariant(torch.float32, CPU, model.config.rotary_dim)
+    source = resolve("codegen-nano")
+    put_together: Any = assembled.assembled(Window(source), source.config, setting)
+    nodes = whole._reference_nodes(put_together)
+    course = whole._course(put_together, nodes, whole._watch_reference, PROMPT, setting)
+    assert course.tokens == generated[0, len(PROMPT.tokens) :].tolist()
+
+
+@pytest.fixture(scope="module")
+def seeded() -> list[CellResult]:
+    names = [f"whole_faults:{fault.__name__}" for fault in whole_faults.FAULTS]
+    return verify(cases=["model"], components=["model", "unembed"], candidates=names, prompt=PROMPT)
+
+
+@pytest.mark.parametrize("fault", whole_faults.FAULTS, ids=lambda fault: fault.__name__)
+def test_what_only_a_whole_model_shows_is_found_in_its_layer(seeded: list[CellResult], fault: Any) -> None:
+    own = of(seeded, candidate=f"whole_faults:{fault.__name__}")
+    assert failed(of(own, kind="unembed")) == []
+    stages, components = whole_faults.FAULTS[fault]
+    found = failed(of(own, kind="model"))
+    assert stages <= {finding.stage for finding in found}
+    assert {finding.step.rpartition(" ")[2] for finding in found} <= components
+    differ = [f for f in findings(own) if f.stage == AS_CARRIED and f.verdict is not Verdict.BITWISE]
+    assert differ or fault is whole_faults.cache_of_another_layer
+
+
+def test_a_whole_model_that_fails_is_told_in_a_sentence_with_what_follows_behind(seeded: list[CellResult]) -> None:
+    third, cache = (
+        of(seeded, candidate=f"whole_faults:{fault.__name__}", kind="model")[0].blame
+        for fault in (whole_faults.third_layer_as_second, whole_faults.cache_of_another_layer)
+    )
+    assert third.startswith("layer_norm breaks first, everywhere in ln1.hook_out, by ")
+    assert cache == "attn.cache_keys and attn.cache_values never fired; 1 more component fails behind it"
+
+
+def test_a_model_that_does_not_fit_goes_through_the_window_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(assembled, "SHARE", 1e-6)
+    results = verify(cases=["model"], components=["model", "unembed"], prompt=PROMPT)
+    (refused,) = of(results, kind="model")
+    assert refused.verdict is Verdict.UNSUPPORTED
+    assert "it was verified through the window alone" in refused.findings[0].message
+    assert of(results, kind="unembed")[0].verdict is Verdict.BITWISE
+
+
+def test_codegen_16b_is_too_large_for_any_machine_of_ours() -> None:
+    reason = assembled.too_large(resolve("codegen-16B", "random").config, ModelVariant(torch.float64, CPU, 64))
+    assert reason is not None
+    assert "the whole model takes 159" in reason
+    assert assembled.too_large(resolve("codegen-nano").config, ModelVariant(torch.float32, CPU, 16)) is None
