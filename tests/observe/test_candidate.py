@@ -46,7 +46,7 @@ NOT_A_BRIDGE = 3
         ("cgverify.bridge:CodeGenAttentionBridge", CodeGenAttentionBridge),
         ("cgverify.bridge.boot:CodeGenAdapter", CodeGenAttentionBridge),
         ("transformer_lens.model_bridge.generalized_components:CodeGenAttentionBridge", Upstream),
-        ("test_candidate:changed", CodeGenAttentionBridge),
+        (f"{__name__}:changed", CodeGenAttentionBridge),
     ],
 )
 def test_names_lead_to_bridges(model: CodeGenForCausalLM, name: str, attention: type) -> None:
@@ -56,7 +56,7 @@ def test_names_lead_to_bridges(model: CodeGenForCausalLM, name: str, attention: 
 
 
 def test_a_function_gets_the_booted_bridge(model: CodeGenForCausalLM) -> None:
-    bridge = find_candidate("test_candidate:changed").boot(model)
+    bridge = find_candidate(f"{__name__}:changed").boot(model)
     assert isinstance(bridge.blocks[0].mlp.original_component.act, torch.nn.GELU)
 
 
@@ -73,12 +73,12 @@ def no_bridge(bridge: Any) -> None:
 
 def test_a_function_must_return_the_bridge(model: CodeGenForCausalLM) -> None:
     with pytest.raises(CandidateError, match="returned no bridge but NoneType"):
-        find_candidate("test_candidate:no_bridge").boot(model)
+        find_candidate(f"{__name__}:no_bridge").boot(model)
 
 
 def test_the_source_of_a_candidate_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert find_candidate("test_candidate:changed").source
-    assert find_candidate("test_candidate:changed").source == find_candidate("test_candidate:no_bridge").source
+    assert find_candidate(f"{__name__}:changed").source
+    assert find_candidate(f"{__name__}:changed").source == find_candidate(f"{__name__}:no_bridge").source
     assert find_candidate("cgverify").source == ""
 
 
@@ -88,7 +88,7 @@ def test_the_source_of_a_candidate_is_known(tmp_path: Path, monkeypatch: pytest.
         ("cgverifi", "module:name"),
         ("nowhere:Thing", "No module named 'nowhere'"),
         ("faults:Nothing", "no attribute 'Nothing'"),
-        ("test_candidate:NOT_A_BRIDGE", "is no bridge"),
+        (f"{__name__}:NOT_A_BRIDGE", "is no bridge"),
         ("pathlib:Path", "is no bridge"),
     ],
 )
@@ -100,12 +100,12 @@ def test_what_is_no_bridge_is_told(name: str, told: str) -> None:
 @pytest.mark.parametrize("case", ["default", "text"])
 def test_a_bridge_is_gone_before_the_next_is_booted(case: str) -> None:
     """Each has a copy of the weights in view, and memory is to be that of one block."""
-    noted = import_module("test_candidate")  # as `--bridge` imports it
+    noted = import_module(__name__)  # as `--bridge` imports it
     noted.BOOTED.clear()
     noted.ALIVE.clear()
     gc.disable()
     try:
-        results = verify(candidates=["test_candidate:counted"], layers=range(5), components=["block"], cases=[case])
+        results = verify(candidates=[f"{__name__}:counted"], layers=range(5), components=["block"], cases=[case])
     finally:
         gc.enable()
     assert failed(results) == []

@@ -22,7 +22,7 @@ from cgverify.selftest.seeded.layer_norm import wrong_eps
 from cgverify.selftest.table import FAULTS
 from cgverify.verification.checkpoint_cells import run
 
-HERE = "test_verify"
+HERE = __name__
 SEEDED = {fault.name: fault.bridge for fault in FAULTS}
 
 

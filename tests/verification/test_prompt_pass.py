@@ -166,7 +166,7 @@ def first_row_of_spaces_missing(bridge: Any) -> Any:
 
 
 def test_a_row_that_random_tokens_do_not_meet_is_seen_by_text() -> None:
-    name = "test_journey:first_row_of_spaces_missing"
+    name = f"{__name__}:first_row_of_spaces_missing"
     results = verify(candidates=[name], cases=["default", "stress", "text"], components=["embed"], prompt=PROMPT)
     assert {r.cell.case for r in results if failed([r])} == {"text"}
 
@@ -201,7 +201,7 @@ def without_its_last_norm(bridge: Any) -> Any:
 
 
 def test_behind_a_component_that_is_not_there_nothing_is_compared() -> None:
-    name = "test_journey:without_its_last_norm"
+    name = f"{__name__}:without_its_last_norm"
     results = verify(candidates=[name], cases=["model"], components=["ln_final", "unembed"], prompt=PROMPT)
     messages = {result.cell.kind: [finding.message for finding in failed([result])] for result in results}
     assert [message.partition(":")[0] for message in messages["ln_final"]] == ["the candidate raised in boot"]

@@ -82,7 +82,7 @@ class Checkpointed(CodeGenAttentionBridge):
 
 
 def test_hooks_that_fire_again_where_autograd_computes_again_fired_once() -> None:
-    assert failed(verify(candidates=["test_backward:Checkpointed"], cases=["backward"], components=["attn"])) == []
+    assert failed(verify(candidates=[f"{__name__}:Checkpointed"], cases=["backward"], components=["attn"])) == []
 
 
 @pytest.mark.parametrize("kind", ["attn", "block"])

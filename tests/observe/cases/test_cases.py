@@ -143,8 +143,8 @@ def test_a_hook_that_only_shows_holds_where_nobody_intervenes() -> None:
 
 def test_flags_are_put_back() -> None:
     """What comes after `gated` runs plainly again, on the same bridge."""
-    verify(candidates=["test_cases:kept"], cases=["gated", "default"], components=["attn"])
-    (bridge,) = import_module("test_cases").KEPT  # as `--bridge` imports it
+    verify(candidates=[f"{__name__}:kept"], cases=["gated", "default"], components=["attn"])
+    (bridge,) = import_module(__name__).KEPT  # as `--bridge` imports it
     assert not any(getattr(bridge.cfg, flag) for flag in gated.hooks("block"))
 
 
