@@ -12,8 +12,8 @@ from transformers import CodeGenConfig, DynamicCache
 
 from cgverify.bench.records import Point
 from cgverify.bench.subjects import LAYER, WHOLE
-from cgverify.observe import inputs as probe
 from cgverify.observe.components import COMPONENTS
+from cgverify.observe.inputs import InputSpec, convert, draw, leave_unchanged, token_ids
 from cgverify.observe.taps import hook_points
 
 MODES: dict[str, Callable[[], contextlib.AbstractContextManager[Any]]] = {
@@ -38,10 +38,10 @@ def inputs_of(point: Point, config: CodeGenConfig) -> dict[str, Any]:
     `[batch, heads, cached, head_dim]`.
     """
     device, dtype = torch.device(point.device), getattr(torch, point.dtype)
-    recipe = probe.Recipe(0, point.batch_size, point.seq_len, config.n_positions, dtype, spread=1.0)
+    recipe = InputSpec(0, point.batch_size, point.seq_len, config.n_positions, dtype, spread=1.0)
     whole = point.component == WHOLE
-    builder = probe.token_ids(config.vocab_size) if whole else COMPONENTS[point.component].random_inputs(config)
-    inputs = probe.convert(probe.draw(builder, recipe, probe.as_it_comes), dtype, device)
+    builder = token_ids(config.vocab_size) if whole else COMPONENTS[point.component].random_inputs(config)
+    inputs = convert(draw(builder, recipe, leave_unchanged), dtype, device)
     if point.scenario == "decode":
         if not whole:
             inputs["position_ids"] = inputs["position_ids"] + point.cached

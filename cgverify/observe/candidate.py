@@ -58,7 +58,7 @@ class Candidate:
 
 
 @contextlib.contextmanager
-def staying_here() -> Iterator[None]:
+def restore_working_directory() -> Iterator[None]:
     """Let a candidate do what it does, and be in the current folder again: paths that were given are relative to it."""
     with contextlib.chdir(os.curdir):
         yield
@@ -71,7 +71,7 @@ def visit() -> Iterator[None]:
     A bridge and its components hold each other, and with them its copy of the weights in view: by chance alone they
     would stay for many views.
     """
-    with staying_here():
+    with restore_working_directory():
         yield
     gc.collect()
 
@@ -113,7 +113,7 @@ def _digest(found: object) -> str:
     return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16] if file else ""
 
 
-@staying_here()
+@restore_working_directory()
 def _import(name: str) -> Any:
     module_name, colon, attribute = name.partition(":")
     if not (module_name and colon and attribute):

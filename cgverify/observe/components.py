@@ -25,10 +25,22 @@ from torch import nn
 from transformers import CodeGenConfig
 
 from cgverify.observe import gradients, stages
-from cgverify.observe import inputs as probe
 from cgverify.observe.conditions import PLAIN, Conditions, Cotangent, under
+from cgverify.observe.inputs import (
+    RandomInputs,
+    Stress,
+    attention_inputs,
+    hidden_states,
+    stress_activations,
+    stress_attention,
+    stress_block,
+    stress_channels,
+    stress_rows,
+    stress_tokens,
+    token_ids,
+)
 from cgverify.observe.stages import Stage
-from cgverify.observe.taps import Observation, Taps, attention_taps, hooks_of, module_io, observe
+from cgverify.observe.taps import Observation, Taps, attention_taps, hooks_of, observe, watch_io
 
 See = Callable[[str, torch.Tensor], None]
 WatchTaps = Callable[[Any, See], contextlib.AbstractContextManager[None]]
@@ -62,8 +74,8 @@ class Component:
     """In a one-block `CodeGenForCausalLM`."""
     watch: WatchTaps
     """Show the reference's taps while its module runs."""
-    random_inputs: Callable[[CodeGenConfig], probe.RandomInputs]
-    stress: Callable[[CodeGenConfig], probe.Stress]
+    random_inputs: Callable[[CodeGenConfig], RandomInputs]
+    stress: Callable[[CodeGenConfig], Stress]
     stages: Callable[[bool], tuple[Stage, ...]]
     """Given whether there is a cache."""
     projection: str | None = None
@@ -94,9 +106,9 @@ class Component:
                     returned = self._call_and_differentiate(
                         node, inputs, weights, bridge.cfg.n_heads, conditions.cotangent, seen
                     )
-                return see_returned(returned, seen)
+                return record_returned(returned, seen)
             finally:  # a candidate may fail on what it put into the cache
-                see_cache(cache, layer, self._attention_prefix, seen.see)
+                record_cache(cache, layer, self._attention_prefix, seen.see)
 
         def run(observation: Observation) -> None:
             spare = copy.deepcopy((inputs, cache)) if self.stands_alone else None
@@ -150,8 +162,8 @@ class Component:
                     returned = self._call_and_differentiate(
                         module, inputs, weights, cast(int, heads), conditions.cotangent, observation
                     )
-            see_returned(returned, observation)
-            see_cache(cache, layer, self._attention_prefix, observation.see)
+            record_returned(returned, observation)
+            record_cache(cache, layer, self._attention_prefix, observation.see)
 
         return observe(run, inputs)
 
@@ -228,7 +240,7 @@ class Component:
         return prefix + CANDIDATE_NAMES.get(own, own)
 
 
-def see_returned(returned: Any, observation: Observation) -> Taps:
+def record_returned(returned: Any, observation: Observation) -> Taps:
     """Show what a module returned, and give it by name: its first part and, for attention and blocks, the pattern."""
     parts = returned if isinstance(returned, tuple) else (returned,)
     observation.returned = f"a tuple of {len(parts)}" if isinstance(returned, tuple) else "a tensor"
@@ -239,7 +251,7 @@ def see_returned(returned: Any, observation: Observation) -> Taps:
     return tensors
 
 
-def see_cache(cache: Any, layer: int | None, prefix: str, see: See) -> None:
+def record_cache(cache: Any, layer: int | None, prefix: str, see: See) -> None:
     """Show what a cache holds of a layer, under the names of the stages."""
     if cache is not None and layer is not None and len(cache.layers) > layer and cache.layers[layer].is_initialized:
         see(f"{prefix}cache_keys", cache.layers[layer].keys)
@@ -254,15 +266,15 @@ def _under(prefix: str, see: See) -> See:
 
 
 def _watch_io(module: nn.Module, see: See) -> contextlib.AbstractContextManager[None]:
-    return module_io(module, see, "hook_in", "hook_out")
+    return watch_io(module, see, "hook_in", "hook_out")
 
 
 @contextlib.contextmanager
 def _watch_mlp(module: Any, see: See) -> Iterator[None]:
     with (
         _watch_io(module, see),
-        module_io(module.fc_in, see, "in.hook_in", "in.hook_out"),
-        module_io(module.fc_out, see, "out.hook_in", "out.hook_out"),
+        watch_io(module.fc_in, see, "in.hook_in", "in.hook_out"),
+        watch_io(module.fc_out, see, "out.hook_in", "out.hook_out"),
     ):
         yield
 
@@ -273,7 +285,7 @@ def _watch_block(module: Any, see: See) -> Iterator[None]:
         _watch_io(module, see),
         _watch_io(module.ln_1, _under("ln1.", see)),
         attention_taps(module.attn, _under("attn.", see)),
-        module_io(module, see, "hook_mlp_in", ""),
+        watch_io(module, see, "hook_mlp_in", ""),
         _watch_mlp(module.mlp, _under("mlp.", see)),
     ):
         yield
@@ -282,19 +294,19 @@ def _watch_block(module: Any, see: See) -> Iterator[None]:
 # --- the rows ---------------------------------------------------------------------------------------------------------
 
 
-def _hidden(config: CodeGenConfig) -> probe.RandomInputs:
-    return probe.hidden_states(config.n_embd)
+def _hidden(config: CodeGenConfig) -> RandomInputs:
+    return hidden_states(config.n_embd)
 
 
-def _inner(config: CodeGenConfig) -> probe.RandomInputs:
-    return probe.hidden_states(config.n_inner or 4 * config.n_embd)
+def _inner(config: CodeGenConfig) -> RandomInputs:
+    return hidden_states(config.n_inner or 4 * config.n_embd)
 
 
-def _attention_inputs(config: CodeGenConfig) -> probe.RandomInputs:
-    return probe.attention_inputs(config.n_embd)
+def _attention_inputs(config: CodeGenConfig) -> RandomInputs:
+    return attention_inputs(config.n_embd)
 
 
-def _linear(kind: str, reference_path: str, inputs: Callable[[CodeGenConfig], probe.RandomInputs]) -> Component:
+def _linear(kind: str, reference_path: str, inputs: Callable[[CodeGenConfig], RandomInputs]) -> Component:
     axes = stages.HEADS if kind in ("attn.q", "attn.k", "attn.v") else stages.RESIDUAL
     stage = {"attn.o": "output", "mlp.in": "mlp_in", "mlp.out": "mlp_out", "unembed": "unembed"}.get(
         kind, f"project_{kind[-1]}"
@@ -310,7 +322,7 @@ def _linear(kind: str, reference_path: str, inputs: Callable[[CodeGenConfig], pr
         reference_path=reference_path,
         watch=_watch_io,
         random_inputs=inputs,
-        stress=lambda _: probe.stress_channels,
+        stress=lambda _: stress_channels,
         stages=lambda _: checks,
         projection=f"hook_{kind[-1]}" if axes is stages.HEADS else None,
     )
@@ -323,7 +335,7 @@ def _norm(kind: str, bridge_path: str, reference_path: str) -> Component:
         reference_path=reference_path,
         watch=_watch_io,
         random_inputs=_hidden,
-        stress=lambda _: probe.stress_rows,
+        stress=lambda _: stress_rows,
         stages=lambda _: stages.alone(stages.norm("", "given.hidden_states", kind)),
     )
 
@@ -334,8 +346,8 @@ _ROWS = (
         bridge_path="embed",
         reference_path="transformer.wte",
         watch=_watch_io,
-        random_inputs=lambda config: probe.token_ids(config.vocab_size),
-        stress=lambda config: probe.stress_tokens(
+        random_inputs=lambda config: token_ids(config.vocab_size),
+        stress=lambda config: stress_tokens(
             config.vocab_size, [config.bos_token_id, getattr(config, "pad_token_id", None)]
         ),
         stages=lambda _: stages.embedding(),
@@ -347,7 +359,7 @@ _ROWS = (
         reference_path="transformer.h.0.attn",
         watch=attention_taps,
         random_inputs=_attention_inputs,
-        stress=lambda _: probe.stress_attention,
+        stress=lambda _: stress_attention,
         stages=lambda with_cache: (
             *stages.alone(stages.attention("", "given.hidden_states", with_cache)),
             stages.copy("returned", "returned_pattern", "hook_pattern", stages.PATTERN),
@@ -363,7 +375,7 @@ _ROWS = (
         reference_path="transformer.h.0.mlp",
         watch=_watch_mlp,
         random_inputs=_hidden,
-        stress=lambda _: probe.stress_activations,
+        stress=lambda _: stress_activations,
         stages=lambda _: stages.alone(stages.mlp("", "given.hidden_states")),
     ),
     _linear("mlp.in", "transformer.h.0.mlp.fc_in", _hidden),
@@ -374,7 +386,7 @@ _ROWS = (
         reference_path="transformer.h.0",
         watch=_watch_block,
         random_inputs=_attention_inputs,
-        stress=lambda _: probe.stress_block,
+        stress=lambda _: stress_block,
         stages=stages.block,
     ),
     _norm("ln_final", "ln_final", "transformer.ln_f"),

@@ -62,11 +62,11 @@ class CaseInputs:
             )
         )
 
-    def hidden_by_infinity(self) -> CaseInputs:
+    def with_infinite_masks(self) -> CaseInputs:
         """The same with masks of −∞ where they have the lowest value; a query that saw nothing sees everything."""
-        return CaseInputs(tuple(replace(step, inputs=_hidden_by_infinity(step.inputs)) for step in self.steps))
+        return CaseInputs(tuple(replace(step, inputs=_with_infinite_mask(step.inputs)) for step in self.steps))
 
-    def same_inputs(self, other: CaseInputs) -> bool:
+    def gives_same_inputs(self, other: CaseInputs) -> bool:
         """Whether both give the same tensors."""
         return len(self.steps) == len(other.steps) and all(
             mine.inputs.keys() == theirs.inputs.keys()
@@ -76,7 +76,7 @@ class CaseInputs:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class InputSpec:
     """What a case may bend inputs by."""
 
     seed: int
@@ -89,15 +89,15 @@ class Recipe:
     """The factor on standard normal hidden states that gives the attention's scores a standard deviation of 3."""
 
 
-Stress = Callable[[Inputs, Recipe], Inputs]
+Stress = Callable[[Inputs, InputSpec], Inputs]
 """Bends inputs so that they show what random ones hide."""
 
 
-def as_it_comes(inputs: Inputs, _: Recipe) -> Inputs:
+def leave_unchanged(inputs: Inputs, _: InputSpec) -> Inputs:
     return inputs
 
 
-def draw(random_inputs: RandomInputs, recipe: Recipe, bend: Stress, extra: int = 0) -> Inputs:
+def draw(random_inputs: RandomInputs, recipe: InputSpec, bend: Stress, extra: int = 0) -> Inputs:
     """Inputs of `seq_len + extra` tokens, bent, on the CPU in float32. The global random state is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(recipe.seed)  # the CPU's alone: nothing would put the other devices' back
@@ -117,7 +117,7 @@ def _rounded(inputs: Inputs, dtype: torch.dtype) -> Inputs:
     return {name: through(value) if value.is_floating_point() else value for name, value in inputs.items()}
 
 
-def _hidden_by_infinity(inputs: Inputs) -> Inputs:
+def _with_infinite_mask(inputs: Inputs) -> Inputs:
     mask = inputs.get("attention_mask")
     if mask is None:
         return inputs
@@ -135,7 +135,7 @@ def _convert(value: Any, dtype: torch.dtype, device: torch.device) -> Any:
     return value.to(dtype).masked_fill(lowest, torch.finfo(dtype).min).to(device)
 
 
-def tokens_of(inputs: Inputs, now: slice, rows: slice = slice(None)) -> Inputs:
+def slice_tokens(inputs: Inputs, now: slice, rows: slice = slice(None)) -> Inputs:
     """What attention or a block is given of some tokens of a sequence; each sees all keys up to the last of them.
 
     Args:
@@ -148,7 +148,7 @@ def tokens_of(inputs: Inputs, now: slice, rows: slice = slice(None)) -> Inputs:
     }
 
 
-def held_to(contract: RandomInputs, own: RandomInputs) -> RandomInputs:
+def checked_inputs(contract: RandomInputs, own: RandomInputs) -> RandomInputs:
     """A candidate's own `get_random_inputs`, held to what the contract gives: a candidate may not choose its exam.
 
     Keys, shapes and kinds must be the same, positions and mask equal, hidden states finite and not constant.
@@ -233,7 +233,7 @@ def prompt_context(part: PromptSpan) -> Inputs:
 def stress_tokens(vocab_size: int, special: Sequence[int | None] = ()) -> Stress:
     """The first and the last id, special ones, and one again and again: an off-by-one table or a dropped row shows."""
 
-    def stress(inputs: Inputs, _: Recipe) -> Inputs:
+    def stress(inputs: Inputs, _: InputSpec) -> Inputs:
         ids = inputs["input_ids"].clone()
         edges = [0, vocab_size - 1, *(token for token in special if token is not None and token < vocab_size)]
         flat = ids.view(-1)
@@ -244,7 +244,7 @@ def stress_tokens(vocab_size: int, special: Sequence[int | None] = ()) -> Stress
     return stress
 
 
-def stress_rows(inputs: Inputs, _: Recipe) -> Inputs:
+def stress_rows(inputs: Inputs, _: InputSpec) -> Inputs:
     """For layer norm: rows with variance near eps, a large offset, outlier channels, or both extremes.
 
     Only these show a wrong or missing eps, a variance computed by cancellation, a mean taken in 16 bits.
@@ -257,7 +257,7 @@ def stress_rows(inputs: Inputs, _: Recipe) -> Inputs:
     return {**inputs, "hidden_states": flat.reshape(rows.shape)}
 
 
-def stress_channels(inputs: Inputs, _: Recipe) -> Inputs:
+def stress_channels(inputs: Inputs, _: InputSpec) -> Inputs:
     """For products: a few channels fifty times the rest, as in trained models, and rows of different sizes."""
     rows = inputs["hidden_states"].clone()
     rows[..., ::97] *= 50.0
@@ -265,13 +265,13 @@ def stress_channels(inputs: Inputs, _: Recipe) -> Inputs:
     return {**inputs, "hidden_states": rows * sizes}
 
 
-def stress_activations(inputs: Inputs, _: Recipe) -> Inputs:
+def stress_activations(inputs: Inputs, _: InputSpec) -> Inputs:
     """For the MLP: rows from small to large, so that activations cover −9 … 9, where gelu's variants part."""
     sizes = torch.logspace(-1, 1.2, inputs["hidden_states"].shape[1]).unsqueeze(-1)
     return {**inputs, "hidden_states": inputs["hidden_states"] * sizes}
 
 
-def stress_attention(inputs: Inputs, recipe: Recipe) -> Inputs:
+def stress_attention(inputs: Inputs, recipe: InputSpec) -> Inputs:
     """Scores that spread, positions with gaps that differ by row, a soft mask under the causal one, left padding.
 
     Without it attention is almost uniform; an ignored `position_ids` and a mask added after scaling do not show.
@@ -282,12 +282,12 @@ def stress_attention(inputs: Inputs, recipe: Recipe) -> Inputs:
     }
 
 
-def stress_block(inputs: Inputs, recipe: Recipe) -> Inputs:
+def stress_block(inputs: Inputs, recipe: InputSpec) -> Inputs:
     """The rows of layer norm's stress with the positions and the mask of attention's."""
     return {**stress_context(inputs, recipe), **stress_rows({"hidden_states": inputs["hidden_states"]}, recipe)}
 
 
-def stress_context(inputs: Inputs, recipe: Recipe) -> Inputs:
+def stress_context(inputs: Inputs, recipe: InputSpec) -> Inputs:
     """Positions and mask of the stress case; hidden states as they come."""
     batch, seq = inputs["hidden_states"].shape[:2]
     positions = torch.stack([torch.randperm(recipe.n_positions)[:seq].sort().values for _ in range(batch)])

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from cgverify.oracle.arithmetic import Expected, exactly, without_error
+from cgverify.oracle.arithmetic import Expected, exact_input, exact_output
 from cgverify.oracle.block_sum import block_sum
 from cgverify.oracle.cache import cached
 from cgverify.oracle.fused_qkv import joined
@@ -29,7 +29,7 @@ TensorsByName = Mapping[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Local:
+class TapFunction:
     """An oracle that is cheap enough to be asked about one side at a time."""
 
     compute: Callable[[TensorsByName, Parameters], Expected]
@@ -56,7 +56,7 @@ class WeightProduct:
     """What autocast rounds both to first, if it is on."""
 
 
-Oracle = Local | WeightProduct
+Oracle = TapFunction | WeightProduct
 
 
 class _Recorder(Mapping[str, torch.Tensor]):
@@ -91,14 +91,14 @@ def expect_products(
     rows = [x.reshape(-1, matrix.shape[-1]).contiguous() for x in inputs]
     keys = [(str(x.dtype), x.cpu().view(torch.uint8).numpy().tobytes()) for x in rows]
     unique = dict(zip(keys, rows, strict=True))
-    for columns, answers in products(list(unique.values()), matrix, bias, autocast):
+    for columns, answers in products(list(unique.values()), matrix, bias, parameters.shortcuts, autocast):
         answer = dict(zip(unique, answers, strict=True))
         yield columns, [answer[key] for key in keys]
 
 
-def whole_answer(stage: Stage, view: TensorsByName, parameters: Parameters) -> Expected | None:
+def expected_tap(stage: Stage, view: TensorsByName, parameters: Parameters) -> Expected | None:
     """What a tap must be, all columns at once, in its shape; None where it cannot be computed."""
-    if isinstance(stage.oracle, Local):
+    if isinstance(stage.oracle, TapFunction):
         return stage.oracle.expect(view, parameters)[0]
     if stage.oracle.input not in view:
         return None
@@ -138,7 +138,7 @@ CACHE = ("batch", "head", "position", "dimension")
 
 def copy(name: str, tap: str, source: str, axes: tuple[str, ...], required: bool = True) -> Stage:
     """`tap` must be `source`, bit for bit."""
-    return Stage(name, tap, Local(lambda side, _: exactly(side[source], side[source].dtype)), axes, required)
+    return Stage(name, tap, TapFunction(lambda side, _: exact_output(side[source], side[source].dtype)), axes, required)
 
 
 def linear(
@@ -150,11 +150,11 @@ def linear(
 def embedding() -> tuple[Stage, ...]:
     def rows(side: TensorsByName, parameters: Parameters) -> Expected:
         weight = parameters.tensor("embed")
-        return exactly(weight[side["hook_in"]], weight.dtype)
+        return exact_output(weight[side["hook_in"]], weight.dtype)
 
     return (
         copy("input", "hook_in", "given.input_ids", ("batch", "position")),
-        Stage("embedding", "hook_out", Local(rows), RESIDUAL),
+        Stage("embedding", "hook_out", TapFunction(rows), RESIDUAL),
         copy("returned", "returned", "hook_out", RESIDUAL),
     )
 
@@ -171,18 +171,18 @@ def norm(prefix: str, source: str, weight: str) -> tuple[Stage, ...]:
         Stage(
             "scale",
             f"{prefix}hook_scale",
-            Local(lambda side, parameters: scale(side[into], parameters.eps)),
+            TapFunction(lambda side, parameters: scale(side[into], parameters.eps)),
             RESIDUAL,
             required=False,
         ),
         Stage(
             "normalized",
             f"{prefix}hook_normalized",
-            Local(lambda side, parameters: normalized(side[into], parameters.eps)),
+            TapFunction(lambda side, parameters: normalized(side[into], parameters.eps)),
             RESIDUAL,
             required=False,
         ),
-        Stage("layer_norm", f"{prefix}hook_out", Local(normed), RESIDUAL),
+        Stage("layer_norm", f"{prefix}hook_out", TapFunction(normed), RESIDUAL),
     )
 
 
@@ -193,7 +193,7 @@ def mlp(prefix: str, source: str) -> tuple[Stage, ...]:
         copy("input", f"{prefix}hook_in", source, RESIDUAL),
         copy("input", f"{prefix}in.hook_in", f"{prefix}hook_in", RESIDUAL, required=False),
         linear("mlp_in", pre, f"{prefix}hook_in", "mlp.in"),
-        Stage("activation", post, Local(lambda side, _: gelu_new(side[pre])), RESIDUAL),
+        Stage("activation", post, TapFunction(lambda side, _: gelu_new(side[pre])), RESIDUAL),
         linear("mlp_out", f"{prefix}out.hook_out", post, "mlp.out", required=False),
         linear("mlp_out", f"{prefix}hook_out", post, "mlp.out"),
     )
@@ -212,7 +212,7 @@ class Heads:
 
     def key(self, side: TensorsByName, parameters: Parameters) -> Expected:
         if self.with_cache:
-            return without_error(side[f"{self.prefix}cache_keys"])
+            return exact_input(side[f"{self.prefix}cache_keys"])
         return self.rotated("k", side, parameters)
 
     def value(self, side: TensorsByName) -> torch.Tensor:
@@ -223,7 +223,7 @@ class Heads:
     def rotated(self, which: str, side: TensorsByName, parameters: Parameters) -> Expected:
         """The tap, or what the rotation must have made where its hook is dead."""
         seen = side.get(f"{self.prefix}hook_rot_{which}")
-        heads = without_error(seen) if seen is not None else self.rotate(which, side, parameters)
+        heads = exact_input(seen) if seen is not None else self.rotate(which, side, parameters)
         return Expected(heads.value.transpose(1, 2), heads.bound.transpose(1, 2), heads.dtype)
 
     def rotate(self, which: str, side: TensorsByName, parameters: Parameters) -> Expected:
@@ -245,44 +245,45 @@ def attention(prefix: str, source: str, with_cache: bool) -> tuple[Stage, ...]:
     }
 
     def fused(side: TensorsByName, _: Parameters) -> Expected:
-        return exactly(joined({w: side[tap[f"hook_{w}"]] for w in "qkv"}), side[tap["hook_q"]].dtype)
+        return exact_output(joined({w: side[tap[f"hook_{w}"]] for w in "qkv"}), side[tap["hook_q"]].dtype)
 
-    def rotated(which: str) -> Local:
-        return Local(lambda side, parameters: heads.rotate(which, side, parameters))
+    def rotated(which: str) -> TapFunction:
+        return TapFunction(lambda side, parameters: heads.rotate(which, side, parameters))
 
     def scored(side: TensorsByName, parameters: Parameters) -> Expected:
-        return scores(heads.query(side, parameters), heads.key(side, parameters), side.get("given.attention_mask"))
+        query, key = heads.query(side, parameters), heads.key(side, parameters)
+        return scores(query, key, side.get("given.attention_mask"), parameters.shortcuts)
 
     def patterned(side: TensorsByName, _: Parameters) -> Expected:
         return softmax(side[tap["hook_attn_scores"]], heads.value(side).dtype)
 
-    def mixed(side: TensorsByName, _: Parameters) -> Expected:
-        return mix(side[tap["hook_pattern"]], heads.value(side))
+    def mixed(side: TensorsByName, parameters: Parameters) -> Expected:
+        return mix(side[tap["hook_pattern"]], heads.value(side), parameters.shortcuts)
 
     def cached_keys(side: TensorsByName, parameters: Parameters) -> Expected:
         key = heads.rotated("k", side, parameters)
         return cached(side.get("given.cache_keys"), key, side[tap["hook_in"]].dtype)
 
     def cached_values(side: TensorsByName, _: Parameters) -> Expected:
-        value = without_error(side[tap["hook_v"]].transpose(1, 2))
+        value = exact_input(side[tap["hook_v"]].transpose(1, 2))
         return cached(side.get("given.cache_values"), value, side[tap["hook_in"]].dtype)
 
     caching = (
-        Stage("cache", tap["cache_keys"], Local(cached_keys), CACHE),
-        Stage("cache", tap["cache_values"], Local(cached_values), CACHE),
+        Stage("cache", tap["cache_keys"], TapFunction(cached_keys), CACHE),
+        Stage("cache", tap["cache_values"], TapFunction(cached_values), CACHE),
     )
     return (
         copy("input", tap["hook_in"], source, RESIDUAL),
         copy("input", tap["qkv.hook_in"], tap["hook_in"], RESIDUAL, required=False),
         *(copy("input", f"{prefix}{w}.hook_in", tap["hook_in"], RESIDUAL, required=False) for w in "qkv"),
-        Stage("qkv_layout", tap["qkv.hook_out"], Local(fused), RESIDUAL, required=False),
+        Stage("qkv_layout", tap["qkv.hook_out"], TapFunction(fused), RESIDUAL, required=False),
         *(linear(f"project_{w}", tap[f"hook_{w}"], tap["hook_in"], f"attn.{w}", HEADS) for w in "qkv"),
         Stage("rope", tap["hook_rot_q"], rotated("q"), HEADS),
         Stage("rope", tap["hook_rot_k"], rotated("k"), HEADS),
         *(caching if with_cache else ()),
-        Stage("scores", tap["hook_attn_scores"], Local(scored), PATTERN, masked=True),
-        Stage("softmax", tap["hook_pattern"], Local(patterned), PATTERN),
-        Stage("mix", tap["hook_z"], Local(mixed), HEADS),
+        Stage("scores", tap["hook_attn_scores"], TapFunction(scored), PATTERN, masked=True),
+        Stage("softmax", tap["hook_pattern"], TapFunction(patterned), PATTERN),
+        Stage("mix", tap["hook_z"], TapFunction(mixed), HEADS),
         linear("output", f"{prefix}o.hook_out", tap["hook_z"], "attn.o", required=False),
         copy("output", f"{prefix}hook_hidden_states", tap["hook_out"], RESIDUAL, required=False),
         linear("output", tap["hook_out"], tap["hook_z"], "attn.o"),
@@ -300,7 +301,7 @@ def block(with_cache: bool) -> tuple[Stage, ...]:
         *norm("ln1.", "hook_in", "ln1"),
         *attention("attn.", "ln1.hook_out", with_cache),
         *mlp("mlp.", "ln1.hook_out"),
-        Stage("block_sum", "hook_out", Local(summed), RESIDUAL),
+        Stage("block_sum", "hook_out", TapFunction(summed), RESIDUAL),
         copy("returned", "returned", "hook_out", RESIDUAL),
         copy("returned", "returned_pattern", "attn.hook_pattern", PATTERN),
     )

@@ -164,7 +164,7 @@ def hook_points(node: nn.Module, prefix: str = "") -> Iterator[tuple[str, HookPo
 
 
 @contextlib.contextmanager
-def module_io(module: nn.Module, see: Callable[[str, torch.Tensor], None], into: str, out: str) -> Iterator[None]:
+def watch_io(module: nn.Module, see: Callable[[str, torch.Tensor], None], into: str, out: str) -> Iterator[None]:
     """Show the first input of a module as `into` and its first output as `out`; an empty name shows nothing."""
 
     def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -224,10 +224,10 @@ def attention_taps(attention: Any, see: Callable[[str, torch.Tensor], None]) -> 
     attention._split_heads, attention._attn = watched_split, watched_attn
     try:
         with (
-            module_io(attention, see_ends, "hook_in", "hook_out"),
-            module_io(attention.qkv_proj, see, "", "qkv.hook_out"),
-            module_io(attention.out_proj, see_z, "hook_z", ""),
-            module_io(attention.out_proj, see, "", "o.hook_out"),
+            watch_io(attention, see_ends, "hook_in", "hook_out"),
+            watch_io(attention.qkv_proj, see, "", "qkv.hook_out"),
+            watch_io(attention.out_proj, see_z, "hook_z", ""),
+            watch_io(attention.out_proj, see, "", "o.hook_out"),
         ):
             yield
     finally:

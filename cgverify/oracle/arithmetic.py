@@ -24,6 +24,8 @@ SMALLEST_SUBNORMAL = {
     torch.float64: 2.0**-1074,
 }
 
+HALVES = (torch.bfloat16, torch.float16)
+
 
 @dataclass(frozen=True)
 class Expected:
@@ -44,17 +46,17 @@ def gamma(n: int, unit: float) -> float:
     return n * unit / (1 - n * unit) if n * unit < 1 else float("inf")
 
 
-def rounded(value: torch.Tensor, bound: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def bound_after_rounding(value: torch.Tensor, bound: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """R(o, b) = b + u(|o| + b) + η: the bound after a final rounding to `dtype`."""
     return bound + UNIT_ROUNDOFF[dtype] * (value.abs() + bound) + SMALLEST_SUBNORMAL[dtype]
 
 
-def expected(value: torch.Tensor, bound: torch.Tensor, dtype: torch.dtype) -> Expected:
+def bounded_output(value: torch.Tensor, bound: torch.Tensor, dtype: torch.dtype) -> Expected:
     """The stage's result. In float64 the oracle errs as much as the tap, so the bound is doubled."""
     return Expected(value, 2 * bound if dtype == torch.float64 else bound, dtype)
 
 
-def exactly(value: torch.Tensor, dtype: torch.dtype) -> Expected:
+def exact_output(value: torch.Tensor, dtype: torch.dtype) -> Expected:
     """A stage that moves or casts values and may not change a bit: `value`, rounded once to `dtype`."""
     kept = value.to(dtype).to(torch.float64)
     return Expected(kept, torch.zeros_like(kept), dtype)
@@ -63,11 +65,11 @@ def exactly(value: torch.Tensor, dtype: torch.dtype) -> Expected:
 def cast(value: Expected, dtype: torch.dtype) -> Expected:
     """What was seen or computed, cast to `dtype`: exactly one rounding of what was seen, R(o, β) of what was not."""
     if value.bound.any():
-        return Expected(value.value, rounded(value.value, value.bound, dtype), dtype)
-    return exactly(value.value.to(value.dtype), dtype)
+        return Expected(value.value, bound_after_rounding(value.value, value.bound, dtype), dtype)
+    return exact_output(value.value.to(value.dtype), dtype)
 
 
-def without_error(tensor: torch.Tensor) -> Expected:
+def exact_input(tensor: torch.Tensor) -> Expected:
     """A tensor that was seen, as the input of a stage: its own value, without error."""
     value = tensor.to(torch.float64)
     return Expected(value, torch.zeros_like(value), tensor.dtype)

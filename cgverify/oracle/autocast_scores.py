@@ -18,11 +18,13 @@ from __future__ import annotations
 
 import torch
 
-from cgverify.oracle.arithmetic import UNIT_ROUNDOFF, Expected, cast, gamma, rounded
-from cgverify.oracle.shortcuts import sum_unit
+from cgverify.oracle.arithmetic import UNIT_ROUNDOFF, Expected, bound_after_rounding, cast, gamma
+from cgverify.oracle.shortcuts import Shortcuts
 
 
-def autocast_scores(query: Expected, key: Expected, mask: torch.Tensor | None, low: torch.dtype) -> Expected:
+def autocast_scores(
+    query: Expected, key: Expected, mask: torch.Tensor | None, low: torch.dtype, shortcuts: Shortcuts
+) -> Expected:
     """The scores `[batch, heads, seq, keys]`.
 
     Args:
@@ -34,7 +36,7 @@ def autocast_scores(query: Expected, key: Expected, mask: torch.Tensor | None, l
     q, k = (cast(cast(operand, torch.float32), low) for operand in (query, key))
     head_dim = q.value.shape[-1]
     scale = head_dim**0.5
-    a, summing = UNIT_ROUNDOFF[torch.float32], sum_unit(low)
+    a, summing = UNIT_ROUNDOFF[torch.float32], shortcuts.sum_unit(low)
     magnitudes = q.value.abs() @ k.value.abs().mT
     inherited = q.bound @ k.value.abs().mT + (q.value.abs() + q.bound) @ k.bound.mT
     product = q.value @ k.value.mT
@@ -42,7 +44,7 @@ def autocast_scores(query: Expected, key: Expected, mask: torch.Tensor | None, l
     if mask is not None:
         dtype, summed = torch.promote_types(low, mask.dtype), product + mask.to(torch.float64)
         magnitudes = magnitudes + torch.where(mask > torch.finfo(mask.dtype).min, mask, 0).to(torch.float64).abs()
-    error = rounded(product, gamma(head_dim + 1, summing) * magnitudes + inherited, low)
+    error = bound_after_rounding(product, gamma(head_dim + 1, summing) * magnitudes + inherited, low)
     largest = torch.finfo(dtype).max
     overflows = summed.abs() + error > largest * (1 + UNIT_ROUNDOFF[dtype] / 2)
     error = _both_rounded(summed, error, dtype)
@@ -53,5 +55,5 @@ def autocast_scores(query: Expected, key: Expected, mask: torch.Tensor | None, l
 
 def _both_rounded(value: torch.Tensor, bound: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """R(o, b), twice in float64, which the oracle rounds to as well."""
-    once = rounded(value, bound, dtype)
-    return rounded(value, once, dtype) if dtype == torch.float64 else once
+    once = bound_after_rounding(value, bound, dtype)
+    return bound_after_rounding(value, once, dtype) if dtype == torch.float64 else once

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from cgverify.oracle.arithmetic import SMALLEST_SUBNORMAL, UNIT_ROUNDOFF, Expected, expected, gamma
+from cgverify.oracle.arithmetic import SMALLEST_SUBNORMAL, UNIT_ROUNDOFF, Expected, bounded_output, gamma
 
 
 def block_sum(attn: torch.Tensor, mlp: torch.Tensor, residual: torch.Tensor) -> Expected:
@@ -21,4 +21,4 @@ def block_sum(attn: torch.Tensor, mlp: torch.Tensor, residual: torch.Tensor) -> 
     bound = growth * magnitude
     if branch != dtype:
         bound = bound + UNIT_ROUNDOFF[branch] * (terms[0] + terms[1]).abs() * (1 + growth) + SMALLEST_SUBNORMAL[branch]
-    return expected(sum(terms[1:], start=terms[0]), bound, dtype)
+    return bounded_output(sum(terms[1:], start=terms[0]), bound, dtype)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from cgverify.oracle.arithmetic import Expected, cast, exactly
+from cgverify.oracle.arithmetic import Expected, cast, exact_output
 
 
 def cached(before: torch.Tensor | None, new: Expected, dtype: torch.dtype) -> Expected:
@@ -16,5 +16,5 @@ def cached(before: torch.Tensor | None, new: Expected, dtype: torch.dtype) -> Ex
     added = cast(new, dtype)
     if before is None:
         return added
-    kept = exactly(before, dtype)
+    kept = exact_output(before, dtype)
     return Expected(torch.cat((kept.value, added.value), dim=-2), torch.cat((kept.bound, added.bound), dim=-2), dtype)

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import torch
 
-from cgverify.oracle.arithmetic import UNIT_ROUNDOFF, Expected, accumulator, expected, rounded
+from cgverify.oracle.arithmetic import UNIT_ROUNDOFF, Expected, accumulator, bound_after_rounding, bounded_output
 
 
 def dropout(before: Expected, kept: torch.Tensor, p: float) -> Expected:
@@ -33,6 +33,6 @@ def dropout(before: Expected, kept: torch.Tensor, p: float) -> Expected:
     factor = 2 * a + (u if u > a else 0)
     value = before.value / (1 - p)
     error = before.bound / (1 - p) * (1 + factor) + factor * value.abs()
-    bound = rounded(value, error, before.dtype)
+    bound = bound_after_rounding(value, error, before.dtype)
     dropped = ~kept & (value.abs() > bound)
-    return expected(value.masked_fill(dropped, 0), bound.masked_fill(dropped, 0), before.dtype)
+    return bounded_output(value.masked_fill(dropped, 0), bound.masked_fill(dropped, 0), before.dtype)

@@ -26,6 +26,7 @@ import torch
 
 from cgverify.oracle.arithmetic import SMALLEST_SUBNORMAL, UNIT_ROUNDOFF, Expected
 from cgverify.oracle.product import product
+from cgverify.oracle.shortcuts import Shortcuts
 
 BLOCK_ELEMENTS = 1 << 20
 """How much of a weight is in float64 at a time."""
@@ -75,14 +76,14 @@ def offset(weight: torch.Tensor, bias: torch.Tensor | None, shift: torch.Tensor)
     return e if bias is None else e + bias.to(torch.float64)
 
 
-def expected_offset(weight: torch.Tensor, bias: torch.Tensor | None, shift: Expected) -> Expected:
+def expected_offset(weight: torch.Tensor, bias: torch.Tensor | None, shift: Expected, shortcuts: Shortcuts) -> Expected:
     """What `offset` must be of the processed weight: the bound of its sum, of the casts to float32, and r|e|.
 
     Args:
         shift: `[in]`: β, or the offset of the Linear before it.
     """
     wide = Expected(shift.value[None], torch.zeros_like(shift.value[None]), torch.float32)
-    summed = product(wide, weight.to(torch.float32), None if bias is None else bias.to(torch.float32))
+    summed = product(wide, weight.to(torch.float32), None if bias is None else bias.to(torch.float32), shortcuts)
     value = offset(weight, bias, shift.value)
     terms = torch.cat([rows.abs() @ shift.value.abs() for rows in _scaled(weight, None)])
     inherited = torch.cat([rows.square() @ shift.bound.square() for rows in _scaled(weight, None)]).sqrt()

@@ -15,7 +15,7 @@ import math
 
 import torch
 
-from cgverify.oracle.arithmetic import SMALLEST_SUBNORMAL, UNIT_ROUNDOFF, Expected, expected
+from cgverify.oracle.arithmetic import SMALLEST_SUBNORMAL, UNIT_ROUNDOFF, Expected, bounded_output
 
 
 def gelu_new(x: torch.Tensor) -> Expected:
@@ -28,4 +28,4 @@ def gelu_new(x: torch.Tensor) -> Expected:
     e = 8 * u
     tanh_error = (1 - (y.abs() * (1 - e)).tanh().square()) * y.abs() * e + 2 * u * t.abs()
     error = 0.5 * wide.abs() * (tanh_error + u * ((1 + t).abs() + tanh_error)) + 2 * eta
-    return expected(value, error + 2 * u * (value.abs() + error) + eta, x.dtype)
+    return bounded_output(value, error + 2 * u * (value.abs() + error) + eta, x.dtype)

@@ -32,6 +32,7 @@ import torch
 
 from cgverify.oracle.arithmetic import SMALLEST_SUBNORMAL, UNIT_ROUNDOFF, Expected
 from cgverify.oracle.monte_carlo import Drawn, Exact, Roundings
+from cgverify.oracle.shortcuts import Shortcuts
 
 SAMPLES = 16
 ELEMENTS = 32.0
@@ -70,6 +71,7 @@ def gradients(
     leaves: Mapping[str, torch.Tensor],
     cotangent: torch.Tensor,
     slices: Callable[[str, torch.Tensor], torch.Tensor],
+    shortcuts: Shortcuts,
 ) -> dict[str, Gradient]:
     """The gradient of sum(output · cotangent) in each leaf.
 
@@ -89,7 +91,7 @@ def gradients(
     squares = {name: torch.zeros_like(each) for name, each in value.items()}
     scales = {name: torch.zeros_like(_along(each, each)) for name, each in value.items()}
     for seed in range(SAMPLES):
-        for name, sample in run(Drawn(seed, cotangent.device)).items():
+        for name, sample in run(Drawn(seed, cotangent.device, shortcuts)).items():
             squares[name] += (sample - value[name]).square() / SAMPLES
             scales[name] += (_along(sample, value[name]) - 1).square() / SAMPLES
     return {

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import torch
 
-from cgverify.oracle.arithmetic import UNIT_ROUNDOFF, Expected, accumulator, expected, rounded
+from cgverify.oracle.arithmetic import UNIT_ROUNDOFF, Expected, accumulator, bound_after_rounding, bounded_output
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def layer_norm(x: torch.Tensor, gain: torch.Tensor, bias: torch.Tensor, eps: flo
         + scaled.abs() * (moments.variance / 2 + 4 * moments.a)
         + 2 * moments.a * (scaled.abs() + b.abs())
     )
-    return expected(value, rounded(value, error, x.dtype), x.dtype)
+    return bounded_output(value, bound_after_rounding(value, error, x.dtype), x.dtype)
 
 
 def normalized(x: torch.Tensor, eps: float) -> Expected:
@@ -54,7 +54,7 @@ def normalized(x: torch.Tensor, eps: float) -> Expected:
     value = moments.centred / moments.sigma
     error = moments.numerator / moments.sigma + value.abs() * (moments.variance / 2 + 4 * moments.a)
     dtype = accumulator(x.dtype)
-    return expected(value, rounded(value, error, dtype), dtype)
+    return bounded_output(value, bound_after_rounding(value, error, dtype), dtype)
 
 
 def scale(x: torch.Tensor, eps: float) -> Expected:
@@ -62,7 +62,7 @@ def scale(x: torch.Tensor, eps: float) -> Expected:
     moments = _moments(x, eps)
     error = moments.sigma * (moments.variance / 2 + 3 * moments.a)
     dtype = accumulator(x.dtype)
-    return expected(moments.sigma, rounded(moments.sigma, error, dtype), dtype)
+    return bounded_output(moments.sigma, bound_after_rounding(moments.sigma, error, dtype), dtype)
 
 
 def normalized_by(x: torch.Tensor, given_scale: torch.Tensor) -> Expected:
@@ -71,7 +71,7 @@ def normalized_by(x: torch.Tensor, given_scale: torch.Tensor) -> Expected:
     divisor = given_scale.to(torch.float64)
     value = moments.centred / divisor
     error = moments.numerator / divisor.abs()
-    return expected(value, rounded(value, error, given_scale.dtype), given_scale.dtype)
+    return bounded_output(value, bound_after_rounding(value, error, given_scale.dtype), given_scale.dtype)
 
 
 def affine(x_hat: Expected, gain: torch.Tensor, bias: torch.Tensor, dtype: torch.dtype) -> Expected:
@@ -81,7 +81,7 @@ def affine(x_hat: Expected, gain: torch.Tensor, bias: torch.Tensor, dtype: torch
     scaled = g * x_hat.value
     value = scaled + b
     error = g.abs() * x_hat.bound * (1 + 2 * a) + 2 * a * (scaled.abs() + b.abs())
-    return expected(value, rounded(value, error, dtype), dtype)
+    return bounded_output(value, bound_after_rounding(value, error, dtype), dtype)
 
 
 def _moments(x: torch.Tensor, eps: float) -> _Moments:

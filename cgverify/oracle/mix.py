@@ -7,20 +7,21 @@ from __future__ import annotations
 
 import torch
 
-from cgverify.oracle.arithmetic import Expected, expected, gamma, rounded
-from cgverify.oracle.shortcuts import sum_unit, term_error
+from cgverify.oracle.arithmetic import Expected, bound_after_rounding, bounded_output, gamma
+from cgverify.oracle.shortcuts import Shortcuts
 
 
-def mix(pattern: torch.Tensor, value: torch.Tensor) -> Expected:
+def mix(pattern: torch.Tensor, value: torch.Tensor, shortcuts: Shortcuts) -> Expected:
     """z `[batch, seq, heads, head_dim]`.
 
     Args:
         pattern: `[batch, heads, seq, keys]`.
         value: `[batch, heads, keys, head_dim]`.
     """
-    a = sum_unit(value.dtype)
+    a = shortcuts.sum_unit(value.dtype)
     n = pattern.shape[-1]
     p, v = pattern.to(torch.float64), value.to(torch.float64)
     z = (p @ v).transpose(1, 2)
-    bound = (min(gamma(n, a), 16 * a * n**0.5) + term_error(value.dtype)) * (p.abs() @ v.abs()).transpose(1, 2)
-    return expected(z, rounded(z, bound, value.dtype), value.dtype)
+    relative = min(gamma(n, a), 16 * a * n**0.5) + shortcuts.term_error(value.dtype)
+    bound = relative * (p.abs() @ v.abs()).transpose(1, 2)
+    return bounded_output(z, bound_after_rounding(z, bound, value.dtype), value.dtype)

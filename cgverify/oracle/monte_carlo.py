@@ -20,7 +20,7 @@ import torch
 from torch.autograd import Function
 
 from cgverify.oracle.arithmetic import SMALLEST_SUBNORMAL, UNIT_ROUNDOFF
-from cgverify.oracle.shortcuts import operand_spacing, sum_unit
+from cgverify.oracle.shortcuts import Shortcuts
 
 
 class Roundings(Protocol):
@@ -46,8 +46,9 @@ class Exact:
 class Drawn:
     """Errors drawn from a seed."""
 
-    def __init__(self, seed: int, device: torch.device) -> None:
+    def __init__(self, seed: int, device: torch.device, shortcuts: Shortcuts) -> None:
         self._generator = torch.Generator(device).manual_seed(seed)
+        self._shortcuts = shortcuts
 
     def stored(self, value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         xi = torch.empty_like(value).uniform_(-1, 1, generator=self._generator)
@@ -55,7 +56,8 @@ class Drawn:
 
     def summed(self, value: torch.Tensor, squares: torch.Tensor, terms: int, dtype: torch.dtype) -> torch.Tensor:
         xi = torch.empty_like(value).normal_(generator=self._generator)
-        deviation = ((sum_unit(dtype) ** 2 * terms + operand_spacing(dtype) ** 2) / 6 * squares).sqrt()
+        unit, spacing = self._shortcuts.sum_unit(dtype), self._shortcuts.operand_spacing(dtype)
+        deviation = ((unit**2 * terms + spacing**2) / 6 * squares).sqrt()
         return self.stored(value + deviation * xi, dtype)
 
 

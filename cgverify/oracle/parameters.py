@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from cgverify.oracle.fused_qkv import projection_bias, projection_weight
+from cgverify.oracle.shortcuts import Shortcuts
 
 
 class Parameters:
@@ -15,12 +17,22 @@ class Parameters:
     Names are the bridge's: `embed`, `ln1`, `attn.q`, `attn.o`, `attn.table`, `mlp.in`, `ln_final`, `unembed`.
     """
 
-    def __init__(self, model: Any, table_dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        read_table: Callable[[Any], torch.Tensor],
+        shortcuts: Shortcuts,
+        table_dtype: torch.dtype | None = None,
+    ) -> None:
         """
         Args:
+            read_table: return the model's sin/cos table `[positions, rotary_dim]`, sines before cosines.
+            shortcuts: that products may take.
             table_dtype: what the sin/cos table is cast to; None leaves it as it is stored.
         """
+        self.shortcuts = shortcuts
         self._model = model
+        self._read_table = read_table
         self._table_dtype = table_dtype
         self._projections: dict[str, torch.Tensor] = {}
 
@@ -35,7 +47,7 @@ class Parameters:
 
     def with_cast_table(self) -> Parameters:
         """The same, with the sin/cos table in the weights' dtype, as `model.to(dtype)` leaves it."""
-        return Parameters(self._model, self.tensor("attn.o").dtype)
+        return Parameters(self._model, self._read_table, self.shortcuts, self.tensor("attn.o").dtype)
 
     def tensor(self, name: str) -> torch.Tensor:
         """The weight `[out, in]` of a linear, the gain of a norm, the table of `attn.table` or `embed`."""
@@ -46,7 +58,7 @@ class Parameters:
                 self._projections[name] = projection_weight(fused, name[-1], attention.num_attention_heads)
             return self._projections[name]
         if name == "attn.table":
-            table: torch.Tensor = self._module("attn").embed_positions
+            table = self._read_table(self._model)
             return table if self._table_dtype is None else table.to(self._table_dtype)
         weight: torch.Tensor = self._module(name).weight.detach()
         return weight

@@ -15,11 +15,12 @@ from __future__ import annotations
 
 import torch
 
-from cgverify.oracle.arithmetic import UNIT_ROUNDOFF, Expected, accumulator, expected, gamma, rounded
+from cgverify.oracle.arithmetic import UNIT_ROUNDOFF, Expected, accumulator, bound_after_rounding, bounded_output, gamma
 from cgverify.oracle.product import product
+from cgverify.oracle.shortcuts import Shortcuts
 
 
-def head_results(z: Expected, weight: torch.Tensor) -> Expected:
+def head_results(z: Expected, weight: torch.Tensor, shortcuts: Shortcuts) -> Expected:
     """r, `[batch, seq, heads, d_model]`.
 
     Args:
@@ -27,7 +28,7 @@ def head_results(z: Expected, weight: torch.Tensor) -> Expected:
         weight: of the output projection, `[d_model, heads * head_dim]`.
     """
     heads = z.value.shape[-2]
-    return _stacked([product(_head(z, h), part) for h, part in enumerate(weight.chunk(heads, dim=1))])
+    return _stacked([product(_head(z, h), part, None, shortcuts) for h, part in enumerate(weight.chunk(heads, dim=1))])
 
 
 def head_sum(results: Expected) -> Expected:
@@ -37,17 +38,17 @@ def head_sum(results: Expected) -> Expected:
     magnitude = (results.value.abs() + results.bound).sum(-2)
     error = results.bound.sum(-2) + min(gamma(heads, a), 16 * a * heads**0.5) * magnitude
     value = results.value.sum(-2)
-    return expected(value, rounded(value, error, results.dtype), results.dtype)
+    return bounded_output(value, bound_after_rounding(value, error, results.dtype), results.dtype)
 
 
-def unseen_head_sum(z: Expected, weight: torch.Tensor) -> Expected:
+def unseen_head_sum(z: Expected, weight: torch.Tensor, shortcuts: Shortcuts) -> Expected:
     """o from z, where no results were seen on the way; arguments as for `head_results`."""
-    summed = head_sum(head_results(z, weight))
+    summed = head_sum(head_results(z, weight, shortcuts))
     flat = Expected(z.value.flatten(-2), z.bound.flatten(-2), z.dtype)
-    return Expected(summed.value, torch.maximum(summed.bound, product(flat, weight).bound), z.dtype)
+    return Expected(summed.value, torch.maximum(summed.bound, product(flat, weight, None, shortcuts).bound), z.dtype)
 
 
-def head_projections(inputs: Expected, weight: torch.Tensor) -> Expected:
+def head_projections(inputs: Expected, weight: torch.Tensor, shortcuts: Shortcuts) -> Expected:
     """q, k or v, `[batch, seq, heads, head_dim]`.
 
     Args:
@@ -55,7 +56,7 @@ def head_projections(inputs: Expected, weight: torch.Tensor) -> Expected:
         weight: of the projection, `[heads * head_dim, d_model]`.
     """
     heads = inputs.value.shape[-2]
-    return _stacked([product(_head(inputs, h), part) for h, part in enumerate(weight.chunk(heads))])
+    return _stacked([product(_head(inputs, h), part, None, shortcuts) for h, part in enumerate(weight.chunk(heads))])
 
 
 def _head(x: Expected, head: int) -> Expected:

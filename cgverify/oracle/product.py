@@ -21,9 +21,9 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from cgverify.oracle.arithmetic import Expected, expected, gamma, rounded
+from cgverify.oracle.arithmetic import Expected, bound_after_rounding, bounded_output, gamma
 from cgverify.oracle.autocast import operand
-from cgverify.oracle.shortcuts import operand_spacing, operands_error, sum_unit, term_error
+from cgverify.oracle.shortcuts import Shortcuts
 
 CHUNK = 64
 BLOCK_ELEMENTS = 1 << 20
@@ -34,6 +34,7 @@ def products(
     inputs: Sequence[torch.Tensor],
     weight: torch.Tensor,
     bias: torch.Tensor | None,
+    shortcuts: Shortcuts,
     autocast: torch.dtype | None = None,
 ) -> Iterator[tuple[slice, list[Expected]]]:
     """x·weightᵀ + bias for every input, a block of output columns at a time.
@@ -53,12 +54,12 @@ def products(
     for columns in _blocks(weight):
         factor = operand(weight[columns], autocast)
         added = None if bias is None else operand(bias[columns], autocast)
-        value, error = _product(stacked, factor, added, factor.dtype)
+        value, error = _product(stacked, factor, added, shortcuts)
         pieces = zip(value.split([len(x) for x in rows]), error.split([len(x) for x in rows]), rows, strict=True)
-        yield columns, [expected(v, rounded(v, e, x.dtype), x.dtype) for v, e, x in pieces]
+        yield columns, [bounded_output(v, bound_after_rounding(v, e, x.dtype), x.dtype) for v, e, x in pieces]
 
 
-def product(x: Expected, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Expected:
+def product(x: Expected, weight: torch.Tensor, bias: torch.Tensor | None, shortcuts: Shortcuts) -> Expected:
     """x·weightᵀ + bias, `[…, m]`, all columns at once: for where another stage goes on from it.
 
     Args:
@@ -68,14 +69,15 @@ def product(x: Expected, weight: torch.Tensor, bias: torch.Tensor | None = None)
     rows, inherited = x.value.flatten(0, -2), x.bound.flatten(0, -2)
     values, errors = [], []
     for columns in _blocks(weight):
-        value, error = _product(rows, weight[columns], None if bias is None else bias[columns], weight.dtype)
+        value, error = _product(rows, weight[columns], None if bias is None else bias[columns], shortcuts)
         if inherited.any():
-            growth = 1 + min(gamma(weight.shape[1] + 2, sum_unit(weight.dtype)), 1.0) + term_error(weight.dtype)
+            summing = min(gamma(weight.shape[1] + 2, shortcuts.sum_unit(weight.dtype)), 1.0)
+            growth = 1 + summing + shortcuts.term_error(weight.dtype)
             error = error + inherited @ weight[columns].to(torch.float64).abs().T * growth
         values.append(value)
-        errors.append(rounded(value, error, x.dtype))
+        errors.append(bound_after_rounding(value, error, x.dtype))
     shape = (*x.value.shape[:-1], len(weight))
-    return expected(torch.cat(values, -1).reshape(shape), torch.cat(errors, -1).reshape(shape), x.dtype)
+    return bounded_output(torch.cat(values, -1).reshape(shape), torch.cat(errors, -1).reshape(shape), x.dtype)
 
 
 def _blocks(weight: torch.Tensor) -> Iterator[slice]:
@@ -98,10 +100,10 @@ def _sums_of_squares(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 def _product(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, shortcuts: Shortcuts
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The value `[rows, columns]` and E."""
-    a = sum_unit(dtype)
+    a = shortcuts.sum_unit(weight.dtype)
     n = x.shape[-1] + (bias is not None)
     w = weight.to(torch.float64)
     value = x.new_zeros(len(x), len(w))
@@ -117,9 +119,10 @@ def _product(
     if 32 * n**0.5 > n + 2 and (n + 2) * a < 1:
         certain = x.abs() @ w.abs().T
     squares = _sums_of_squares(x, weight)
-    off = operands_error(value, squares, dtype) if operand_spacing(dtype) else None
+    term_error = shortcuts.term_error(weight.dtype)
+    off = shortcuts.operands_error(value, squares, weight.dtype) if term_error else None
     if off is not None and certain is not None:
-        off = torch.minimum(off, term_error(dtype) * certain)
+        off = torch.minimum(off, term_error * certain)
     if first is not None:
         value += first
         torch.maximum(largest, first.abs().expand_as(largest), out=largest)
@@ -127,4 +130,4 @@ def _product(
         certain = None if certain is None else certain + first.abs()
     probable = squares.sqrt_().add_(largest).mul_(16 * a * n**0.5)
     error = probable if certain is None else torch.minimum(certain.mul_(gamma(n + 2, a)), probable)
-    return value, error if off is None else error.mul_(1 + term_error(dtype)).add_(off)
+    return value, error if off is None else error.mul_(1 + term_error).add_(off)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import torch
 
-from cgverify.oracle.arithmetic import SMALLEST_SUBNORMAL, UNIT_ROUNDOFF, Expected, expected, gamma
+from cgverify.oracle.arithmetic import SMALLEST_SUBNORMAL, UNIT_ROUNDOFF, Expected, bounded_output, gamma
 
 
 def rope(x: torch.Tensor, table: torch.Tensor, position_ids: torch.Tensor) -> Expected:
@@ -34,4 +34,4 @@ def rope(x: torch.Tensor, table: torch.Tensor, position_ids: torch.Tensor) -> Ex
     value[..., 1 : 2 * half : 2] = odd * cos + even * sin
     bound[..., 0 : 2 * half : 2] = rounding * ((even * cos).abs() + (odd * sin).abs()) + 2 * SMALLEST_SUBNORMAL[dtype]
     bound[..., 1 : 2 * half : 2] = rounding * ((odd * cos).abs() + (even * sin).abs()) + 2 * SMALLEST_SUBNORMAL[dtype]
-    return expected(value, bound, dtype)
+    return bounded_output(value, bound, dtype)

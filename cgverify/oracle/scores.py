@@ -16,11 +16,11 @@ from __future__ import annotations
 
 import torch
 
-from cgverify.oracle.arithmetic import SMALLEST_SUBNORMAL, UNIT_ROUNDOFF, Expected, expected, gamma
-from cgverify.oracle.shortcuts import term_error
+from cgverify.oracle.arithmetic import SMALLEST_SUBNORMAL, UNIT_ROUNDOFF, Expected, bounded_output, gamma
+from cgverify.oracle.shortcuts import Shortcuts
 
 
-def scores(query: Expected, key: Expected, mask: torch.Tensor | None) -> Expected:
+def scores(query: Expected, key: Expected, mask: torch.Tensor | None, shortcuts: Shortcuts) -> Expected:
     """The scores `[batch, heads, seq, keys]`.
 
     Args:
@@ -42,6 +42,6 @@ def scores(query: Expected, key: Expected, mask: torch.Tensor | None) -> Expecte
     magnitudes = q @ k
     if mask is not None:  # a soft mask may be the first addend
         magnitudes = magnitudes + torch.where(mask > torch.finfo(mask.dtype).min, mask, 0).to(torch.float64).abs()
-    of_terms = gamma(head_dim + 2, a) + term_error(torch.float32)
+    of_terms = gamma(head_dim + 2, a) + shortcuts.term_error(torch.float32)
     bound = (of_terms * magnitudes + inherited + a * masked.abs()) / scale + 3 * a * value.abs()
-    return expected(value, bound * (1 + 4 * a) + (head_dim + 3) * eta, dtype)
+    return bounded_output(value, bound * (1 + 4 * a) + (head_dim + 3) * eta, dtype)

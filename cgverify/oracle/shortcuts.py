@@ -1,4 +1,4 @@
-"""What products may leave out where a user allows it (`--allow`), and by how much their bounds widen.
+"""Shortcuts that a user allows products to take (`--allow`), and by how much their bounds widen.
 
 | allowed | what torch may then do | here |
 |---|---|---|
@@ -6,10 +6,10 @@
 | `bfloat16` | take float32 operands in bfloat16 | τ = 2⁻⁷ |
 | `reduction` | add up partial sums of 16-bit products in 16 bits | a = u of their dtype |
 
-τ is the spacing of what an operand may become: it is off by τ/2 if it is rounded to nearest and by up to τ if its last
-bits are not read; documentation of the hardware says both. Each term x_i w_i is then off by 2τ + τ² of itself at most.
-The errors of the 2n operands lie in intervals of width τ, with one mean of τ/2 at most, so for a sum y of n terms, by
-Hoeffding's inequality with λ = 8, doubled as in `cgverify/oracle/product.py`:
+τ is the spacing of what an operand may become: the operand is off by τ/2 if it is rounded to nearest and by up to τ if
+its last bits are not read. Hardware documentation describes both. Each term x_i w_i is then off by at most 2τ + τ² of
+itself. The errors of the 2n operands lie in intervals of width τ, with one mean of at most τ/2, so for a sum y of n
+terms, by Hoeffding's inequality with λ = 8, doubled as in `cgverify/oracle/product.py`:
 
     E_τ = min( (2τ + τ²) Σ|x_i w_i| ,  τ|y| + 8√2·τ‖x∘w‖₂ )        E' = E(1 + 2τ + τ²) + E_τ
 
@@ -19,35 +19,42 @@ Training with NVIDIA TF32 Tensor Cores*.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from dataclasses import dataclass
+
 import torch
 
-from cgverify.common.environment import allowed
-from cgverify.oracle.arithmetic import UNIT_ROUNDOFF, accumulator
+from cgverify.oracle.arithmetic import HALVES, UNIT_ROUNDOFF, accumulator
 
 _SPACING = {"bfloat16": 2.0**-7, "tf32": 2.0**-10}
-"""From the widest to the narrowest: what is allowed first counts."""
-
-_HALVES = (torch.bfloat16, torch.float16)
+"""τ of each shortcut, the widest first: the first one that is allowed counts."""
 
 
-def sum_unit(dtype: torch.dtype) -> float:
-    """a: the unit roundoff in which a product of `dtype` operands is summed."""
-    return UNIT_ROUNDOFF[dtype if dtype in _HALVES and "reduction" in allowed() else accumulator(dtype)]
+@dataclass(frozen=True)
+class Shortcuts:
+    """The shortcuts that products may take."""
+
+    allowed: Collection[str] = ()
+    """Names of the table above."""
+
+    def sum_unit(self, dtype: torch.dtype) -> float:
+        """a: the unit roundoff in which a product of `dtype` operands is summed."""
+        return UNIT_ROUNDOFF[dtype if dtype in HALVES and "reduction" in self.allowed else accumulator(dtype)]
+
+    def operand_spacing(self, dtype: torch.dtype) -> float:
+        """τ: the relative spacing that a product may reduce `dtype` operands to; 0 if it takes them as they are."""
+        if dtype != torch.float32:
+            return 0.0
+        return next((spacing for name, spacing in _SPACING.items() if name in self.allowed), 0.0)
+
+    def operands_error(self, value: torch.Tensor, squares: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """The second form of E_τ, for a product `value` whose squared terms add up to `squares`."""
+        return self.operand_spacing(dtype) * (value.abs() + 8 * (2 * squares).sqrt())
+
+    def term_error(self, dtype: torch.dtype) -> float:
+        """2τ + τ²: the relative error of one term x_i w_i."""
+        spacing = self.operand_spacing(dtype)
+        return 2 * spacing + spacing**2
 
 
-def operand_spacing(dtype: torch.dtype) -> float:
-    """τ: the relative spacing of what a product takes `dtype` operands for; 0 where it takes them as they are."""
-    if dtype != torch.float32:
-        return 0.0
-    return next((spacing for name, spacing in _SPACING.items() if name in allowed()), 0.0)
-
-
-def operands_error(value: torch.Tensor, squares: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """The second form of E_τ, of a product `value` whose terms' squares have the sum `squares`."""
-    return operand_spacing(dtype) * (value.abs() + 8 * (2 * squares).sqrt())
-
-
-def term_error(dtype: torch.dtype) -> float:
-    """2τ + τ²: the relative error of one term x_i w_i."""
-    spacing = operand_spacing(dtype)
-    return 2 * spacing + spacing**2
+NO_SHORTCUTS = Shortcuts()

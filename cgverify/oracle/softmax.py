@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import torch
 
-from cgverify.oracle.arithmetic import UNIT_ROUNDOFF, Expected, accumulator, expected, gamma, rounded
+from cgverify.oracle.arithmetic import UNIT_ROUNDOFF, Expected, accumulator, bound_after_rounding, bounded_output, gamma
 
 
 def softmax(scores: torch.Tensor, dtype: torch.dtype) -> Expected:
@@ -26,4 +26,4 @@ def softmax(scores: torch.Tensor, dtype: torch.dtype) -> Expected:
     denominator = torch.where(pattern > 0, pattern * exponent.expm1(), 0.0).sum(-1, keepdim=True)
     relative = exponent + denominator + min(gamma(n, a), 16 * a * n**0.5) + 8 * a
     bound = torch.where(pattern > 0, pattern * relative.expm1(), 0.0)
-    return expected(pattern, rounded(pattern, bound, dtype) + 2.0**-126, dtype)
+    return bounded_output(pattern, bound_after_rounding(pattern, bound, dtype) + 2.0**-126, dtype)

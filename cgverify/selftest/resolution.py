@@ -22,10 +22,10 @@ from cgverify.checkpoint.source import Source
 from cgverify.checkpoint.window import ModelVariant, WeightsView, Window
 from cgverify.common.records import Cell
 from cgverify.observe import candidate
-from cgverify.observe import inputs as probe
 from cgverify.observe.bits import same_tensor
 from cgverify.observe.candidate import Candidate
-from cgverify.observe.stages import Local, Stage, expect_products
+from cgverify.observe.inputs import CaseInputs
+from cgverify.observe.stages import Stage, TapFunction, expect_products
 from cgverify.oracle.arithmetic import Expected
 from cgverify.oracle.parameters import Parameters
 from cgverify.selftest.answer import Outcome
@@ -71,7 +71,7 @@ def _run(
         rounded_to: a narrower dtype that weights and inputs go through.
     """
 
-    def bend(built: probe.CaseInputs) -> probe.CaseInputs:
+    def bend(built: CaseInputs) -> CaseInputs:
         return built if rounded_to is None else built.rounded(rounded_to)
 
     window = Window(source)
@@ -162,7 +162,7 @@ def _holds(stage: Stage, wide: Side, exact: Parameters, narrow: Side, rounded: P
 
 def _expected(stage: Stage, side: Side, parameters: Parameters) -> Iterator[tuple[slice | None, Expected | None]]:
     """The stage's answer for a side, whole or in blocks of columns."""
-    if isinstance(stage.oracle, Local):
+    if isinstance(stage.oracle, TapFunction):
         yield None, stage.oracle.expect(side.view, parameters)[0]
     elif stage.oracle.input in side.view:
         product = stage.oracle

@@ -17,11 +17,12 @@ from transformers import CodeGenConfig, DynamicCache
 
 from cgverify.common.printable import described
 from cgverify.common.records import Cell, CellResult, Finding, Verdict
-from cgverify.observe import inputs as probe
 from cgverify.observe.cases import CASES
 from cgverify.observe.cases.case import Case
 from cgverify.observe.components import COMPONENTS, Component
 from cgverify.observe.conditions import Conditions, Substitute
+from cgverify.observe.inputs import CaseInputs, InputSpec, Step, checked_inputs, convert
+from cgverify.observe.run import reference_parameters
 from cgverify.observe.stages import Stage
 from cgverify.observe.taps import Observation
 from cgverify.oracle.parameters import Parameters
@@ -30,7 +31,7 @@ from cgverify.verification.diagnosis.causes import with_causes
 from cgverify.verification.diagnosis.sentence import sentence
 from cgverify.verification.findings import drop_repeated_missing, findings_of, silent_hooks
 
-RunSide = Callable[[probe.Step, dict[str, Any], Any], Observation]
+RunSide = Callable[[Step, dict[str, Any], Any], Observation]
 """One side's forward: a step, its inputs cast and moved, the cache."""
 
 
@@ -46,8 +47,8 @@ class CandidateFailedError(Exception):
 class PromptInputs:
     """What a prompt gives a component on either side; the same probe for both, unless each has states of its own."""
 
-    reference: probe.CaseInputs
-    candidate: probe.CaseInputs
+    reference: CaseInputs
+    candidate: CaseInputs
 
 
 class Reference:
@@ -58,27 +59,27 @@ class Reference:
         Args:
             model: a one-block `CodeGenForCausalLM` that no bridge has touched.
             config: of the whole model.
-            spread: see `probe.Recipe`.
+            spread: see `InputSpec`.
         """
-        self.parameters = Parameters(model)
+        self.parameters = reference_parameters(model)
         self.config = config
         self.spread = spread
         self._model = model
-        self._runs: dict[tuple[object, ...], tuple[probe.CaseInputs, list[_ReferenceStep]]] = {}
+        self._runs: dict[tuple[object, ...], tuple[CaseInputs, list[_ReferenceStep]]] = {}
 
-    def run(self, cell: Cell, built: probe.CaseInputs) -> list[_ReferenceStep]:
+    def run(self, cell: Cell, built: CaseInputs) -> list[_ReferenceStep]:
         """The reference's side of every step, up to the first that it refuses."""
         key = (cell.kind, cell.case, cell.seed, cell.batch_size, cell.seq_len)
         known = self._runs.get(key)
-        if known is None or not known[0].same_inputs(built):
+        if known is None or not known[0].gives_same_inputs(built):
             known = self._runs[key] = (built, self._sides(cell, built))
         return known[1]
 
-    def _sides(self, cell: Cell, built: probe.CaseInputs) -> list[_ReferenceStep]:
+    def _sides(self, cell: Cell, built: CaseInputs) -> list[_ReferenceStep]:
         component = COMPONENTS[cell.kind]
         known: dict[tuple[int, Conditions], Observation] = {}
 
-        def run(step: probe.Step, inputs: dict[str, Any], cache: Any) -> Observation:
+        def run(step: Step, inputs: dict[str, Any], cache: Any) -> Observation:
             """One forward serves all steps that differ only in what Hugging Face has not."""
             key = id(step.inputs), step.conditions.of_reference
             if cache is not None or key not in known:
@@ -106,7 +107,7 @@ def observe_cell(
     reference: Reference,
     bridge: nn.Module,
     given: PromptInputs | None = None,
-    bend: Callable[[probe.CaseInputs], probe.CaseInputs] = lambda built: built,
+    bend: Callable[[CaseInputs], CaseInputs] = lambda built: built,
 ) -> ObservedCell:
     """Run both sides of a cell, on the same inputs unless each has its own.
 
@@ -122,7 +123,7 @@ def observe_cell(
     component, case = COMPONENTS[cell.kind], CASES[cell.case]
     dtype = getattr(torch, cell.dtype)
     if given is None:
-        recipe = probe.Recipe(
+        recipe = InputSpec(
             cell.seed, cell.batch_size, cell.seq_len, reference.config.n_positions, dtype, reference.spread
         )
         built = bend(_probe(component, case, recipe, reference.config, bridge))
@@ -132,7 +133,7 @@ def observe_cell(
         _node(component, bridge)
     probed = time.perf_counter()
 
-    def run(step: probe.Step, inputs: dict[str, Any], cache: Any) -> Observation:
+    def run(step: Step, inputs: dict[str, Any], cache: Any) -> Observation:
         return component.run_candidate(bridge, inputs, cache, cell.layer, step.conditions)
 
     def observed(run: RunSide) -> Iterator[ObservedStep]:
@@ -143,7 +144,7 @@ def observe_cell(
             yield ObservedStep(step.name, stages, theirs.side, candidate, step.conditions)
 
     def again(once: ObservedStep, substitute: Substitute) -> ObservedStep | None:
-        def run(step: probe.Step, inputs: dict[str, Any], cache: Any) -> Observation:
+        def run(step: Step, inputs: dict[str, Any], cache: Any) -> Observation:
             patch = substitute if step.name == once.name else step.conditions.patch
             conditions = replace(step.conditions, patch=patch)
             return component.run_candidate(bridge, inputs, cache, cell.layer, conditions)
@@ -165,16 +166,14 @@ def _applicable(stages: tuple[Stage, ...], conditions: Conditions, observation: 
     return tuple(stage for stage in stages if stage.tap == patch.tap)
 
 
-def _probe(
-    component: Component, case: Case, recipe: probe.Recipe, config: CodeGenConfig, bridge: nn.Module
-) -> probe.CaseInputs:
+def _probe(component: Component, case: Case, recipe: InputSpec, config: CodeGenConfig, bridge: nn.Module) -> CaseInputs:
     """The case's probe, from the candidate's own inputs where it has a method for them."""
     ours = component.random_inputs(config)
     own = getattr(_node(component, bridge), "get_random_inputs", None)
     if own is None:
-        return case.probe(component, recipe, ours, component.stress(config))
+        return case.build_inputs(component, recipe, ours, component.stress(config))
     try:
-        return case.probe(component, recipe, probe.held_to(ours, own), component.stress(config))
+        return case.build_inputs(component, recipe, checked_inputs(ours, own), component.stress(config))
     except KeyboardInterrupt:
         raise
     except BaseException as error:
@@ -190,8 +189,8 @@ def _node(component: Component, bridge: nn.Module) -> nn.Module:
 
 
 def _forwards(
-    cell: Cell, built: probe.CaseInputs, config: CodeGenConfig, run: RunSide
-) -> Iterator[tuple[probe.Step, dict[str, torch.Tensor], Observation]]:
+    cell: Cell, built: CaseInputs, config: CodeGenConfig, run: RunSide
+) -> Iterator[tuple[Step, dict[str, torch.Tensor], Observation]]:
     """One side of every step: the step, what it was given, what was observed.
 
     After a step that raised, the next would start from a cache that is not what it seems.
@@ -199,7 +198,7 @@ def _forwards(
     caches = {step.cache: DynamicCache() for step in built.steps if step.cache is not None}
     for step in built.steps:
         cache = None if step.cache is None else caches[step.cache]
-        inputs = probe.convert(step.inputs, getattr(torch, cell.dtype), torch.device(cell.device))
+        inputs = convert(step.inputs, getattr(torch, cell.dtype), torch.device(cell.device))
         if cache is not None:
             _fill_layers_below(cache, cell.layer or 0, inputs["hidden_states"], config)
         given = {f"given.{name}": value.clone() for name, value in inputs.items()} | cached(cache, cell.layer)

@@ -16,9 +16,9 @@ from cgverify.common.records import Cell, Finding
 from cgverify.observe.bits import same_tensor
 from cgverify.observe.components import Component
 from cgverify.observe.conditions import Conditions, Substitute
-from cgverify.observe.stages import Local, Stage, expect_products
+from cgverify.observe.stages import Stage, TapFunction, expect_products
 from cgverify.observe.taps import Observation
-from cgverify.oracle.arithmetic import Expected, rounded
+from cgverify.oracle.arithmetic import Expected, bound_after_rounding
 from cgverify.oracle.parameters import Parameters
 from cgverify.verification.metrics import Worst, errors, worst_ratio
 from cgverify.verification.trusted_bits import Precision
@@ -137,7 +137,7 @@ def _question(
         return None
     if place in side.checked:  # a reference that an earlier candidate stood beside
         return side.read[place]
-    if isinstance(stage.oracle, Local):
+    if isinstance(stage.oracle, TapFunction):
         answer, side.read[place] = stage.oracle.expect(side.view, parameters)
         _check(side, place, stage, answer)
     else:
@@ -163,7 +163,7 @@ def _check(side: Side, place: int, stage: Stage, answer: Expected | None, column
     tap = side.view[stage.tap]
     if tap.dtype != answer.dtype and tap.is_floating_point():
         # Seen after a cast (a candidate's wrong dtype is found elsewhere): one more rounding.
-        answer = Expected(answer.value, rounded(answer.value, answer.bound, tap.dtype), answer.dtype)
+        answer = Expected(answer.value, bound_after_rounding(answer.value, answer.bound, tap.dtype), answer.dtype)
     checked = side.checked.get(place)
     if checked is None:
         checked = side.checked[place] = Checked(answer.dtype, Precision(_heads(stage, tap)))

@@ -13,10 +13,10 @@ import torch
 
 from cgverify.checkpoint.window import WeightsView
 from cgverify.common.records import Cell, Finding, Prompt, Verdict
-from cgverify.observe import inputs as probe
 from cgverify.observe.cases import CASES
 from cgverify.observe.cases.case import Case
 from cgverify.observe.components import COMPONENTS
+from cgverify.observe.inputs import CaseInputs, Step, prompt_context
 from cgverify.observe.taps import Observation
 from cgverify.oracle import exact
 from cgverify.plan.cells import WHOLE
@@ -46,7 +46,7 @@ def on_the_way(cells: Sequence[Cell], n_layers: int) -> Iterator[Cell]:
     For each candidate and setting: those before its last, as far as they are not given themselves.
     """
     order = [*views(n_layers), *WHOLE]
-    own = [cell for cell in cells if cell.prompt and CASES[cell.case].own_states]
+    own = [cell for cell in cells if cell.prompt and CASES[cell.case].own_hidden_states]
     for _, group in groupby(sorted(own, key=_way), key=_way):
         given = list(group)
         last = max(order.index(view_of(cell)) for cell in given)
@@ -78,16 +78,16 @@ class Passage:
         self.stopped: tuple[str, BaseException] | None = None
         """The component that no hidden states came out of, and why."""
 
-    def probe(self, kind: str) -> probe.CaseInputs:
+    def probe(self, kind: str) -> CaseInputs:
         """What the component that is the whole of a view is given."""
         steps = []
         for part, state in zip(self.parts, self.states, strict=True):
             inputs = {"input_ids" if kind == "embed" else "hidden_states": state}
             if kind == "block":
-                inputs |= probe.prompt_context(part)
+                inputs |= prompt_context(part)
             cache = "prompt" if len(self.parts) > 1 and kind == "block" else None
-            steps.append(probe.Step(part.name, inputs, cache=cache))
-        return probe.CaseInputs(tuple(steps))
+            steps.append(Step(part.name, inputs, cache=cache))
+        return CaseInputs(tuple(steps))
 
     def advance(self, component: str, seen: Sequence[Observation], like: Passage | None = None) -> None:
         """Take what a component returned.
@@ -125,10 +125,10 @@ class Journey:
         self._cells = {cell.case: cell for cell in cells}
         self._reference = {case: Passage(prompt, CASES[case]) for case in self._cells}
         self._candidates = {
-            cell.candidate: Passage(prompt, CASES[cell.case]) for cell in cells if CASES[cell.case].own_states
+            cell.candidate: Passage(prompt, CASES[cell.case]) for cell in cells if CASES[cell.case].own_hidden_states
         }
         self._exact = torch.tensor([prompt.tokens])
-        self._given: dict[str, dict[str, probe.CaseInputs]] = {}
+        self._given: dict[str, dict[str, CaseInputs]] = {}
         self.carried: dict[tuple[str, str], torch.Tensor] = {}
         """By candidate and component: what was carried out of it."""
         self._keeps = any(cell.kind in WHOLE for cell in cells)
@@ -147,7 +147,7 @@ class Journey:
             here = placed(self._cells[name], view)
             seen = [step.side.observation for step in reference.run(here, given)]
             passage.advance(here.component, seen)
-            if case.own_states:
+            if case.own_hidden_states:
                 self._given[name] = {kind: given}
                 self._exact = exact.FORWARDS[kind](self._exact, reference.parameters)
             elif passage.stopped is None:
@@ -169,7 +169,7 @@ class Journey:
             CandidateFailedError: the candidate did not get this far.
         """
         theirs = self._given[cell.case][cell.kind]
-        if not CASES[cell.case].own_states:
+        if not CASES[cell.case].own_hidden_states:
             return PromptInputs(theirs, theirs)
         passage = self._candidates[cell.candidate]
         if passage.stopped is not None:
@@ -178,14 +178,14 @@ class Journey:
 
     def stop(self, cell: Cell, error: BaseException) -> None:
         """A candidate failed before its forward, so nothing of its own goes on."""
-        passage = self._candidates.get(cell.candidate) if CASES[cell.case].own_states else None
+        passage = self._candidates.get(cell.candidate) if CASES[cell.case].own_hidden_states else None
         if passage is not None and passage.stopped is None:
             passage.stopped = cell.component, error
 
     def leave(self, observed: ObservedCell) -> tuple[Finding, ...]:
         """Let a candidate's states pass the view, and say how far they are from the reference's."""
         cell = observed.cell
-        if not CASES[cell.case].own_states:
+        if not CASES[cell.case].own_hidden_states:
             return ()
         passage, reference = self._candidates[cell.candidate], self._reference[cell.case]
         if reference.stopped is not None:
@@ -201,7 +201,7 @@ class Journey:
         return (found, drift.top_1(ours, theirs)) if cell.kind == "unembed" else (found,)
 
 
-def _fed(kind: str, given: probe.CaseInputs, seen: Sequence[Observation]) -> dict[str, probe.CaseInputs]:
+def _fed(kind: str, given: CaseInputs, seen: Sequence[Observation]) -> dict[str, CaseInputs]:
     """By component in view: what the reference's own forward gave it."""
     (step,), (observation,) = given.steps, seen
     fed = {kind: step.inputs}
@@ -219,4 +219,4 @@ def _fed(kind: str, given: probe.CaseInputs, seen: Sequence[Observation]) -> dic
             "mlp.out": {"hidden_states": taps["mlp.out.hook_in"]},
         }
     assert set(fed) <= set(COMPONENTS)
-    return {name: probe.CaseInputs((probe.Step(step.name, inputs),)) for name, inputs in fed.items()}
+    return {name: CaseInputs((Step(step.name, inputs),)) for name, inputs in fed.items()}

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 
 from cgverify.common.errors import StorageError
 from cgverify.common.records import Cell, Finding, Verdict
-from cgverify.observe.stages import Stage, whole_answer
+from cgverify.observe.stages import Stage, expected_tap
 from cgverify.oracle.parameters import Parameters
 from cgverify.verification.check import ObservedStep
 
@@ -49,7 +49,7 @@ def keep(folder: Path, cell: Cell, step: ObservedStep, stage: Stage, parameters:
     for side, seen in (("candidate", view), ("reference", step.reference.view)):
         if stage.tap in seen:
             tensors[side] = seen[stage.tap]
-    answer = whole_answer(stage, view, parameters)
+    answer = expected_tap(stage, view, parameters)
     if answer is not None:
         tensors |= {"expected": answer.value, "bound": answer.bound}
     path = Path("tensors") / f"{cell.id}-{step.name.replace(' ', '-')}-{stage.name}-{stage.tap}.safetensors"

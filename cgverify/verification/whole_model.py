@@ -28,15 +28,15 @@ from cgverify.checkpoint.window import ModelVariant, WeightsView, Window
 from cgverify.common.errors import CandidateError
 from cgverify.common.printable import described, said
 from cgverify.common.records import Cell, CellResult, Finding, Prompt, Verdict
-from cgverify.observe import inputs as probe
 from cgverify.observe.bits import same_tensor
-from cgverify.observe.candidate import Candidate, staying_here
+from cgverify.observe.candidate import Candidate, restore_working_directory
 from cgverify.observe.cases.model import parts
-from cgverify.observe.components import COMPONENTS, Component, see_cache, see_returned
+from cgverify.observe.components import COMPONENTS, Component, record_cache, record_returned
 from cgverify.observe.conditions import PLAIN
+from cgverify.observe.inputs import PromptSpan, convert, prompt_context
+from cgverify.observe.run import reference_parameters
 from cgverify.observe.stages import RESIDUAL, Stage, copy
 from cgverify.observe.taps import Observation, hooks_of, observe
-from cgverify.oracle.parameters import Parameters
 from cgverify.plan.cells import GENERATED_TOKENS
 from cgverify.verification import cell as one_cell
 from cgverify.verification import drift
@@ -113,7 +113,7 @@ def run(
         )
 
 
-@staying_here()
+@restore_working_directory()
 def _booted_course(candidate: Candidate, model: nn.Module, prompt: Prompt, setting: ModelVariant) -> _Course:
     """The candidate's, with all its hooks; and once more with none, which must come to the same."""
     bridge = candidate.boot(model)
@@ -138,9 +138,7 @@ def _course(
     course = _Course()
     cache = DynamicCache()
     length = len(prompt.tokens)
-    generated = (
-        probe.PromptSpan(f"generated {i + 1}", length + i, length + i + 1) for i in range(GENERATED_TOKENS - 1)
-    )
+    generated = (PromptSpan(f"generated {i + 1}", length + i, length + i + 1) for i in range(GENERATED_TOKENS - 1))
     for part in (*parts(length), *generated):
         given = (*prompt.tokens, *course.tokens)[part.start : part.stop]
         forward = _Forward(part.name)
@@ -160,7 +158,7 @@ def _forward(
     nodes: Mapping[WeightsView, nn.Module],
     watch: _Watch,
     tokens: torch.Tensor,
-    part: probe.PromptSpan,
+    part: PromptSpan,
     cache: DynamicCache,
     forward: _Forward,
 ) -> torch.Tensor | BaseException:
@@ -181,8 +179,8 @@ def _forward(
     for view, seen in forward.seen.items():
         forward.given[view] = came
         if isinstance(view, int):
-            see_cache(cache, view, "attn.", seen.see)
-            context = probe.convert(probe.prompt_context(part), came["given.hidden_states"].dtype, tokens.device)
+            record_cache(cache, view, "attn.", seen.see)
+            context = convert(prompt_context(part), came["given.hidden_states"].dtype, tokens.device)
             forward.given[view] = came | {f"given.{name}": each for name, each in context.items()} | held[view]
         if "returned" not in seen.taps:  # nothing came of this component, nor of those behind it
             seen.raised = whole.raised or ValueError("it returned no tensor")
@@ -214,7 +212,7 @@ def _watch_candidate(component: Component, node: Any, seen: Observation) -> Iter
 @contextlib.contextmanager
 def _returned(module: nn.Module, seen: Observation) -> Iterator[None]:
     def see(_: nn.Module, __: Any, output: Any) -> None:
-        see_returned(output, seen)
+        record_returned(output, seen)
 
     handle = module.register_forward_hook(see)
     try:
@@ -260,7 +258,7 @@ def _judged(
         if not steps:  # the candidate raised before it came here
             return
         window.show(view)
-        parameters = Parameters(window.model(setting))
+        parameters = reference_parameters(window.model(setting))
         observed = ObservedCell(
             cell, component, steps, _not_again, ElapsedSeconds(started, candidate=0.0, reference=0.0)
         )

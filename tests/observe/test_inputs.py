@@ -9,26 +9,41 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cgverify.observe import inputs as probe
 from cgverify.observe.cases import CASES
 from cgverify.observe.components import COMPONENTS
-from cgverify.observe.inputs import LOWEST, Recipe
+from cgverify.observe.inputs import (
+    LOWEST,
+    CaseInputs,
+    InputSpec,
+    RandomInputs,
+    attention_inputs,
+    checked_inputs,
+    convert,
+    draw,
+    hidden_states,
+    leave_unchanged,
+    stress_attention,
+    stress_channels,
+    stress_rows,
+    stress_tokens,
+    token_ids,
+)
 
-RECIPE = Recipe(seed=3, batch_size=2, seq_len=8, n_positions=64, dtype=torch.float32, spread=2.0)
+RECIPE = InputSpec(seed=3, batch_size=2, seq_len=8, n_positions=64, dtype=torch.float32, spread=2.0)
 
 
-def attention(case: str, recipe: Recipe = RECIPE) -> probe.CaseInputs:
-    return CASES[case].probe(COMPONENTS["attn"], recipe, probe.attention_inputs(32), probe.stress_attention)
+def attention(case: str, recipe: InputSpec = RECIPE) -> CaseInputs:
+    return CASES[case].build_inputs(COMPONENTS["attn"], recipe, attention_inputs(32), stress_attention)
 
 
 @given(seed=st.integers(0, 1000), case=st.sampled_from(["default", "stress", "decode"]))
 def test_a_seed_is_one_probe_and_leaves_the_global_state(seed: int, case: str) -> None:
-    recipe = Recipe(seed, 2, 8, 64, torch.float32, 1.0)
+    recipe = InputSpec(seed, 2, 8, 64, torch.float32, 1.0)
     state = torch.get_rng_state()
     first, second = attention(case, recipe), attention(case, recipe)
-    assert first.same_inputs(second)
+    assert first.gives_same_inputs(second)
     assert torch.equal(torch.get_rng_state(), state)
-    assert not first.same_inputs(attention(case, Recipe(seed + 1, 2, 8, 64, torch.float32, 1.0)))
+    assert not first.gives_same_inputs(attention(case, InputSpec(seed + 1, 2, 8, 64, torch.float32, 1.0)))
 
 
 def test_a_component_is_asked_on_the_cpu_in_float32_whatever_the_setting() -> None:
@@ -38,14 +53,14 @@ def test_a_component_is_asked_on_the_cpu_in_float32_whatever_the_setting() -> No
         asked.append((batch_size, seq_len, device, dtype))
         return {"hidden_states": torch.randn(batch_size, seq_len, 4)}
 
-    probe.draw(own, RECIPE, probe.stress_channels)
+    draw(own, RECIPE, stress_channels)
     assert asked == [(2, 8, torch.device("cpu"), torch.float32)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_conversion_casts_values_and_rebuilds_the_masks_minimum(dtype: torch.dtype) -> None:
     given = attention("stress").steps[0].inputs
-    converted = probe.convert(given, dtype, torch.device("cpu"))
+    converted = convert(given, dtype, torch.device("cpu"))
     hidden = given["attention_mask"] == LOWEST
     assert hidden.any()
     assert (converted["attention_mask"][hidden] == torch.finfo(dtype).min).all()
@@ -59,7 +74,7 @@ def test_a_rounded_probe_is_what_the_dtype_gets_and_keeps_its_mask() -> None:
     (step,) = built.rounded(torch.bfloat16).steps
     for name, value in step.inputs.items():
         assert value.dtype == built.steps[0].inputs[name].dtype
-    narrow = probe.convert(built.steps[0].inputs, torch.bfloat16, torch.device("cpu"))
+    narrow = convert(built.steps[0].inputs, torch.bfloat16, torch.device("cpu"))
     assert torch.equal(step.inputs["hidden_states"], narrow["hidden_states"].float())
     hidden = built.steps[0].inputs["attention_mask"] == LOWEST
     assert torch.equal(step.inputs["attention_mask"] == LOWEST, hidden)
@@ -96,17 +111,17 @@ def test_decoding_cuts_one_sequence_into_steps_that_see_all_before() -> None:
 
 
 def test_tokens_are_first_last_and_repeated() -> None:
-    stress = probe.stress_tokens(50, [7, None])
-    ids = probe.draw(probe.token_ids(50), RECIPE, stress)["input_ids"]
+    stress = stress_tokens(50, [7, None])
+    ids = draw(token_ids(50), RECIPE, stress)["input_ids"]
     assert ids[0, :3].tolist() == [0, 49, 7]
     assert len(ids[:, 4:].unique()) == 1
 
 
 def test_a_candidate_may_not_choose_its_exam() -> None:
-    contract = probe.attention_inputs(4)
+    contract = attention_inputs(4)
 
-    def unfit(**changes: Any) -> probe.RandomInputs:
-        return probe.held_to(contract, lambda *shape, **_: {**contract(*shape), **changes})
+    def unfit(**changes: Any) -> RandomInputs:
+        return checked_inputs(contract, lambda *shape, **_: {**contract(*shape), **changes})
 
     assert unfit()(2, 8)["hidden_states"].shape == (2, 8, 4)
     for changes, told in (
@@ -121,7 +136,7 @@ def test_a_candidate_may_not_choose_its_exam() -> None:
 
 
 def test_rows_for_layer_norm_have_variance_near_eps_offsets_and_outliers() -> None:
-    rows = probe.draw(probe.hidden_states(200), RECIPE, probe.stress_rows)["hidden_states"].flatten(0, 1)
+    rows = draw(hidden_states(200), RECIPE, stress_rows)["hidden_states"].flatten(0, 1)
     assert rows[0].var() < 2e-5
     assert rows[1].mean() > 29
     assert rows[2].abs().max() > 20 * rows[2].abs().median()
@@ -135,6 +150,6 @@ def test_a_draw_seeds_no_other_device(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded)
     monkeypatch.setattr(torch.xpu, "manual_seed_all", seeded)
-    recipe = Recipe(seed=1, batch_size=1, seq_len=2, n_positions=8, dtype=torch.float32, spread=1.0)
-    first, again = (probe.draw(probe.hidden_states(4), recipe, probe.as_it_comes) for _ in range(2))
+    recipe = InputSpec(seed=1, batch_size=1, seq_len=2, n_positions=8, dtype=torch.float32, spread=1.0)
+    first, again = (draw(hidden_states(4), recipe, leave_unchanged) for _ in range(2))
     assert torch.equal(first["hidden_states"], again["hidden_states"])

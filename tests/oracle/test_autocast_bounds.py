@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch.nn import functional
 
-from cgverify.oracle.arithmetic import Expected, expected, without_error
+from cgverify.oracle.arithmetic import Expected, bounded_output, exact_input
 from cgverify.oracle.autocast import operand, widened
 from cgverify.oracle.autocast_scores import autocast_scores
 from cgverify.oracle.block_sum import block_sum
 from cgverify.oracle.mix import mix
 from cgverify.oracle.product import products
+from cgverify.oracle.shortcuts import NO_SHORTCUTS
 from cgverify.verification.metrics import assess
 
 WIDE = [torch.float32, torch.bfloat16, torch.float16]
@@ -40,7 +41,7 @@ def test_linears_hold_and_those_outside_autocast_do_not(dtype: torch.dtype, low:
     x, weight, bias = normal(16, 256, dtype=dtype), normal(64, 256, dtype=dtype, seed=1), normal(64, dtype=dtype)
     with torch.autocast("cpu", low):
         y = functional.linear(x, weight, bias)
-    ((_, (of,)),) = products([x], weight, bias, low)
+    ((_, (of,)),) = products([x], weight, bias, NO_SHORTCUTS, low)
     assert y.dtype == of.dtype
     if dtype == torch.float64:  # is not eligible
         assert of.dtype == torch.float64
@@ -50,14 +51,14 @@ def test_linears_hold_and_those_outside_autocast_do_not(dtype: torch.dtype, low:
         only_input = functional.linear(operand(x, low).float(), weight, bias).to(low)
         assert r_of(only_input, of) > 1
     else:
-        ((_, (plain,)),) = products([x], weight, bias)
+        ((_, (plain,)),) = products([x], weight, bias, NO_SHORTCUTS)
         assert torch.equal(of.bound, plain.bound)
 
 
 @pytest.mark.parametrize("low", HALVES)
 def test_a_float32_pattern_is_rounded_before_it_mixes(low: torch.dtype) -> None:
     pattern, value = normal(2, 4, 6, 9, dtype=torch.float32).softmax(-1), normal(2, 4, 9, 16, dtype=low).float()
-    of = mix(operand(pattern, low), operand(value, low))
+    of = mix(operand(pattern, low), operand(value, low), NO_SHORTCUTS)
     with torch.autocast("cpu", low):
         z = (pattern @ value).transpose(1, 2)
     assert 0.4 <= r_of(z, of) <= 1
@@ -87,7 +88,7 @@ def test_hugging_faces_scores_hold_and_are_near_their_bound(dtype: torch.dtype, 
     largest = 0.0
     for seed in range(20):
         q, k, mask = attention(dtype, seed)
-        of = autocast_scores(without_error(q), without_error(k), mask, low)
+        of = autocast_scores(exact_input(q), exact_input(k), mask, low, NO_SHORTCUTS)
         largest = max(largest, r_of(scored(q, k, mask, low), of))
         reciprocal = scored(q, k, mask, low) * math.sqrt(q.shape[-1]) * (1 / math.sqrt(q.shape[-1]))
         assert dtype in HALVES or r_of(reciprocal, of) <= 1
@@ -97,7 +98,7 @@ def test_hugging_faces_scores_hold_and_are_near_their_bound(dtype: torch.dtype, 
 @pytest.mark.parametrize(("dtype", "low"), PAIRS)
 def test_scores_of_another_precision_break_it(dtype: torch.dtype, low: torch.dtype) -> None:
     q, k, mask = attention(dtype, 0)
-    of = autocast_scores(without_error(q), without_error(k), mask, low)
+    of = autocast_scores(exact_input(q), exact_input(k), mask, low, NO_SHORTCUTS)
     outside = ((q @ k.mT + mask) / math.sqrt(q.shape[-1])).to(of.dtype)
     assert r_of(outside, of) > 1
     assert r_of(scored(q, k, mask * 0, low), of) > 1
@@ -108,9 +109,9 @@ def test_scores_of_another_precision_break_it(dtype: torch.dtype, low: torch.dty
 @pytest.mark.parametrize("low", HALVES)
 def test_queries_that_were_not_seen_come_with_the_bound_of_what_made_them(low: torch.dtype) -> None:
     q, k, mask = attention(torch.float32, 3)
-    unseen = expected(q.double(), q.double().abs() * 2.0**-20, torch.float32)
+    unseen = bounded_output(q.double(), q.double().abs() * 2.0**-20, torch.float32)
     nearby = q * (1 + 2.0**-21)
-    of = autocast_scores(unseen, without_error(k), mask, low)
+    of = autocast_scores(unseen, exact_input(k), mask, low, NO_SHORTCUTS)
     assert r_of(scored(nearby, k, mask, low), of) <= 1
     assert r_of(scored(q * 1.1, k, mask, low), of) > 1
 
@@ -119,12 +120,12 @@ def test_a_masked_score_may_overflow_in_float16_and_only_there() -> None:
     q, k, mask = attention(torch.float16, 0)
     scores = scored(q * 4, k * 4, mask, torch.float16)
     assert scores.isinf().any()
-    of = autocast_scores(without_error(q * 4), without_error(k * 4), mask, torch.float16)
+    of = autocast_scores(exact_input(q * 4), exact_input(k * 4), mask, torch.float16, NO_SHORTCUTS)
     assert r_of(scores, of) <= 1
     assert r_of(torch.where(mask == torch.finfo(torch.float16).min, scores, -torch.inf), of) == math.inf
     for dtype in (torch.float32, torch.bfloat16):
         q, k, mask = attention(dtype, 0)
-        of = autocast_scores(without_error(q), without_error(k), mask, torch.bfloat16)
+        of = autocast_scores(exact_input(q), exact_input(k), mask, torch.bfloat16, NO_SHORTCUTS)
         unmasked = scored(q, k, mask * 0, torch.bfloat16).to(of.dtype)
         assert r_of(unmasked, of) > 1
 

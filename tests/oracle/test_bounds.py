@@ -12,7 +12,7 @@ from torch.nn import functional as F  # noqa: N812
 from transformers.activations import NewGELUActivation
 from transformers.models.codegen.modeling_codegen import apply_rotary_pos_emb, create_sinusoidal_positions
 
-from cgverify.oracle.arithmetic import Expected, without_error
+from cgverify.oracle.arithmetic import Expected, exact_input
 from cgverify.oracle.block_sum import block_sum
 from cgverify.oracle.cache import cached
 from cgverify.oracle.gelu import gelu_new
@@ -21,6 +21,7 @@ from cgverify.oracle.mix import mix
 from cgverify.oracle.product import products
 from cgverify.oracle.rope import rope
 from cgverify.oracle.scores import scores
+from cgverify.oracle.shortcuts import NO_SHORTCUTS
 from cgverify.oracle.softmax import softmax
 from cgverify.verification.metrics import assess
 
@@ -44,7 +45,7 @@ def randn(seed: int, *shape: int) -> torch.Tensor:
 
 def product_r(tap: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> float:
     worst = 0.0
-    for columns, (answer,) in products([x], weight, bias):
+    for columns, (answer,) in products([x], weight, bias, NO_SHORTCUTS):
         worst = max(worst, r(tap.reshape(-1, len(weight))[:, columns], answer))
     return worst
 
@@ -99,7 +100,7 @@ def test_faults_of_precision_show_at_real_widths(fault: str, m: int, n: int) -> 
 def test_products_are_asked_together_and_answered_apart() -> None:
     xs = [randn(0, 3, 8), randn(1, 2, 5, 8)]
     weight = randn(2, 7, 8)
-    for columns, answers in products(xs, weight, None):
+    for columns, answers in products(xs, weight, None, NO_SHORTCUTS):
         for x, answer in zip(xs, answers, strict=True):
             exact = x.double().reshape(-1, 8) @ weight.double()[columns].T
             torch.testing.assert_close(answer.value, exact)
@@ -128,7 +129,7 @@ def test_scores(seed: int, dtype: torch.dtype, soft: bool, reciprocal: bool) -> 
     mask = mask.masked_fill(torch.ones(7, 9).triu(3).bool(), lowest)
     raw = query.transpose(1, 2) @ key.transpose(-1, -2) + mask
     tap = raw * (1 / 24**0.5) if reciprocal else raw / 24**0.5
-    expected = scores(without_error(query.transpose(1, 2)), without_error(key), mask)
+    expected = scores(exact_input(query.transpose(1, 2)), exact_input(key), mask, NO_SHORTCUTS)
     assert r(tap, expected) <= 1
     assert r(raw / 24**0.5 * (1 + 1e-4), expected) > 1
 
@@ -144,7 +145,7 @@ def test_rotation_and_scores_merged(seed: int, dtype: torch.dtype) -> None:
     expected = [rope(x, table, positions) for x in (query, key)]
     seen = [Expected(e.value.transpose(1, 2), e.bound.transpose(1, 2), e.dtype) for e in expected]
     tap = turned[0] @ turned[1].transpose(-1, -2) / 4
-    assert r(tap, scores(*seen, None)) <= 1
+    assert r(tap, scores(*seen, None, NO_SHORTCUTS)) <= 1
 
 
 @settings(deadline=None, max_examples=20)
@@ -164,7 +165,7 @@ def test_softmax(seed: int, dtype: torch.dtype, spread: float, n: int) -> None:
 def test_mix(seed: int, dtype: torch.dtype, n: int) -> None:
     pattern = (randn(seed, 2, 4, 5, n) * 3).softmax(-1).to(dtype)
     value = randn(seed + 1, 2, 4, n, 16).to(dtype)
-    assert r((pattern @ value).transpose(1, 2), mix(pattern, value)) <= 1
+    assert r((pattern @ value).transpose(1, 2), mix(pattern, value, NO_SHORTCUTS)) <= 1
 
 
 @settings(deadline=None, max_examples=30)
@@ -216,7 +217,7 @@ def test_block_sum_in_any_order(seed: int, dtype: torch.dtype, order: list[int])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_cache_is_exact(dtype: torch.dtype) -> None:
     before, new = randn(0, 2, 4, 3, 8).to(dtype), randn(1, 2, 4, 2, 8)
-    expected = cached(before, without_error(new), dtype)
+    expected = cached(before, exact_input(new), dtype)
     assert r(torch.cat((before, new.to(dtype)), dim=-2), expected) == 0
     assert r(torch.cat((new.to(dtype), before), dim=-2), expected) == float("inf")
 
@@ -237,7 +238,9 @@ def test_bounds_are_not_loose_in_16_bits(stage: str, least: float, dtype: torch.
         "product": lambda: product_r(x @ weight.T, x, weight),
         "rope": lambda: r(apply_rotary_pos_emb(heads, sin, cos), rope(heads, table, positions)),
         "softmax": lambda: r(given.softmax(-1).to(dtype), softmax(given, dtype)),
-        "mix": lambda: r((given.to(dtype) @ given.to(dtype)).transpose(1, 2), mix(given.to(dtype), given.to(dtype))),
+        "mix": lambda: r(
+            (given.to(dtype) @ given.to(dtype)).transpose(1, 2), mix(given.to(dtype), given.to(dtype), NO_SHORTCUTS)
+        ),
         "layer_norm": lambda: r(
             F.layer_norm(x, (256,), weight[0], weight[1], 1e-5), layer_norm(x, weight[0], weight[1], 1e-5)
         ),

@@ -7,11 +7,12 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from cgverify.oracle.arithmetic import Expected, without_error
+from cgverify.oracle.arithmetic import Expected, exact_input
 from cgverify.oracle.dropout import dropout
 from cgverify.oracle.layer_norm import affine, layer_norm, normalized_by
 from cgverify.oracle.per_head import head_projections, head_results, head_sum, unseen_head_sum
 from cgverify.oracle.product import product, products
+from cgverify.oracle.shortcuts import NO_SHORTCUTS
 from cgverify.oracle.softmax import softmax
 from cgverify.verification.metrics import assess
 
@@ -38,7 +39,7 @@ def test_torchs_dropout_holds(dtype: torch.dtype, p: float) -> None:
     x = normal(64, 1000, dtype=dtype)
     torch.manual_seed(1)
     dropped = functional.dropout(x, p)
-    assert r_of(dropped, dropout(without_error(x), dropped != 0, p)) <= 1
+    assert r_of(dropped, dropout(exact_input(x), dropped != 0, p)) <= 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, *HALVES])
@@ -47,7 +48,7 @@ def test_the_bound_of_dropout_is_not_loose(dtype: torch.dtype) -> None:
     ratios = []
     for p in torch.linspace(0.05, 0.95, 37).tolist():
         dropped = functional.dropout(x, p)
-        ratios.append(r_of(dropped, dropout(without_error(x), dropped != 0, p)))
+        ratios.append(r_of(dropped, dropout(exact_input(x), dropped != 0, p)))
     assert 0.4 <= max(ratios) <= 1
 
 
@@ -57,14 +58,14 @@ def test_another_element_kept_or_dropped_breaks_it(dtype: torch.dtype) -> None:
     dropped = functional.dropout(x, 0.5)
     kept = dropped != 0
     for wrong in (functional.dropout(x, 0.5), x, x / 0.5, torch.zeros_like(x)):
-        assert r_of(wrong, dropout(without_error(x), kept, 0.5)) > 1
+        assert r_of(wrong, dropout(exact_input(x), kept, 0.5)) > 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_another_scale_breaks_it(dtype: torch.dtype) -> None:
     x = normal(50, 50, dtype=dtype)
     dropped = functional.dropout(x, 0.1)
-    expected = dropout(without_error(x), dropped != 0, 0.1)
+    expected = dropout(exact_input(x), dropped != 0, 0.1)
     for factor in (0.9, 0.99, 1 + 1e-6):
         assert r_of(dropped * factor, expected) > 1
 
@@ -84,8 +85,8 @@ def test_a_kept_element_that_underflows_is_not_taken_for_a_dropped_one() -> None
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_whole_product_is_what_the_blocks_are(dtype: torch.dtype) -> None:
     x, weight, bias = normal(2, 3, 96, dtype=dtype), normal(40, 96, dtype=dtype), normal(40, dtype=dtype)
-    whole = product(without_error(x), weight, bias)
-    ((_, (block,)),) = products([x], weight, bias)
+    whole = product(exact_input(x), weight, bias, NO_SHORTCUTS)
+    ((_, (block,)),) = products([x], weight, bias, NO_SHORTCUTS)
     assert torch.equal(whole.value.flatten(0, 1), block.value)
     assert torch.equal(whole.bound.flatten(0, 1), block.bound)
 
@@ -96,7 +97,7 @@ def test_a_product_of_what_was_not_seen_holds(dtype: torch.dtype) -> None:
     x, weight = normal(2, 5, 512, dtype=dtype), (normal(64, 512, dtype=torch.float32, seed=1) / 20).to(dtype)
     gain, bias = normal(512, dtype=dtype, seed=2), normal(512, dtype=dtype, seed=3)
     y = functional.linear(functional.layer_norm(x, (512,), gain, bias, 1e-5), weight)
-    merged = product(layer_norm(x, gain, bias, 1e-5), weight)
+    merged = product(layer_norm(x, gain, bias, 1e-5), weight, None, NO_SHORTCUTS)
     assert r_of(y, merged) <= 1
     without_bias = functional.linear(functional.layer_norm(x, (512,), gain, None, 1e-5), weight)
     assert r_of(without_bias, merged) > 1
@@ -120,10 +121,10 @@ def test_results_and_their_sum_hold(heads: tuple[torch.Tensor, torch.Tensor]) ->
     z, weight = heads
     results = results_of(z, weight)
     summed = results.sum(-2)
-    assert r_of(results, head_results(without_error(z), weight)) <= 1
+    assert r_of(results, head_results(exact_input(z), weight, NO_SHORTCUTS)) <= 1
     for variant in (summed, results.flip(-2).sum(-2), results.to(torch.float64).sum(-2).to(z.dtype)):
-        assert r_of(variant, head_sum(without_error(results))) <= 1
-    merged = unseen_head_sum(without_error(z), weight)
+        assert r_of(variant, head_sum(exact_input(results))) <= 1
+    merged = unseen_head_sum(exact_input(z), weight, NO_SHORTCUTS)
     assert r_of(summed, merged) <= 1
     assert r_of(functional.linear(z.flatten(-2), weight), merged) <= 1
 
@@ -132,25 +133,25 @@ def test_results_and_their_sum_hold(heads: tuple[torch.Tensor, torch.Tensor]) ->
 def test_in_sixteen_bits_the_bounds_per_head_are_not_loose(dtype: torch.dtype) -> None:
     z, weight = normal(2, 5, 16, 64, dtype=dtype), (normal(1024, 1024, dtype=torch.float32, seed=1) / 32).to(dtype)
     results = results_of(z, weight)
-    assert r_of(results, head_results(without_error(z), weight)) > 0.4
-    assert r_of(results.sum(-2), head_sum(without_error(results))) > 0.4
+    assert r_of(results, head_results(exact_input(z), weight, NO_SHORTCUTS)) > 0.4
+    assert r_of(results.sum(-2), head_sum(exact_input(results))) > 0.4
 
 
 def test_wrong_results_and_sums_break_them(heads: tuple[torch.Tensor, torch.Tensor]) -> None:
     z, weight = heads
     results = results_of(z, weight)
-    expected = head_results(without_error(z), weight)
+    expected = head_results(exact_input(z), weight, NO_SHORTCUTS)
     assert r_of(results.flip(-2), expected) > 1
     assert r_of(results_of(z, weight.unflatten(1, (64, 16)).mT.flatten(1)), expected) > 1
-    assert r_of(results[:, :, 1:].sum(-2), head_sum(without_error(results))) > 1
-    assert r_of(results[:, :, 1:].sum(-2), unseen_head_sum(without_error(z), weight)) > 1
+    assert r_of(results[:, :, 1:].sum(-2), head_sum(exact_input(results))) > 1
+    assert r_of(results[:, :, 1:].sum(-2), unseen_head_sum(exact_input(z), weight, NO_SHORTCUTS)) > 1
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_projections_of_each_heads_own_input_hold(dtype: torch.dtype) -> None:
     inputs, weight = normal(2, 5, 4, 128, dtype=dtype), normal(128, 128, dtype=dtype, seed=1)
     projected = torch.einsum("bshm,hdm->bshd", inputs, weight.unflatten(0, (4, -1)))
-    expected = head_projections(without_error(inputs), weight)
+    expected = head_projections(exact_input(inputs), weight, NO_SHORTCUTS)
     assert r_of(projected, expected) <= 1
     neighbours = torch.einsum("bshm,hdm->bshd", inputs.roll(1, 2), weight.unflatten(0, (4, -1)))
     assert r_of(neighbours, expected) > 1
@@ -167,7 +168,7 @@ def test_layer_norm_from_a_given_scale_holds(dtype: torch.dtype) -> None:
     scale = scale.to(wide)
     x_hat = (x.to(wide) - x.to(wide).mean(-1, keepdim=True)) / scale
     y = (x_hat * gain + bias).to(dtype)
-    seen, unseen = without_error(x_hat), normalized_by(x, scale)
+    seen, unseen = exact_input(x_hat), normalized_by(x, scale)
     assert r_of(x_hat, unseen) <= 1
     assert r_of(y, affine(seen, gain, bias, dtype)) <= 1
     assert r_of(y, affine(unseen, gain, bias, dtype)) <= 1

@@ -1,4 +1,4 @@
-"""What a user allows torch to leave out: correct within wider bounds where it is allowed, a failure where it is not."""
+"""Shortcuts that a user allows: within wider bounds where they are allowed, a failure where they are not."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from cgverify.common.environment import SHORTCUTS, allowed, pin_numerics
 from cgverify.common.records import Verdict
 from cgverify.oracle.monte_carlo import Drawn
 from cgverify.oracle.product import products
+from cgverify.oracle.shortcuts import NO_SHORTCUTS, Shortcuts
 from cgverify.verification.metrics import assess
 
-Allow = Callable[..., None]
 PRECISION = "cgverify.selftest.seeded.precision"
-TF32 = [f"{PRECISION}:{name}" for name in ("projections_in_tf32", "output_in_tf32", "MixInTF32", "ScoresInTF32")]
+TF32_FAULTS = [f"{PRECISION}:{name}" for name in ("projections_in_tf32", "output_in_tf32", "MixInTF32", "ScoresInTF32")]
+TF32, REDUCTION = Shortcuts(["tf32"]), Shortcuts(["reduction"])
 
 
 @pytest.fixture
-def allow() -> Iterator[Allow]:
-    """Pin the process to some shortcuts; to none again afterwards."""
+def allow() -> Iterator[Callable[..., None]]:
+    """Pin this process to some shortcuts, and to none afterwards."""
     yield lambda *names: pin_numerics(None, names)
     pin_numerics(None)
 
@@ -31,23 +32,29 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def product_r(y: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> float:
-    ((_, (of,)),) = products([x], weight, bias)
-    return assess(y, of)[0].value
+def product_r(
+    y: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    shortcuts: Shortcuts = NO_SHORTCUTS,
+) -> float:
+    ((_, (expected,)),) = products([x], weight, bias, shortcuts)
+    return assess(y, expected)[0].value
 
 
 def rounded(x: torch.Tensor) -> torch.Tensor:
-    """To ten bits of mantissa, the nearest."""
+    """x rounded to the nearest with ten bits of mantissa."""
     return (x.view(torch.int32) + (1 << 12) & -(1 << 13)).view(torch.float32)
 
 
 def truncated(x: torch.Tensor) -> torch.Tensor:
-    """To ten bits of mantissa, by leaving the others out."""
+    """The first ten bits of mantissa."""
     return (x.view(torch.int32) & -(1 << 13)).view(torch.float32)
 
 
 def two_halves(x: torch.Tensor) -> torch.Tensor:
-    """As the sum of two bfloat16 numbers."""
+    """x as the sum of two bfloat16 numbers."""
     high = x.bfloat16().float()
     return high + (x - high).bfloat16().float()
 
@@ -57,43 +64,34 @@ def two_halves(x: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("n", [64, 1024, 4096])
 @pytest.mark.parametrize("taken", [rounded, truncated])
-def test_tf32_operands_break_the_strict_bound_and_hold_the_wider_one(
-    allow: Allow, taken: Callable[[torch.Tensor], torch.Tensor], n: int
-) -> None:
+def test_tf32_operands_hold_only_the_wider_bound(taken: Callable[[torch.Tensor], torch.Tensor], n: int) -> None:
     x, weight, bias = normal(16, n), normal(64, n, seed=1) * 0.05, normal(64, seed=2)
     y = functional.linear(taken(x), taken(weight), bias)
     assert product_r(y, x, weight, bias) > 1
-    allow("tf32")
-    assert 0.02 < product_r(y, x, weight, bias) <= 1
+    assert 0.02 < product_r(y, x, weight, bias, TF32) <= 1
     for nearer in (x, two_halves(x)):
-        assert product_r(functional.linear(nearer, weight, bias), x, weight, bias) <= 1
+        assert product_r(functional.linear(nearer, weight, bias), x, weight, bias, TF32) <= 1
 
 
 @pytest.mark.parametrize("n", [64, 1024])
-def test_bfloat16_operands_hold_where_they_are_allowed_and_are_farther_off_than_tf32_allows(
-    allow: Allow, n: int
-) -> None:
+def test_bfloat16_operands_break_the_bound_of_tf32(n: int) -> None:
     x, weight = normal(16, n), normal(64, n, seed=1) * 0.05
     y = x.bfloat16().float() @ weight.bfloat16().float().T
-    allow("tf32")
-    tf32 = product_r(y, x, weight)
-    allow("tf32", "bfloat16")
-    assert 0.02 < product_r(y, x, weight) <= 1
-    assert tf32 > 5 * product_r(y, x, weight)
+    both = product_r(y, x, weight, shortcuts=Shortcuts(["tf32", "bfloat16"]))
+    assert 0.02 < both <= 1
+    assert product_r(y, x, weight, shortcuts=TF32) > 5 * both
 
 
 @pytest.mark.parametrize("fault", [lambda y: y * 1.02, lambda y: y.roll(1, 0), lambda y: y + 0.1])
-def test_the_wider_bound_still_sees(allow: Allow, fault: Callable[[torch.Tensor], torch.Tensor]) -> None:
+def test_wider_bound_still_fails_a_fault(fault: Callable[[torch.Tensor], torch.Tensor]) -> None:
     x, weight = normal(16, 1024), normal(64, 1024, seed=1) * 0.05
-    allow("tf32")
-    assert product_r(fault(x @ weight.T), x, weight) > 1
+    assert product_r(fault(x @ weight.T), x, weight, shortcuts=TF32) > 1
 
 
-def test_equal_terms_whose_roundings_agree_hold(allow: Allow) -> None:
+def test_equal_terms_that_round_alike_hold() -> None:
     x, weight = torch.full((1, 900), 1.0004), torch.full((1, 900), 1.0004)
-    allow("tf32")
     for taken in (rounded, truncated):
-        assert product_r(taken(x) @ taken(weight).T, x, weight) <= 1
+        assert product_r(taken(x) @ taken(weight).T, x, weight, shortcuts=TF32) <= 1
 
 
 # --- sums -------------------------------------------------------------------------------------------------------------
@@ -101,51 +99,46 @@ def test_equal_terms_whose_roundings_agree_hold(allow: Allow) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("n", [64, 1024])
-def test_partial_sums_in_sixteen_bits_hold_only_where_they_are_allowed(
-    allow: Allow, dtype: torch.dtype, n: int
-) -> None:
+def test_sixteen_bit_sums_hold_only_where_allowed(dtype: torch.dtype, n: int) -> None:
     x, weight = normal(16, n).to(dtype), (normal(64, n, seed=1) * 0.05).to(dtype)
     parts = torch.stack([a @ b.T for a, b in zip(x.chunk(8, -1), weight.chunk(8, -1), strict=True)])
     y = parts[0]
     for part in parts[1:]:
         y = y + part
     assert product_r(y, x, weight) > 1
-    allow("reduction")
-    assert product_r(y, x, weight) <= 1
-    assert product_r(y + 4, x, weight) > 1 or dtype == torch.bfloat16
+    assert product_r(y, x, weight, shortcuts=REDUCTION) <= 1
+    assert product_r(y + 4, x, weight, shortcuts=REDUCTION) > 1 or dtype == torch.bfloat16
 
 
-def test_rows_of_zeros_have_a_bound(allow: Allow) -> None:
+def test_rows_of_zeros_have_a_bound() -> None:
     x, weight = torch.zeros(2, 300, dtype=torch.bfloat16), normal(4, 300).bfloat16()
-    allow("reduction")
-    assert product_r(x @ weight.T, x, weight) == 0
+    assert product_r(x @ weight.T, x, weight, shortcuts=REDUCTION) == 0
 
 
-def test_gradients_spread_by_what_operands_lose(allow: Allow) -> None:
+def test_gradient_spread_includes_lost_operand_bits() -> None:
     value, squares = torch.zeros(20_000, dtype=torch.float64), torch.ones(20_000, dtype=torch.float64)
 
-    def spread() -> float:
-        return float(Drawn(0, torch.device("cpu")).summed(value, squares, 64, torch.float32).std())
+    def spread(shortcuts: Shortcuts) -> float:
+        drawn = Drawn(0, torch.device("cpu"), shortcuts)
+        return float(drawn.summed(value, squares, 64, torch.float32).std())
 
-    strict = spread()
-    allow("tf32")
-    assert spread() > 500 * strict
+    assert spread(TF32) > 500 * spread(NO_SHORTCUTS)
 
 
 # --- candidates -------------------------------------------------------------------------------------------------------
 
 
-def test_candidates_with_tf32_operands_diverge_unless_it_is_allowed(allow: Allow) -> None:
-    plan = {"candidates": TF32, "components": ["attn"], "cases": ["default", "decode"]}
+def test_tf32_candidates_diverge_unless_it_is_allowed(allow: Callable[..., None]) -> None:
+    plan = {"candidates": TF32_FAULTS, "components": ["attn"], "cases": ["default", "decode"]}
     strict = verify(**plan)
-    assert {result.cell.candidate for result in strict if result.verdict.fails} == set(TF32)
+    assert {result.cell.candidate for result in strict if result.verdict.fails} == set(TF32_FAULTS)
     allow("tf32")
     widened = verify(**plan)
     assert failed(widened) == []
     assert Verdict.BOUNDED in {finding.verdict for finding in findings(widened)}
 
 
-def test_other_faults_diverge_where_tf32_is_allowed(allow: Allow) -> None:
+def test_other_faults_diverge_where_tf32_is_allowed(allow: Callable[..., None]) -> None:
     allow("tf32")
     names = ["HeadsSwapped", "MaskAfterScaling", "OnePartition", "PositionsIgnored"]
     results = verify(candidates=[f"faults:{name}" for name in names], components=["attn"])
@@ -166,7 +159,7 @@ def test_other_faults_diverge_where_tf32_is_allowed(allow: Allow) -> None:
     ],
 )
 def test_flags_are_set_recorded_and_taken_back(
-    allow: Allow, names: tuple[str, ...], precision: str, tf32: bool, reduction: bool
+    allow: Callable[..., None], names: tuple[str, ...], precision: str, tf32: bool, reduction: bool
 ) -> None:
     recorded = pin_numerics(None, names)
     assert recorded["allowed"] == sorted(names)

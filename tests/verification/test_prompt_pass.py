@@ -16,6 +16,7 @@ from cgverify.checkpoint.window import ModelVariant, Window
 from cgverify.common.errors import WeightsError
 from cgverify.common.records import Cell, CellResult, Finding, Prompt, Verdict
 from cgverify.observe.candidate import find_candidate
+from cgverify.observe.run import reference_parameters
 from cgverify.oracle import exact
 from cgverify.oracle.parameters import Parameters
 from cgverify.plan.cells import CARRIED, CASE_KINDS, Axes, CheckpointShape, cells
@@ -119,7 +120,7 @@ def test_the_states_without_rounding_are_hugging_faces_in_float64(monkeypatch: p
     state = TOKENS
     for view in views(source.config.n_layer):
         window.show(view)
-        parameters = Parameters(
+        parameters = reference_parameters(
             window.model(ModelVariant(torch.float64, torch.device("cpu"), source.config.rotary_dim))
         )
         state = exact.FORWARDS[kind_of(view)](state, parameters)

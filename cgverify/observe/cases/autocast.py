@@ -25,15 +25,13 @@ from cgverify.observe.cases.case import Case
 from cgverify.observe.cases.decode import pieces
 from cgverify.observe.components import Component
 from cgverify.observe.conditions import Conditions
-from cgverify.observe.inputs import Inputs, Recipe, Step
-from cgverify.observe.stages import Heads, Local, Oracle, Stage, TensorsByName, WeightProduct
-from cgverify.oracle.arithmetic import Expected
+from cgverify.observe.inputs import Inputs, InputSpec, Step
+from cgverify.observe.stages import Heads, Oracle, Stage, TapFunction, TensorsByName, WeightProduct
+from cgverify.oracle.arithmetic import HALVES, Expected
 from cgverify.oracle.autocast import operand, widened
 from cgverify.oracle.autocast_scores import autocast_scores
 from cgverify.oracle.parameters import Parameters
 from cgverify.plan.cells import DECODED_TOKENS
-
-HALVES = (torch.bfloat16, torch.float16)
 
 
 def lows(dtype: torch.dtype) -> tuple[torch.dtype, ...]:
@@ -41,11 +39,11 @@ def lows(dtype: torch.dtype) -> tuple[torch.dtype, ...]:
     return (dtype,) if dtype in HALVES else HALVES
 
 
-def _steps(component: Component, inputs: Inputs, recipe: Recipe) -> tuple[Step, ...]:
+def _steps(component: Component, inputs: Inputs, recipe: InputSpec) -> tuple[Step, ...]:
     return tuple(step for low in lows(recipe.dtype) for step in _under(low, component, inputs, recipe))
 
 
-def _under(low: torch.dtype, component: Component, inputs: Inputs, recipe: Recipe) -> Iterator[Step]:
+def _under(low: torch.dtype, component: Component, inputs: Inputs, recipe: InputSpec) -> Iterator[Step]:
     name, conditions = str(low).removeprefix("torch."), Conditions(autocast=low)
     if "attention_mask" not in inputs:
         yield Step(name, inputs, conditions)
@@ -71,12 +69,12 @@ def _rounding(stage: Stage, low: torch.dtype) -> Oracle:
     return stage.oracle
 
 
-def _scores(heads: Heads, low: torch.dtype) -> Local:
+def _scores(heads: Heads, low: torch.dtype) -> TapFunction:
     def compute(side: TensorsByName, parameters: Parameters) -> Expected:
         query, key = heads.query(side, parameters), heads.key(side, parameters)
-        return autocast_scores(query, key, side.get("given.attention_mask"), low)
+        return autocast_scores(query, key, side.get("given.attention_mask"), low, parameters.shortcuts)
 
-    return Local(compute)
+    return TapFunction(compute)
 
 
 _TAKEN: dict[str, Callable[[torch.Tensor, torch.dtype], torch.Tensor]] = {
@@ -87,13 +85,15 @@ _TAKEN: dict[str, Callable[[torch.Tensor, torch.dtype], torch.Tensor]] = {
 """What a stage makes, under autocast, of each tap that it starts from. The rest follows from dtypes."""
 
 
-def _from(taken: Callable[[torch.Tensor, torch.dtype], torch.Tensor], oracle: Local, low: torch.dtype) -> Local:
+def _from(
+    taken: Callable[[torch.Tensor, torch.dtype], torch.Tensor], oracle: TapFunction, low: torch.dtype
+) -> TapFunction:
     """The same oracle, from what the operation takes."""
 
     def compute(side: TensorsByName, parameters: Parameters) -> Expected:
         return oracle.compute(_Taken(side, lambda tap: taken(tap, low)), parameters)
 
-    return Local(compute)
+    return TapFunction(compute)
 
 
 class _Taken(Mapping[str, torch.Tensor]):

@@ -18,8 +18,8 @@ from cgverify.observe.cases.case import Case
 from cgverify.observe.components import Component
 from cgverify.observe.conditions import Conditions, Cotangent
 from cgverify.observe.gradients import MODULES
-from cgverify.observe.inputs import Inputs, Recipe, Step, stress_context
-from cgverify.observe.stages import RESIDUAL, Local, Stage, TensorsByName
+from cgverify.observe.inputs import Inputs, InputSpec, Step, stress_context
+from cgverify.observe.stages import RESIDUAL, Stage, TapFunction, TensorsByName
 from cgverify.oracle import forward
 from cgverify.oracle.arithmetic import Expected
 from cgverify.oracle.gradient import Gradient, gradients
@@ -45,11 +45,11 @@ _AXES = {
 }
 
 
-def _bend(inputs: Inputs, recipe: Recipe) -> Inputs:
+def _bend(inputs: Inputs, recipe: InputSpec) -> Inputs:
     return stress_context(inputs, recipe) if "position_ids" in inputs else inputs
 
 
-def _steps(_: Component, inputs: Inputs, recipe: Recipe) -> tuple[Step, ...]:
+def _steps(_: Component, inputs: Inputs, recipe: InputSpec) -> tuple[Step, ...]:
     return (Step("backward", inputs, Conditions(gradients=True, cotangent=Cotangent(recipe.seed))),)
 
 
@@ -65,14 +65,14 @@ def _stages(component: Component, step: Step) -> tuple[Stage, ...]:
             known[:] = [(given, _gradients(component.kind, side, parameters, cotangent))]
         return known[0][1][name]
 
-    def elements(name: str) -> Local:
-        return Local(lambda side, parameters: of(name, side, parameters).elements())
+    def elements(name: str) -> TapFunction:
+        return TapFunction(lambda side, parameters: of(name, side, parameters).elements())
 
-    def scale(name: str) -> Local:
+    def scale(name: str) -> TapFunction:
         def compute(side: TensorsByName, parameters: Parameters) -> Expected:
             return of(name, side, parameters).scale(side[f"grad.{name}"])
 
-        return Local(compute)
+        return TapFunction(compute)
 
     stages = []
     for name in leaves(component.kind):
@@ -118,7 +118,7 @@ def _gradients(kind: str, side: TensorsByName, parameters: Parameters, cotangent
 
     width = given.shape[-1] if kind in ("attn", "block", "ln1", "mlp") else len(parameters.tensor(kind))
     drawn = cotangent(given.new_empty(*given.shape[:-1], width))
-    return gradients(run, {INPUT: given, **stored}, drawn, slices)
+    return gradients(run, {INPUT: given, **stored}, drawn, slices, parameters.shortcuts)
 
 
 def _weight(name: str, parameters: Parameters) -> torch.Tensor:

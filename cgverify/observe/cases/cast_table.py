@@ -13,30 +13,30 @@ from dataclasses import replace
 from cgverify.observe.cases.case import Case
 from cgverify.observe.components import Component
 from cgverify.observe.conditions import Conditions
-from cgverify.observe.inputs import Inputs, Recipe, Step
-from cgverify.observe.stages import Local, Stage, TensorsByName
+from cgverify.observe.inputs import Inputs, InputSpec, Step
+from cgverify.observe.stages import Stage, TapFunction, TensorsByName
 from cgverify.oracle.arithmetic import Expected
 from cgverify.oracle.parameters import Parameters
 
 _CAST = Conditions(cast_table=True)
 
 
-def _steps(_: Component, inputs: Inputs, __: Recipe) -> tuple[Step, ...]:
+def _steps(_: Component, inputs: Inputs, __: InputSpec) -> tuple[Step, ...]:
     return (Step("forward", inputs, _CAST),)
 
 
 def _stages(component: Component, _: Step) -> tuple[Stage, ...]:
     return tuple(
-        replace(stage, oracle=_with_cast_table(stage.oracle)) if isinstance(stage.oracle, Local) else stage
+        replace(stage, oracle=_with_cast_table(stage.oracle)) if isinstance(stage.oracle, TapFunction) else stage
         for stage in component.stages(False)
     )
 
 
-def _with_cast_table(oracle: Local) -> Local:
+def _with_cast_table(oracle: TapFunction) -> TapFunction:
     def compute(side: TensorsByName, parameters: Parameters) -> Expected:
         return oracle.compute(side, parameters.with_cast_table())
 
-    return Local(compute)
+    return TapFunction(compute)
 
 
 CASE = Case(bend=lambda stress: stress, steps=_steps, stages=_stages)

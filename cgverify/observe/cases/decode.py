@@ -12,13 +12,13 @@ from collections.abc import Iterator
 
 from cgverify.observe.cases.case import Case
 from cgverify.observe.components import Component
-from cgverify.observe.inputs import Inputs, Recipe, Step, stress_context, tokens_of
+from cgverify.observe.inputs import Inputs, InputSpec, Step, slice_tokens, stress_context
 from cgverify.plan.cells import DECODE_STEPS, DECODED_TOKENS
 
 SHARED_POSITIONS = ("token 2", "chunk")
 
 
-def pieces(inputs: Inputs, recipe: Recipe) -> Iterator[tuple[str, Inputs]]:
+def pieces(inputs: Inputs, recipe: InputSpec) -> Iterator[tuple[str, Inputs]]:
     """The sequence cut into a prefill, single tokens and a chunk; each sees all keys up to its own.
 
     Positions are `[batch, length]`, or `[1, length]` in `SHARED_POSITIONS`.
@@ -27,11 +27,11 @@ def pieces(inputs: Inputs, recipe: Recipe) -> Iterator[tuple[str, Inputs]]:
     for name, length in (("prefill", recipe.seq_len), *DECODE_STEPS):
         now = slice(start, start + length)
         rows = slice(1) if name in SHARED_POSITIONS else slice(None)
-        yield name, tokens_of(inputs, now, rows)
+        yield name, slice_tokens(inputs, now, rows)
         start = now.stop
 
 
-def _steps(_: Component, inputs: Inputs, recipe: Recipe) -> tuple[Step, ...]:
+def _steps(_: Component, inputs: Inputs, recipe: InputSpec) -> tuple[Step, ...]:
     return tuple(Step(name, piece, cache="all") for name, piece in pieces(inputs, recipe))
 
 

@@ -22,9 +22,9 @@ from dataclasses import dataclass
 from cgverify.observe.cases.case import Case
 from cgverify.observe.components import Component
 from cgverify.observe.conditions import Conditions
-from cgverify.observe.inputs import Inputs, Recipe, Step
-from cgverify.observe.stages import HEADS, RESIDUAL, Local, Stage, TensorsByName, copy
-from cgverify.oracle.arithmetic import Expected, exactly, without_error
+from cgverify.observe.inputs import Inputs, InputSpec, Step
+from cgverify.observe.stages import HEADS, RESIDUAL, Stage, TapFunction, TensorsByName, copy
+from cgverify.oracle.arithmetic import Expected, exact_input, exact_output
 from cgverify.oracle.layer_norm import layer_norm
 from cgverify.oracle.parameters import Parameters
 from cgverify.oracle.per_head import head_projections, head_results, head_sum, unseen_head_sum
@@ -65,7 +65,7 @@ _ALONE = _Place(prefix="", residual="hook_in", norm=None)
 _IN_BLOCK = _Place(prefix="attn.", residual="hook_in", norm="ln1")
 
 
-def _steps(component: Component, inputs: Inputs, _: Recipe) -> tuple[Step, ...]:
+def _steps(component: Component, inputs: Inputs, _: InputSpec) -> tuple[Step, ...]:
     return tuple(Step(flag, inputs, Conditions(flags=(flag,))) for flag in hooks(component.kind))
 
 
@@ -82,14 +82,14 @@ def _forked_for_mlp(plain: tuple[Stage, ...], place: _Place, _: str) -> Iterator
     def into_mlp(side: TensorsByName, parameters: Parameters) -> Expected:
         copied = side.get("hook_mlp_in")
         if copied is None:
-            return exactly(side["ln1.hook_out"], side["ln1.hook_out"].dtype)
+            return exact_output(side["ln1.hook_out"], side["ln1.hook_out"].dtype)
         gain, bias = parameters.tensor("ln1"), parameters.required_bias("ln1")
         return layer_norm(copied, gain, bias, parameters.eps)
 
     for stage in plain:
         if stage.tap == "mlp.hook_in":
             yield copy("fork", "hook_mlp_in", place.residual, RESIDUAL, required=False)
-            yield Stage("layer_norm", stage.tap, Local(into_mlp), RESIDUAL)
+            yield Stage("layer_norm", stage.tap, TapFunction(into_mlp), RESIDUAL)
         else:
             yield stage
 
@@ -99,18 +99,18 @@ def _summed(plain: tuple[Stage, ...], place: _Place, _: str) -> Iterator[Stage]:
     z, result = f"{place.prefix}hook_z", f"{place.prefix}hook_result"
 
     def given(side: TensorsByName, parameters: Parameters) -> Expected:
-        return head_results(without_error(side[z]), parameters.tensor("attn.o"))
+        return head_results(exact_input(side[z]), parameters.tensor("attn.o"), parameters.shortcuts)
 
     def summed(side: TensorsByName, parameters: Parameters) -> Expected:
         if (seen := side.get(result)) is not None:
-            return head_sum(without_error(seen))
-        return unseen_head_sum(without_error(side[z]), parameters.tensor("attn.o"))
+            return head_sum(exact_input(seen))
+        return unseen_head_sum(exact_input(side[z]), parameters.tensor("attn.o"), parameters.shortcuts)
 
     for stage in plain:
         if stage.tap == f"{place.prefix}o.hook_out":  # heads are not multiplied together
-            yield Stage("result", result, Local(given), HEADS)
+            yield Stage("result", result, TapFunction(given), HEADS)
         elif stage.tap == f"{place.prefix}hook_out":
-            yield Stage("result_sum", stage.tap, Local(summed), RESIDUAL)
+            yield Stage("result_sum", stage.tap, TapFunction(summed), RESIDUAL)
         else:
             yield stage
 
@@ -122,18 +122,18 @@ def _forked(plain: tuple[Stage, ...], place: _Place, flag: str) -> Iterator[Stag
     def copied(side: TensorsByName, parameters: Parameters) -> Expected:
         residual = side[place.residual]
         heads = parameters.n_heads
-        return exactly(residual.unsqueeze(-2).expand(*residual.shape[:-1], heads, -1), residual.dtype)
+        return exact_output(residual.unsqueeze(-2).expand(*residual.shape[:-1], heads, -1), residual.dtype)
 
-    def projected(w: str) -> Local:
+    def projected(w: str) -> TapFunction:
         def compute(side: TensorsByName, parameters: Parameters) -> Expected:
             seen = side.get(inputs[w])
-            copies = without_error(seen) if seen is not None else copied(side, parameters)
+            copies = exact_input(seen) if seen is not None else copied(side, parameters)
             if place.norm is not None:
                 gain, bias = parameters.tensor(place.norm), parameters.required_bias(place.norm)
                 copies = layer_norm(copies.value.to(copies.dtype), gain, bias, parameters.eps)
-            return head_projections(copies, parameters.tensor(f"attn.{w}"))
+            return head_projections(copies, parameters.tensor(f"attn.{w}"), parameters.shortcuts)
 
-        return Local(compute)
+        return TapFunction(compute)
 
     for stage in plain:
         w = stage.name.removeprefix("project_")
@@ -141,7 +141,7 @@ def _forked(plain: tuple[Stage, ...], place: _Place, flag: str) -> Iterator[Stag
             yield stage
             continue
         if w == "q" or flag == SPLIT:
-            yield Stage("fork", inputs[w], Local(copied), HEADS)
+            yield Stage("fork", inputs[w], TapFunction(copied), HEADS)
         yield Stage(stage.name, stage.tap, projected(w), HEADS)
 
 

@@ -9,10 +9,10 @@ whatever the mask says, or one that rebuilds the mask from its last row.
 from __future__ import annotations
 
 from cgverify.observe.cases.case import Case
-from cgverify.observe.inputs import LOWEST, Inputs, Recipe
+from cgverify.observe.inputs import LOWEST, Inputs, InputSpec
 
 
-def _hide(inputs: Inputs, _: Recipe) -> Inputs:
+def _hide(inputs: Inputs, _: InputSpec) -> Inputs:
     mask = inputs["attention_mask"].clone()
     seq = mask.shape[-1]
     mask[-1, :, :, : seq // 2] = LOWEST

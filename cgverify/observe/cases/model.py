@@ -8,7 +8,8 @@ drifted apart, and each from the model without rounding (`cgverify/oracle/exact.
 the top-1 prediction at every position. Two logits that tie within rounding may change places without any fault.
 
 Where the whole model fits into memory, component `model` boots it, as a user does, and lets it generate
-(`cgverify/verification/whole_model.py`). Only that sees what no single block shows: layers in another order, one layer with another's
+(`cgverify/verification/whole_model.py`). Only that sees what no single block shows: layers in another order, one layer
+with another's
 weights, a last layer norm that is left out or applied twice, an unembedding tied to the embedding, a cache that mixes
 layers up, anything that one block gets from another beside the residual stream.
 """
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 from cgverify.observe.cases.case import Case
 from cgverify.observe.components import Component
-from cgverify.observe.inputs import PromptSpan, Step, as_it_comes
+from cgverify.observe.inputs import PromptSpan, Step, leave_unchanged
 from cgverify.observe.stages import Stage
 from cgverify.plan.cells import FORCED_TOKENS
 
@@ -33,4 +34,4 @@ def _stages(component: Component, _: Step) -> tuple[Stage, ...]:
     return component.stages(component.kind == "block")
 
 
-CASE = Case(bend=lambda _: as_it_comes, stages=_stages, parts=parts, own_states=True)
+CASE = Case(bend=lambda _: leave_unchanged, stages=_stages, parts=parts, own_hidden_states=True)

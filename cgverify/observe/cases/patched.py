@@ -19,9 +19,9 @@ from cgverify.observe.cases import gated
 from cgverify.observe.cases.case import Case
 from cgverify.observe.components import Component
 from cgverify.observe.conditions import Conditions, Patch
-from cgverify.observe.inputs import Inputs, Recipe, Step, as_it_comes, tokens_of
-from cgverify.observe.stages import Local, Oracle, Stage, TensorsByName, WeightProduct
-from cgverify.oracle.arithmetic import Expected, exactly, without_error
+from cgverify.observe.inputs import Inputs, InputSpec, Step, leave_unchanged, slice_tokens
+from cgverify.observe.stages import Oracle, Stage, TapFunction, TensorsByName, WeightProduct
+from cgverify.oracle.arithmetic import Expected, exact_input, exact_output
 from cgverify.oracle.fused_qkv import part_of
 from cgverify.oracle.layer_norm import affine, normalized_by
 from cgverify.oracle.parameters import Parameters
@@ -39,7 +39,7 @@ def hooks(component: Component) -> dict[str, tuple[str, ...]]:
     return plain | {hook: (flag,) for flag, own in gated.hooks(component.kind).items() for hook in own}
 
 
-def _steps(component: Component, inputs: Inputs, recipe: Recipe) -> tuple[Step, ...]:
+def _steps(component: Component, inputs: Inputs, recipe: InputSpec) -> tuple[Step, ...]:
     taps = hooks(component)
     once = [Step(tap, inputs, Conditions(flags=flags, patch=Patch(tap, recipe.seed))) for tap, flags in taps.items()]
     if "attention_mask" not in inputs or recipe.seq_len < 2:
@@ -48,12 +48,12 @@ def _steps(component: Component, inputs: Inputs, recipe: Recipe) -> tuple[Step, 
     return (*once, *(step for tap in unflagged for step in _behind_a_prefill(tap, inputs, recipe)))
 
 
-def _behind_a_prefill(tap: str, inputs: Inputs, recipe: Recipe) -> Iterator[Step]:
+def _behind_a_prefill(tap: str, inputs: Inputs, recipe: InputSpec) -> Iterator[Step]:
     """Half of the tokens, of which nothing is asked, and the others with a patch."""
     half = recipe.seq_len // 2
     patched = Conditions(gradients=True, patch=Patch(tap, recipe.seed))
-    yield Step(f"{tap} prefill", tokens_of(inputs, slice(0, half)), cache=tap)
-    yield Step(f"{tap} with a cache", tokens_of(inputs, slice(half, None)), patched, cache=tap)
+    yield Step(f"{tap} prefill", slice_tokens(inputs, slice(0, half)), cache=tap)
+    yield Step(f"{tap} with a cache", slice_tokens(inputs, slice(half, None)), patched, cache=tap)
 
 
 def _stages(component: Component, step: Step) -> tuple[Stage, ...]:
@@ -83,12 +83,12 @@ def _next_steps(kind: str) -> dict[str, dict[str, Oracle]]:
     output, hidden = f"{attn}o.hook_out", f"{attn}hook_hidden_states"
     fused_in, fused_out = f"{attn}qkv.hook_in", f"{attn}qkv.hook_out"
 
-    def part(w: str) -> Local:
+    def part(w: str) -> TapFunction:
         def compute(side: TensorsByName, parameters: Parameters) -> Expected:
             own = part_of(side[fused_out], w, parameters.n_heads)
-            return exactly(own, own.dtype)
+            return exact_output(own, own.dtype)
 
-        return Local(compute)
+        return TapFunction(compute)
 
     of_attention: dict[str, dict[str, Oracle]] = {
         fused_in: {
@@ -124,21 +124,21 @@ def _of_norm(prefix: str, weight: str) -> dict[str, dict[str, Oracle]]:
     def scaled(side: TensorsByName, _: Parameters) -> Expected:
         return normalized_by(side[into], side[scale])
 
-    def with_gain_and_bias(x_hat: Callable[[TensorsByName, Parameters], Expected]) -> Local:
+    def with_gain_and_bias(x_hat: Callable[[TensorsByName, Parameters], Expected]) -> TapFunction:
         def compute(side: TensorsByName, parameters: Parameters) -> Expected:
             gain, bias = parameters.tensor(weight), parameters.required_bias(weight)
             return affine(x_hat(side, parameters), gain, bias, side[into].dtype)
 
-        return Local(compute)
+        return TapFunction(compute)
 
     return {
-        scale: {normalized: Local(scaled), out: with_gain_and_bias(scaled)},
-        normalized: {out: with_gain_and_bias(lambda side, _: without_error(side[normalized]))},
+        scale: {normalized: TapFunction(scaled), out: with_gain_and_bias(scaled)},
+        normalized: {out: with_gain_and_bias(lambda side, _: exact_input(side[normalized]))},
     }
 
 
-def _same(tap: str) -> Local:
-    return Local(lambda side, _: exactly(side[tap], side[tap].dtype))
+def _same(tap: str) -> TapFunction:
+    return TapFunction(lambda side, _: exact_output(side[tap], side[tap].dtype))
 
 
-CASE = Case(bend=lambda _: as_it_comes, steps=_steps, stages=_stages)
+CASE = Case(bend=lambda _: leave_unchanged, steps=_steps, stages=_stages)

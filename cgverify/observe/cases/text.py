@@ -10,11 +10,11 @@ is wrong where it is dense, a table's row that a common token has.
 from __future__ import annotations
 
 from cgverify.observe.cases.case import Case
-from cgverify.observe.inputs import PromptSpan, as_it_comes
+from cgverify.observe.inputs import PromptSpan, leave_unchanged
 
 
 def _whole(tokens: int) -> tuple[PromptSpan, ...]:
     return (PromptSpan("forward", 0, tokens),)
 
 
-CASE = Case(bend=lambda _: as_it_comes, parts=_whole)
+CASE = Case(bend=lambda _: leave_unchanged, parts=_whole)

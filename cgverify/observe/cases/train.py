@@ -16,9 +16,9 @@ import torch
 from cgverify.observe.cases.case import Case
 from cgverify.observe.components import Component
 from cgverify.observe.conditions import Conditions
-from cgverify.observe.inputs import Inputs, Recipe, Step, as_it_comes
-from cgverify.observe.stages import Local, Stage, TensorsByName, WeightProduct
-from cgverify.oracle.arithmetic import Expected, without_error
+from cgverify.observe.inputs import Inputs, InputSpec, Step, leave_unchanged
+from cgverify.observe.stages import Stage, TapFunction, TensorsByName, WeightProduct
+from cgverify.oracle.arithmetic import Expected, exact_input
 from cgverify.oracle.dropout import dropout
 from cgverify.oracle.parameters import Parameters
 from cgverify.oracle.product import product
@@ -28,7 +28,7 @@ P = 0.1
 _ANOTHER = "dropout is missing, keeps other elements than the reference's, or scales them otherwise"
 
 
-def _steps(_: Component, inputs: Inputs, recipe: Recipe) -> tuple[Step, ...]:
+def _steps(_: Component, inputs: Inputs, recipe: InputSpec) -> tuple[Step, ...]:
     return (Step("forward", inputs, Conditions(dropout=P, random_state=recipe.seed)),)
 
 
@@ -49,7 +49,7 @@ def _stages(component: Component, _: Step) -> tuple[Stage, ...]:
 def _dropped(stage: Stage, kind: str) -> Stage:
     """The same stage with the dropout behind it, where there is one."""
     attention, mlp = ("attn.", "mlp.") if kind == "block" else ("", "")
-    if stage.name == "softmax" and isinstance(stage.oracle, Local):
+    if stage.name == "softmax" and isinstance(stage.oracle, TapFunction):
         return _after(stage, "attn_dropout", stage.oracle)
     if stage.name == "output" and stage.tap == f"{attention}hook_out":
         return _after(stage, "resid_dropout", _seen_or_multiplied(f"{attention}o.hook_out", stage.oracle))
@@ -58,24 +58,24 @@ def _dropped(stage: Stage, kind: str) -> Stage:
     return stage
 
 
-def _after(stage: Stage, name: str, before: Local) -> Stage:
+def _after(stage: Stage, name: str, before: TapFunction) -> Stage:
     def compute(side: TensorsByName, parameters: Parameters) -> Expected:
         return dropout(before.compute(side, parameters), side[_kept(stage.tap)], P)
 
-    return replace(stage, name=name, oracle=Local(compute), meaning=_ANOTHER)
+    return replace(stage, name=name, oracle=TapFunction(compute), meaning=_ANOTHER)
 
 
-def _seen_or_multiplied(tap: str, oracle: object) -> Local:
+def _seen_or_multiplied(tap: str, oracle: object) -> TapFunction:
     """What dropout was given: the tap before it, or the product where that never fired."""
     assert isinstance(oracle, WeightProduct)
 
     def compute(side: TensorsByName, parameters: Parameters) -> Expected:
         if (seen := side.get(tap)) is not None:
-            return without_error(seen)
-        x = without_error(side[oracle.input].flatten(2))
-        return product(x, parameters.tensor(oracle.weight), parameters.bias(oracle.weight))
+            return exact_input(seen)
+        x = exact_input(side[oracle.input].flatten(2))
+        return product(x, parameters.tensor(oracle.weight), parameters.bias(oracle.weight), parameters.shortcuts)
 
-    return Local(compute)
+    return TapFunction(compute)
 
 
-CASE = Case(bend=lambda _: as_it_comes, steps=_steps, stages=_stages, shared=_shared)
+CASE = Case(bend=lambda _: leave_unchanged, steps=_steps, stages=_stages, shared=_shared)

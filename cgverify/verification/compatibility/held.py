@@ -17,7 +17,7 @@ from torch import nn
 
 from cgverify.common.records import Finding
 from cgverify.observe.inputs import CaseInputs
-from cgverify.oracle.parameters import Parameters
+from cgverify.observe.run import reference_parameters
 from cgverify.verification.compatibility.stand_in import stand_in
 from cgverify.verification.compatibility.weights import Folding
 
@@ -46,4 +46,5 @@ def as_processed(reference: nn.Module, bridge: nn.Module) -> Held:
         bridge: a bridge of that block, in compatibility mode.
     """
     model = stand_in(reference, bridge)
-    return Held(model, CaseInputs.hidden_by_infinity, Folding(Parameters(reference), Parameters(model)).findings)
+    folding = Folding(reference_parameters(reference), reference_parameters(model))
+    return Held(model, CaseInputs.with_infinite_masks, folding.findings)

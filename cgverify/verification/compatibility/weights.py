@@ -85,7 +85,10 @@ class Folding:
             value = offset(self._processed.tensor(name), self._processed.bias(name), before)
             weight = self._reference.tensor(name)
             expected = expected_offset(
-                weight, self._reference.bias(name), _expected_through_norm(self._reference, "attn.v")
+                weight,
+                self._reference.bias(name),
+                _expected_through_norm(self._reference, "attn.v"),
+                self._reference.shortcuts,
             )
             bound = expected.bound + off_by_weight(weight, before)
             expected = Expected(expected.value, bound, expected.dtype)
@@ -93,7 +96,9 @@ class Folding:
             weight, shift = self._reference.tensor(name), self._reference.required_bias(name)
             value = self._processed.required_bias(name).to(torch.float64)
             nothing = weight.new_zeros(weight.shape[1], dtype=torch.float64)
-            expected = expected_offset(weight, shift, Expected(nothing, nothing, weight.dtype))
+            expected = expected_offset(
+                weight, shift, Expected(nothing, nothing, weight.dtype), self._reference.shortcuts
+            )
         if OUT in _AXES[name]:
             return value - value.mean(), without_mean(expected)
         return value, expected
@@ -110,7 +115,10 @@ def _through_norm(parameters: Parameters, name: str) -> torch.Tensor:
 def _expected_through_norm(parameters: Parameters, name: str) -> Expected:
     shift = parameters.required_bias(_NORM[name]).to(torch.float64)
     return expected_offset(
-        parameters.tensor(name), parameters.bias(name), Expected(shift, torch.zeros_like(shift), torch.float32)
+        parameters.tensor(name),
+        parameters.bias(name),
+        Expected(shift, torch.zeros_like(shift), torch.float32),
+        parameters.shortcuts,
     )
 
 

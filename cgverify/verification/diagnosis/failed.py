@@ -8,7 +8,7 @@ from functools import cached_property
 
 import torch
 
-from cgverify.observe.stages import Stage, TensorsByName, WeightProduct, whole_answer
+from cgverify.observe.stages import Stage, TensorsByName, WeightProduct, expected_tap
 from cgverify.oracle.arithmetic import Expected
 from cgverify.oracle.parameters import Parameters
 from cgverify.verification.metrics import assess, errors
@@ -60,7 +60,7 @@ class Failed:
         view = {name: change_input(name, seen) if name in self.inputs else seen for name, seen in self.view.items()}
         changed = replace(self, view=view, parameters=Changed(self.parameters, change_weight))
         for part in (changed.sampled(), changed) if isinstance(self.stage.oracle, WeightProduct) else (changed,):
-            would_be = whole_answer(part.stage, part.view, part.parameters)
+            would_be = expected_tap(part.stage, part.view, part.parameters)
             if would_be is None or not part.agrees(change_result(would_be)):
                 return False
         return True
@@ -98,7 +98,7 @@ class Failed:
 def failed(stage: Stage, view: TensorsByName, parameters: Parameters) -> Failed | None:
     """What there is to say more about; None where a tap never fired, has another form, or cannot be computed."""
     tap = view.get(stage.tap)
-    answer = whole_answer(stage, view, parameters) if tap is not None and tap.is_floating_point() else None
+    answer = expected_tap(stage, view, parameters) if tap is not None and tap.is_floating_point() else None
     if answer is None or tap is None or answer.value.shape != tap.shape or not tap.numel():
         return None
     return Failed(stage, view, parameters, answer)
@@ -117,6 +117,7 @@ class Changed(Parameters):
             change: what becomes of a tensor, given its name; that of a bias is its weight's with `.bias` behind it.
         """
         self._stored, self._change = stored, change
+        self.shortcuts = stored.shortcuts
 
     @property
     def eps(self) -> float:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from cgverify.observe.stages import WeightProduct
-from cgverify.oracle.arithmetic import Expected, without_error
+from cgverify.oracle.arithmetic import Expected, exact_input
 from cgverify.oracle.fused_qkv import ORDER, PARTITIONS
 from cgverify.oracle.product import product
 from cgverify.verification.diagnosis.failed import Failed, TapEdit, unchanged
@@ -44,7 +44,9 @@ def other_rows(broke: Failed) -> Iterator[str]:
         return
     own, heads = which.upper(), broke.parameters.n_heads
     others = {
-        w.upper(): product(without_error(broke.view[source]), broke.parameters.tensor(f"attn.{w}"))
+        w.upper(): product(
+            exact_input(broke.view[source]), broke.parameters.tensor(f"attn.{w}"), None, broke.parameters.shortcuts
+        )
         for w in ORDER
         if w != which
     }

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from cgverify.oracle.arithmetic import SMALLEST_SUBNORMAL, UNIT_ROUNDOFF, Expected, gamma, without_error
+from cgverify.oracle.arithmetic import SMALLEST_SUBNORMAL, UNIT_ROUNDOFF, Expected, exact_input, gamma
 from cgverify.oracle.rope import rope
 from cgverify.verification.diagnosis.failed import Failed
 from cgverify.verification.diagnosis.rounding import LOWER
@@ -43,7 +43,7 @@ def other_rotation(broke: Failed) -> Iterator[str]:
     if broke.stage.name != "rope" or source is None:
         return
     rotation = _Rotation(source, broke.parameters.tensor("attn.table"), broke.view["given.position_ids"])
-    if broke.agrees(without_error(source)):
+    if broke.agrees(exact_input(source)):
         one_token = source.shape[1] == 1  # which cannot be told from one at position 0
         yield "not rotated, or as at position 0" if one_token else "not rotated"
     yield from _lower_table(broke, rotation)
@@ -145,32 +145,32 @@ def _for_halves(angles: torch.Tensor) -> torch.Tensor:
 
 def _as_in_neox(rotation: _Rotation) -> Expected:
     sin, cos = map(_for_halves, rotation.angles())
-    return _turned(rotation, without_error(rotation.x), sin, cos, _halves(rotation.width))
+    return _turned(rotation, exact_input(rotation.x), sin, cos, _halves(rotation.width))
 
 
 def _halves_by_pairs_angles(rotation: _Rotation) -> Expected:
     sin, cos = map(_for_pairs, rotation.angles())
-    return _turned(rotation, without_error(rotation.x), sin, cos, _halves(rotation.width))
+    return _turned(rotation, exact_input(rotation.x), sin, cos, _halves(rotation.width))
 
 
 def _pairs_by_halves_angles(rotation: _Rotation) -> Expected:
     sin, cos = map(_for_halves, rotation.angles())
-    return _turned(rotation, without_error(rotation.x), sin, cos, _neighbours(rotation.width))
+    return _turned(rotation, exact_input(rotation.x), sin, cos, _neighbours(rotation.width))
 
 
 def _backwards(rotation: _Rotation) -> Expected:
     sin, cos = map(_for_pairs, rotation.angles())
-    return _turned(rotation, without_error(rotation.x), -sin, cos, _neighbours(rotation.width))
+    return _turned(rotation, exact_input(rotation.x), -sin, cos, _neighbours(rotation.width))
 
 
 def _exchanged(rotation: _Rotation) -> Expected:
     sin, cos = map(_for_pairs, rotation.angles())
-    return _turned(rotation, without_error(rotation.x), cos, sin, _neighbours(rotation.width))
+    return _turned(rotation, exact_input(rotation.x), cos, sin, _neighbours(rotation.width))
 
 
 def _twice(rotation: _Rotation) -> Expected:
     sin, cos = map(_for_pairs, rotation.angles())
-    once = _turned(rotation, without_error(rotation.x), sin, cos, _neighbours(rotation.width))
+    once = _turned(rotation, exact_input(rotation.x), sin, cos, _neighbours(rotation.width))
     return _turned(rotation, once, sin, cos, _neighbours(rotation.width))
 
 

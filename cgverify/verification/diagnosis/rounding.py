@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 
-from cgverify.oracle.arithmetic import UNIT_ROUNDOFF, Expected, rounded
+from cgverify.oracle.arithmetic import UNIT_ROUNDOFF, Expected, bound_after_rounding
 from cgverify.verification.diagnosis.failed import Failed, TapEdit, unchanged
 
 Rounding = Callable[[torch.Tensor], torch.Tensor]
@@ -53,7 +53,7 @@ def _rounded_result(broke: Failed) -> Iterator[str]:
 
 
 def _rounded_to(answer: Expected, dtype: torch.dtype) -> Expected:
-    return Expected(answer.value, rounded(answer.value, answer.bound, dtype), answer.dtype)
+    return Expected(answer.value, bound_after_rounding(answer.value, answer.bound, dtype), answer.dtype)
 
 
 def _lower(dtypes: set[torch.dtype]) -> Iterator[tuple[str, TapEdit]]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from cgverify.oracle.arithmetic import Expected, rounded, without_error
+from cgverify.oracle.arithmetic import Expected, bound_after_rounding, exact_input
 from cgverify.oracle.scores import scores
 from cgverify.verification.diagnosis.failed import Failed
 
@@ -18,11 +18,12 @@ def other_mask(broke: Failed) -> Iterator[str]:
     key = _key(broke, prefix)
     if broke.stage.name != "scores" or query is None or key is None or mask is None or mask.dtype == torch.bool:
         return
-    q, k = without_error(query.transpose(1, 2)), without_error(key)
-    plain = scores(q, k, None)
+    q, k = exact_input(query.transpose(1, 2)), exact_input(key)
+    shortcuts = broke.parameters.shortcuts
+    plain = scores(q, k, None, shortcuts)
     after = plain.value + mask.to(torch.float64)
     hidden = mask <= torch.finfo(mask.dtype).min
-    if broke.agrees(Expected(after, rounded(after, plain.bound, plain.dtype), plain.dtype)):
+    if broke.agrees(Expected(after, bound_after_rounding(after, plain.bound, plain.dtype), plain.dtype)):
         yield "mask after scaling"
     if broke.agrees(plain):
         yield "mask ignored"
@@ -32,7 +33,7 @@ def other_mask(broke: Failed) -> Iterator[str]:
         ("all rows have the mask of the first", mask[:1].expand_as(mask)),
         ("only half of the mask is added", torch.where(hidden, mask, mask / 2)),
     ):
-        if broke.agrees(scores(q, k, other)):
+        if broke.agrees(scores(q, k, other, shortcuts)):
             yield name
 
 

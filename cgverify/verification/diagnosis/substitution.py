@@ -12,7 +12,7 @@ from cgverify.common.printable import described
 from cgverify.common.records import Finding
 from cgverify.observe.cases.patched import after
 from cgverify.observe.conditions import Substitute
-from cgverify.observe.stages import Stage, whole_answer
+from cgverify.observe.stages import Stage, expected_tap
 from cgverify.oracle.parameters import Parameters
 from cgverify.verification.check import ObservedCell, ObservedStep, Side, check_stages
 from cgverify.verification.diagnosis.extent import listed
@@ -23,7 +23,7 @@ MOST_NAMED = 3
 
 def confirmation(observed: ObservedCell, step: ObservedStep, stage: Stage, parameters: Parameters) -> str:
     """What is left wrong, in words; nothing where the tap is no hook, or what it should be is not known."""
-    answer = whole_answer(stage, step.candidate.view, parameters)
+    answer = expected_tap(stage, step.candidate.view, parameters)
     can_be_patched = stage.tap.rpartition(".")[2].startswith("hook_") and step.conditions.patch is None
     if answer is None or not can_be_patched or step.conditions.cotangent is not None:
         return ""
