@@ -120,8 +120,8 @@ def verify(
             weights are verified too (`cgverify.verification.compatibility`).
         weights: for a name: see `cgverify.checkpoint.resolve`.
         threads: of torch, which are set for this process; None leaves them.
-        axes: keys of a plan (`cgverify.plan.yaml_plan`): `AXES`, and for a name `SETTINGS` too. Rules and limits are for
-            `cgverify.sweep`.
+        axes: keys of a plan (`cgverify.plan.yaml_plan`): `AXES`, and for a name `SETTINGS` too. Rules and limits are
+            for `cgverify.sweep`.
 
     Raises:
         UsageError: a name, an axis or another argument that cannot be; a pair that is none.

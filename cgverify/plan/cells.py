@@ -108,7 +108,8 @@ def cells(checkpoint_shape: CheckpointShape, axes: Axes, prompt: Prompt | None =
     for layer in layers:
         if not 0 <= layer < checkpoint_shape.n_layers:
             raise UsageError(
-                f"{checkpoint_shape.model} has no layer {layer}: choose layers between 0 and {checkpoint_shape.n_layers - 1}."
+                f"{checkpoint_shape.model} has no layer {layer}: "
+                f"choose layers between 0 and {checkpoint_shape.n_layers - 1}."
             )
     prompted = [case for case in axes.cases if case in PROMPTED]
     if prompted:
@@ -122,8 +123,8 @@ def cells(checkpoint_shape: CheckpointShape, axes: Axes, prompt: Prompt | None =
     longest = axes.seq_len + (DECODED_TOKENS if decoding else 0)
     if longest > checkpoint_shape.n_positions and len(prompted) < len(axes.cases):
         raise UsageError(
-            f"{checkpoint_shape.model} has {checkpoint_shape.n_positions} positions, and {longest} are asked for: choose shorter "
-            f"sequences (the cases {' and '.join(DECODING)} add {DECODED_TOKENS} tokens)."
+            f"{checkpoint_shape.model} has {checkpoint_shape.n_positions} positions, and {longest} are asked for: "
+            f"choose shorter sequences (the cases {' and '.join(DECODING)} add {DECODED_TOKENS} tokens)."
         )
     planned = [
         Cell(
@@ -283,8 +284,8 @@ def _require_fit(prompt: Prompt, cases: Sequence[str], checkpoint_shape: Checkpo
     if given + beyond > checkpoint_shape.n_positions:
         more = f" (the model case generates {beyond} more)" if beyond else ""
         raise UsageError(
-            f"{checkpoint_shape.model} has {checkpoint_shape.n_positions} positions, and the prompt {given} tokens{more}: give a shorter "
-            "--prompt or --tokens."
+            f"{checkpoint_shape.model} has {checkpoint_shape.n_positions} positions, and the prompt {given} tokens{more}: "
+            "give a shorter --prompt or --tokens."
         )
 
 

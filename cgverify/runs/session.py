@@ -398,6 +398,6 @@ def require_cells(prepared: PreparedRun) -> None:
     """Raise NothingToVerifyError for a shard that nothing was dealt to."""
     if not prepared.plan:
         raise NothingToVerifyError(
-            f"Shard {prepared.options.shard} has no cell of this plan: give fewer shards. (Its run folder is there, for "
-            "merge.)"
+            f"Shard {prepared.options.shard} has no cell of this plan: give fewer shards. (Its run folder is there, "
+            "for merge.)"
         )

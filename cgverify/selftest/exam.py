@@ -1,8 +1,8 @@
 """Plan the exam, and mark what the verifier made of it.
 
 Every entry is verified as a user would verify it: it is found by its `--bridge` name, its cells are those of
-`cgverify.plan.cells`, and `cgverify.runs.execute` runs them. Cells of all entries go in one run, so that one view of the weights
-and one reference with its oracle's answers serve them all.
+`cgverify.plan.cells`, and `cgverify.runs.execute` runs them. Cells of all entries go in one run, so that one view of
+the weights and one reference with its oracle's answers serve them all.
 """
 
 from __future__ import annotations

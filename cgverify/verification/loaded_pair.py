@@ -100,7 +100,8 @@ class LoadedPair:
         if unfit:
             raise UsageError(
                 f"In compatibility mode a bridge has nothing to be held to in {', '.join(unfit)}: leave that out, or "
-                f"verify it before enable_compatibility_mode(). The cases that it has are {', '.join(COMPATIBLE_CASES)}."
+                f"verify it before enable_compatibility_mode(). "
+                f"The cases that it has are {', '.join(COMPATIBLE_CASES)}."
             )
 
     def verify(self, cells: Sequence[Cell]) -> Iterator[CellResult]:

@@ -1,4 +1,4 @@
-"""What a plan costs, batch by batch, before anything is read: for `sweep --dry-run` and for those who share work out."""
+"""What a plan costs, batch by batch, before anything is read: for `sweep --dry-run` and for executors."""
 
 from __future__ import annotations
 

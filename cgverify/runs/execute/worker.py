@@ -1,4 +1,4 @@
-"""One who verifies batches, in whichever process: names become weights and bridges here, and stay while they are used."""
+"""The worker that verifies batches in any process: it loads the weights and bridges and keeps them while in use."""
 
 from __future__ import annotations
 
