@@ -284,8 +284,8 @@ def _require_fit(prompt: Prompt, cases: Sequence[str], checkpoint_shape: Checkpo
     if given + beyond > checkpoint_shape.n_positions:
         more = f" (the model case generates {beyond} more)" if beyond else ""
         raise UsageError(
-            f"{checkpoint_shape.model} has {checkpoint_shape.n_positions} positions, and the prompt {given} tokens{more}: "
-            "give a shorter --prompt or --tokens."
+            f"{checkpoint_shape.model} has {checkpoint_shape.n_positions} positions, "
+            f"and the prompt {given} tokens{more}: give a shorter --prompt or --tokens."
         )
 
 

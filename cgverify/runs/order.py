@@ -9,7 +9,7 @@ from cgverify.plan.cells import AFTER, BEFORE, CASE_KINDS, DEVICES, DTYPES, PER_
 
 
 def in_report_order(run: Run, results: Iterable[CellResult]) -> list[CellResult]:
-    """Sort results as the plan does (`cgverify.plan.cells.cells`), with the axes in the order that the run asked for."""
+    """Sort results as the plan does (`cgverify.plan.cells.cells`), with the axes in the order of the run."""
     axes = {
         "candidate": _asked(run, "candidates"),
         "dtype": _asked(run, "dtypes") or DTYPES,
