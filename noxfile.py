@@ -1,51 +1,81 @@
-"""Developer tasks. `nox` runs tests, lint and types; `nox -s slow parity bench` the rest. `--no-venv` works too."""
+"""Developer tasks: `nox` runs every check of CI but the slow tests. `nox -s slow parity bench` runs the rest."""
 
 import nox
 
-nox.options.sessions = ["tests", "lint", "types"]
+nox.options.sessions = ["check"]
 nox.options.reuse_existing_virtualenvs = True
+
+COVERAGE_FLOOR = 90
+"""Percent of the package's lines that the quick tests must execute."""
 
 
 def install(session: nox.Session) -> None:
+    """Install the pinned environment, unless nox was started with --no-venv."""
     if session.virtualenv.is_sandboxed:
         session.install("-c", "constraints.txt", "-e", ".[dev,dask]")
 
 
+def run_lint(session: nox.Session) -> None:
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("codespell")
+    session.run("lint-imports")
+
+
+def run_types(session: nox.Session) -> None:
+    session.run("mypy")
+
+
+def run_tests(session: nox.Session) -> None:
+    session.run("pytest", "--cov", f"--cov-fail-under={COVERAGE_FLOOR}", *session.posargs)
+
+
 @nox.session
-def tests(session: nox.Session) -> None:
-    """The tests that take less than 30 seconds each."""
+def check(session: nox.Session) -> None:
+    """Everything that CI runs, except the tests that take more than 30 seconds each."""
     install(session)
-    session.run("pytest", *session.posargs)
+    run_lint(session)
+    run_types(session)
+    run_tests(session)
 
 
 @nox.session
 def lint(session: nox.Session) -> None:
+    """Style, spelling and the order of imports."""
     install(session)
-    session.run("ruff", "check", ".")
-    session.run("ruff", "format", "--check", ".")
+    run_lint(session)
 
 
 @nox.session
 def types(session: nox.Session) -> None:
+    """Check the types with mypy."""
     install(session)
-    session.run("mypy")
+    run_types(session)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run the tests that take less than 30 seconds each, and measure their coverage."""
+    install(session)
+    run_tests(session)
 
 
 @nox.session
 def slow(session: nox.Session) -> None:
+    """Run the tests that take more than 30 seconds each."""
     install(session)
     session.run("pytest", "-m", "slow", *session.posargs)
 
 
 @nox.session
 def parity(session: nox.Session) -> None:
-    """Whole checkpoints: the main job, and the shipped one in every dtype."""
+    """Verify whole checkpoints: codegen-350M, and codegen-nano in every dtype."""
     install(session)
     session.run("pytest", "-m", "parity", *session.posargs)
 
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """What the bridge costs beside Hugging Face, measured in pairs; options of `cgverify bench` after `--`."""
+    """Measure what the bridge costs. Options of `cgverify bench` follow after `--`."""
     install(session)
     session.run("cgverify", "bench", *session.posargs)
