@@ -1,4 +1,4 @@
-"""A bridge's weights back in Hugging Face's layout: the inverse of booting."""
+"""Export a bridge's weights in Hugging Face's layout: the inverse of booting."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import CodeGenForCausalLM
 
-from cgverify.bridge.fused_qkv import join_weight
+from cgverify.bridge.qkv_layout import join_weight
 
 _ENDS = {"embed": "transformer.wte", "ln_final": "transformer.ln_f", "unembed": "lm_head"}
 _IN_BLOCK = {"ln1": "ln_1", "attn.o": "attn.out_proj", "mlp.in": "mlp.fc_in", "mlp.out": "mlp.fc_out"}
@@ -19,10 +19,10 @@ _JOINED = {"attn.q.weight", "attn.k.weight", "attn.v.weight"}
 
 
 def hugging_face_weights(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A bridge's `state_dict()` under the names and in the shapes of a `CodeGenForCausalLM`, fused QKV weights joined.
+    """Return a bridge's `state_dict()` with the names and shapes of a `CodeGenForCausalLM`, with fused QKV weights.
 
     Raises:
-        ValueError: weights that CodeGen has no place for, as TransformerLens's compatibility mode leaves them.
+        ValueError: CodeGen has no such weight, as after TransformerLens's compatibility mode.
     """
     exported: dict[str, torch.Tensor] = {}
     for name, tensor in weights.items():
@@ -38,17 +38,17 @@ def hugging_face_weights(weights: Mapping[str, torch.Tensor]) -> dict[str, torch
             joined = (weights[f"blocks.{layer}.attn.{which}.weight"] for which in "qkv")
             exported[f"{block}.attn.qkv_proj.weight"] = join_weight(*joined)
         elif inside not in _JOINED | {"attn.qkv.weight"}:
-            raise ValueError(_no_place_for(name))
+            raise ValueError(_not_codegen(name))
     return exported
 
 
 def save_pretrained(bridge: TransformerBridge, folder: str | Path) -> None:
     """Write a bridge's weights and configs as a Hugging Face folder that `from_pretrained` loads to the same logits.
 
-    Q, K and V are written as they are now, edits included; the fused weight that they were split from is not looked at.
+    Q, K and V are written as they are now, edits included. The fused weight that they were split from is not used.
 
     Raises:
-        ValueError: the weights were processed (`enable_compatibility_mode`) and are no CodeGen's any more.
+        ValueError: `enable_compatibility_mode` has processed the weights, which no longer fit a CodeGen model.
     """
     config: Any = copy.deepcopy(bridge.original_model.config)
     with torch.device("meta"):
@@ -56,15 +56,15 @@ def save_pretrained(bridge: TransformerBridge, folder: str | Path) -> None:
     weights = hugging_face_weights(bridge.state_dict())
     wanted = model.state_dict()
     for name in wanted.keys() ^ weights.keys():
-        raise ValueError(_no_place_for(name))
+        raise ValueError(_not_codegen(name))
     model.load_state_dict(weights, assign=True)
     if (generation := getattr(bridge.original_model, "generation_config", None)) is not None:
         model.generation_config = copy.deepcopy(generation)
     model.save_pretrained(folder)
 
 
-def _no_place_for(name: str) -> str:
+def _not_codegen(name: str) -> str:
     return (
-        f"{name} tells that these weights are no CodeGen's any more: export the bridge before "
-        "enable_compatibility_mode folds and centres them, or boot it anew."
+        f"These weights no longer fit a CodeGen model ({name}): export the bridge before enable_compatibility_mode "
+        "folds and centres them, or boot a new one."
     )

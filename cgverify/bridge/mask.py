@@ -1,11 +1,11 @@
-"""The attention masks that a bridge accepts, brought to the one form that it adds to the scores.
+"""Convert the attention masks that a bridge accepts to the one form that is added to the scores.
 
-| given | meaning |
+| mask | meaning |
 |---|---|
 | None | causal |
-| `[batch, keys]` | 1 or True for a token, 0 or False for padding; causal as well |
-| `[batch or 1, heads or 1, queries, keys]`, boolean | True where a query may attend; nothing is added to it |
-| the same, floating point | added to the scores as it is, as in Hugging Face |
+| `[batch, keys]` | 1 or True for a token, 0 or False for padding; also causal |
+| `[batch or 1, heads or 1, queries, keys]`, boolean | True where a query may attend; not made causal |
+| `[batch or 1, heads or 1, queries, keys]`, floating point | added to the scores unchanged, as in Hugging Face |
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ def additive_mask(
     dtype: torch.dtype,
     device: torch.device,
 ) -> torch.Tensor:
-    """The mask that is added to the scores, broadcastable to `[batch, heads, queries, keys]`.
+    """Return the mask to add to the scores, broadcastable to `[batch, heads, queries, keys]`.
 
     Hidden positions get `dtype`'s lowest finite value, as in transformers' eager masks.
 
     Args:
         mask: one of the forms above.
-        queries: how many positions ask; the first of them is the key number `cached`.
-        keys: how many positions there are to attend to; a cache of fixed size has some that nobody may see yet.
-        dtype: of the hidden states.
+        queries: the number of queries. The first query is at the key with index `cached`.
+        keys: the number of keys. In a cache of fixed size, some of them are still hidden from every query.
+        dtype: the dtype of the hidden states.
 
     Raises:
-        ValueError: a mask of another rank or shape, before any arithmetic.
+        ValueError: the mask has another rank or shape. Nothing was computed.
     """
     if mask is None:
         return _lowest_where_hidden(_causal(queries, keys, cached, device), dtype)
@@ -56,7 +56,7 @@ def additive_mask(
 
 
 def _causal(queries: int, keys: int, cached: int, device: torch.device) -> torch.Tensor:
-    """True where a query may see a key, `[1, 1, queries, keys]`."""
+    """Return True where a query may attend to a key, `[1, 1, queries, keys]`."""
     return torch.ones(1, 1, queries, keys, dtype=torch.bool, device=device).tril(cached)
 
 

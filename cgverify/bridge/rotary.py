@@ -2,35 +2,34 @@
 
 A table row holds `[sin(p·f_0), …, sin(p·f_{r/2-1}), cos(p·f_0), …]` for position p, with the frequencies
 `f_i = 10000^(-2i/r)` and r the rotary dimension. Neighbouring dimensions (2i, 2i+1) of a head form a
-pair that turns by the angle p·f_i:
+pair that is rotated by the angle p·f_i:
 
     x'[2i]   = x[2i] · cos - x[2i+1] · sin
     x'[2i+1] = x[2i+1] · cos + x[2i] · sin
 
 For a head [1, 2] at the angle 90° (sin 1, cos 0) that is [-2, 1]. Source: RoFormer (Su et al. 2021), equation 34,
-and `apply_rotary_pos_emb` in transformers' CodeGen. The products and the sum are rounded one by one in the same
-order as there, so the results are equal to the last bit.
+and `apply_rotary_pos_emb` in transformers' CodeGen. The products and the sum are rounded in the order that transformers
+uses, so the results are equal to the last bit.
 """
 
 from __future__ import annotations
 
 import torch
 
-from cgverify.bridge.listeners import is_plain
+from cgverify.bridge.fast_path import allows_in_place
 
 _SMALL = 1 << 17
-"""Bytes of a rotated q up to which joining q and k is cheaper than rotating them apart."""
+"""The size in bytes of a rotated q up to which joining q and k is cheaper than rotating them separately."""
 
 
 def check_positions(position_ids: torch.Tensor | None, *, batch: int, queries: int, table: torch.Tensor) -> None:
     """Raise ValueError for positions that cannot be looked up in a table `[positions, rotary_dim]`.
 
-    Values are looked at on the CPU alone: elsewhere that would wait for the device, and indexing raises by itself.
+    Values are checked on the CPU only. On another device that would wait for the device, and indexing raises by itself.
     """
     if position_ids is None:
         raise ValueError(
-            "CodeGenAttentionBridge needs position_ids, integers of shape [batch or 1, seq]: without them there is no "
-            "rotation."
+            "CodeGenAttentionBridge needs position_ids, integers of shape [batch or 1, seq], for the rotary embedding."
         )
     if position_ids.ndim != 2 or position_ids.shape[0] not in (1, batch) or position_ids.shape[1] != queries:
         raise ValueError(
@@ -41,13 +40,13 @@ def check_positions(position_ids: torch.Tensor | None, *, batch: int, queries: i
     lowest, highest = map(int, torch.aminmax(position_ids) if position_ids.numel() > 1 else [position_ids] * 2)
     if lowest < 0 or highest >= table.shape[0]:
         raise ValueError(
-            f"position_ids lie between {lowest} and {highest}, and embed_positions has rows for 0 to "
+            f"position_ids are between {lowest} and {highest}, but embed_positions has rows for 0 to "
             f"{table.shape[0] - 1}."
         )
 
 
 def sin_cos(table: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sine and cosine of each position's angles, each value twice in a row: `[batch or 1, seq, 1, rotary_dim]`.
+    """Return sine and cosine of each position's angles, every value twice in a row: `[batch or 1, seq, 1, rotary_dim]`.
 
     Args:
         table: `embed_positions`, `[positions, rotary_dim]`, sines before cosines.
@@ -59,12 +58,12 @@ def sin_cos(table: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tens
 
 
 def rotate_every_two(x: torch.Tensor) -> torch.Tensor:
-    """`[…, a, b, c, d]` becomes `[…, -b, a, -d, c]`."""
+    """Return `[…, -b, a, -d, c]` for `[…, a, b, c, d]`."""
     return torch.stack((-x[..., 1::2], x[..., ::2]), dim=-1).flatten(-2)
 
 
 def rotate(x: torch.Tensor, sin: torch.Tensor, cos: torch.Tensor) -> torch.Tensor:
-    """Turn the first `rotary_dim` dimensions of each head, pass the rest through.
+    """Rotate the first `rotary_dim` dimensions of each head; the other dimensions stay as they are.
 
     Args:
         x: `[batch, seq, heads, head_dim]`.
@@ -74,44 +73,41 @@ def rotate(x: torch.Tensor, sin: torch.Tensor, cos: torch.Tensor) -> torch.Tenso
         A new tensor of x's shape, in the promoted dtype of x and the table.
     """
     rotary_dim = sin.shape[-1]
-    if is_plain(x):  # in place on a copy: a third of the memory that the sum of two products writes
-        return _turn(_copied(x, sin.dtype), sin, cos)
-    turning = x[..., :rotary_dim]
-    turned = (turning * cos) + (rotate_every_two(turning) * sin)
-    if rotary_dim == x.shape[-1]:
-        return turned
-    return torch.cat((turned, x[..., rotary_dim:]), dim=-1)
+    if allows_in_place(x):  # in place on a copy: writes a third of what the sum of two products writes
+        return _rotate_in_place(_promoted_copy(x, sin.dtype), sin, cos)
+    rotated = x[..., :rotary_dim] * cos + rotate_every_two(x[..., :rotary_dim]) * sin
+    return rotated if rotary_dim == x.shape[-1] else torch.cat((rotated, x[..., rotary_dim:]), dim=-1)
 
 
-def _copied(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    promoted = torch.promote_types(x.dtype, dtype)
-    return x.to(promoted, copy=True, memory_format=torch.contiguous_format)
+def _promoted_copy(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return x.to(torch.promote_types(x.dtype, dtype), copy=True, memory_format=torch.contiguous_format)
 
 
-def _turn(x: torch.Tensor, sin: torch.Tensor, cos: torch.Tensor) -> torch.Tensor:
-    """`rotate` in place. What is subtracted here is added there with its sign turned: the same bits."""
-    turning = x[..., : sin.shape[-1]]
-    crossed = turning * sin
-    turning.mul_(cos)
-    turning[..., ::2].sub_(crossed[..., 1::2])
-    turning[..., 1::2].add_(crossed[..., ::2])
+def _rotate_in_place(x: torch.Tensor, sin: torch.Tensor, cos: torch.Tensor) -> torch.Tensor:
+    """Rotate x itself. Subtracting a product has the same bits as adding its negative, as the formula does."""
+    rotary = x[..., : sin.shape[-1]]
+    crossed = rotary * sin
+    rotary.mul_(cos)
+    rotary[..., ::2].sub_(crossed[..., 1::2])
+    rotary[..., 1::2].add_(crossed[..., ::2])
     return x
 
 
 def rotate_both(
     query: torch.Tensor, key: torch.Tensor, sin: torch.Tensor, cos: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`rotate` of q and k.
+    """Rotate q and k.
 
-    What a few tokens cost is the number of operations and not their size, so they are rotated as one tensor; k then
-    starts where fresh memory would, at a multiple of 64 bytes, which the kernels of the products ask for.
+    For a few tokens, the time depends on the number of operations and not on their size, so q and k are rotated as one
+    tensor. The size condition starts k at a multiple of 64 bytes, as separate memory would: alignment decides the
+    kernel of the products, and so the last bit.
     """
     size = query.numel() * max(query.element_size(), sin.element_size())
-    if size <= _SMALL and size % 64 == 0 and query.shape == key.shape and is_plain(query, key):
+    if size <= _SMALL and size % 64 == 0 and query.shape == key.shape and allows_in_place(query, key):
         joined = torch.stack((query, key))
-        rotated = _turn(joined.to(torch.promote_types(joined.dtype, sin.dtype)), sin, cos)
+        rotated = _rotate_in_place(joined.to(torch.promote_types(joined.dtype, sin.dtype)), sin, cos)
         return rotated[0], rotated[1]
-    if query.shape[0] > 1 and is_plain(query):  # q's heads first, as the score product would copy it
-        by_head = _copied(query.transpose(1, 2), sin.dtype).transpose(1, 2)
-        return _turn(by_head, sin, cos), rotate(key, sin, cos)
+    if query.shape[0] > 1 and allows_in_place(query):  # heads before tokens, the layout that the score product needs
+        by_head = _promoted_copy(query.transpose(1, 2), sin.dtype).transpose(1, 2)
+        return _rotate_in_place(by_head, sin, cos), rotate(key, sin, cos)
     return rotate(query, sin, cos), rotate(key, sin, cos)

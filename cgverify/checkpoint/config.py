@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import CodeGenConfig
 
-from cgverify.bridge.fused_qkv import PARTITIONS
+from cgverify.bridge.qkv_layout import PARTITIONS
 from cgverify.checkpoint.names import ARCHITECTURES, Architecture
 from cgverify.common.errors import CheckpointMissingError
 

@@ -19,7 +19,7 @@ from torch import nn
 from transformers import CodeGenConfig, CodeGenForCausalLM
 from transformers.models.codegen.modeling_codegen import CodeGenAttention, create_sinusoidal_positions
 
-from cgverify.bridge.fused_qkv import split_weight
+from cgverify.bridge.qkv_layout import split_weight
 from cgverify.checkpoint.heap import give_back_freed
 from cgverify.checkpoint.source import Source
 from cgverify.common.errors import WeightsError

@@ -19,7 +19,8 @@ from transformer_lens.model_bridge import ArchitectureAdapter, TransformerBridge
 from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 from transformer_lens.model_bridge.supported_architectures.codegen import CodeGenArchitectureAdapter
 
-from cgverify.bridge.boot import CodeGenAdapter, adapter_with, bridge_from
+from cgverify.bridge.adapter import CodeGenAdapter, adapter_with
+from cgverify.bridge.loading import bridge_from
 from cgverify.common.errors import CandidateError
 from cgverify.common.printable import said
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from cgverify.bridge import CodeGenAttentionBridge
-from cgverify.bridge.fused_qkv import PARTITIONS
+from cgverify.bridge.qkv_layout import PARTITIONS
 from cgverify.selftest.entry import ATTENTION, Variant
 from cgverify.selftest.seeded.feed_forward import activated_by
 

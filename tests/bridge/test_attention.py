@@ -222,7 +222,7 @@ def test_the_three_linears_are_the_truth(model: CodeGenForCausalLM) -> None:
         attention.original_component.qkv_proj.weight.zero_()
         with pytest.warns(UserWarning, match="refresh"):
             assert torch.equal(attention(**given)[0], before)
-        attention._note_fused()
+        attention._remember_fused()
         attention.q.original_component.weight.mul_(3)
         assert not torch.allclose(attention(**given)[0], before)
 

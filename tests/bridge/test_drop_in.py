@@ -19,7 +19,8 @@ from transformers import CodeGenForCausalLM, DynamicCache
 from transformers.models.codegen.modeling_codegen import CodeGenAttention, create_sinusoidal_positions
 
 from cgverify.bridge import CodeGenAttentionBridge, install, uninstall
-from cgverify.bridge.boot import ARCHITECTURE, CodeGenAdapter
+from cgverify.bridge.adapter import CodeGenAdapter
+from cgverify.bridge.loading import ARCHITECTURE
 
 
 def test_constructor_and_public_methods_are_upstreams() -> None:
@@ -142,7 +143,7 @@ def test_uninstall_puts_back_the_adapter_that_was_there_and_leaves_one_that_came
         ({"position_ids": torch.zeros(2, 7, dtype=torch.long)}, r"position_ids must be \[batch or 1, seq\]"),
         ({"position_ids": torch.zeros(3, 8, dtype=torch.long)}, r"position_ids must be \[batch or 1, seq\]"),
         ({"position_ids": torch.full((2, 8), 64)}, "rows for 0 to 63"),
-        ({"position_ids": torch.full((2, 8), -1)}, "lie between -1 and -1"),
+        ({"position_ids": torch.full((2, 8), -1)}, "are between -1 and -1"),
         ({"attention_mask": torch.zeros(2, 1, 8, 9)}, "attention_mask must be"),
         ({"attention_mask": torch.zeros(2, 8, 8)}, "attention_mask must be"),
         ({"attention_mask": torch.zeros(2, 3, 8, 8)}, "attention_mask must be .* heads 4,"),

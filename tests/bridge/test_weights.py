@@ -13,7 +13,7 @@ from sides import both, small_config
 from transformers import CodeGenForCausalLM
 
 from cgverify.bridge import boot, hugging_face_weights, save_pretrained
-from cgverify.bridge.stacked import project_together
+from cgverify.bridge.joint_projection import project_jointly
 
 
 @pytest.fixture
@@ -219,7 +219,7 @@ def test_a_move_to_another_dtype_or_device_is_no_edit(model: CodeGenForCausalLM)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             ours.to(target)
-            ours._split_from.warn_if_changed()
+            ours._fused.warn_if_changed()
     _, edited = both(model)
     edited.original_component.qkv_proj.weight.mul_(2)
     with pytest.warns(UserWarning, match="refresh"):
@@ -231,26 +231,26 @@ def test_q_k_and_v_lie_in_one_piece_and_one_product_serves_all_three(model: Code
     projections = (ours.q, ours.k, ours.v)
     token = torch.randn(1, 1, 64)
     with torch.no_grad():
-        assert project_together(projections, torch.randn(1, 2, 64)) is None  # three products are as quick
+        assert project_jointly(projections, torch.randn(1, 2, 64)) is None  # three products are as quick
         for dtype, rows in ((torch.float32, 1), (torch.bfloat16, 1), (torch.bfloat16, 40), (torch.float16, 40)):
             ours.to(dtype)
             given = torch.randn(1, rows, 64).to(dtype)
-            found = project_together(projections, given)
+            found = project_jointly(projections, given)
             assert found is not None
             for projection, part in zip(projections, found, strict=True):
                 assert torch.equal(part, projection(given))
         plain = ours.k.original_component.forward
         ours.k.original_component.forward = lambda tensor: plain(tensor) * 2
-        assert project_together(projections, token.to(dtype)) is None
+        assert project_jointly(projections, token.to(dtype)) is None
         given = ours.get_random_inputs(dtype=dtype)
         twice = ours(**given)[0]
         del ours.k.original_component.forward
         assert not torch.equal(ours(**given)[0], twice)
         ours.k.hook_out.add_hook(lambda tensor, hook: None)
-        assert project_together(projections, token.to(dtype)) is None
+        assert project_jointly(projections, token.to(dtype)) is None
         ours.k.hook_out.remove_hooks()
-        assert project_together(projections, token.to(dtype)) is not None
-    assert project_together(projections, token.to(dtype)) is None  # each weight must get a gradient for itself
+        assert project_jointly(projections, token.to(dtype)) is not None
+    assert project_jointly(projections, token.to(dtype)) is None  # each weight must get a gradient for itself
 
 
 @pytest.mark.parametrize("apart", [False, True])
@@ -262,7 +262,7 @@ def test_weights_that_processes_share_stay_shared(model: CodeGenForCausalLM, apa
     expected = ours(**(given := ours.get_random_inputs(1, 1)))[0]
     ours.share_memory()
     assert all(parameter.is_shared() for parameter in ours.parameters())
-    assert (project_together((ours.q, ours.k, ours.v), given["hidden_states"]) is None) == apart
+    assert (project_jointly((ours.q, ours.k, ours.v), given["hidden_states"]) is None) == apart
     assert torch.equal(ours(**given)[0], expected)
 
 

@@ -11,7 +11,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import CodeGenConfig, CodeGenForCausalLM, PreTrainedTokenizerFast
 
 from cgverify.bridge import CodeGenAttentionBridge
-from cgverify.bridge.boot import adapter_with, bridge_from
+from cgverify.bridge.adapter import adapter_with
+from cgverify.bridge.loading import bridge_from
 
 
 def small_config(**changes: Any) -> CodeGenConfig:

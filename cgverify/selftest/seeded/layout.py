@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from cgverify.bridge import CodeGenAttentionBridge
-from cgverify.bridge.fused_qkv import split_weight
+from cgverify.bridge.qkv_layout import split_weight
 from cgverify.selftest.entry import fault
 
 Weights = tuple[torch.Tensor, torch.Tensor, torch.Tensor]

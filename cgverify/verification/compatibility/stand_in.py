@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from cgverify.bridge.fused_qkv import join_features, join_weight
+from cgverify.bridge.qkv_layout import join_features, join_weight
 
 MODULES = {
     "transformer.wte": "embed",

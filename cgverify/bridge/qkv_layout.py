@@ -1,7 +1,7 @@
 """The layout of CodeGen's fused QKV weight: split into Q, K and V, and joined again.
 
 `qkv_proj.weight` has shape `[3 * d_model, d_model]`. CodeGen was trained on four tensor-parallel cores, and
-its rows still stand in that order: four partitions of `3 * d_model / 4` rows, and inside each partition
+its rows are still in that order: four partitions of `3 * d_model / 4` rows, and inside each partition
 the queries, then the *values*, then the keys of a quarter of the heads. With d_model = 8 and 4 heads of
 size 2, the 24 rows are
 
@@ -21,17 +21,8 @@ PARTITIONS = 4
 """`mp_num`: the number of tensor-parallel partitions in every CodeGen checkpoint."""
 
 
-def require_partitionable_heads(n_heads: int) -> None:
-    """Raise ValueError unless every partition holds a whole number of heads."""
-    if n_heads % PARTITIONS != 0:
-        raise ValueError(
-            f"CodeGen's fused QKV weight has {PARTITIONS} partitions of whole heads, so the number of heads "
-            f"must be a multiple of {PARTITIONS}, not {n_heads}."
-        )
-
-
 def split_weight(fused: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The Q, K and V weights, each a contiguous copy `[d_model, d_model]`, of a fused `[3 * d_model, d_model]`.
+    """Copy the Q, K and V weights, each contiguous and `[d_model, d_model]`, out of a fused `[3 * d_model, d_model]`.
 
     Row `h * d_head + i` of each is dimension i of head h. Raises ValueError for any other shape.
     """
@@ -47,39 +38,44 @@ def split_weight(fused: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch
 
 
 def join_weight(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """The fused weight `[3 * d_model, d_model]` of three weights `[d_model, d_model]`: `split_weight`'s inverse.
+    """Return the fused weight `[3 * d_model, d_model]` of three weights `[d_model, d_model]`: `split_weight`'s inverse.
 
-    It is linear and only moves rows, so it also joins three gradients into the gradient of the fused weight.
+    Only rows are moved, so this also joins three gradients into the gradient of the fused weight.
     """
     return join_features(query.mT, key.mT, value.mT).mT.contiguous()
 
 
 def join_features(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """What the fused projection returns, `[…, 3 * d_model]`, of three projections `[…, d_model]`."""
+    """Return what the fused projection returns, `[…, 3 * d_model]`, from three projections `[…, d_model]`."""
     blocks = [projection.unflatten(-1, (PARTITIONS, -1)) for projection in (query, value, key)]
     return torch.stack(blocks, dim=-2).flatten(-3)
 
 
 def split_features(fused: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Three contiguous projections `[…, d_model]` (Q, K, V) of a fused one: `join_features`'s inverse."""
+    """Return the contiguous projections q, k and v, `[…, d_model]`, of a fused one: `join_features`'s inverse."""
     query, value, key = fused.unflatten(-1, (PARTITIONS, 3, -1)).unbind(-2)
     return query.flatten(-2), key.flatten(-2), value.flatten(-2)
 
 
 def split_qkv_matrix(attention: nn.Module) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
-    """Three bias-free Linears (Q, K, V), `d_model -> d_model`, from a `CodeGenAttention`'s fused `qkv_proj`.
+    """Return Linears of Q, K and V without bias, `d_model -> d_model`, from a `CodeGenAttention`'s fused `qkv_proj`.
 
-    This is the `split_qkv_matrix` that `CodeGenAttentionBridge` wants. The weights are copies, in the fused
-    weight's dtype and on its device. Raises ValueError if the heads do not fill four partitions.
+    Pass this function to `CodeGenAttentionBridge` as `split_qkv_matrix`. The weights are copies, in the fused weight's
+    dtype and on its device. Raises ValueError if the heads do not fill four partitions.
     """
-    require_partitionable_heads(cast(int, attention.num_attention_heads))
+    n_heads = cast(int, attention.num_attention_heads)
+    if n_heads % PARTITIONS != 0:
+        raise ValueError(
+            f"CodeGen's fused QKV weight has {PARTITIONS} partitions of whole heads, so the number of heads "
+            f"must be a multiple of {PARTITIONS}, not {n_heads}."
+        )
     fused = cast(nn.Linear, attention.qkv_proj).weight
     query, key, value = (_linear(weight, fused.requires_grad) for weight in split_weight(fused.detach()))
     return query, key, value
 
 
 def _linear(weight: torch.Tensor, requires_grad: bool) -> nn.Linear:
-    # On the meta device first: the initial weight would be allocated and filled only to be thrown away.
+    # Created on the meta device, so that no initial weight is allocated and filled only to be replaced.
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta", dtype=weight.dtype)
     linear.weight = nn.Parameter(weight, requires_grad=requires_grad)
     return linear

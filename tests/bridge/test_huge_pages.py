@@ -13,22 +13,21 @@ import torch
 from sides import of_shape
 from transformers import CodeGenConfig, CodeGenForCausalLM
 
-from cgverify.bridge import boot
-from cgverify.bridge import scratch as room
-from cgverify.bridge.stacked import stack
+from cgverify.bridge import boot, huge_pages
+from cgverify.bridge.joint_projection import make_adjacent
 
 pytestmark = pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="this system has no huge pages to ask for")
 
 
 @pytest.fixture(autouse=True)
 def everything_is_large(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(room, "LARGE", 1)
-    monkeypatch.setattr(room, "_last", None)
+    monkeypatch.setattr(huge_pages, "LARGE_RESULT", 1)
+    monkeypatch.setattr(huge_pages, "_last", None)
     return
 
 
 def some(*shape: int) -> torch.Tensor | None:
-    return room.room_for(*shape, dtype=torch.float32, of=[torch.ones(1)])
+    return huge_pages.result_buffer(*shape, dtype=torch.float32, inputs=[torch.ones(1)])
 
 
 def test_memory_is_used_again_once_nothing_holds_it() -> None:
@@ -74,9 +73,9 @@ def test_memory_is_left_alone_while_autograd_holds_it() -> None:
 
 
 def test_torch_finds_the_memory_itself_where_no_out_can_be_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert room.room_for(2, 2, dtype=torch.float32, of=[torch.ones(1, requires_grad=True)]) is None
-    assert room.room_for(2, 2, dtype=torch.float32, of=[torch.ones(1, device="meta")]) is None
-    monkeypatch.setattr(room, "LARGE", 17)
+    assert huge_pages.result_buffer(2, 2, dtype=torch.float32, inputs=[torch.ones(1, requires_grad=True)]) is None
+    assert huge_pages.result_buffer(2, 2, dtype=torch.float32, inputs=[torch.ones(1, device="meta")]) is None
+    monkeypatch.setattr(huge_pages, "LARGE_RESULT", 17)
     assert some(2, 2) is None
 
 
@@ -138,14 +137,14 @@ def test_a_traced_attention_leaves_what_it_returned_alone() -> None:
 def test_large_weights_lie_in_pages_of_their_own_one_behind_the_other() -> None:
     linears = [torch.nn.Linear(512, 1024, bias=False) for _ in range(3)]
     before = [linear.weight.clone() for linear in linears]
-    stack(linears)
+    make_adjacent(linears)
     places = [linear.weight.data_ptr() for linear in linears]
     assert places[0] % mmap.PAGESIZE == 0
     assert [place - places[0] for place in places] == [0, 1 << 21, 1 << 22]
     assert all(torch.equal(linear.weight, was) for linear, was in zip(linears, before, strict=True))
     small = [torch.nn.Linear(8, 8, bias=False) for _ in range(3)]
-    stack(small)
-    assert room.lasting(3 * 8, 8, like=small[0].weight) is None
+    make_adjacent(small)
+    assert huge_pages.weight_buffer(3 * 8, 8, like=small[0].weight) is None
 
 
 def test_a_bridge_whose_weights_lie_so_can_be_shared_saved_and_copied(tmp_path: Path) -> None:

@@ -1,0 +1,74 @@
+"""Decide when a step may take a shortcut: skip a hook point, work in place, or write into a given buffer.
+
+A shortcut is taken only if the caller cannot notice it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.autograd import forward_ad
+from torch.nn.modules.module import _has_any_global_hook
+from transformer_lens.model_bridge.generalized_components import LinearBridge
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Return whether calling a module calls any hook, of TransformerLens or of torch."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or _has_any_global_hook()
+    )
+
+
+def has_own_forward(module: nn.Module) -> bool:
+    """Return whether an instance's forward replaces that of its class, as accelerate's does."""
+    return "forward" in module.__dict__ or "_hf_hook" in module.__dict__
+
+
+def call_hook_point(owner: nn.Module, name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """Return what a hook point makes of a tensor. A point without hooks is not called, which saves time."""
+    point = owner._modules[name]
+    returned: torch.Tensor = point(tensor) if has_hooks(point) else tensor  # type: ignore[misc, arg-type]
+    return returned
+
+
+def is_plain_linear(bridge: Any) -> bool:
+    """Return whether calling a Linear's bridge runs its hook points and the Linear, and nothing else."""
+    return type(bridge) is LinearBridge and not has_hooks(bridge) and not has_own_forward(bridge)
+
+
+def call_linear(bridge: Any, tensor: torch.Tensor) -> torch.Tensor:
+    """Return what a Linear's bridge makes of a tensor, its hooks included."""
+    if not is_plain_linear(bridge):
+        returned: torch.Tensor = bridge(tensor)
+        return returned
+    product = bridge._modules["_original_component"](call_hook_point(bridge, "hook_in", tensor))
+    return call_hook_point(bridge, "hook_out", product)
+
+
+def is_transformed() -> bool:
+    """Return whether tensors may carry more than their memory: under a function transform, a tangent or a compiler."""
+    return (
+        torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    )
+
+
+def allows_in_place(*tensors: torch.Tensor) -> bool:
+    """Return whether tensors may be written to: plain tensors without gradients, transforms or a compiler."""
+    for tensor in tensors:
+        if type(tensor) is not torch.Tensor or tensor.requires_grad:
+            return False
+    return not is_transformed()
+
+
+def allows_out(*tensors: torch.Tensor) -> bool:
+    """Return whether an operation on tensors may be given an `out=`.
+
+    Autocast does not cast the inputs of such an operation, and a trace would write to that memory in every later call.
+    """
+    return allows_in_place(*tensors) and not torch._C._is_any_autocast_enabled() and not torch._C._is_tracing()
