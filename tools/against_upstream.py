@@ -88,13 +88,13 @@ def write_checkpoint(model: str, folder: Path) -> None:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    from cgverify.bench.subjects import whole_model
+    from cgverify.bench.models import load_model
     from cgverify.checkpoint.resolve import resolve
     from cgverify.checkpoint.window import ModelVariant
 
     source = resolve(model)
     setting = ModelVariant(torch.float32, torch.device("cpu"), source.config.rotary_dim)
-    whole_model(source, setting).save_pretrained(folder)
+    load_model(source, setting, whole=True).save_pretrained(folder)
     letters = {letter: number for number, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     tokens = Tokenizer(models.BPE(vocab=letters, merges=[]))
     tokens.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -1,1 +1,1 @@
-"""What a bridge costs beside Hugging Face, in time and memory, measured in pairs."""
+"""Time and memory of bridges compared with Hugging Face, measured in pairs."""

@@ -1,4 +1,4 @@
-"""Points -> what was measured, one after another in this process; figures of memory each in a fresh one."""
+"""Measure points one after another in this process, and each figure of peak memory in a fresh process."""
 
 from __future__ import annotations
 
@@ -8,119 +8,117 @@ import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
-from cgverify.bench import calls, memory
-from cgverify.bench.memory import PeakError
-from cgverify.bench.rate import product_flops
+from cgverify.bench import peak_memory
+from cgverify.bench.calls import autograd_mode, forward_of, inputs_of, prepared, tensors
+from cgverify.bench.models import WHOLE, Models, bytes_of, load_model, load_models, memory_shortage
+from cgverify.bench.peak_memory import PeakError, one_line
 from cgverify.bench.records import Measured, Point
-from cgverify.bench.rounds import Call, Limits, in_rounds
-from cgverify.bench.subjects import WHOLE, Subjects, Workshop, bytes_of
+from cgverify.bench.timing import Call, Limits, in_rounds, product_flops
 from cgverify.checkpoint.source import Source
 from cgverify.checkpoint.window import ModelVariant
-from cgverify.common.printable import said
 from cgverify.observe.bits import same_tensor
 from cgverify.observe.candidate import Candidate
+
+BYTES = ("memory", "boot-memory", "parameters")
+"""Scenarios that are measured in bytes. All others are measured in seconds."""
 
 
 @dataclass(frozen=True)
 class Harness:
-    """All that measuring needs beside the points."""
+    """What measuring needs in addition to the points."""
 
     model: str
+    """As the user gave it, for a fresh process; `weights` too."""
     weights: str
-    """As a fresh process is to be told them."""
     source: Source
     candidates: Mapping[str, Candidate]
     threads: int
     limits: Limits
 
     def measure(self, points: Sequence[Point]) -> Iterator[list[Measured]]:
-        """What came out at each point, one result per candidate, as it is found."""
-        for (whole, dtype, device), group in groupby(points, key=_subject):
-            setting = ModelVariant(getattr(torch, dtype), torch.device(device), self.source.config.rotary_dim)
-            workshop = Workshop(self.source, setting, WHOLE if whole else "block")
-            subjects = None  # those of the group before are let go first
-            lacking = workshop.lacking(len(self.candidates))
+        """Yield the results of each point, one per candidate, as they are measured."""
+        for (whole, dtype, device), group in groupby(points, key=_model_of):
+            variant = ModelVariant(getattr(torch, dtype), torch.device(device), self.source.config.rotary_dim)
+            shortage = memory_shortage(self.source.config, variant, len(self.candidates)) if whole else None
+            models = None  # frees the models of the group before
             for point in group:
-                if lacking is not None:
-                    yield self._all(point, f"not measured: {lacking}")
-                    continue
-                if point.scenario.endswith("memory"):
-                    yield self._memory(point, workshop)
-                    continue
-                subjects = subjects or workshop.subjects(self.candidates)
-                yield self._at(point, subjects)
+                if shortage is not None:
+                    yield self._all(point, f"not measured: {shortage}")
+                elif point.scenario in ("memory", "boot-memory"):
+                    yield self._memory(point, variant)
+                else:
+                    models = models or load_models(self.source, variant, self.candidates, whole=whole)
+                    yield self._at(point, models)
 
-    def _at(self, point: Point, subjects: Subjects) -> list[Measured]:
-        if point.scenario == "parameters":
-            return self._parameters(point, subjects)
+    def _at(self, point: Point, models: Models) -> list[Measured]:
         if point.scenario == "boot":
-            return self._boot(point, subjects)
-        return self._forwards(point, subjects)
+            return self._boot(point, models)
+        if point.scenario == "parameters":
+            reference = bytes_of(models.of_reference(point.component))
+            return self._bytes(point, reference, lambda name: bytes_of(models.of_candidate(name, point.component)))
+        return self._forwards(point, models)
 
-    def _forwards(self, point: Point, subjects: Subjects) -> list[Measured]:
-        inputs = calls.inputs_of(point, subjects.config)
-        reference = subjects.of_reference(point.component)
-        ready: dict[str, Call] = {}
-        raised: dict[str, BaseException] = {}
+    def _forwards(self, point: Point, models: Models) -> list[Measured]:
+        inputs = inputs_of(point, models.config)
+        reference = models.of_reference(point.component)
+        calls: dict[str, Call | str] = {}
         same: dict[str, bool] = {}
         with contextlib.ExitStack() as stack:
-            stack.enter_context(calls.mode(point))
-            stack.enter_context(calls.prepared(reference, point))
-            first = calls.forward_of(reference, point, inputs, subjects.config)
+            stack.enter_context(autograd_mode(point))
+            stack.enter_context(prepared(reference, point))
+            first = forward_of(reference, point, inputs, models.config)
             try:
                 flops = product_flops(first)
-                wanted = _kept(first())
+                expected = _copies(first())
             except (RuntimeError, ValueError, IndexError) as error:
-                return self._all(point, f"the reference raised {_sentence(error)}")
+                return self._all(point, f"the reference raised {one_line(error)}")
             for name in self.candidates:
                 try:
-                    module = subjects.of_candidate(name, point.component)
-                    stack.enter_context(calls.prepared(module, point))
-                    run = calls.forward_of(module, point, inputs, subjects.config)
-                    same[name] = _same(_kept(run()), wanted)
+                    module = models.of_candidate(name, point.component)
+                    stack.enter_context(prepared(module, point))
+                    run = forward_of(module, point, inputs, models.config)
+                    same[name] = _same(_copies(run()), expected)
                     run()
-                    ready[name] = Call(run)
+                    calls[name] = Call(run)
                 except KeyboardInterrupt:
                     raise
                 except BaseException as error:  # a candidate may fail in any way, and that is a result
-                    raised[name] = error
-            del wanted
-            found = self._timed(point, Call(first), ready, raised)
+                    calls[name] = f"raised {one_line(error)}"
+            del expected
+            measured = self._timed(point, Call(first), calls)
         return [
             each if each.message else each.model_copy(update={"flops": flops, "same_bits": same[each.candidate]})
-            for each in found
+            for each in measured
         ]
 
-    def _boot(self, point: Point, subjects: Subjects) -> list[Measured]:
-        """Wrapping a fresh copy of the model, beside making such a copy."""
-        raised = {name: bridge for name, bridge in subjects.bridges.items() if isinstance(bridge, BaseException)}
-        ready = {
-            name: _booting(candidate, subjects.reference)
-            for name, candidate in self.candidates.items()
-            if name not in raised
+    def _boot(self, point: Point, models: Models) -> list[Measured]:
+        """Compare booting a fresh copy of the model with making such a copy."""
+        calls = {
+            name: f"raised {one_line(bridge)}"
+            if isinstance(bridge, BaseException)
+            else _boot_call(self.candidates[name], models.reference)
+            for name, bridge in models.bridges.items()
         }
-        copying = Call(lambda: copy.deepcopy(subjects.reference), gc.collect)
-        return self._timed(point, copying, ready, raised)
+        return self._timed(point, Call(lambda: copy.deepcopy(models.reference), gc.collect), calls)
 
-    def _timed(
-        self, point: Point, first: Call, ready: Mapping[str, Call], raised: Mapping[str, BaseException]
-    ) -> list[Measured]:
-        """A result for each candidate: of those that are ready their times beside the first call's."""
+    def _timed(self, point: Point, first: Call, calls: Mapping[str, Call | str]) -> list[Measured]:
+        """Time each candidate's call against the first. A string instead of a call says why there is none."""
+        ready = {name: call for name, call in calls.items() if isinstance(call, Call)}
         try:
             timings = in_rounds([first, *ready.values()], self.limits) if ready else []
         except KeyboardInterrupt:
             raise
-        except BaseException as error:  # one that ran twice may fail later all the same
-            return self._all(point, f"raised while it was timed: {_sentence(error)}")
+        except BaseException as error:  # a call that ran twice may still fail later
+            return self._all(point, f"raised while it was timed: {one_line(error)}")
         times = dict(zip(ready, timings, strict=True))
         return [
-            _unmeasured(point, name, f"raised {_sentence(raised[name])}")
-            if name in raised
+            _unmeasured(point, name, call)
+            if isinstance(call, str)
             else Measured(
                 point=point,
                 candidate=name,
@@ -133,89 +131,81 @@ class Harness:
                 rounds=times[name].rounds,
                 tight=times[name].tight,
             )
-            for name in self.candidates
+            for name, call in calls.items()
         ]
 
-    def _parameters(self, point: Point, subjects: Subjects) -> list[Measured]:
-        theirs = bytes_of(subjects.of_reference(point.component))
-
-        def ours(name: str) -> int:
-            return bytes_of(subjects.of_candidate(name, point.component))
-
-        return [_weighed(point, name, ours, theirs) for name in self.candidates]
-
-    def _memory(self, point: Point, workshop: Workshop) -> list[Measured]:
-        def figure(candidate: str | None) -> int:
-            return memory.in_fresh_process(
-                memory.MemoryRequest(
-                    point=point.model_dump(),
-                    model=self.model,
-                    weights=self.weights,
-                    rotary_dim=self.source.config.rotary_dim,
-                    candidate=candidate,
-                    threads=self.threads,
+    def _memory(self, point: Point, variant: ModelVariant) -> list[Measured]:
+        def peak(candidate: str | None) -> int:
+            rotary_dim = self.source.config.rotary_dim
+            return peak_memory.in_fresh_process(
+                peak_memory.MemoryRequest(
+                    point.model_dump(), self.model, self.weights, rotary_dim, candidate, self.threads
                 )
             )
 
         try:
-            theirs = bytes_of(workshop.model()) if point.scenario == "boot-memory" else figure(None)
+            if point.scenario == "memory":
+                reference = peak(None)
+            else:
+                reference = bytes_of(load_model(self.source, variant, whole=point.component == WHOLE))
         except PeakError as error:
             return self._all(point, f"not measured: {error}")
-        return [_weighed(point, name, figure, theirs) for name in self.candidates]
+        return self._bytes(point, reference, peak)
+
+    def _bytes(self, point: Point, reference: int, measure: Callable[[str], int]) -> list[Measured]:
+        """Compare bytes. The ratio of two single figures is its own interval."""
+        results = []
+        for name in self.candidates:
+            try:
+                value = measure(name)
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # a candidate may fail in any way, and that is a result
+                message = str(error) if isinstance(error, PeakError) else f"raised {one_line(error)}"
+                results.append(_unmeasured(point, name, message))
+                continue
+            ratio = value / reference if reference else None
+            results.append(
+                Measured(
+                    point=point,
+                    candidate=name,
+                    unit="B",
+                    value=value,
+                    reference=reference,
+                    ratio=ratio,
+                    low=ratio,
+                    high=ratio,
+                    rounds=1,
+                )
+            )
+        return results
 
     def _all(self, point: Point, message: str) -> list[Measured]:
         return [_unmeasured(point, name, message) for name in self.candidates]
 
 
-def _weighed(point: Point, name: str, figure: Callable[[str], int], theirs: int) -> Measured:
-    """Bytes of a candidate beside the reference's; the ratio of one figure to another has no interval but itself."""
-    try:
-        ours = figure(name)
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # a candidate may fail in any way, and that is a result
-        return _unmeasured(point, name, str(error) if isinstance(error, PeakError) else f"raised {_sentence(error)}")
-    ratio = ours / theirs if theirs else None
-    return Measured(
-        point=point,
-        candidate=name,
-        unit="B",
-        value=ours,
-        reference=theirs,
-        ratio=ratio,
-        low=ratio,
-        high=ratio,
-        rounds=1,
-    )
-
-
 def _unmeasured(point: Point, name: str, message: str) -> Measured:
-    unit: Literal["s", "B"] = "B" if point.scenario in ("memory", "boot-memory", "parameters") else "s"
-    return Measured(point=point, candidate=name, unit=unit, message=message)
+    return Measured(point=point, candidate=name, unit="B" if point.scenario in BYTES else "s", message=message)
 
 
-def _booting(candidate: Candidate, model: nn.Module) -> Call:
-    fresh: list[Any] = []
+def _boot_call(candidate: Candidate, model: nn.Module) -> Call:
+    copies: list[Any] = []
 
-    def before() -> None:
-        fresh.clear()
+    def make_copy() -> None:
+        copies.clear()
         gc.collect()  # a bridge and its hooks refer to each other in circles
-        fresh.append(copy.deepcopy(model))
+        copies.append(copy.deepcopy(model))
 
-    return Call(lambda: candidate.boot(fresh[0]), before)
+    return Call(lambda: candidate.boot(copies[0]), make_copy)
 
 
-def _kept(returned: Any) -> list[torch.Tensor]:
-    return [tensor.detach().clone() for tensor in calls.tensors(returned)]
+def _copies(returned: Any) -> list[torch.Tensor]:
+    return [tensor.detach().clone() for tensor in tensors(returned)]
 
 
 def _same(ours: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor]) -> bool:
     return len(ours) == len(theirs) and all(map(same_tensor, ours, theirs))
 
 
-def _sentence(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(said(error).split())}"
-
-
-def _subject(point: Point) -> tuple[bool, str, str]:
+def _model_of(point: Point) -> tuple[bool, str, str]:
     return point.component == WHOLE, point.dtype, point.device

@@ -67,7 +67,7 @@ def render(run: BenchRun, compared: Sequence[ScenarioChange] = ()) -> str:
     environment = Environment(
         loader=PackageLoader("cgverify.bench", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    return environment.get_template("bench_page.html.j2").render(
+    return environment.get_template("page.html.j2").render(
         run=run,
         rows=[_row(run, each) for each in run.measured],
         plots=[*plots(run)],

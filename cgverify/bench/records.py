@@ -1,4 +1,4 @@
-"""What is measured and what came out: Point, Measured, BenchRun. Plain values only, no tensors."""
+"""What is measured and the results: Point, Measured, BenchRun. Plain values without tensors."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ SCHEMA_VERSION = 1
 
 
 class Point(Record):
-    """One thing to measure on both sides. Its content is its identity."""
+    """One thing to measure on both sides. Two points with the same fields are the same point."""
 
     component: str
-    """A kind of component of layer 0, `attn`, or `model`."""
+    """A kind of component of layer 0, such as `attn`, or `model`."""
     scenario: str
     dtype: str
     device: str
     batch_size: int = 0
-    """0 where the scenario has no inputs, as booting."""
+    """0 if the scenario has no inputs, such as `boot`."""
     seq_len: int = 0
     cached: int = 0
     """Tokens in the cache before the forward."""
@@ -32,38 +32,38 @@ class Point(Record):
 
     @property
     def name(self) -> str:
-        """For sentences: `attn prefill 2x128 float32 cpu`."""
+        """The point in messages: `attn prefill 2x128 float32 cpu`."""
         parts = (self.component, self.scenario, self.shape, self.dtype, self.device)
         return " ".join(part for part in parts if part)
 
 
 class Measured(Record):
-    """A point, measured on one candidate and on the reference."""
+    """A point measured on one candidate and on the reference."""
 
     point: Point
     candidate: str
     unit: Literal["s", "B"]
-    """Seconds a call (the median over rounds), or bytes."""
+    """Seconds of one call (the median over rounds), or bytes."""
     value: float | None = None
-    """The candidate's; None where nothing was measured, and `message` says why."""
+    """The candidate's. None if nothing was measured, as `message` explains."""
     reference: float | None = None
     ratio: float | None = None
-    """Candidate over reference: the median over rounds of the two times of one round."""
+    """Candidate over reference: the median over rounds of the ratio of two times in one round."""
     low: float | None = None
     high: float | None = None
-    """The ends of the ratio's interval (`cgverify.bench.statistics`)."""
+    """The ends of the ratio's interval (`cgverify.bench.timing`)."""
     rounds: int = 0
     tight: bool = True
-    """False where the time limit came before the interval was tight."""
+    """False if the time limit was reached before the interval was narrow enough."""
     same_bits: bool | None = None
-    """Whether all that both sides returned agrees bit for bit."""
+    """Whether both sides returned the same tensors, bit for bit."""
     flops: int | None = None
-    """Of the reference's matrix products in one call."""
+    """FLOPs of the reference's matrix products in one call."""
     message: str = ""
 
 
 class BenchRun(Record):
-    """A whole benchmark, as `bench.json` holds it; also a baseline."""
+    """A whole benchmark: the content of `bench.json`, which is also a baseline."""
 
     schema_version: int = SCHEMA_VERSION
     created: str
@@ -77,7 +77,7 @@ class BenchRun(Record):
     measured: tuple[Measured, ...]
 
     def share_of_limit(self, measured: Measured, seconds: float | None) -> float | None:
-        """The time that its matrix products alone would take at the measured rate, over `seconds`."""
+        """Return the time that the matrix products alone would take at the measured rate, divided by `seconds`."""
         rate = self.product_rates.get(f"{measured.point.dtype} {measured.point.device}")
         if not measured.flops or not rate or not seconds or measured.unit != "s":
             return None

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby
 
+import pandas as pd
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
@@ -102,3 +103,23 @@ def amount(value: float | None, unit: str) -> str:
     steps = {"s": ((1, "s"), (1e-3, "ms"), (1e-6, "µs")), "B": ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1, "B"))}[unit]
     size, name = next((step for step in steps if value >= step[0]), steps[-1])
     return f"{value / size:.3g} {name}"
+
+
+COLUMNS = [
+    *("model", "component", "scenario", "dtype", "device", "batch_size", "seq_len", "cached", "candidate"),
+    *("unit", "value", "reference", "ratio", "low", "high", "rounds", "tight", "same_bits", "flops"),
+    *("share_of_limit", "reference_share_of_limit", "message"),
+]
+
+
+def bench_frame(run: BenchRun) -> pd.DataFrame:
+    """Columns `COLUMNS`; what was not measured is empty."""
+    rows = [
+        {"model": run.model, **each.point.model_dump(), **each.model_dump(exclude={"point"})}
+        | {
+            "share_of_limit": run.share_of_limit(each, each.value),
+            "reference_share_of_limit": run.share_of_limit(each, each.reference),
+        }
+        for each in run.measured
+    ]
+    return pd.DataFrame(rows, columns=COLUMNS).astype({"flops": "Int64", "same_bits": "boolean"})

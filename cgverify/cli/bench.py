@@ -177,8 +177,7 @@ def _measure(
         import torch
 
         from cgverify.bench.harness import Harness
-        from cgverify.bench.rate import product_rate
-        from cgverify.bench.rounds import Limits
+        from cgverify.bench.timing import Limits, product_rate
         from cgverify.checkpoint.resolve import resolve
         from cgverify.observe.candidate import find_candidate
         from cgverify.verification.checkpoint_cells import require_devices
@@ -251,7 +250,7 @@ def _new_folder(output: Path | None, model: str) -> Path:
 
 def _write(folder: Path, run: BenchRun) -> None:
     from cgverify.bench import page as bench_page
-    from cgverify.bench.frame import bench_frame
+    from cgverify.bench.table import bench_frame
 
     (folder / FILE).write_text(run.model_dump_json(indent=1) + "\n", encoding="utf-8")
     bench_frame(run).to_csv(folder / "bench.csv", index=False)
@@ -261,7 +260,7 @@ def _write(folder: Path, run: BenchRun) -> None:
 def _print(run: BenchRun, compared: Sequence[ScenarioChange], format: str) -> None:
     from cgverify.bench import page as bench_page
     from cgverify.bench import table as bench_table
-    from cgverify.bench.frame import bench_frame
+    from cgverify.bench.table import bench_frame
 
     if format == "json":
         typer.echo(run.model_dump_json())

@@ -12,14 +12,13 @@ import pytest
 import torch
 from torch import nn
 
-from cgverify.bench import calls, fresh, memory, rounds
+from cgverify.bench import calls, peak_memory, timing
 from cgverify.bench.harness import Harness
-from cgverify.bench.memory import MemoryRequest, PeakError
-from cgverify.bench.rate import product_flops, product_rate
+from cgverify.bench.models import Models, load_models
+from cgverify.bench.peak_memory import MemoryRequest, PeakError
 from cgverify.bench.records import Measured, Point
-from cgverify.bench.rounds import Limits
 from cgverify.bench.scenarios import SCENARIOS, Selection, Shape
-from cgverify.bench.subjects import Subjects, Workshop
+from cgverify.bench.timing import Limits
 from cgverify.checkpoint.resolve import resolve
 from cgverify.checkpoint.source import Source
 from cgverify.checkpoint.window import ModelVariant
@@ -35,9 +34,9 @@ def source() -> Source:
 
 
 @pytest.fixture(scope="module")
-def subjects(source: Source) -> Subjects:
-    setting = ModelVariant(torch.float32, torch.device("cpu"), source.config.rotary_dim)
-    return Workshop(source, setting, "block").subjects({name: find_candidate(name) for name in BRIDGES[:2]})
+def models(source: Source) -> Models:
+    variant = ModelVariant(torch.float32, torch.device("cpu"), source.config.rotary_dim)
+    return load_models(source, variant, {name: find_candidate(name) for name in BRIDGES[:2]}, whole=False)
 
 
 def measure(source: Source, points: Sequence[Point], bridges: Sequence[str] = BRIDGES) -> list[Measured]:
@@ -55,7 +54,7 @@ def measure(source: Source, points: Sequence[Point], bridges: Sequence[str] = BR
 def test_every_scenario_of_a_component_and_of_a_model_gives_a_figure(
     source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rounds, "BLOCK", 0.0)
+    monkeypatch.setattr(timing, "SHORTEST", 0.0)
     here = [name for name in SCENARIOS if not name.endswith("memory")]
     selection = Selection(here, ["block", "model"], [Shape(1, 1, 5)])
     points = selection.points(512) + Selection(here, ["attn", "mlp"], [Shape(2, 3)]).points(512)
@@ -127,7 +126,7 @@ def test_a_fresh_process_that_fails_says_why(
     dim, threads = source.config.rotary_dim, torch.get_num_threads()
     request = MemoryRequest(point.model_dump(), "codegen-nano", "auto", dim, "raising:Raising", threads)
     monkeypatch.setattr("sys.argv", ["fresh", json.dumps(asdict(request))])
-    fresh.main()
+    peak_memory.main()
     assert json.loads(capsys.readouterr().out) == {"message": "RuntimeError: not today"}
 
 
@@ -141,9 +140,9 @@ def test_a_fresh_process_that_fails_says_why(
 )
 def test_what_a_failed_process_said_is_passed_on(script: str, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
     run = subprocess.run
-    monkeypatch.setattr(memory.subprocess, "run", lambda _, **how: run([sys.executable, "-c", script], **how))
+    monkeypatch.setattr(peak_memory.subprocess, "run", lambda _, **how: run([sys.executable, "-c", script], **how))
     with pytest.raises(PeakError, match=told):
-        memory.in_fresh_process(MemoryRequest({}, "codegen-nano", "auto", 16, None, 1))
+        peak_memory.in_fresh_process(MemoryRequest({}, "codegen-nano", "auto", 16, None, 1))
 
 
 def at(scenario: str, **changes: object) -> Point:
@@ -151,38 +150,38 @@ def at(scenario: str, **changes: object) -> Point:
     return Point.model_validate({**given, "batch_size": 2, "seq_len": 4, **changes})
 
 
-def module(subjects: Subjects) -> nn.Module:
-    found: nn.Module = subjects.of_candidate("cgverify", "attn")
+def module(models: Models) -> nn.Module:
+    found: nn.Module = models.of_candidate("cgverify", "attn")
     return found
 
 
-def test_decoding_starts_from_the_same_cache_each_time(subjects: Subjects) -> None:
+def test_decoding_starts_from_the_same_cache_each_time(models: Models) -> None:
     point = at("decode", seq_len=1, cached=7)
-    inputs = calls.inputs_of(point, subjects.config)
+    inputs = calls.inputs_of(point, models.config)
     assert inputs["attention_mask"].shape == (2, 1, 1, 8)
     assert inputs["position_ids"].tolist() == [[7], [7]]
-    for side in (subjects.of_reference("attn"), module(subjects)):
-        run = calls.forward_of(side, point, inputs, subjects.config)
-        with calls.mode(point):
+    for side in (models.of_reference("attn"), module(models)):
+        run = calls.forward_of(side, point, inputs, models.config)
+        with calls.autograd_mode(point):
             first, again = run(), run()
         assert first[1].shape[-1] == 8
         assert torch.equal(first[0], again[0])
 
 
-def test_training_has_gradients_and_leaves_none(subjects: Subjects) -> None:
+def test_training_has_gradients_and_leaves_none(models: Models) -> None:
     point = at("train")
-    inputs = calls.inputs_of(point, subjects.config)
-    attention = module(subjects)
-    with calls.mode(point), calls.prepared(attention, point):
+    inputs = calls.inputs_of(point, models.config)
+    attention = module(models)
+    with calls.autograd_mode(point), calls.prepared(attention, point):
         assert attention.training
-        calls.forward_of(attention, point, inputs, subjects.config)()
+        calls.forward_of(attention, point, inputs, models.config)()
         assert attention.get_submodule("q").original_component.weight.grad is not None
     assert not attention.training
     assert all(weight.grad is None and not weight.requires_grad for weight in attention.parameters())
 
 
-def test_hooks_look_on_while_measured_and_are_gone_afterwards(subjects: Subjects) -> None:
-    attention = module(subjects)
+def test_hooks_look_on_while_measured_and_are_gone_afterwards(models: Models) -> None:
+    attention = module(models)
     hooks = dict(hook_points(attention))
 
     def listened() -> set[str]:
@@ -195,10 +194,3 @@ def test_hooks_look_on_while_measured_and_are_gone_afterwards(subjects: Subjects
     with calls.prepared(attention, at("prefill")):
         assert listened() == set()
     assert listened() == set()
-
-
-def test_flops_are_those_of_the_products() -> None:
-    left, right = torch.ones(3, 5), torch.ones(5, 7)
-    with torch.inference_mode():
-        assert product_flops(lambda: left @ right) == 2 * 3 * 5 * 7
-    assert product_rate(torch.float32, torch.device("cpu")) > 1e6

@@ -14,7 +14,7 @@ from rich.console import Console
 from cgverify.bench import page as bench_page
 from cgverify.bench import table as bench_table
 from cgverify.bench.baseline import changes
-from cgverify.bench.frame import COLUMNS, bench_frame
+from cgverify.bench.table import COLUMNS, bench_frame
 
 RUN = run(
     measured(0.98, seq_len=8),
