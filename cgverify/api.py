@@ -21,17 +21,11 @@ from cgverify.plan.yaml_plan import SweepConfig, load_plan, parse_plan
 from cgverify.report.frames import findings_frame, in_plan_order, summary_frame, write_csv
 from cgverify.report.outcome import counts, exit_code, failures
 from cgverify.runs.baseline import load_stored_run
-from cgverify.runs.execute.cluster import Cluster
-from cgverify.runs.folder import new_folder, read_plan
-from cgverify.runs.session import (
-    ExecutionOptions,
-    RunSession,
-    describe,
-    one_checkpoint,
-    prepare,
-    require_cells,
-    sweep_of,
-)
+from cgverify.runs.folder import new_folder
+from cgverify.runs.prepare import describe_run, prepare
+from cgverify.runs.reading import read_plan
+from cgverify.runs.request import ExecutionOptions, one_checkpoint, sweep_of
+from cgverify.runs.session import RunSession, verify_batches
 from cgverify.verification.loaded_pair import LoadedPair
 from cgverify.verification.saved_tensors import KEEP
 
@@ -69,18 +63,15 @@ def sweep(
     """
     _require_count("threads", threads)
     _require_count("jobs", jobs)
-    if scheduler is not None and jobs != 1:
-        raise UsageError("jobs is for processes of this machine: a scheduler's workers are as many as were started.")
     if keep_tensors not in KEEP:
         raise UnknownNameError("keep_tensors", keep_tensors, KEEP)
     if isinstance(config, str | os.PathLike):
         described, name = load_plan(Path(config)), Path(config).stem
     else:
         described, name = parse_plan(_plain(config)), "sweep"
-    cluster = None if scheduler is None else Cluster(scheduler)
-    means = ExecutionOptions(threads=threads, jobs=jobs, cluster=cluster, keep_tensors=keep_tensors)
-    prepared = prepare(sweep_of(described, name), means)
-    require_cells(prepared)
+    options = ExecutionOptions(threads=threads, jobs=jobs, scheduler=scheduler, keep_tensors=keep_tensors)
+    prepared = prepare(sweep_of(described, name), options)
+    prepared.require_cells()
     path = Path(output) if output is not None else new_folder(prepared.run.model)
     campaign = RunSession.resume(prepared, path) if resume else RunSession.start(prepared, path)
     try:
@@ -137,7 +128,7 @@ def verify(
         prepared = prepare(
             one_checkpoint("verify", request.model, request.weights, request.axes), ExecutionOptions(threads=threads)
         )
-        results = list(prepared.executor().run(prepared.batches, prepared.job()))
+        results = list(verify_batches(prepared, prepared.batches))
         return Result(prepared.run, tuple(in_plan_order(results, prepared.cells)), None, len(prepared.cells))
     if reference is None:
         raise UsageError("verify takes a model's name, or a bridge and its reference.")
@@ -157,7 +148,7 @@ def _verify_pair(pair: LoadedPair, threads: int | None, axes: dict[str, Any]) ->
     cells = plan(asked.requests(), {(IN_MEMORY, "auto"): checkpoint})
     pair.require(cells)
     found = FoundCheckpoints({(IN_MEMORY, "auto"): checkpoint})
-    run = describe("verify", IN_MEMORY, found, asked.model_dump(mode="json"), pin_numerics(threads))
+    run = describe_run("verify", IN_MEMORY, found, asked.model_dump(mode="json"), pin_numerics(threads))
     return Result(run, tuple(in_plan_order(pair.verify(cells), cells)), None, len(cells))
 
 

@@ -18,9 +18,9 @@ from pathlib import Path
 from cgverify.plan.batches import BatchWeights, CellBatch
 from cgverify.plan.cost.of_plan import memory, parameters, seconds, shape
 from cgverify.plan.yaml_plan import load_plan
-from cgverify.runs.execute.dask import longest_first
-from cgverify.runs.execute.processes import Queue
-from cgverify.runs.session import ExecutionOptions, outline, sweep_of
+from cgverify.runs.execute.batch_queue import BatchQueue, longest_first
+from cgverify.runs.prepare import outline
+from cgverify.runs.request import ExecutionOptions, sweep_of
 
 HASHING = 1.4e9
 """Bytes of a checkpoint that one thread reads from memory and hashes in a second."""
@@ -49,7 +49,7 @@ class Schedule:
 
 def schedule(batches: Sequence[CellBatch], workers: int) -> Schedule:
     """Deal a plan out as the executor does: who is free first takes of what it has in view, or else the next view."""
-    queue = Queue(longest_first(batches, seconds))
+    queue = BatchQueue(longest_first(batches))
     free = [(START, worker) for worker in range(workers)]
     seen: dict[int, BatchWeights] = {}
     read_bytes = hashed_bytes = 0

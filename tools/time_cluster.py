@@ -22,11 +22,11 @@ import distributed
 from cgverify.common.records import Cell, CellResult, Finding, Run, Verdict
 from cgverify.plan.batches import CellBatch, Job
 from cgverify.plan.yaml_plan import parse_plan
-from cgverify.runs.execute import worker
-from cgverify.runs.execute.cluster import Cluster, local_cluster
+from cgverify.runs.execute import in_process
 from cgverify.runs.execute.dask import Dask
 from cgverify.runs.folder import RunFolder
-from cgverify.runs.session import ExecutionOptions, outline, sweep_of
+from cgverify.runs.prepare import outline
+from cgverify.runs.request import ExecutionOptions, sweep_of
 
 TAPS = 30
 """Findings of a cell, as attention has."""
@@ -46,7 +46,7 @@ class Idle:
 
 def be_idle() -> None:
     """On a worker: verify nothing from now on."""
-    worker.Worker = Idle  # type: ignore[assignment, misc]
+    in_process.BatchVerifier = Idle  # type: ignore[assignment, misc]
 
 
 def trivial_units(cells: int, cells_per_unit: int) -> list[CellBatch]:
@@ -68,12 +68,12 @@ def measure(cells: int, cells_per_unit: int, workers: int, folder: Path) -> dict
     described = {"created": "", "command": "", "model": "", "weights_origin": "", "weights_digest": ""}
     kept = RunFolder.create(folder, Run(**described, settings={}, environment={}))
     memory = []
-    with local_cluster(workers, job) as address:
-        with distributed.Client(address, set_as_default=False) as client:
+    with distributed.LocalCluster(n_workers=workers, threads_per_worker=1, host="127.0.0.1") as cluster:
+        with distributed.Client(cluster, set_as_default=False) as client:
             client.wait_for_workers(workers)
             client.run(be_idle)
         started = time.perf_counter()
-        for number, result in enumerate(Dask(Cluster(address), lambda _: 0, lambda _: 1).run(batches, job), start=1):
+        for number, result in enumerate(Dask(cluster.scheduler_address, lambda _: 0).run(batches, job), start=1):
             kept.append(result)
             if number % max(1, cells // 10) == 0:
                 memory.append(resident())

@@ -15,23 +15,22 @@ from pathlib import Path
 
 import distributed
 
-from cgverify.plan.cost.of_plan import memory, seconds
 from cgverify.plan.yaml_plan import load_plan
-from cgverify.runs.execute.cluster import Cluster, local_cluster
 from cgverify.runs.execute.dask import Dask
-from cgverify.runs.session import ExecutionOptions, PreparedRun, prepare, sweep_of
+from cgverify.runs.prepare import PreparedRun, prepare
+from cgverify.runs.request import ExecutionOptions, sweep_of
 
 
 def seconds_on(workers: int, prepared: PreparedRun) -> tuple[float, float]:
     """Of the whole plan, nothing of which is kept: on the clock, and of the busiest worker's processor."""
     with (
-        local_cluster(workers, prepared.job()) as address,
-        distributed.Client(address, set_as_default=False) as client,
+        distributed.LocalCluster(n_workers=workers, threads_per_worker=1, host="127.0.0.1") as cluster,
+        distributed.Client(cluster, set_as_default=False) as client,
     ):
         client.wait_for_workers(workers)
         before = client.run(time.process_time)
         started = time.perf_counter()
-        for _ in Dask(Cluster(address), memory, seconds).run(prepared.batches, prepared.job()):
+        for _ in Dask(cluster.scheduler_address).run(prepared.batches, prepared.job()):
             pass
         taken = time.perf_counter() - started
         after = client.run(time.process_time)

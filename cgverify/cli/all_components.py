@@ -28,7 +28,6 @@ def all_components(
     tokens: options.Tokens = None,
     threads: options.Threads = None,
     jobs: options.Jobs = 1,
-    executor: options.ExecutorName = "local",
     scheduler: options.Scheduler = None,
     allow: options.Allow = None,
     output: options.Output = None,
@@ -60,7 +59,6 @@ def all_components(
         known("format", [format], FORMATS)
         known("keep-tensors", [keep_tensors], KEPT)
         shortcuts = tuple(options.shortcuts(allow))
-        cluster = options.cluster(executor, scheduler, jobs)
 
         from cgverify.cli.verification import OutputOptions, run_one
 
@@ -74,7 +72,7 @@ def all_components(
             tokens=tokens,
             threads=threads,
             jobs=jobs,
-            cluster=cluster,
+            scheduler=scheduler,
             allow=shortcuts,
             keep_tensors=keep_tensors,
             format=format,

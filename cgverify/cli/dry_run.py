@@ -17,12 +17,12 @@ from cgverify.plan.batches import CellBatch
 from cgverify.plan.cost.of_plan import Cost, cost, seconds
 
 if TYPE_CHECKING:
-    from cgverify.runs.session import ExecutionOptions, RunRequest
+    from cgverify.runs.request import ExecutionOptions, RunRequest
 
 
 def show(order: RunRequest, options: ExecutionOptions, format: str) -> int:
     """Print the plan: a row per checkpoint and setting as a table, a row per cell as CSV, all as JSON."""
-    from cgverify.runs.session import outline
+    from cgverify.runs.prepare import outline
 
     batches = outline(order, options)
     total = cost(batches)

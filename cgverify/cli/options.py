@@ -13,10 +13,8 @@ from cgverify.common.errors import UnknownNameError, UsageError
 from cgverify.common.records import RotaryDim
 from cgverify.plan.cells import CASE_KINDS, DEVICES, DTYPES, Axes
 from cgverify.report.formats import FORMATS as FORMATS
-from cgverify.runs.execute.cluster import Cluster
 
 KEPT = ("failed", "all", "none")
-EXECUTORS = ("local", "dask")
 MOST_LAYERS = 10_000
 
 _AXES = "What to verify"
@@ -90,15 +88,6 @@ Threads = Annotated[
 ]
 Jobs = Annotated[
     int, typer.Option(min=1, help="Processes that share the work.", envvar="CGVERIFY_JOBS", rich_help_panel=_RUN)
-]
-ExecutorName = Annotated[
-    str,
-    typer.Option(
-        "--executor",
-        help=f"{', '.join(EXECUTORS)}: processes of this machine, or of a Dask cluster on loopback.",
-        envvar="CGVERIFY_EXECUTOR",
-        rich_help_panel=_RUN,
-    ),
 ]
 Scheduler = Annotated[
     str | None,
@@ -208,16 +197,6 @@ def known(kind: str, given: Sequence[str], names: Iterable[str]) -> list[str]:
 def shortcuts(allow: Sequence[str] | None) -> list[str]:
     """The shortcuts of products that `--allow` names."""
     return known("allow", split(allow), SHORTCUTS) if allow else []
-
-
-def cluster(executor: str, scheduler: str | None, jobs: int) -> Cluster | None:
-    """The Dask cluster that `--executor` and `--scheduler` ask for, or None."""
-    known("executor", [executor], EXECUTORS)
-    if scheduler is not None and jobs > 1:
-        raise UsageError("--jobs is for processes of this machine: a scheduler's workers are as many as were started.")
-    if scheduler is None and executor == "local":
-        return None
-    return Cluster(scheduler, jobs)
 
 
 def _rotary_dim(text: str) -> RotaryDim:

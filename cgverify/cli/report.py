@@ -12,7 +12,7 @@ from cgverify.cli.exits import exit_codes
 from cgverify.cli.options import FORMATS, known
 from cgverify.common.errors import UsageError
 from cgverify.report.formats import PIVOT_FORMATS, PIVOTS, WITH_BASELINE
-from cgverify.runs.folder import replace
+from cgverify.runs.atomic import replace_file
 
 Folder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder or a baseline.")]
 Baseline = Annotated[
@@ -78,4 +78,4 @@ def _write(output: Path, text: str) -> None:
     if output.exists() and not output.is_file():
         output.write_text(text, encoding="utf-8")
     else:
-        replace(output.resolve(), text.encode())
+        replace_file(output.resolve(), text.encode())

@@ -13,6 +13,7 @@ from cgverify.cli.options import FORMATS, KEPT, known
 from cgverify.common.errors import UsageError
 from cgverify.plan.cells import Shard
 from cgverify.plan.yaml_plan import load_plan
+from cgverify.runs.request import ExecutionOptions, sweep_of
 
 _RUN = "How to run"
 
@@ -50,7 +51,6 @@ def sweep(
     shard: ShardOption = None,
     threads: options.Threads = None,
     jobs: options.Jobs = 1,
-    executor: options.ExecutorName = "local",
     scheduler: options.Scheduler = None,
     allow: options.Allow = None,
     output: options.Output = None,
@@ -76,25 +76,21 @@ def sweep(
         known("format", [format], FORMATS)
         known("keep-tensors", [keep_tensors], KEPT)
         shortcuts = tuple(options.shortcuts(allow))
-        cluster = options.cluster(executor, scheduler, jobs)
 
         from cgverify.cli.verification import OutputOptions, make_ready, run
 
         course = OutputOptions(output, resume, rerun_failed, exitfirst, max_minutes)
-        make_ready(verbose)
-
-        from cgverify.runs.session import ExecutionOptions, sweep_of
-
         order = sweep_of(planned, config.stem, config)
         execution = ExecutionOptions(
             threads=threads,
             jobs=jobs,
-            cluster=cluster,
+            scheduler=scheduler,
             allow=shortcuts,
             shard=part,
             keep_tensors=keep_tensors,
             warnings=verbose > 0,
         )
+        make_ready(verbose)
         if dry_run:
             from cgverify.cli.dry_run import show
 

@@ -19,11 +19,12 @@ from cgverify.common.errors import CgverifyError, UsageError
 from cgverify.common.records import CellResult, Run
 from cgverify.common.streams import stdout_is_ours
 from cgverify.plan.cells import Axes
-from cgverify.runs.execute.cluster import Cluster
-from cgverify.runs.folder import require_new
+from cgverify.runs.reading import require_new
+from cgverify.runs.request import ExecutionOptions, PromptSource, RunRequest, one_checkpoint
 
 if TYPE_CHECKING:  # what imports torch is imported after `make_ready`
-    from cgverify.runs.session import ExecutionOptions, PreparedRun, RunRequest, RunSession
+    from cgverify.runs.prepare import PreparedRun
+    from cgverify.runs.session import RunSession
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def make_ready(verbosity: int) -> None:
 
 def run(order: RunRequest, options: ExecutionOptions, course: OutputOptions, *, format: str, quiet: bool) -> int:
     """Run what is asked for, print the report on stdout, and return the exit code."""
-    from cgverify.runs.session import prepare, require_cells
+    from cgverify.runs.prepare import prepare
 
     started = time.monotonic()
     with stdout_is_ours():
@@ -74,7 +75,7 @@ def run(order: RunRequest, options: ExecutionOptions, course: OutputOptions, *, 
     try:
         if not quiet:
             _announce(session)
-        require_cells(prepared)
+        prepared.require_cells()
         ended = _carry_out(session, course, started, quiet)
     finally:
         session.folder.close()
@@ -100,7 +101,7 @@ def run_one(
     tokens: Path | None,
     threads: int | None,
     jobs: int,
-    cluster: Cluster | None = None,
+    scheduler: str | None = None,
     allow: tuple[str, ...],
     keep_tensors: str,
     format: str,
@@ -108,15 +109,14 @@ def run_one(
     verbose: int,
 ) -> int:
     """`run` of axes over one checkpoint, which must be had, as must the devices."""
+    execution = ExecutionOptions(
+        threads=threads, jobs=jobs, scheduler=scheduler, allow=allow, keep_tensors=keep_tensors, warnings=verbose > 0
+    )
     make_ready(verbose)
-    from cgverify.runs.session import ExecutionOptions, Text, one_checkpoint
     from cgverify.verification.checkpoint_cells import require_devices
 
     require_devices(axes.devices)
-    order = one_checkpoint(command, model, weights, axes, Text(prompt, tokens))
-    execution = ExecutionOptions(
-        threads=threads, jobs=jobs, cluster=cluster, allow=allow, keep_tensors=keep_tensors, warnings=verbose > 0
-    )
+    order = one_checkpoint(command, model, weights, axes, PromptSource(prompt, tokens))
     return run(order, execution, course, format=format, quiet=quiet)
 
 
@@ -138,7 +138,7 @@ def _announce(session: RunSession) -> None:
 def _carry_out(session: RunSession, course: OutputOptions, started: float, quiet: bool) -> str | None:
     """Take results as they come; returns why it ended before all were there, if it did so unasked."""
     deadline = None if course.max_minutes is None else started + 60 * course.max_minutes
-    total = sum(len(batch.cells) for batch in session.left)
+    total = sum(len(batch.cells) for batch in session.remaining)
     # A batch that was run in part is run whole: what had failed in it before must not stop it there again.
     failed_before = {cell for cell, result in session.results.items() if result.verdict.fails}
     ended = "Time is up"
@@ -160,12 +160,12 @@ def report(run: Run, path: Path, ordered: Sequence[CellResult], format: str, *, 
         detailed: also tell bits by head, and what forwards and judging took.
     """
     from cgverify.report.frames import write_csv
-    from cgverify.runs.folder import full
+    from cgverify.runs.folder import storage_error
 
     try:
         write_csv(path, ordered)
     except OSError as error:
-        raise full(path, error) from error
+        raise storage_error(path, error) from error
     return show(run, ordered, format, detailed=detailed)
 
 

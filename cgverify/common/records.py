@@ -13,9 +13,10 @@ from functools import cached_property
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
+from pydantic_core import PydanticSerializationError
 
 SCHEMA_VERSION = 2
-"""Of a run folder. 1: a run was of one checkpoint, and its plan was not kept."""
+"""The version of the format of run folders."""
 
 
 class Verdict(StrEnum):
@@ -46,6 +47,15 @@ class Verdict(StrEnum):
 
 class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+    def model_dump_json(self, **options: Any) -> str:
+        """Return the record as JSON. pydantic turns a Ctrl-C that meets it here into an error of its own."""
+        try:
+            return super().model_dump_json(**options)
+        except PydanticSerializationError as error:
+            if "KeyboardInterrupt" in str(error):
+                raise KeyboardInterrupt from None
+            raise
 
 
 RotaryDim = int | Literal["none"]
@@ -213,7 +223,7 @@ class Run(Record):
     """Of the one checkpoint, or of all digests together."""
     checkpoints: tuple[Checkpoint, ...] = ()
     plan: WholePlan | None = None
-    """None where an older cgverify did not keep it."""
+    """None for a pair in memory, whose run is not kept."""
     settings: dict[str, Any]
     environment: dict[str, Any]
 

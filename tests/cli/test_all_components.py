@@ -16,7 +16,7 @@ from command_line import ROOT, Cli, command
 from safetensors.torch import load_file, save_file
 
 from cgverify.plan.cells import CASE_KINDS, DEFAULT_CASES
-from cgverify.runs.folder import read_run
+from cgverify.runs.reading import read_run
 
 QUICK = ("all-components", "--model", "codegen-nano", "--layers", "1", "--case", "default")
 
@@ -29,7 +29,7 @@ def test_the_table_and_the_run_folder(cli: Cli, tmp_path: Path) -> None:
     assert "codegen-nano (shipped)" in done.stderr
     folder = tmp_path / "run"
     assert {path.name for path in folder.iterdir()} == {
-        *("plan.jsonl", "run.json", "findings.jsonl", "findings.csv", "summary.csv", "timings.csv")
+        *(".lock", "plan.jsonl", "run.json", "findings.jsonl", "findings.csv", "summary.csv", "timings.csv")
     }
     findings = pd.read_csv(folder / "findings.csv")
     assert (findings["r"] <= 1).all()

@@ -13,12 +13,11 @@ from typing import Any
 import pandas as pd
 import pytest
 from command_line import command
-from made_records import ENVIRONMENT, a_finding, a_result, a_run
+from made_records import ENVIRONMENT, a_finding, a_result, a_run, a_run_folder
 from typer.testing import CliRunner
 
 from cgverify.cli.app import app
 from cgverify.common.records import CellResult, Verdict
-from cgverify.runs.folder import RunFolder
 
 Invoke = Callable[..., Any]
 
@@ -47,10 +46,7 @@ def invoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Invoke:
 
 
 def kept(name: str, *results: CellResult, **run: object) -> str:
-    folder = RunFolder.create(Path(name), a_run(**run))
-    for result in results:
-        folder.append(result)
-    folder.close()
+    a_run_folder(Path(name), *results, run=a_run(**run)).close()
     return name
 
 
@@ -248,7 +244,7 @@ def test_a_diff_stays_readable_when_a_run_gained_a_kind_of_cell(invoke: Invoke) 
     gained = (a_result(layer=layer, case=case) for layer in range(20) for case in ("default", "text", "autocast"))
     done = invoke("compare", before, kept("after", *gained))
     assert done.exit_code == 0
-    assert "Appeared: 40 cells\n  case autocast: 20 cells\n  case text: 20 cells\n" in done.stdout
+    assert "Appeared: 40 cells\n  case text: 20 cells\n  case autocast: 20 cells\n" in done.stdout
     assert len(done.stdout.splitlines()) < 10
 
 
@@ -282,7 +278,7 @@ def test_runs_without_a_common_cell_are_no_pass(invoke: Invoke) -> None:
         (("report", "one", "--format", "markdown", "--baseline", "nowhere"), "nowhere holds no run"),
         (("report", "one", "--output", "no/where"), "Cannot write no/where"),
         (("baseline", "accept", "nowhere"), "holds no run"),
-        (("baseline", "accept", "one", "run", "--reports", "."), "exists and is no baseline"),
+        (("baseline", "accept", "one", "run", "--reports", "."), "exists and is not a baseline"),
         (("baseline", "accept", "two"), "is of 2 devices"),
         (("baseline", "accept", "one", "--reports", "/proc/nowhere"), "Cannot write"),
     ],

@@ -12,9 +12,9 @@ from sweeping import SMALL
 from cgverify.plan.batches import CellBatch
 from cgverify.plan.cost.of_plan import memory, seconds
 from cgverify.plan.yaml_plan import parse_plan
-from cgverify.runs.execute.dask import longest_first
-from cgverify.runs.execute.processes import Queue
-from cgverify.runs.session import ExecutionOptions, outline, sweep_of
+from cgverify.runs.execute.batch_queue import BatchQueue, longest_first
+from cgverify.runs.prepare import outline
+from cgverify.runs.request import ExecutionOptions, sweep_of
 
 
 def outlined(*models: str, **more: Any) -> list[CellBatch]:
@@ -23,7 +23,7 @@ def outlined(*models: str, **more: Any) -> list[CellBatch]:
 
 
 def test_the_longest_views_go_first_and_a_view_stays_together() -> None:
-    batches = longest_first(outlined("codegen-nano", "codegen-350M"), seconds)
+    batches = longest_first(outlined("codegen-nano", "codegen-350M"))
     views = list(dict.fromkeys(batch.in_view for batch in batches))
     times = [sum(seconds(batch) for batch in batches if batch.in_view == view) for view in views]
     assert times == sorted(times, reverse=True)
@@ -33,7 +33,7 @@ def test_the_longest_views_go_first_and_a_view_stays_together() -> None:
 
 def test_a_worker_goes_on_with_the_checkpoint_that_it_has_open() -> None:
     first, *rest = outlined("codegen-nano", "codegen-350M", dtypes="float32")
-    queue = Queue(rest[::-1])
+    queue = BatchQueue(rest[::-1])
     assert queue.take(None, ()).checkpoint.name == "codegen-350M"
     assert queue.take(first.in_view, ()).checkpoint.name == "codegen-nano"
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from command_line import Cli
+from made_records import a_run_folder
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from cgverify.common.records import Cell, CellResult, Checkpoint, Finding, Run, Verdict
@@ -21,7 +22,6 @@ from cgverify.report.html.page import MOST_FINDINGS, render
 from cgverify.report.html.scale import LogScale
 from cgverify.runs.baseline import StoredRun
 from cgverify.runs.comparison import compare_runs
-from cgverify.runs.folder import RunFolder
 
 RUN = Run(
     created="2026-01-02T03:04:05+00:00",
@@ -386,10 +386,7 @@ def test_a_chart_stands_by_itself() -> None:
 
 
 def test_the_command_writes_the_page(cli: Cli, tmp_path: Path) -> None:
-    folder = RunFolder.create(tmp_path / "run", RUN)
-    for one in failing():
-        folder.append(one)
-    folder.close()
+    a_run_folder(tmp_path / "run", *failing(), run=RUN).close()
     done = cli("report", "run", "--format", "html", "--output", "page.html", "--baseline", "run")
     assert done.returncode == 0, done.stderr
     page = (tmp_path / "page.html").read_text()

@@ -1,4 +1,4 @@
-"""Candidates that kill the process that they run in."""
+"""Candidates that kill the process that runs them."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from cgverify.bridge import CodeGenAttentionBridge
 
 
 class Deadly(CodeGenAttentionBridge):
-    """Whoever runs its attention dies."""
+    """Kills every process that runs its attention."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 class DeadlyOnce(CodeGenAttentionBridge):
-    """The first to run its attention dies; a file tells the next."""
+    """Kills the first process that runs its attention, and leaves a file so that the next one survives."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         try:

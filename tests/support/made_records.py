@@ -1,10 +1,13 @@
-"""Records made by hand, for tests of what becomes of them."""
+"""Records with plain values, and a run folder with them."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from cgverify.common.records import Cell, CellResult, Finding, Run, Verdict
+from cgverify.runs.folder import RunFolder
+from cgverify.runs.reading import PlannedCell
 
 ENVIRONMENT = {
     "versions": {"torch": "2.13.0", "transformers": "5.23.0"},
@@ -64,7 +67,16 @@ def a_finding(tap: str = "hook_z", stage: str = "mix", verdict: Verdict = Verdic
 
 
 def a_result(*findings: Finding, silent_hooks: tuple[str, ...] = (), seconds: float = 1.0, **cell: Any) -> CellResult:
-    """A cell with the given findings, or with one that is bitwise."""
+    """Return a result with the given findings, or with one that is bitwise."""
     return CellResult(
         cell=a_cell(**cell), findings=findings or (a_finding(),), silent_hooks=silent_hooks, seconds=seconds
     )
+
+
+def a_run_folder(path: Path, *results: CellResult, run: Run | None = None) -> RunFolder:
+    """Write a run with its results, planned in the given order, and leave its folder open."""
+    plan = [PlannedCell(place=place, cell=result.cell) for place, result in enumerate(results)]
+    folder = RunFolder.create(path, run or a_run(), plan)
+    for result in results:
+        folder.append(result)
+    return folder

@@ -1,4 +1,4 @@
-"""What tests of sweeps share: a plan, run in this process or by others."""
+"""A small plan, and functions that carry out plans in this process or in another."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cgverify.plan.cells import Shard
 from cgverify.plan.yaml_plan import parse_plan
 from cgverify.report.frames import write_csv
-from cgverify.runs.execute.cluster import Cluster
-from cgverify.runs.session import ExecutionOptions, PreparedRun, RunSession, prepare, sweep_of
+from cgverify.runs.prepare import PreparedRun, prepare
+from cgverify.runs.request import ExecutionOptions, sweep_of
+from cgverify.runs.session import RunSession
 
 SMALL: dict[str, Any] = {
     "models": ["codegen-nano"],
@@ -24,24 +24,14 @@ SMALL: dict[str, Any] = {
 """A plan of 18 cells in 6 batches."""
 
 
-def prepared(
-    described: dict[str, Any], *, jobs: int = 1, shard: Shard | None = None, cluster: Cluster | None = None
-) -> PreparedRun:
-    return prepare(
-        sweep_of(parse_plan(described), "small"), ExecutionOptions(threads=1, jobs=jobs, shard=shard, cluster=cluster)
-    )
+def prepared(plan: dict[str, Any], **options: Any) -> PreparedRun:
+    """Prepare a plan, with one torch thread and the given `ExecutionOptions`."""
+    return prepare(sweep_of(parse_plan(plan), "small"), ExecutionOptions(threads=1, **options))
 
 
-def swept(
-    described: dict[str, Any],
-    path: Path,
-    *,
-    jobs: int = 1,
-    shard: Shard | None = None,
-    cluster: Cluster | None = None,
-) -> RunSession:
-    """A plan carried out, with its CSV files."""
-    session = RunSession.start(prepared(described, jobs=jobs, shard=shard, cluster=cluster), path)
+def swept(plan: dict[str, Any], path: Path, **options: Any) -> RunSession:
+    """Carry out a plan, and write its CSV files."""
+    session = RunSession.start(prepared(plan, **options), path)
     for _ in session.carry_out():
         pass
     session.folder.close()
@@ -50,13 +40,13 @@ def swept(
 
 
 def command_line(*arguments: str, limit: int | None = None) -> multiprocessing.process.BaseProcess:
-    """`cgverify` as a real process, which starts at once: it is forked from a server that has imported torch.
+    """Start the command line in a process, which is forked from a server that has imported torch.
 
     Args:
-        limit: bytes that a file may have.
+        limit: the greatest size of a file, in bytes.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["cgverify.runs.execute.worker"])
+    context.set_forkserver_preload(["cgverify.runs.execute.in_process"])
     process = context.Process(target=_command_line, args=(arguments, limit))
     process.start()
     return process
@@ -65,7 +55,7 @@ def command_line(*arguments: str, limit: int | None = None) -> multiprocessing.p
 def _command_line(arguments: tuple[str, ...], limit: int | None) -> None:
     import resource
 
-    output = Path("output.txt").open("a")  # noqa: SIM115  for the life of the process
+    output = Path("output.txt").open("a")  # noqa: SIM115  open until the process ends
     os.dup2(output.fileno(), 1)
     os.dup2(output.fileno(), 2)
     if limit is not None:

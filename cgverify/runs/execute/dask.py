@@ -1,12 +1,13 @@
-"""A Dask cluster, whose workers verify batches.
+"""A Dask cluster whose workers verify batches.
 
-The driver deals batches out itself, one at a time to each worker, by what the worker has in view: so a view is read by
-one worker while it lasts, layers spread, and neither scheduler nor driver holds more than one batch a worker. Dask
-carries batches there and results back, keeps the workers alive, and says who came and went.
+The driver, which is the process that runs cgverify, gives each worker one batch at a time, chosen by the weights that
+the worker has in view. So one worker reads a layer's weights for as long as there is work for them, layers spread over
+workers, and neither scheduler nor driver stores more than one batch per worker. Dask carries batches and results, keeps
+workers alive, and reports which workers come and go.
 
-Each worker is first asked who it is: other versions than the driver's would find other things, and get no work. Before
-a cell is observed, its worker tells the scheduler; so of a worker that dies it is known what it died of, and the same
-becomes of its batch as in `cgverify.runs.execute.processes`.
+Each worker first reports its versions. A worker with other versions than the driver's would compute other bits, and
+gets no work. Before a worker observes a cell, it sends an event through the scheduler. So the driver knows at which
+cell a worker was lost, and its batch is put back as in `batch_queue`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import logging
 import queue
 import time
 import uuid
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,317 +26,302 @@ from cgverify.common import environment
 from cgverify.common.errors import CgverifyError
 from cgverify.common.records import Cell, CellResult
 from cgverify.plan.batches import BatchWeights, CellBatch, Job, lost
+from cgverify.plan.cost import of_plan
 from cgverify.runs.execute import dask_worker
-from cgverify.runs.execute.cluster import Cluster, local_cluster
-from cgverify.runs.execute.dask_worker import BEFORE_OR_AFTER, MEMORY, Introduction, Raised
-from cgverify.runs.execute.processes import Queue, give_back
+from cgverify.runs.execute.batch_queue import BatchQueue, longest_first
+from cgverify.runs.execute.dask_worker import MEMORY, WorkerReport
 
 CONNECT = 10.0
-"""Seconds in which a scheduler must answer."""
+"""Seconds in which the scheduler must answer."""
 
-PATIENCE = 300.0
-"""Seconds that are waited for a worker where there is none."""
+NO_WORKERS = 300.0
+"""Seconds after which a run on a cluster without workers ends."""
 
-GLANCE = 5.0
-"""Seconds without news after which the scheduler is asked who is there."""
+POLL = 5.0
+"""Seconds without an event after which the scheduler is asked for its workers."""
 
-STILLBORN = 8
-"""How many workers in a row may die before their first batch."""
+LOST_AT_SET_UP = 8
+"""The number of workers in a row that may be lost before they are set up."""
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass
-class WorkerHandle:
-    """A worker, as the driver sees it."""
+class ClusterWorker:
+    """A worker of the cluster, as the driver knows it."""
 
     address: str
     job: Job
-    """The run's; without tensors where the run folder cannot be seen."""
+    """The run's job, without a folder if the worker cannot reach it."""
     future: Any = None
-    """Of its introduction at first, then of its batch."""
+    """The future of its report, and then of its batch."""
     ready: bool = False
-    """It has introduced itself and may be given batches."""
+    """Whether it may be given batches."""
     memory: float | None = None
+    """The bytes that it declares."""
     batch: CellBatch | None = None
-    number: int = 0
-    """Of the batch."""
-    at: Cell | None = None
-    """The cell that it observes; None before the first of its batch and after the last."""
-    seen: BatchWeights | None = None
-    """What it has in view since its last batch."""
-
-
-Weigh = Callable[[CellBatch], float]
-"""What a batch takes."""
+    cell: Cell | None = None
+    """The cell that it observes; None before the first cell of its batch and after the last."""
+    in_view: BatchWeights | None = None
+    """The weights of its last batch."""
 
 
 class Dask:
-    """See `cgverify.plan.batches.Executor`."""
+    """Runs batches on a Dask cluster. See `cgverify.plan.batches.Executor`."""
 
-    def __init__(self, cluster: Cluster, memory: Weigh, seconds: Weigh) -> None:
+    def __init__(self, scheduler: str, memory: Callable[[CellBatch], float] = of_plan.memory) -> None:
         """
         Args:
-            memory: bytes that a batch takes, about.
-            seconds: the time, in any measure that is the same for all batches.
+            scheduler: its address.
+            memory: estimates the bytes that a batch takes.
         """
-        self._cluster, self._memory, self._seconds = cluster, memory, seconds
+        self._scheduler, self._memory = scheduler, memory
 
     def run(self, batches: Sequence[CellBatch], job: Job) -> Iterator[CellResult]:
-        """Raises CgverifyError as well where the scheduler cannot be reached, or is lost, or has no workers."""
+        """Raises CgverifyError also if the scheduler does not answer, is lost, or has no workers."""
         if not batches:
             return
         import distributed
 
-        away = self._cluster.scheduler is not None
-        told = replace(job, folder=job.folder and job.folder.resolve(), warnings=job.warnings or away)
-        with contextlib.ExitStack() as held:
-            if not job.warnings:
-                held.enter_context(_quiet())
-            address = self._cluster.scheduler or held.enter_context(local_cluster(self._cluster.workers, told))
+        ordered = [_with_absolute_path(batch) for batch in longest_first(batches)]
+        # A worker's warnings go to its own log, so they are not hidden.
+        sent = replace(job, folder=job.folder and job.folder.resolve(), warnings=True)
+        with contextlib.nullcontext() if job.warnings else _silenced_dask():
             try:
-                client = held.enter_context(distributed.Client(address, timeout=CONNECT, set_as_default=False))
+                client = distributed.Client(self._scheduler, timeout=CONNECT, set_as_default=False)
             except OSError as error:
-                raise CgverifyError(f"No Dask scheduler answers at {address}: start one, `dask scheduler`.") from error
-            ordered = [_findable(batch) for batch in longest_first(batches, self._seconds)]
-            yield from _Driver(client, ordered, told, self._memory).results()
+                raise CgverifyError(
+                    f"No Dask scheduler answers at {self._scheduler}: start one, `dask scheduler`."
+                ) from error
+            with client:
+                yield from _Driver(client, ordered, sent, self._memory).results()
 
 
 class _Driver:
     """One run on one cluster."""
 
-    def __init__(self, client: Any, batches: Sequence[CellBatch], job: Job, memory: Weigh) -> None:
+    def __init__(
+        self, client: Any, batches: Sequence[CellBatch], job: Job, memory: Callable[[CellBatch], float]
+    ) -> None:
         self._client, self._job, self._memory = client, job, memory
-        self._queue, self._deaths = Queue(batches), Counter[str]()
-        self._hands: dict[str, WorkerHandle] = {}
-        self._inbox: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
-        self._run = f"cgverify-{uuid.uuid4().hex[:8]}"
-        self._given = self._stillborn = 0
+        self._queue = BatchQueue(batches)
+        self._workers: dict[str, ClusterWorker] = {}
+        """By address."""
+        self._refused: dict[str, str] = {}
+        """Workers that get no work, by address, and why."""
+        self._events: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
+        """Events of Dask's threads: `cell`, `worker` or `done`, with content."""
+        self._topic = f"cgverify-{uuid.uuid4().hex[:8]}"
         self._versions = environment.versions()
         self._numerics = environment.pin_numerics(job.threads, job.allow)
-        self._refused: dict[str, str] = {}
-        """Workers that get no work, with the reason."""
-        self._missed: set[str] = set()
-        self._told: set[str] = set()
+        self._lost_at_set_up = 0
+        self._missing: set[str] = set()
+        """Workers that the scheduler did not name at the last poll."""
+        self._warned: set[str] = set()
         self._last_seen = time.monotonic()
+        """The last time at which there was a worker."""
 
-    @contextlib.contextmanager
-    def _events(self) -> Iterator[None]:
-        """Hear who comes and goes, and which cells are at work on."""
-        topics = {"all": "worker", self._run: "at"}
-        for topic, what in topics.items():
-            self._client.subscribe_topic(topic, lambda event, what=what: self._inbox.put((what, event[1])))
+    def results(self) -> Iterator[CellResult]:
+        topics = {"all": "worker", self._topic: "cell"}
+        for topic, kind in topics.items():
+            self._client.subscribe_topic(topic, lambda event, kind=kind: self._events.put((kind, event[1])))
         try:
-            yield
+            yield from self._results()
         finally:
             for topic in topics if self._client.status == "running" else ():
                 self._client.unsubscribe_topic(topic)
 
-    def results(self) -> Iterator[CellResult]:
-        with self._events():
-            yield from self._results()
-
     def _results(self) -> Iterator[CellResult]:
-        self._glance()
-        while self._queue or any(hand.batch for hand in self._hands.values()):
-            for hand in self._hands.values():
-                if hand.ready and hand.batch is None:
-                    self._give(hand)
+        self._poll()
+        while self._queue or any(worker.batch for worker in self._workers.values()):
+            for worker in self._workers.values():
+                if worker.ready and worker.batch is None:
+                    self._give_batch(worker)
             yield from self._too_large()
             try:
-                what, told = self._inbox.get(timeout=GLANCE)
+                kind, content = self._events.get(timeout=POLL)
             except queue.Empty:
-                self._require_hands()
-                self._glance()
+                self._require_workers()
+                self._poll()
                 continue
-            if what == "at":
-                self._observes(*told)
-            elif what == "worker":
-                yield from self._moved(told)
-            else:
-                yield from self._done(*told)
+            if kind == "done":
+                yield from self._done(*content)
+            elif kind == "cell":
+                self._observes(*content)
+            elif content.get("action") == "add-worker":
+                self._add(content["worker"])
+            elif content.get("action") == "remove-worker":
+                yield from self._remove(content["worker"], expected=bool(content.get("expected")))
 
-    def _give(self, hand: WorkerHandle) -> None:
-        """The next batch that a worker has the memory for."""
-        others = {other.seen for other in self._hands.values() if other is not hand}
+    def _give_batch(self, worker: ClusterWorker) -> None:
+        """Give a worker the next batch that it has the memory for."""
+        others = {other.in_view for other in self._workers.values() if other is not worker}
         too_large = []
         while self._queue:
-            batch = self._queue.take(hand.seen, others)
-            if hand.memory is None or self._memory(batch) <= hand.memory:
-                self._given += 1
-                hand.batch, hand.number, hand.at, hand.seen = batch, self._given, None, batch.in_view
-                resources = {} if hand.memory is None else {MEMORY: self._memory(batch)}
-                self._submit(hand, dask_worker.verify, batch, hand.job, self._run, hand.number, resources=resources)
+            batch = self._queue.take(worker.in_view, others)
+            if worker.memory is None or self._memory(batch) <= worker.memory:
+                worker.batch, worker.cell, worker.in_view = batch, None, batch.in_view
+                resources = {} if worker.memory is None else {MEMORY: self._memory(batch)}
+                self._submit(worker, dask_worker.verify, batch, worker.job, self._topic, resources=resources)
                 break
             too_large.append(batch)
         for batch in reversed(too_large):
-            self._queue.give_back(batch)
+            self._queue.put_back(batch)
 
-    def _submit(self, hand: WorkerHandle, function: Any, *arguments: Any, resources: dict[str, float]) -> None:
-        """Ask something of one worker alone."""
-        future = hand.future = self._client.submit(
-            function, *arguments, workers=[hand.address], allow_other_workers=False, pure=False, resources=resources
+    def _submit(self, worker: ClusterWorker, function: Any, *arguments: Any, resources: dict[str, float]) -> None:
+        """Call a function on one worker."""
+        future = worker.future = self._client.submit(
+            function, *arguments, workers=[worker.address], allow_other_workers=False, pure=False, resources=resources
         )
-        future.add_done_callback(lambda done: self._inbox.put(("done", (hand, done))))
+        future.add_done_callback(lambda done: self._events.put(("done", (worker, done))))
 
-    def _observes(self, number: int, place: int) -> None:
-        for hand in self._hands.values():
-            if hand.batch is not None and hand.number == number:
-                hand.at = None if place == BEFORE_OR_AFTER else hand.batch.cells[place]
+    def _observes(self, task: str, place: int | None) -> None:
+        for worker in self._workers.values():
+            if worker.batch is not None and worker.future.key == task:
+                worker.cell = None if place is None else worker.batch.cells[place]
 
-    def _moved(self, event: Any) -> list[CellResult]:
-        """A worker that came or went."""
-        if event.get("action") == "add-worker":
-            self._came(event["worker"])
-        elif event.get("action") == "remove-worker":
-            return self._went(event["worker"], asked=bool(event.get("expected")))
-        return []
+    def _add(self, address: str) -> None:
+        if address not in self._workers:
+            worker = self._workers[address] = ClusterWorker(address, self._job)
+            self._submit(worker, dask_worker.set_up, self._job, self._versions, resources={})
 
-    def _came(self, address: str) -> None:
-        if address not in self._hands:
-            hand = self._hands[address] = WorkerHandle(address, self._job)
-            self._submit(hand, dask_worker.introduce, self._job, self._versions, resources={})
+    def _remove(self, address: str, *, expected: bool) -> list[CellResult]:
+        """Put the batch of a lost worker back, and return errors for what is given up.
 
-    def _went(self, address: str, *, asked: bool) -> list[CellResult]:
-        """Give a lost worker's batch back; one that was asked to leave did not die of it."""
-        hand = self._hands.pop(address, None)
+        Args:
+            expected: whether the worker was asked to leave, so that no cell is the reason.
+        """
+        worker = self._workers.pop(address, None)
         refused = self._refused.pop(address, None)
-        if hand is None:
+        if worker is None:
             return []
         self._last_seen = time.monotonic()
-        hand.future.release()
-        if not (hand.ready or refused or asked):
-            self._stillborn += 1
-        if self._stillborn >= STILLBORN:
-            raise CgverifyError(f"{STILLBORN} workers died before their first batch, {address} the last: see its log.")
-        if hand.batch is None:
+        worker.future.release()
+        if not (worker.ready or refused or expected):
+            self._lost_at_set_up += 1
+        if self._lost_at_set_up >= LOST_AT_SET_UP:
+            raise CgverifyError(
+                f"{LOST_AT_SET_UP} workers were lost before their first batch, {address} the last: see its log."
+            )
+        if worker.batch is None:
             return []
-        if asked:
-            self._queue.give_back(hand.batch)
+        if expected:
+            self._queue.put_back(worker.batch)
             return []
-        return give_back(hand.batch, hand.at, f"{address} is lost", self._queue, self._deaths)
+        return self._queue.put_back_lost(worker.batch, worker.cell, f"{address} is lost")
 
-    def _done(self, hand: WorkerHandle, future: Any) -> list[CellResult]:
-        """What a worker was asked for is there, or failed."""
-        if future is not hand.future or self._hands.get(hand.address) is not hand:
-            return []  # it was lost in the meantime, and its batch was given back
+    def _done(self, worker: ClusterWorker, future: Any) -> list[CellResult]:
+        """Take what a worker returned."""
+        if future is not worker.future or self._workers.get(worker.address) is not worker:
+            return []  # the worker was lost in the meantime, and its batch was put back
         if future.status == "cancelled":
-            raise self._lost_scheduler()
+            raise _scheduler_lost()
         if future.status == "error":
-            return self._failed(hand, future.exception())
+            return self._failed(worker, future.exception())
         try:
-            found = future.result(timeout=GLANCE)
-        except Exception as error:  # as a rule, its worker was lost with the result
-            return self._failed(hand, error)
+            returned = future.result(timeout=POLL)
+        except Exception as error:  # usually the worker was lost with the result
+            return self._failed(worker, error)
         future.release()
-        if isinstance(found, Raised):
-            raised = CgverifyError(f"{found.sentence} (on {hand.address})")
-            raised.exit_code = found.exit_code
-            raise raised
-        if isinstance(found, Introduction):
-            self._welcome(hand, found)
+        if isinstance(returned, CgverifyError):
+            returned.args = (f"{returned} (on {worker.address})",)
+            raise returned
+        if isinstance(returned, WorkerReport):
+            self._accept(worker, returned)
             return []
-        hand.batch = hand.at = None
-        results: list[CellResult] = found
+        worker.batch = worker.cell = None
+        results: list[CellResult] = returned
         return results
 
-    def _failed(self, hand: WorkerHandle, error: Any) -> list[CellResult]:
-        """What was asked of a worker came to nothing."""
+    def _failed(self, worker: ClusterWorker, error: Any) -> list[CellResult]:
         from distributed.scheduler import KilledWorker
 
-        if isinstance(error, KilledWorker):  # the scheduler will say so
+        if isinstance(error, KilledWorker):  # the scheduler sends an event about it as well
             return []
-        if hand.batch is None:
-            self._refuse(hand, f"cannot take part: {type(error).__name__}: {error}")
+        if worker.batch is None:
+            self._refuse(worker, f"cannot take part: {type(error).__name__}: {error}")
             return []
-        batch, hand.batch = hand.batch, None
-        return give_back(batch, hand.at, f"{type(error).__name__} on {hand.address}", self._queue, self._deaths)
+        batch, worker.batch = worker.batch, None
+        return self._queue.put_back_lost(batch, worker.cell, f"{type(error).__name__} on {worker.address}")
 
-    def _welcome(self, hand: WorkerHandle, told: Introduction) -> None:
-        ours = self._versions
-        for package in ours:
-            if told.versions.get(package) != ours[package]:
-                theirs = told.versions.get(package, "not installed")
-                self._refuse(hand, f"has {package} {theirs}, and the driver {ours[package]}: install the same")
+    def _accept(self, worker: ClusterWorker, report: WorkerReport) -> None:
+        """Let a worker have batches, unless its versions differ from the driver's."""
+        for package, ours in self._versions.items():
+            theirs = report.versions.get(package, "not installed")
+            if theirs != ours:
+                self._refuse(worker, f"has {package} {theirs}, and the driver {ours}: install the same")
                 return
-        for flag in self._numerics:
-            if told.numerics.get(flag) != self._numerics[flag]:
-                self._tell(
-                    f"Some workers have {flag} {told.numerics.get(flag)}, and the driver {self._numerics[flag]}: "
-                    "verdicts hold there too, but last digits may differ from worker to worker."
+        for flag, value in self._numerics.items():
+            if report.numerics.get(flag) != value:
+                self._warn_once(
+                    f"Some workers have {flag} {report.numerics.get(flag)}, and the driver {value}: verdicts are valid "
+                    "there too, but last digits may differ from worker to worker."
                 )
-        self._stillborn = 0
-        hand.ready, hand.memory = True, told.memory
-        if not told.sees_folder and self._job.keep_tensors != "none":
-            hand.job = replace(self._job, folder=None)
-            self._tell(
-                "Some workers do not see the run folder, and keep no tensors of failures: to have them, give --output "
-                "on a disk that all share."
+        self._lost_at_set_up = 0
+        worker.ready, worker.memory = True, report.memory
+        if not report.sees_folder and self._job.keep_tensors != "none":
+            worker.job = replace(self._job, folder=None)
+            self._warn_once(
+                "Some workers cannot reach the run folder, and keep no tensors of failures: to keep them, give "
+                "--output on a shared disk."
             )
 
-    def _refuse(self, hand: WorkerHandle, reason: str) -> None:
-        self._refused[hand.address] = reason
-        _log.error("The worker %s %s.", hand.address, reason)
+    def _refuse(self, worker: ClusterWorker, reason: str) -> None:
+        self._refused[worker.address] = reason
+        _log.error("The worker %s %s.", worker.address, reason)
 
-    def _tell(self, sentence: str) -> None:
-        if sentence not in self._told:
-            self._told.add(sentence)
+    def _warn_once(self, sentence: str) -> None:
+        if sentence not in self._warned:
+            self._warned.add(sentence)
             _log.error(sentence)
 
     def _too_large(self) -> list[CellResult]:
-        """Errors for what no worker has the memory for, once nobody is at work or about to come."""
-        hands = [hand for address, hand in self._hands.items() if address not in self._refused]
-        if not hands or not all(hand.ready and hand.batch is None for hand in hands):
+        """Return errors for batches that no worker has the memory for, once all workers are ready and idle."""
+        workers = [worker for address, worker in self._workers.items() if address not in self._refused]
+        if not workers or not all(worker.ready and worker.batch is None for worker in workers):
             return []
         results: list[CellResult] = []
         while self._queue:
             batch = self._queue.take(None, ())
             needed = f"it takes about {self._memory(batch) / 1e9:.1f} GB, and no worker declares so much"
-            results += lost(batch.cells, f"{needed}: start larger ones, or give fewer --jobs.")
+            results += lost(batch.cells, f"{needed}: start workers with more memory.")
         return results
 
-    def _require_hands(self) -> None:
-        """Raise CgverifyError where nobody can work, and nobody came for long."""
-        if any(address not in self._refused for address in self._hands):
+    def _require_workers(self) -> None:
+        """Raise CgverifyError if all workers are refused, or there has been no worker for long."""
+        if any(address not in self._refused for address in self._workers):
             self._last_seen = time.monotonic()
         elif self._refused:
             address, reason = next(iter(self._refused.items()))
             raise CgverifyError(f"No worker is left: {address} {reason}.")
-        elif time.monotonic() - self._last_seen > PATIENCE:
+        elif time.monotonic() - self._last_seen > NO_WORKERS:
             raise CgverifyError(
-                f"The scheduler has had no worker for {PATIENCE:.0f} s: start some, `dask worker`. What arrived is "
+                f"The scheduler has had no worker for {NO_WORKERS:.0f} s: start some, `dask worker`. What arrived is "
                 "kept, and --resume goes on."
             )
 
-    def _glance(self) -> None:
-        """Who is there: the scheduler's events may be late, or have been lost with a connection."""
+    def _poll(self) -> None:
+        """Ask the scheduler for its workers, since its events may be late or lost."""
         if self._client.status != "running":
-            raise self._lost_scheduler()
+            raise _scheduler_lost()
         try:
-            there = set(self._client.scheduler_info()["workers"])
+            present = set(self._client.scheduler_info()["workers"])
         except OSError as error:
-            raise self._lost_scheduler() from error
-        for address in there:
-            self._came(address)
-        gone = set(self._hands) - there
-        for address in gone & self._missed:  # news of it may be on the way: only at the second glance
-            self._inbox.put(("worker", {"action": "remove-worker", "worker": address}))
-        self._missed = gone
-
-    def _lost_scheduler(self) -> CgverifyError:
-        return CgverifyError("The Dask scheduler is gone: what arrived is kept, start it again, and --resume goes on.")
+            raise _scheduler_lost() from error
+        for address in present:
+            self._add(address)
+        missing = set(self._workers) - present
+        for address in missing & self._missing:  # an event about it may still arrive: remove it at the second poll
+            self._events.put(("worker", {"action": "remove-worker", "worker": address}))
+        self._missing = missing
 
 
-def longest_first(batches: Sequence[CellBatch], seconds: Weigh) -> list[CellBatch]:
-    """By views, the ones that take longest first, so that none of them is left over at the end."""
-    taken: dict[BatchWeights, float] = {}
-    for batch in batches:
-        taken[batch.in_view] = taken.get(batch.in_view, 0) + seconds(batch)
-    return sorted(batches, key=lambda batch: -taken[batch.in_view])
+def _scheduler_lost() -> CgverifyError:
+    return CgverifyError("The Dask scheduler is gone: what arrived is kept, start it again, and --resume goes on.")
 
 
-def _findable(batch: CellBatch) -> CellBatch:
-    """With the whole path of a checkpoint in a folder: a worker may stand elsewhere."""
+def _with_absolute_path(batch: CellBatch) -> CellBatch:
+    """Make the path of a checkpoint in a folder absolute, since workers have other working directories."""
     asked = Path(batch.checkpoint.asked)
     if not asked.is_dir():
         return batch
@@ -344,8 +329,8 @@ def _findable(batch: CellBatch) -> CellBatch:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """What Dask has to say of lost workers is said here, in a sentence."""
+def _silenced_dask() -> Iterator[None]:
+    """Silence Dask's own messages about lost workers and schedulers, which this module reports in a sentence."""
     loggers = [logging.getLogger(name) for name in ("distributed", "distributed.client", "distributed.scheduler")]
     before = [logger.level for logger in loggers]
     for logger in loggers:

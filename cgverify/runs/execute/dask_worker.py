@@ -1,7 +1,7 @@
-"""What runs on the workers of a Dask cluster.
+"""The functions that run on the workers of a Dask cluster.
 
-A Dask worker is a process; in it lives one `Worker`, with its window open, from one batch to the next. torch's threads
-and flags are the process's, so batches are verified one at a time, whatever number of threads the Dask worker has.
+A Dask worker is a process with one `BatchVerifier`, which keeps its weights in view from one batch to the next. torch's
+threads and flags belong to the process, so batches are verified one at a time, however many threads the worker has.
 
 The scheduler unpickles what is sent through it, so nothing heavy is imported at the top.
 """
@@ -18,77 +18,67 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from cgverify.common import environment
 from cgverify.common.errors import CgverifyError
-from cgverify.common.printable import said
 from cgverify.common.records import Cell, CellResult
 from cgverify.plan.batches import CellBatch, Job
+from cgverify.runs.execute.worker_error import worker_error
 
 if TYPE_CHECKING:
-    from cgverify.runs.execute.worker import Worker
+    from cgverify.runs.execute.in_process import BatchVerifier
 
 T = TypeVar("T")
 
 MEMORY = "memory"
-"""The Dask resource, in bytes, that workers may declare and batches then need."""
-
-BEFORE_OR_AFTER = -1
-"""Told instead of a cell's place, before the first of a batch and after the last."""
+"""The Dask resource, in bytes, that workers may declare and that a batch then needs."""
 
 
 @dataclass(frozen=True)
-class Introduction:
-    """What a worker says of itself before it is given batches."""
+class WorkerReport:
+    """What a worker is, reported before it is given batches."""
 
     versions: dict[str, str]
     numerics: dict[str, Any]
-    """As they were set for this run; empty where versions are others than expected."""
+    """The flags that were set for this run; empty if the versions are not the expected ones."""
     memory: float | None
-    """Bytes that it declares; None where it declares nothing."""
+    """The bytes that it declares; None if it declares nothing."""
     sees_folder: bool
-    """Whether the run folder, if there is one, can be reached."""
+    """Whether the worker can reach the run folder, if there is one."""
 
 
-@dataclass(frozen=True)
-class Raised:
-    """What concerns the whole run. Errors themselves do not survive pickling."""
-
-    sentence: str
-    exit_code: int
-
-
-class LetGoError(Exception):
-    """Nobody waits for this batch any longer."""
+class CancelledError(Exception):
+    """The run ended before this batch was finished."""
 
 
 _one_at_a_time = threading.Lock()
-_employed: tuple[Job, Worker] | None = None
+_current: tuple[Job, BatchVerifier] | None = None
 
 
-def introduce(job: Job, expected: dict[str, str]) -> Introduction | Raised:
-    """Be set to a run, if the versions are as expected."""
+def set_up(job: Job, expected: dict[str, str]) -> WorkerReport | CgverifyError:
+    """Prepare this worker for a run, if it has the expected versions, and report what it is."""
     import distributed
 
-    declared = distributed.get_worker().state.total_resources.get(MEMORY)
+    memory = distributed.get_worker().state.total_resources.get(MEMORY)
     sees_folder = job.folder is None or Path(job.folder, "run.json").is_file()
     versions = environment.versions()
-    if versions != expected:
-        return Introduction(versions, {}, declared, sees_folder)
 
-    def begin() -> Introduction:
-        _worker_of(job)
-        return Introduction(versions, environment.pin_numerics(job.threads, job.allow), declared, sees_folder)
+    def report() -> WorkerReport:
+        numerics: dict[str, Any] = {}
+        if versions == expected:
+            _verifier_of(job)
+            numerics = environment.pin_numerics(job.threads, job.allow)
+        return WorkerReport(versions, numerics, memory, sees_folder)
 
-    return _alone(begin)
+    return _alone(report)
 
 
-def verify(batch: CellBatch, job: Job, run: str, number: int) -> list[CellResult] | Raised:
-    """A batch's results.
+def verify(batch: CellBatch, job: Job, topic: str) -> list[CellResult] | CgverifyError:
+    """Return the results of a batch.
 
     Args:
-        run: the topic under which each cell is told before it is observed, so that it is known what a worker died of.
-        number: stands for this batch there.
+        topic: the topic of the events that say which cell is being observed, so that the driver knows at which cell a
+            worker was lost. An event is the key of this task, and the cell's place in the batch or None.
 
     Raises:
-        LetGoError: between two cells, when the run has ended before.
+        CancelledError: between two cells, if the run has ended.
     """
     import distributed
     from distributed.utils import sync
@@ -100,37 +90,35 @@ def verify(batch: CellBatch, job: Job, run: str, number: int) -> list[CellResult
     def watch(cell: Cell | None) -> None:
         state = dask_worker.state.tasks.get(task)
         if state is None or state.state == "cancelled":
-            raise LetGoError
-        place = BEFORE_OR_AFTER if cell is None else places[cell.id]
-        sync(dask_worker.loop, dask_worker.scheduler.log_event, topic=run, msg=[number, place])
+            raise CancelledError
+        place = None if cell is None else places[cell.id]
+        sync(dask_worker.loop, dask_worker.scheduler.log_event, topic=topic, msg=[task, place])
 
-    return _alone(lambda: list(_worker_of(job).verify(batch, watch)))
+    return _alone(lambda: list(_verifier_of(job).verify(batch, watch)))
 
 
-def _worker_of(job: Job) -> Worker:
-    """The one who verifies here; another run gets another, and torch's settings with it."""
-    global _employed
-    if _employed is None or _employed[0] != job:
-        from cgverify.runs.execute.worker import Worker
+def _verifier_of(job: Job) -> BatchVerifier:
+    """Return this worker's verifier. A new run gets a new one, which sets torch's threads and flags."""
+    global _current
+    if _current is None or _current[0] != job:
+        from cgverify.runs.execute.in_process import BatchVerifier
 
         if not job.warnings:
             environment.hush_libraries()
-        _employed = None  # let go of one window before the next is opened
-        _employed = job, Worker(job)
-    return _employed[1]
+        _current = None  # free the old weights before new ones are read
+        _current = job, BatchVerifier(job)
+    return _current[1]
 
 
-def _alone(work: Callable[[], T]) -> T | Raised:
-    """Do it while nothing else is done here; what it raises comes back in a form that travels.
+def _alone(work: Callable[[], T]) -> T | CgverifyError:
+    """Do work while this process does nothing else, and return the error that it raises, if any.
 
-    What candidates print must not stand in the report.
+    What candidates print must not be mixed with the report of a driver on the same terminal.
     """
     with _one_at_a_time, contextlib.redirect_stdout(sys.stderr):
         try:
             return work()
-        except LetGoError:
+        except CancelledError:
             raise
-        except CgverifyError as error:
-            return Raised(str(error), error.exit_code)
         except Exception as error:
-            return Raised(f"{type(error).__name__}: {said(error)}", CgverifyError.exit_code)
+            return worker_error(error)

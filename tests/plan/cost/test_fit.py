@@ -47,8 +47,8 @@ def test_where_nothing_fits_the_least_is_told() -> None:
 
 
 def test_the_command_stops_before_it_leaves_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cgverify.runs.session.available", lambda: 0)
-    monkeypatch.setattr("cgverify.runs.session.taken", lambda: 1 << 30)
+    monkeypatch.setattr("cgverify.runs.prepare.available", lambda: 0)
+    monkeypatch.setattr("cgverify.runs.prepare.taken", lambda: 1 << 30)
     arguments = ["all-components", "--model", "codegen-6B", "--output", str(tmp_path / "run")]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 3

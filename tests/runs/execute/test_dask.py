@@ -1,4 +1,4 @@
-"""Dask clusters on loopback: the same findings as serial, and what becomes of workers and schedulers that die."""
+"""A Dask cluster finds what one process finds, also when workers and schedulers are lost."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import distributed
-import psutil
 import pytest
 import torch
 import yaml
-from execute.dask_clusters import JOB, apart
+from dask_clusters import JOB, dask_cluster, separate_cluster
 from sweeping import SMALL, command_line, prepared, swept
 from typer.testing import CliRunner
 
@@ -24,15 +23,13 @@ from cgverify.common import environment
 from cgverify.common.errors import CgverifyError
 from cgverify.common.records import Verdict
 from cgverify.plan.batches import Job
-from cgverify.plan.cost.of_plan import memory, seconds
+from cgverify.plan.cost.of_plan import memory
 from cgverify.report.frames import write_csv
 from cgverify.report.outcome import exit_code
-from cgverify.runs.execute import cluster as clusters
 from cgverify.runs.execute import dask
-from cgverify.runs.execute.cluster import Cluster, local_cluster
 from cgverify.runs.execute.dask import Dask
-from cgverify.runs.folder import read_run
-from cgverify.runs.session import RunSession
+from cgverify.runs.reading import read_run
+from cgverify.runs.session import RunSession, verify_batches
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +49,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def candidates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder on the workers' path; `once` kills the first worker that runs its attention."""
+    """A folder on the workers' path. Its `once` kills the first worker that runs its attention."""
     path = tmp_path_factory.mktemp("candidates")
     (path / "once.py").write_text(
         f"import os\nos.environ['DEADLY_ONCE'] = {str(path / 'dead')!r}\nfrom deadly import DeadlyOnce as Candidate\n"
@@ -61,113 +58,97 @@ def candidates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def two_workers(candidates: Path) -> Iterator[Cluster]:
-    """A scheduler with two workers, which outlives runs."""
+def scheduler(candidates: Path) -> Iterator[str]:
+    """The address of a scheduler with two workers, for several runs."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(candidates)
-        with local_cluster(2, JOB) as address:
-            yield Cluster(address)
+        with dask_cluster(2) as address:
+            yield address
 
 
 def same(one: Path, other: Path) -> bool:
     return all((one / file).read_bytes() == (other / file).read_bytes() for file in ("findings.csv", "summary.csv"))
 
 
-def test_two_workers_find_what_serial_finds(alone: Path, two_workers: Cluster, tmp_path: Path) -> None:
-    swept(SMALL, tmp_path / "run", cluster=two_workers)
+def test_two_workers_find_what_one_process_finds(alone: Path, scheduler: str, tmp_path: Path) -> None:
+    result = cgverify.sweep(SMALL, tmp_path / "run", threads=1, scheduler=scheduler)
     assert same(tmp_path / "run", alone)
-    assert len(read_run(tmp_path / "run")[1]) == 18
+    assert len(result.results) == len(read_run(tmp_path / "run")[1]) == 18
 
 
-def test_from_python_a_scheduler_does_the_work_too(alone: Path, two_workers: Cluster, tmp_path: Path) -> None:
-    result = cgverify.sweep(SMALL, tmp_path / "run", threads=1, scheduler=two_workers.scheduler)
-    assert len(result.findings["component"]) > 18
-    assert same(tmp_path / "run", alone)
-
-
-def test_a_local_cluster_listens_on_loopback_alone(two_workers: Cluster) -> None:
-    me = psutil.Process()
-    ports = [port for process in [me, *me.children(recursive=True)] for port in process.net_connections()]
-    listening = [port.laddr for port in ports if port.status == psutil.CONN_LISTEN]
-    assert len(listening) >= 3
-    assert {address.ip for address in listening} == {"127.0.0.1"}
-    assert 8787 not in {address.port for address in listening}
-
-
-def test_a_worker_that_dies_is_told_and_its_work_done_by_another(
-    two_workers: Cluster, candidates: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_batch_of_a_lost_worker_goes_to_another(
+    scheduler: str, candidates: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     sys.path.insert(0, str(candidates))
     plan = {**SMALL, "candidates": "once:Candidate", "components": "attn"}
-    session = swept(plan, tmp_path / "run", cluster=two_workers)
+    session = swept(plan, tmp_path / "run", scheduler=scheduler)
     assert (candidates / "dead").exists()
     assert [result.verdict for result in session.ordered] == [Verdict.BITWISE] * 8
-    assert "A worker died at blocks." in caplog.text
+    assert "A worker was lost at blocks." in caplog.text
 
 
-def test_a_cell_that_kills_two_workers_is_an_error_and_the_rest_is_run(two_workers: Cluster, tmp_path: Path) -> None:
+def test_cell_that_stops_two_workers_is_an_error(scheduler: str, tmp_path: Path) -> None:
     plan = {**SMALL, "candidates": "deadly:Deadly", "cases": "default", "dtypes": "float32"}
-    session = swept(plan, tmp_path / "run", cluster=two_workers)
+    session = swept(plan, tmp_path / "run", scheduler=scheduler)
     verdicts = {result.cell.component: result.verdict for result in session.ordered}
-    dead = {"blocks.0.attn", "blocks.3.attn"}
-    assert {component for component, verdict in verdicts.items() if verdict is Verdict.ERROR} == dead
-    assert set(verdicts) == dead | {"embed", "blocks.0.ln1", "blocks.3.ln1", "blocks.0.mlp.out", "blocks.3.mlp.out"}
+    failed = {"blocks.0.attn", "blocks.3.attn"}
+    assert {component for component, verdict in verdicts.items() if verdict is Verdict.ERROR} == failed
+    assert set(verdicts) == failed | {"embed", "blocks.0.ln1", "blocks.3.ln1", "blocks.0.mlp.out", "blocks.3.mlp.out"}
     assert exit_code(session.ordered) == 3
     errors = [result for result in session.ordered if result.verdict is Verdict.ERROR]
-    assert all("2 workers died of it" in result.findings[0].message for result in errors)
+    assert all("2 workers were lost at it" in result.findings[0].message for result in errors)
 
 
-def test_a_worker_with_other_versions_gets_no_work_and_both_are_named(
-    two_workers: Cluster, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_worker_with_other_versions_gets_no_work(
+    scheduler: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    plan = prepared({**SMALL, "components": "ln1", "cases": "default"}, cluster=two_workers)
+    plan = prepared({**SMALL, "components": "ln1", "cases": "default"}, scheduler=scheduler)
     ours = environment.versions()
     theirs = {**ours, "torch": "1.13.1"}
 
-    def older(reported: dict[str, str]) -> None:
-        environment.versions = lambda: reported  # type: ignore[assignment]
+    def report(versions: dict[str, str]) -> None:
+        environment.versions = lambda: versions  # type: ignore[assignment]
 
-    with distributed.Client(two_workers.scheduler, set_as_default=False) as client:
+    with distributed.Client(scheduler, set_as_default=False) as client:
         first, second = client.scheduler_info()["workers"]
-        client.run(older, theirs, workers=[first])
-        assert len(list(plan.executor().run(plan.batches, plan.job()))) == 4
+        client.run(report, theirs, workers=[first])
+        assert len(list(verify_batches(plan, plan.batches))) == 4
         assert f"The worker {first} has torch 1.13.1, and the driver {ours['torch']}" in caplog.text
-        client.run(older, theirs, workers=[second])
+        client.run(report, theirs, workers=[second])
         with pytest.raises(CgverifyError, match=r"No worker is left: .* has torch 1\.13\.1, and the driver 2\."):
-            list(plan.executor().run(plan.batches, plan.job()))
-        client.run(older, ours)
+            list(verify_batches(plan, plan.batches))
+        client.run(report, ours)
 
 
-def test_what_a_worker_cannot_do_for_the_whole_run_ends_it(two_workers: Cluster) -> None:
+def test_candidate_missing_on_a_worker_ends_the_run(scheduler: str) -> None:
     batches = prepared(SMALL).batches
     with pytest.raises(CgverifyError, match="No module named 'nowhere'") as raised:
-        list(Dask(two_workers, memory, seconds).run(batches, Job(("nowhere:Bridge",), threads=1)))
+        list(Dask(scheduler).run(batches, Job(("nowhere:Bridge",), threads=1)))
     assert raised.value.exit_code == 2
 
 
-def test_a_worker_without_the_checkpoint_says_so(two_workers: Cluster, nano: Path, tmp_path: Path) -> None:
+def test_checkpoint_missing_on_a_worker_is_an_error(scheduler: str, nano: Path, tmp_path: Path) -> None:
     shutil.copytree(nano, tmp_path / "mine")
     plan = prepared({**SMALL, "models": str(tmp_path / "mine"), "components": "ln1", "layers": 0, "cases": "default"})
     shutil.rmtree(tmp_path / "mine")
-    results = list(Dask(two_workers, memory, seconds).run(plan.batches, JOB))
+    results = list(Dask(scheduler).run(plan.batches, JOB))
     assert [result.verdict for result in results] == [Verdict.ERROR] * 2
     assert "There is no folder" in results[0].findings[0].message
 
 
-def test_a_unit_needs_the_memory_that_a_worker_declares(two_workers: Cluster) -> None:
+def test_batch_too_large_for_every_worker_is_an_error(scheduler: str) -> None:
     batches = prepared({**SMALL, "cases": "default"}).batches
-    results = list(
-        Dask(two_workers, lambda batch: 1 << 50 if batch.view == "embed" else memory(batch), seconds).run(batches, JOB)
-    )
+    executor = Dask(scheduler, lambda batch: 1 << 50 if batch.view == "embed" else memory(batch))
+    results = list(executor.run(batches, JOB))
     assert sorted(cell.id for batch in batches for cell in batch.cells) == sorted(result.cell.id for result in results)
     errors = [result for result in results if result.verdict is Verdict.ERROR]
     assert {result.cell.kind for result in errors} == {"embed"}
     assert "1125899.9 GB, and no worker declares so much" in errors[0].findings[0].message
 
 
-def test_a_scheduler_that_vanishes_leaves_a_run_that_goes_on(alone: Path, two_workers: Cluster, tmp_path: Path) -> None:
-    with apart(1) as (cluster, process):
-        session = RunSession.start(prepared(SMALL, cluster=cluster), tmp_path / "run")
+def test_run_whose_scheduler_is_lost_can_be_resumed(alone: Path, scheduler: str, tmp_path: Path) -> None:
+    with separate_cluster(1) as (address, process):
+        session = RunSession.start(prepared(SMALL, scheduler=address), tmp_path / "run")
         results = session.carry_out()
         next(results)
         process.kill()
@@ -176,88 +157,85 @@ def test_a_scheduler_that_vanishes_leaves_a_run_that_goes_on(alone: Path, two_wo
     session.folder.close()
     assert raised.value.exit_code == 3
     assert 0 < len(read_run(tmp_path / "run")[1]) < 18
-    again = RunSession.resume(prepared(SMALL, cluster=two_workers), tmp_path / "run")
+    again = RunSession.resume(prepared(SMALL, scheduler=scheduler), tmp_path / "run")
     assert len(list(again.carry_out())) < 18
     again.folder.close()
     write_csv(again.folder.path, again.ordered)
     assert same(again.folder.path, alone)
 
 
-def test_a_worker_stops_between_two_cells_when_nobody_waits_any_longer(two_workers: Cluster) -> None:
+def test_worker_stops_between_cells_when_the_run_ends(scheduler: str) -> None:
     long = {**SMALL, "components": ["attn", "embed"], "layers": 0, "dtypes": "float32", "seeds": list(range(300))}
-    plan = prepared(long, cluster=two_workers)
+    plan = prepared(long, scheduler=scheduler)
     assert {(batch.view, len(batch.cells)) for batch in plan.batches} == {("embed", 300), (0, 600)}
-    results = plan.executor().run(plan.batches, plan.job())
-    assert next(results).cell.kind == "embed", "the other worker has most of its batch before it"
+    results = verify_batches(plan, plan.batches)
+    assert next(results).cell.kind == "embed", "the other worker has not finished its batch"
     results.close()  # type: ignore[attr-defined]
-    with distributed.Client(two_workers.scheduler, set_as_default=False) as client:
+    with distributed.Client(scheduler, set_as_default=False) as client:
         deadline = time.monotonic() + 5
         while any(busy := client.run(lambda dask_worker: dask_worker.state.executing_count).values()):
             assert time.monotonic() < deadline, busy
             time.sleep(0.1)
 
 
-def test_what_workers_have_otherwise_than_the_driver_is_told(
-    two_workers: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_workers_that_differ_from_the_driver_are_reported(
+    scheduler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A folder that they do not see, a processor that computes otherwise."""
+    """Workers that cannot reach the run folder, and that have another processor."""
     plan = prepared(
         {**SMALL, "components": "attn", "candidates": "faults:HeadsSwapped", "cases": "default", "layers": 0}
     )
     pinned = environment.pin_numerics
     monkeypatch.setattr(environment, "pin_numerics", lambda *a: {**pinned(*a), "cpu_capability": "AVX1024"})
-    results = list(Dask(two_workers, memory, seconds).run(plan.batches, plan.job(tmp_path / "nowhere")))
+    results = list(Dask(scheduler).run(plan.batches, plan.job(tmp_path / "nowhere")))
     assert {result.verdict for result in results} == {Verdict.DIVERGED}
     assert not any(finding.tensors for result in results for finding in result.findings)
-    assert caplog.text.count("Some workers do not see the run folder") == 1
+    assert caplog.text.count("Some workers cannot reach the run folder") == 1
     assert caplog.text.count("and the driver AVX1024") == 1
 
 
-def test_interrupted_it_leaves_a_run_that_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_sweep_on_a_cluster_can_be_resumed(
+    scheduler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     Path("plan.yaml").write_text(yaml.safe_dump({**SMALL, "seeds": list(range(20))}))
-    arguments = ("sweep", "plan.yaml", "--output", "run", "--threads", "1", "--executor", "dask", "--jobs", "2")
-    process = command_line(*arguments)
+    process = command_line("sweep", "plan.yaml", "--output", "run", "--threads", "1", "--scheduler", scheduler)
     findings, deadline = Path("run/findings.jsonl"), time.monotonic() + 60
     while not (findings.exists() and findings.stat().st_size) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert process.pid is not None
-    workers = psutil.Process(process.pid).children(recursive=True)
-    for one in [process, *workers]:  # as Ctrl-C does in a terminal
-        os.kill(one.pid, signal.SIGINT)
+    os.kill(process.pid, signal.SIGINT)  # as Ctrl-C does
     process.join(60)
-    told = Path("output.txt").read_text()
-    assert process.exitcode == 130, told
-    assert "--output run --resume goes on" in told
-    assert "Traceback" not in told
+    output = Path("output.txt").read_text()
+    assert process.exitcode == 130, output
+    assert "--output run --resume goes on" in output
+    assert "Traceback" not in output
     assert 0 < len(read_run(Path("run"))[1]) < 18 * 20
-    assert not psutil.wait_procs(workers, timeout=10)[1], "nobody goes on"
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "told"),
+    ("arguments", "code", "message"),
     [
-        (("--scheduler", "localhost"), 2, "--scheduler 'localhost' is no address: write tcp://host:8786"),
-        (("--scheduler", "tcp://127.0.0.1:8786", "--jobs", "2"), 2, "--jobs is for processes of this machine"),
-        (("--executor", "ray"), 2, "Unknown executor 'ray'"),
+        (("--scheduler", "localhost"), 2, "--scheduler 'localhost' is not an address: write tcp://host:8786"),
+        (("--scheduler", "tcp://127.0.0.1:8786", "--jobs", "2"), 2, "--jobs cannot be combined with --scheduler"),
         (("--scheduler", "tcp://127.0.0.1:9"), 3, "No Dask scheduler answers at tcp://127.0.0.1:9"),
     ],
 )
-def test_what_cannot_be_reached_or_meant_is_told_in_one_sentence(
-    arguments: tuple[str, ...], code: int, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_scheduler_that_cannot_be_used_is_one_sentence(
+    arguments: tuple[str, ...], code: int, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dask, "CONNECT", 1.0)
-    assert told_by(arguments, code, tmp_path, monkeypatch).startswith(f"Error: {told}")
+    assert message_of_sweep(arguments, code, tmp_path, monkeypatch).startswith(f"Error: {message}")
 
 
-def test_without_distributed_one_sentence_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clusters.importlib.util, "find_spec", lambda name: None if name == "distributed" else ...)
-    told = told_by(("--executor", "dask"), 2, tmp_path, monkeypatch)
-    assert told == "Error: A Dask cluster needs dask.distributed: pip install 'cgverify[dask]'.\n"
+def test_missing_distributed_names_the_extra_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    message = message_of_sweep(("--scheduler", "tcp://127.0.0.1:8786"), 2, tmp_path, monkeypatch)
+    assert message == "Error: A Dask cluster needs dask.distributed: pip install 'cgverify[dask]'.\n"
 
 
-def told_by(arguments: tuple[str, ...], code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """What a sweep that must end with `code` says on stderr."""
+def message_of_sweep(arguments: tuple[str, ...], code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Return what a sweep that must end with `code` prints on stderr."""
     from cgverify.cli.app import app
 
     monkeypatch.chdir(tmp_path)
@@ -267,8 +245,8 @@ def told_by(arguments: tuple[str, ...], code: int, tmp_path: Path, monkeypatch: 
     return done.stderr
 
 
-def test_nobody_waits_for_workers_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dask, "PATIENCE", 0.2)
-    monkeypatch.setattr(dask, "GLANCE", 0.1)
-    with local_cluster(0, JOB) as address, pytest.raises(CgverifyError, match="The scheduler has had no worker"):
-        list(Dask(Cluster(address), memory, seconds).run(prepared(SMALL).batches, JOB))
+def test_scheduler_without_workers_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dask, "NO_WORKERS", 0.2)
+    monkeypatch.setattr(dask, "POLL", 0.1)
+    with dask_cluster(0) as address, pytest.raises(CgverifyError, match="The scheduler has had no worker"):
+        list(Dask(address).run(prepared(SMALL).batches, JOB))

@@ -1,4 +1,4 @@
-"""A whole plan on every executor, with workers and schedulers that are killed; clusters that are started by hand."""
+"""A whole plan on every executor, with workers and a scheduler that are killed, and a cluster started by commands."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ import psutil
 import pytest
 import yaml
 from command_line import ROOT
-from execute.dask_clusters import apart, workers_of
+from dask_clusters import dask_cluster, separate_cluster, workers_of
 from sweeping import SMALL, prepared, swept
 
 from cgverify.common.errors import CgverifyError
 from cgverify.common.records import Verdict
 from cgverify.report.frames import write_csv
-from cgverify.runs.execute.cluster import Cluster
-from cgverify.runs.folder import read_run
+from cgverify.runs.reading import read_run
 from cgverify.runs.session import RunSession
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
@@ -38,25 +37,26 @@ def same(one: Path, other: Path) -> bool:
     return all((one / file).read_bytes() == (other / file).read_bytes() for file in ("findings.csv", "summary.csv"))
 
 
-def test_every_executor_writes_the_same_file(alone: Path, tmp_path: Path) -> None:
+def test_every_executor_writes_the_same_files(alone: Path, tmp_path: Path) -> None:
     swept(PLAN, tmp_path / "processes", jobs=2)
     assert same(tmp_path / "processes", alone)
-    swept(PLAN, tmp_path / "dask", cluster=Cluster(workers=2))
+    with dask_cluster(2) as address:
+        swept(PLAN, tmp_path / "dask", scheduler=address)
     assert same(tmp_path / "dask", alone)
 
 
-def test_killed_again_and_again_it_writes_the_same_file(alone: Path, tmp_path: Path) -> None:
-    """A worker is killed after every third cell that arrives (not twice in a second), the scheduler once.
+def test_killed_workers_and_scheduler_change_no_byte(alone: Path, tmp_path: Path) -> None:
+    """Kill a worker after every third result, at most once a second, and the scheduler once.
 
-    A batch that was killed twice at the same cell is taken for its fault, and is run again when the run is continued.
+    A cell at which two workers were killed becomes an error, and is run again when the run is continued.
     """
     draw, path = random.Random(0), tmp_path / "run"
     kills, arrived, last = 0, 0, time.monotonic()
     session = RunSession.start(prepared(PLAN), path)
-    while session.left:
+    while session.remaining:
         session.folder.close()
-        with apart(2) as (cluster, process):
-            session = RunSession.resume(prepared(PLAN, cluster=cluster), path)
+        with separate_cluster(2) as (address, process):
+            session = RunSession.resume(prepared(PLAN, scheduler=address), path)
             try:
                 for _ in session.carry_out():
                     arrived += 1
@@ -66,7 +66,7 @@ def test_killed_again_and_again_it_writes_the_same_file(alone: Path, tmp_path: P
                     if arrived == 300:
                         process.kill()
             except CgverifyError as error:
-                assert "scheduler is gone" in str(error)  # noqa: PT017  it is lost once, and the loop goes on
+                assert "scheduler is gone" in str(error)  # noqa: PT017  it is lost once, and the loop continues
                 lost_at = arrived
     session.folder.close()
     write_csv(path, session.ordered)
@@ -76,8 +76,8 @@ def test_killed_again_and_again_it_writes_the_same_file(alone: Path, tmp_path: P
     assert not [result for result in read_run(path)[1] if result.verdict is Verdict.ERROR]
 
 
-def test_started_by_hand_a_scheduler_and_workers_do_the_work(tmp_path: Path) -> None:
-    """As docs/cluster.md starts them."""
+def test_cluster_started_by_commands_does_the_work(tmp_path: Path) -> None:
+    """Start the scheduler and a worker as docs/cluster.md does."""
     swept(SMALL, tmp_path / "alone")
     (tmp_path / "elsewhere").mkdir()
     dask = [sys.executable, "-m", "dask"]
@@ -92,7 +92,7 @@ def test_started_by_hand_a_scheduler_and_workers_do_the_work(tmp_path: Path) -> 
     ]
     try:
         time.sleep(5)
-        swept(SMALL, tmp_path / "run", cluster=Cluster(address))
+        swept(SMALL, tmp_path / "run", scheduler=address)
     finally:
         for process in reversed(processes):
             for one in [*psutil.Process(process.pid).children(recursive=True), process]:

@@ -1,4 +1,4 @@
-"""A run that goes on after an interruption finds what an uninterrupted one finds, to the last digit."""
+"""A run that is continued after an interruption writes the same bytes as an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -12,28 +12,30 @@ from command_line import command
 
 from cgverify.plan.batches import unfinished_batches
 from cgverify.plan.cells import Axes
-from cgverify.runs.folder import read_run
-from cgverify.runs.session import ExecutionOptions, one_checkpoint, prepare
+from cgverify.runs.prepare import prepare
+from cgverify.runs.reading import read_run
+from cgverify.runs.request import ExecutionOptions, one_checkpoint
+from cgverify.runs.session import verify_batches
 
 
-def test_what_is_left_of_a_unit_is_computed_in_the_company_of_what_is_done() -> None:
-    """At this width a product of 3 cells' rows has other last digits than one of 6, so a batch is run whole again."""
+def test_batch_that_was_interrupted_is_run_whole_again() -> None:
+    """At this width a product of 3 cells' rows has other last digits than a product of 6 cells' rows."""
     axes = Axes(layers=[0], cases=["default", "decode"], components=["blocks.0", "blocks.0.attn*"])
     planned = prepare(one_checkpoint("all-components", "codegen-350M", "random", axes), ExecutionOptions())
-    done = {cell.id for cell in planned.cells[: len(planned.cells) // 2]}
-    (batch,) = unfinished_batches(planned.batches, done)
-    assert {cell.id for cell in batch.cells} > done
-    whole = {result.cell.id: result.findings for result in planned.executor().run(planned.batches, planned.job())}
-    again = {result.cell.id: result.findings for result in planned.executor().run([batch], planned.job())}
+    finished = {cell.id for cell in planned.cells[: len(planned.cells) // 2]}
+    (batch,) = unfinished_batches(planned.batches, finished)
+    assert {cell.id for cell in batch.cells} > finished
+    whole = {result.cell.id: result.findings for result in verify_batches(planned, planned.batches)}
+    again = {result.cell.id: result.findings for result in verify_batches(planned, [batch])}
     assert again == whole
 
 
-def test_units_that_are_done_are_not_read_again(folder: Path) -> None:
+def test_weights_of_finished_batches_are_not_read(folder: Path) -> None:
     axes = Axes(cases=["default"], components=["*embed"])
     planned = prepare(one_checkpoint("all-components", str(folder), "auto", axes), ExecutionOptions())
     embed, unembed = planned.cells
-    (folder / "model.safetensors").unlink()  # whatever is read from now on is an error
-    (result,) = planned.executor().run(unfinished_batches(planned.batches, {embed.id}), planned.job())
+    (folder / "model.safetensors").unlink()  # reading any weight is an error from now on
+    (result,) = verify_batches(planned, unfinished_batches(planned.batches, {embed.id}))
     assert result.cell == unembed
     assert result.verdict == "error"
 
@@ -43,14 +45,14 @@ RUN = ("all-components", "--model", "codegen-nano", "--case", "default,stress", 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nothing interrupted."""
+    """A run that was not interrupted."""
     folder = tmp_path_factory.mktemp("whole")
     subprocess.run([*command(*RUN), "run"], cwd=folder, stdout=subprocess.DEVNULL, check=True)
     return folder / "run"
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
-def test_interrupted_and_resumed_it_writes_the_same_files(whole: Path, tmp_path: Path, how: signal.Signals) -> None:
+def test_resumed_run_writes_the_same_files(whole: Path, tmp_path: Path, how: signal.Signals) -> None:
     arguments = [*command(*RUN), "run"]
     process = subprocess.Popen(arguments, cwd=tmp_path, stdout=subprocess.DEVNULL)
     findings = tmp_path / "run" / "findings.jsonl"
