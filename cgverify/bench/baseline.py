@@ -1,4 +1,4 @@
-"""A benchmark beside an earlier one of the same machine: what became slower or larger, and the gate."""
+"""Compare a benchmark with an earlier one of the same machine, and decide whether a limit was exceeded."""
 
 from __future__ import annotations
 
@@ -11,52 +11,47 @@ from pydantic import ValidationError
 from cgverify.bench.records import BenchRun, Measured
 from cgverify.common.errors import RunFolderError, UsageError
 
-SAME = ("machine", "numerics")
-"""Parts of the environment that decide a time: figures of another machine, or of other threads, say nothing."""
+MUST_AGREE = ("machine", "numerics")
+"""Parts of the environment that decide a time. Figures of another machine or number of threads do not compare."""
 FILE = "bench.json"
 
 
 @dataclass(frozen=True)
 class ScenarioChange:
-    """One point of one candidate, then and now."""
+    """One point of one candidate, in the baseline and now."""
 
     before: Measured
     now: Measured
 
     @property
     def factor(self) -> float | None:
-        """The ratio now over the ratio then; None where one of them was not measured."""
-        if self.before.ratio and self.now.ratio is not None:
-            return self.now.ratio / self.before.ratio
-        return None
+        """The ratio now over the ratio in the baseline, or None if one of them was not measured."""
+        return _quotient(self.now.ratio, self.before.ratio)
 
     @property
     def at_least(self) -> float | None:
-        """What the two intervals leave as the least factor."""
-        if self.before.high and self.now.low is not None:
-            return self.now.low / self.before.high
-        return None
+        """The least factor that the two intervals allow."""
+        return _quotient(self.now.low, self.before.high)
 
     @property
-    def at_most(self) -> float | None:
-        if self.before.low and self.now.high is not None:
-            return self.now.high / self.before.low
-        return None
-
-    @property
-    def says(self) -> str:
-        """`slower`, `faster`, `larger`, `smaller` where the intervals do not meet; `no change seen` where they do."""
-        if self.at_least is None or self.at_most is None:
+    def change(self) -> str:
+        """`slower`, `faster`, `larger` or `smaller` if the intervals do not overlap, else `no change seen`."""
+        at_most = _quotient(self.now.high, self.before.low)
+        if self.at_least is None or at_most is None:
             return "cannot be compared"
         worse, better = ("slower", "faster") if self.now.unit == "s" else ("larger", "smaller")
-        return worse if self.at_least > 1 else better if self.at_most < 1 else "no change seen"
+        return worse if self.at_least > 1 else better if at_most < 1 else "no change seen"
+
+
+def _quotient(now: float | None, before: float | None) -> float | None:
+    return now / before if before and now is not None else None
 
 
 def read(path: Path) -> BenchRun:
-    """A benchmark from its `bench.json`, or from the folder that holds it.
+    """Read a benchmark from its `bench.json`, or from the folder that contains it.
 
     Raises:
-        RunFolderError: there is none, or it is damaged.
+        RunFolderError: the file does not exist or is damaged.
     """
     file = path / FILE if path.is_dir() else path
     try:
@@ -68,23 +63,23 @@ def read(path: Path) -> BenchRun:
     except ValidationError as error:
         where = ".".join(str(part) for part in error.errors()[0]["loc"])
         raise RunFolderError(
-            f"{file} is no benchmark of cgverify, or a damaged one (at {where or 'its start'})."
+            f"{file} is not a benchmark of cgverify, or is damaged (at {where or 'its start'})."
         ) from error
 
 
 def changes(before: BenchRun, now: BenchRun) -> list[ScenarioChange]:
-    """What both measured, in the order of `now`.
+    """Return what both runs measured, in the order of `now`.
 
     Raises:
-        UsageError: another machine, other threads or flags, another model, or nothing in common.
+        UsageError: the machine, threads, flags or model differ, or the runs have no point in common.
     """
-    for part in SAME:
-        then, here = before.environment.get(part, {}), now.environment.get(part, {})
-        for key in sorted({*then, *here}):
-            if then.get(key) != here.get(key):
+    for part in MUST_AGREE:
+        old, new = before.environment.get(part, {}), now.environment.get(part, {})
+        for key in sorted({*old, *new}):
+            if old.get(key) != new.get(key):
                 raise UsageError(
-                    f"The baseline is of another machine or setting ({key} {then.get(key)}, here {here.get(key)}): "
-                    "measure one here, as times of two machines do not compare."
+                    f"The baseline is of another machine or setting ({key} {old.get(key)}, here {new.get(key)}): "
+                    "measure one here, because times of two machines do not compare."
                 )
     if before.model != now.model:
         raise UsageError(f"The baseline is of {before.model}, not of {now.model}: give one of the same model.")
@@ -95,12 +90,12 @@ def changes(before: BenchRun, now: BenchRun) -> list[ScenarioChange]:
         if (each.point, each.candidate) in known
     ]
     if not found:
-        raise UsageError("The baseline measured nothing of what was measured now: give the same options as then.")
+        raise UsageError("The baseline measured nothing of what was measured now: give the options of the baseline.")
     return found
 
 
 def over(measured: Iterable[Measured], limit: float) -> list[str]:
-    """Sentences about what is surely over `limit` times the reference: its whole interval is. Raising is over, too."""
+    """Describe what is certainly over `limit` times the reference: its whole interval is, or the candidate raised."""
     sentences = []
     for each in measured:
         where = f"{each.candidate}, {each.point.name}"
@@ -112,12 +107,12 @@ def over(measured: Iterable[Measured], limit: float) -> list[str]:
 
 
 def regressions(compared: Sequence[ScenarioChange], limit: float) -> list[str]:
-    """Sentences about what surely takes over `limit` times what it took in the baseline, or no longer runs."""
+    """Describe what certainly costs over `limit` times what it cost in the baseline, or no longer runs."""
     sentences = []
     for change in compared:
         where = f"{change.now.candidate}, {change.now.point.name}"
         if change.now.message and not change.before.message:
-            sentences.append(f"{where}: {change.now.message}, where the baseline has a figure")
+            sentences.append(f"{where}: {change.now.message}, but the baseline has a figure")
         elif change.at_least is not None and change.at_least > limit:
             sentences.append(
                 f"{where}: ratio {change.now.ratio:.3f}, in the baseline {change.before.ratio:.3f}: "

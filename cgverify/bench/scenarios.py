@@ -1,4 +1,4 @@
-"""What can be measured: the scenarios, their shapes, and which of them a plain `cgverify bench` takes."""
+"""What can be measured: scenarios, their shapes, and the selection that `cgverify bench` takes without options."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ from cgverify.bench.records import Point
 from cgverify.common.errors import UsageError
 
 COMPONENTS = ("attn", "block", "model", "mlp", "mlp.in", "mlp.out", "attn.o", "ln1")
-_WITH_CACHE = ("attn", "block", "model")
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of the inputs: `2x128`, or `1x1+1000` against 1000 cached tokens."""
+    """Sizes of the inputs: `2x128`, or `1x1+1000` with 1000 cached tokens."""
 
     batch_size: int
     seq_len: int
@@ -24,10 +23,12 @@ class Shape:
 
     @classmethod
     def parse(cls, text: str) -> Shape:
-        """Raises UsageError for text that is no shape."""
+        """Read a shape. Raises UsageError if the text is not a shape."""
         match = re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})(?:\+(\d{1,6}))?", text)
         if match is None:
-            raise UsageError(f"--shape {text!r} is no shape: write BATCHxTOKENS as 2x128, or 1x1+1000 with a cache.")
+            raise UsageError(
+                f"--shape {text!r} is not a shape: write BATCHxTOKENS as 2x128, or 1x1+1000 with cached tokens."
+            )
         batch_size, seq_len, cached = (int(number or 0) for number in match.groups())
         return cls(batch_size, seq_len, cached)
 
@@ -36,41 +37,35 @@ NO_INPUTS = (Shape(0, 0),)
 
 
 def _shapes(text: str) -> tuple[Shape, ...]:
-    return tuple(map(Shape.parse, text.split()))
-
-
-_FORWARD = _shapes("1x8 2x8 1x32 1x128 2x128 4x128 16x128 1x512 1x1024 1x2048")
+    return tuple(map(Shape.parse, text.split())) or NO_INPUTS
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """One way of using a component."""
+    """One way to use a component: the shapes and components that it is measured with by default."""
 
-    says: str
     shapes: tuple[Shape, ...]
     components: tuple[str, ...] = COMPONENTS
-    with_cache: bool = False
 
+
+_FORWARD = _shapes("1x8 2x8 1x32 1x128 2x128 4x128 16x128 1x512 1x1024 1x2048")
+_HOOKED = _shapes("2x8 2x128 1x512 1x1024 1x2048")
+_CACHED = _shapes("1x1+0 1x1+100 1x1+500 1x1+1000 1x1+2000 4x1+1000 16x1+1000")
 
 SCENARIOS = {
-    "prefill": Scenario("a forward in inference_mode", _FORWARD),
-    "no-grad": Scenario("a forward under no_grad", _FORWARD),
-    "decode": Scenario(
-        "one token against a cache",
-        _shapes("1x1+0 1x1+100 1x1+500 1x1+1000 1x1+2000 4x1+1000 16x1+1000"),
-        components=_WITH_CACHE,
-        with_cache=True,
-    ),
-    "train": Scenario("forward and backward", _shapes("2x8 2x128 4x128 1x512 1x1024")),
-    "one-hook": Scenario("a forward with one hook that looks on", _shapes("2x8 2x128 1x512 1x1024 1x2048")),
-    "all-hooks": Scenario("a forward with every activation cached", _shapes("2x8 2x128 1x512 1x1024 1x2048")),
-    "boot": Scenario("wrapping, beside copying the module's weights", NO_INPUTS, ("model", "block")),
-    "memory": Scenario("peak memory of a forward, above its inputs", _shapes("2x128 1x1024 1x2048")),
-    "boot-memory": Scenario("peak memory of wrapping, beside the module's own", NO_INPUTS, ("model", "block")),
-    "parameters": Scenario("bytes of parameters and buffers", NO_INPUTS),
+    "prefill": Scenario(_FORWARD),  # a forward in inference_mode
+    "no-grad": Scenario(_FORWARD),  # a forward under no_grad
+    "decode": Scenario(_CACHED, ("attn", "block", "model")),  # one token with a cache
+    "train": Scenario(_shapes("2x8 2x128 4x128 1x512 1x1024")),  # forward and backward
+    "one-hook": Scenario(_HOOKED),  # a forward with one hook that reads
+    "all-hooks": Scenario(_HOOKED),  # a forward that caches every activation
+    "boot": Scenario(NO_INPUTS, ("model", "block")),  # booting a bridge, compared with copying the weights once
+    "memory": Scenario(_shapes("2x128 1x1024 1x2048")),  # peak memory of a forward, above its inputs
+    "boot-memory": Scenario(NO_INPUTS, ("model", "block")),  # peak memory of booting, compared with the model's own
+    "parameters": Scenario(NO_INPUTS),  # bytes of parameters and buffers
 }
 
-PLAIN = (
+SELECTION = (
     ("prefill", "attn", "2x8 2x128 1x512 1x1024 1x2048"),
     ("decode", "attn", "1x1+0 1x1+1000"),
     ("train", "attn", "2x128 1x512"),
@@ -82,12 +77,12 @@ PLAIN = (
     ("parameters", "block", ""),
     ("memory", "attn", "1x2048"),
 )
-"""Where neither scenario nor component nor shape is asked for: minutes, not an hour."""
+"""What is measured without options: minutes instead of an hour."""
 
 
 @dataclass(frozen=True)
 class Selection:
-    """What is asked for; an empty part asks for all that the others allow, and nothing at all for `PLAIN`."""
+    """The options of a user. An empty option allows all that the others allow; all empty means `SELECTION`."""
 
     scenarios: Sequence[str] = ()
     components: Sequence[str] = ()
@@ -96,10 +91,10 @@ class Selection:
     devices: Sequence[str] = ("cpu",)
 
     def points(self, n_positions: int) -> list[Point]:
-        """All that is to be measured, in report order; no more positions than the checkpoint has.
+        """Return the points to measure, in report order, without shapes that need more than `n_positions`.
 
         Raises:
-            UsageError: a shape that was asked for does not fit, or nothing is left.
+            UsageError: a given shape has more positions than the model, or no point is left.
         """
         for shape in self.shapes:
             if shape.seq_len + shape.cached > n_positions:
@@ -120,7 +115,7 @@ class Selection:
         ]
         if not points:
             raise UsageError(
-                "No scenario that was asked for is for that component and shape; decode alone takes a cache: "
+                "None of the given scenarios is for that component and shape (only decode takes a cache): choose from "
                 + "; ".join(f"{name} is for {', '.join(each.components)}" for name, each in SCENARIOS.items())
                 + "."
             )
@@ -128,17 +123,15 @@ class Selection:
 
     def _places(self) -> Iterator[tuple[str, str, Shape]]:
         if not (self.scenarios or self.components or self.shapes):
-            for name, component, shapes in PLAIN:
-                yield from ((name, component, shape) for shape in _shapes(shapes) or NO_INPUTS)
+            for name, component, shapes in SELECTION:
+                yield from ((name, component, shape) for shape in _shapes(shapes))
             return
         for component, name in product(self.components or COMPONENTS[:2], self.scenarios or SCENARIOS):
-            scenario = SCENARIOS[name]
-            if component in scenario.components:
-                yield from ((name, component, shape) for shape in self._shapes_of(scenario))
+            if component in SCENARIOS[name].components:
+                yield from ((name, component, shape) for shape in self._shapes_of(name))
 
-    def _shapes_of(self, scenario: Scenario) -> Iterable[Shape]:
-        if scenario.shapes == NO_INPUTS:
+    def _shapes_of(self, scenario: str) -> Iterable[Shape]:
+        default = SCENARIOS[scenario].shapes
+        if default == NO_INPUTS:
             return () if self.shapes and not self.scenarios else NO_INPUTS
-        if not self.shapes:
-            return scenario.shapes
-        return [shape for shape in self.shapes if scenario.with_cache or not shape.cached]
+        return [shape for shape in self.shapes if scenario == "decode" or not shape.cached] if self.shapes else default

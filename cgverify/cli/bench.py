@@ -261,6 +261,7 @@ def _print(run: BenchRun, compared: Sequence[ScenarioChange], format: str) -> No
     from cgverify.bench import page as bench_page
     from cgverify.bench import table as bench_table
     from cgverify.bench.table import bench_frame
+    from cgverify.report.sections import on_screen
 
     if format == "json":
         typer.echo(run.model_dump_json())
@@ -269,4 +270,4 @@ def _print(run: BenchRun, compared: Sequence[ScenarioChange], format: str) -> No
     elif format == "html":
         typer.echo(bench_page.render(run, compared))
     else:
-        bench_table.show(Console(), run, compared)
+        typer.echo(on_screen(bench_table.sections(run, compared)), nl=False)

@@ -1,4 +1,4 @@
-"""Measuring codegen-nano, for a moment each: what is run, and what is told of it. No time is judged here."""
+"""Measuring codegen-nano briefly: what runs, and what is reported. No measured time is judged here."""
 
 from __future__ import annotations
 
@@ -51,9 +51,7 @@ def measure(source: Source, points: Sequence[Point], bridges: Sequence[str] = BR
     return [each for found in harness.measure(points) for each in found]
 
 
-def test_every_scenario_of_a_component_and_of_a_model_gives_a_figure(
-    source: Source, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_scenario_of_components_and_model_has_figures(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "SHORTEST", 0.0)
     here = [name for name in SCENARIOS if not name.endswith("memory")]
     selection = Selection(here, ["block", "model"], [Shape(1, 1, 5)])
@@ -72,13 +70,13 @@ def test_every_scenario_of_a_component_and_of_a_model_gives_a_figure(
             assert each.flops
 
 
-def test_a_quicker_wrong_bridge_is_told_by_its_bits(source: Source) -> None:
+def test_wrong_bridge_is_reported_by_its_bits(source: Source) -> None:
     points = Selection(["prefill"], ["attn"], [Shape(2, 9)]).points(512)
     bits = {each.candidate: each.same_bits for each in measure(source, points)}
     assert bits == {"cgverify": True, "faults:HeadsSwapped": False, "transformer_lens": False}
 
 
-def test_a_candidate_that_raises_is_a_row_and_the_others_are_measured(source: Source) -> None:
+def test_candidate_that_raises_leaves_the_others_measured(source: Source) -> None:
     points = Selection(["train"], ["attn"], [Shape(2, 3)], ["bfloat16"]).points(512)
     found = {each.candidate: each for each in measure(source, points, ["raising:Raising", *BRIDGES[::2]])}
     assert found["raising:Raising"].message == "raised RuntimeError: not today"
@@ -86,7 +84,7 @@ def test_a_candidate_that_raises_is_a_row_and_the_others_are_measured(source: So
     assert found["cgverify"].ratio is not None
 
 
-def test_a_candidate_that_raises_while_it_is_timed_ends_nothing(source: Source) -> None:
+def test_candidate_that_raises_while_timed_ends_nothing(source: Source) -> None:
     points = Selection(["prefill", "no-grad"], ["attn"], [Shape(2, 3)]).points(512)
     found = measure(source, points, ["raising:RaisingLater"])
     assert [each.message for each in found] == [
@@ -95,14 +93,14 @@ def test_a_candidate_that_raises_while_it_is_timed_ends_nothing(source: Source) 
     ]
 
 
-def test_a_candidate_that_cannot_be_booted_is_a_row_in_every_scenario(source: Source) -> None:
+def test_unbootable_candidate_is_a_row_in_every_scenario(source: Source) -> None:
     points = Selection(["prefill", "boot", "parameters"], ["block"]).points(16)
     found = measure(source, points, ["raising:unbootable"])
     assert {each.point.scenario for each in found} == {"prefill", "boot", "parameters"}
     assert {each.message for each in found} == {"raised OSError: no boot"}
 
 
-def test_bytes_of_parameters_are_those_of_the_modules(source: Source) -> None:
+def test_parameter_bytes_are_those_of_the_modules(source: Source) -> None:
     (ours,) = measure(source, Selection(["parameters"], ["attn"]).points(512), ["cgverify"])
     width = source.config.n_embd
     table = source.config.n_positions * source.config.rotary_dim
@@ -111,7 +109,7 @@ def test_bytes_of_parameters_are_those_of_the_modules(source: Source) -> None:
     assert ours.value - ours.reference == pytest.approx(4 * 3 * width**2, abs=4 * table + 64)
 
 
-def test_peak_memory_is_that_of_a_fresh_process(source: Source) -> None:
+def test_peak_memory_is_measured_in_a_fresh_process(source: Source) -> None:
     (found,) = measure(source, Selection(["memory"], ["attn"], [Shape(2, 512)]).points(512), ["cgverify"])
     scores = 4 * 2 * source.config.n_head * 512**2
     for peak in (found.value, found.reference):
@@ -119,7 +117,7 @@ def test_peak_memory_is_that_of_a_fresh_process(source: Source) -> None:
         assert scores < peak < 20 * scores
 
 
-def test_a_fresh_process_that_fails_says_why(
+def test_fresh_process_that_fails_reports_its_error(
     source: Source, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (point,) = Selection(["memory"], ["attn"], [Shape(2, 8)]).points(512)
@@ -131,17 +129,17 @@ def test_a_fresh_process_that_fails_says_why(
 
 
 @pytest.mark.parametrize(
-    ("script", "told"),
+    ("script", "message"),
     [
         ('print(\'{"message": "no room"}\')', "no room"),
         ("import sys; sys.exit('killed')", "the fresh process failed: killed"),
         ("", "the fresh process failed: exit code 0"),
     ],
 )
-def test_what_a_failed_process_said_is_passed_on(script: str, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_message_of_a_failed_process_is_passed_on(script: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     run = subprocess.run
     monkeypatch.setattr(peak_memory.subprocess, "run", lambda _, **how: run([sys.executable, "-c", script], **how))
-    with pytest.raises(PeakError, match=told):
+    with pytest.raises(PeakError, match=message):
         peak_memory.in_fresh_process(MemoryRequest({}, "codegen-nano", "auto", 16, None, 1))
 
 
@@ -155,7 +153,7 @@ def module(models: Models) -> nn.Module:
     return found
 
 
-def test_decoding_starts_from_the_same_cache_each_time(models: Models) -> None:
+def test_decoding_starts_with_the_same_cache_each_time(models: Models) -> None:
     point = at("decode", seq_len=1, cached=7)
     inputs = calls.inputs_of(point, models.config)
     assert inputs["attention_mask"].shape == (2, 1, 1, 8)
@@ -168,7 +166,7 @@ def test_decoding_starts_from_the_same_cache_each_time(models: Models) -> None:
         assert torch.equal(first[0], again[0])
 
 
-def test_training_has_gradients_and_leaves_none(models: Models) -> None:
+def test_training_has_gradients_and_removes_them(models: Models) -> None:
     point = at("train")
     inputs = calls.inputs_of(point, models.config)
     attention = module(models)
@@ -180,7 +178,7 @@ def test_training_has_gradients_and_leaves_none(models: Models) -> None:
     assert all(weight.grad is None and not weight.requires_grad for weight in attention.parameters())
 
 
-def test_hooks_look_on_while_measured_and_are_gone_afterwards(models: Models) -> None:
+def test_hooks_are_attached_only_while_measured(models: Models) -> None:
     attention = module(models)
     hooks = dict(hook_points(attention))
 

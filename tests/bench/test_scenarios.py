@@ -1,4 +1,4 @@
-"""What is measured for which options."""
+"""The points that options select."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from cgverify.common.errors import UsageError
 @pytest.mark.parametrize(
     ("text", "shape"), [("2x128", Shape(2, 128)), ("1x1+1000", Shape(1, 1, 1000)), ("16x1+0", Shape(16, 1, 0))]
 )
-def test_shapes_are_read(text: str, shape: Shape) -> None:
+def test_shape_is_parsed(text: str, shape: Shape) -> None:
     assert Shape.parse(text) == shape
 
 
 @pytest.mark.parametrize("text", ["", "8", "2x", "0x8", "2x0", "2x8+", "2*8", "-1x8", "1x9999999"])
-def test_what_is_no_shape_is_told(text: str) -> None:
+def test_text_that_is_not_a_shape_raises(text: str) -> None:
     with pytest.raises(UsageError, match="BATCHxTOKENS"):
         Shape.parse(text)
 
 
-def test_a_plain_selection_has_every_kind_of_cost() -> None:
+def test_default_selection_has_every_kind_of_cost() -> None:
     points = Selection().points(2048)
     assert {point.scenario for point in points} >= {
         "prefill",
@@ -36,7 +36,7 @@ def test_a_plain_selection_has_every_kind_of_cost() -> None:
     assert len(points) == len(set(points)) <= 20
 
 
-def test_everything_covers_all_scenarios_on_all_that_they_are_for() -> None:
+def test_all_scenarios_cover_all_their_components() -> None:
     points = Selection(scenarios=list(SCENARIOS), components=COMPONENTS).points(2048)
     assert {(point.scenario, point.component) for point in points} == {
         (name, component) for name, scenario in SCENARIOS.items() for component in scenario.components
@@ -49,7 +49,7 @@ def test_everything_covers_all_scenarios_on_all_that_they_are_for() -> None:
     assert all(not point.cached for point in points if point.scenario != "decode")
 
 
-def test_what_is_asked_for_is_what_is_measured() -> None:
+def test_given_options_select_exactly_their_points() -> None:
     selection = Selection(
         ["prefill", "decode"], ["attn", "mlp"], [Shape(3, 5), Shape(1, 1, 7)], ["float32", "bfloat16"]
     )
@@ -59,12 +59,12 @@ def test_what_is_asked_for_is_what_is_measured() -> None:
     }
 
 
-def test_shapes_beyond_the_model_are_left_out_or_told() -> None:
+def test_shapes_beyond_the_model_are_left_out_or_raise() -> None:
     assert max(p.seq_len + p.cached for p in Selection(["prefill", "decode"]).points(512)) == 512
     with pytest.raises(UsageError, match="512 positions"):
         Selection(shapes=[Shape(1, 513)]).points(512)
 
 
-def test_nothing_to_measure_is_told() -> None:
+def test_selection_of_nothing_raises() -> None:
     with pytest.raises(UsageError, match="decode is for attn"):
         Selection(["decode"], ["mlp"]).points(512)

@@ -1,4 +1,4 @@
-"""`cgverify bench`: what it prints, what it writes, how it ends. No time is judged here."""
+"""`cgverify bench`: output, files and exit codes. No measured time is judged here."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ QUICK = ("--model", "codegen-nano", "--scenario", "prefill", "--component", "att
 
 
 def bench(*arguments: str) -> Result:
-    """In this process, where torch is imported already."""
+    """Run the command in this process, where torch is already imported."""
     return CliRunner().invoke(app, ["bench", *arguments])
 
 
@@ -29,7 +29,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def test_as_a_process_it_prints_a_table_and_writes_three_files(cli: Cli, tmp_path: Path) -> None:
+def test_process_prints_a_table_and_writes_three_files(cli: Cli, tmp_path: Path) -> None:
     done = cli("bench", *QUICK, "--bridge", "cgverify,raising:Raising", "--threads", "1", "--output", "out")
     assert done.returncode == 0, done.stderr
     assert "attn prefill 1x4" in done.stdout
@@ -48,7 +48,7 @@ def test_as_a_process_it_prints_a_table_and_writes_three_files(cli: Cli, tmp_pat
     assert raising.message
 
 
-def test_formats_on_stdout(tmp_path: Path) -> None:
+def test_every_format_is_printed(tmp_path: Path) -> None:
     (tmp_path / "bench.json").write_text(run(measured(1.0)).model_dump_json())
     out = {name: bench("--from", ".", "--format", name) for name in ("table", "json", "csv", "html")}
     assert all(result.exit_code == 0 for result in out.values())
@@ -69,7 +69,7 @@ def test_formats_on_stdout(tmp_path: Path) -> None:
         (None, (), 5),
     ],
 )
-def test_the_gate_decides_the_exit_code(
+def test_fail_over_decides_the_exit_code(
     ratio: float | None, options: tuple[str, ...], code: int, tmp_path: Path
 ) -> None:
     (tmp_path / "base.json").write_text(run(measured(1.0)).model_dump_json())
@@ -80,7 +80,7 @@ def test_the_gate_decides_the_exit_code(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (("--scenario", "prefil"), "did you mean 'prefill'"),
         (("--component", "attm"), "did you mean 'attn'"),
@@ -97,16 +97,16 @@ def test_the_gate_decides_the_exit_code(
         (("--output", "/proc/nowhere"), "Cannot write"),
     ],
 )
-def test_bad_input_is_told_in_one_sentence(arguments: tuple[str, ...], told: str, tmp_path: Path) -> None:
+def test_bad_input_is_one_sentence(arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:
     (tmp_path / "something").write_text("")
     result = bench("--model", "codegen-nano", *arguments)
     assert result.exit_code == 2, result.output
-    assert told in result.stderr
+    assert message in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
     assert result.stdout == ""
 
 
-def test_a_baseline_with_other_memory_is_refused(cli: Cli) -> None:
+def test_baseline_with_other_memory_exits_with_2(cli: Cli) -> None:
     done = cli("bench", *QUICK, "--threads", "1", "--memory", "kept", "--output", "kept")
     assert done.returncode == 0, done.stderr
     assert "1 threads, memory kept" in done.stdout
@@ -118,7 +118,7 @@ def test_a_baseline_with_other_memory_is_refused(cli: Cli) -> None:
     assert "(memory kept, here fresh)" in result.stderr
 
 
-def test_a_baseline_of_another_machine_is_refused(tmp_path: Path) -> None:
+def test_baseline_of_another_machine_exits_with_2(tmp_path: Path) -> None:
     (tmp_path / "base.json").write_text(run(measured(1.0), machine={"processor": "another"}).model_dump_json())
     (tmp_path / "now.json").write_text(run(measured(1.0)).model_dump_json())
     result = bench("--from", "now.json", "--baseline", "base.json")
@@ -126,7 +126,7 @@ def test_a_baseline_of_another_machine_is_refused(tmp_path: Path) -> None:
     assert "another machine" in result.stderr
 
 
-def test_interrupted_it_keeps_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_benchmark_keeps_its_results(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = Harness.measure
 
     def torn(self: Harness, points: Any) -> Iterator[Any]:

@@ -1,4 +1,4 @@
-"""Benchmarks made by hand, for what is done with them afterwards."""
+"""Benchmark results made by hand."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ MACHINE = {"processor": "one", "processors": 2}
 
 
 def measured(ratio: float | None, *, half_width: float = 0.01, seq_len: int = 8, **changes: Any) -> Measured:
-    """A row of attention's prefill, 2 × seq_len tokens, Hugging Face at 10 ms."""
+    """Return a result of attention's prefill of 2 × seq_len tokens, which takes Hugging Face 10 ms."""
     point = Point(component="attn", scenario="prefill", dtype="float32", device="cpu", batch_size=2, seq_len=seq_len)
     given: dict[str, Any] = {"point": point, "candidate": "cgverify", "unit": "s", "rounds": 9}
     if ratio is not None:

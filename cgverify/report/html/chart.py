@@ -6,12 +6,13 @@ page can have them follow its theme. Series differ in shape and dash as well as 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from markupsafe import Markup
 
-from cgverify.report.html.scale import LogScale
+from cgverify.report.html.scale import LinearScale, LogScale
 from cgverify.report.html.templating import render_template
 
 SHAPES = ("circle", "square", "triangle", "diamond")
@@ -25,6 +26,8 @@ class Series:
 
     name: str
     points: tuple[tuple[int, float], ...]
+    intervals: tuple[tuple[float, float], ...] = ()
+    """The ends of each figure's interval, if figures have intervals."""
 
 
 @dataclass(frozen=True)
@@ -60,21 +63,37 @@ def styles(names: Sequence[str]) -> dict[str, Style]:
     }
 
 
-def line_chart(series: Sequence[Series], *, title: str, x_label: str, limit: float | None = None) -> Markup:
-    """Figures that are not negative over whole numbers, on a logarithmic scale.
+def line_chart(
+    series: Sequence[Series],
+    *,
+    title: str,
+    x_label: str,
+    limit: float | None = None,
+    limit_label: str = "bound",
+    scale: type[LogScale] | type[LinearScale] = LogScale,
+    x_scale: Callable[[float], float] = float,
+) -> Markup:
+    """Draw figures that are not negative over whole numbers.
 
     Args:
         title: what a screen reader says of the whole.
-        limit: where a line is drawn across, as far as nothing may go.
+        limit: the figure at which a dashed line is drawn across.
+        scale: the axis of the figures.
+        x_scale: the axis of the whole numbers: `float` is linear, `math.log2` logarithmic.
     """
     width, left, right, top, bottom = 560, 46, 16, 20, 224
-    figures = [y for one in series for _, y in one.points]
-    scale = LogScale.over([*figures, *([] if limit is None else [limit])], start=bottom, end=top)
+    figures = [y for one in series for _, y in one.points] + ([] if limit is None else [limit])
+    ends = [end for one in series for interval in one.intervals for end in interval]
+    y_scale = scale.over(figures + ends, start=bottom, end=top)
     xs = sorted({x for one in series for x, _ in one.points})
-    span = max(xs[-1] - xs[0], 1)
+    span = (x_scale(xs[-1]) - x_scale(xs[0])) or 1
 
     def across(x: int) -> float:
-        return round(left + 12 + (x - xs[0]) / span * (width - left - right - 24), 1)
+        return round(left + 12 + (x_scale(x) - x_scale(xs[0])) / span * (width - left - right - 24), 1)
+
+    def mark(name: str, x: int, y: float, interval: tuple[float, float] | None) -> tuple[Any, ...]:
+        text = f"{name}, {x}: {y:.3g}" + ("" if interval is None else f" ({interval[0]:.3g}–{interval[1]:.3g})")
+        return across(x), y_scale.place(y), interval and [y_scale.place(end) for end in interval], text
 
     look = styles([one.name for one in series])
     return render_template(
@@ -85,14 +104,22 @@ def line_chart(series: Sequence[Series], *, title: str, x_label: str, limit: flo
         left=left,
         right=width - right,
         bottom=bottom,
-        y_ticks=scale.ticks(),
+        y_ticks=y_scale.ticks(),
         x_ticks=[(across(x), x) for x in _thinned(xs)],
-        limit=None if limit is None else scale.place(limit),
+        limit=None if limit is None else y_scale.place(limit),
+        limit_label=limit_label,
         lines=[
-            (look[one.name], [(across(x), scale.place(y), f"{one.name}, {x}: {y:.3g}") for x, y in one.points])
+            (
+                look[one.name],
+                [mark(one.name, x, y, interval) for (x, y), interval in zip(one.points, _intervals(one), strict=True)],
+            )
             for one in series
         ],
     )
+
+
+def _intervals(one: Series) -> Sequence[tuple[float, float] | None]:
+    return one.intervals or [None] * len(one.points)
 
 
 def pair_chart(pairs: Sequence[Pair], *, title: str, x_label: str, limit: float | None = None) -> Markup:

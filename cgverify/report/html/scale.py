@@ -54,6 +54,30 @@ class LogScale:
         return [*zero, *decades, *([(self.end, "∞")] if self.has_infinity else [])]
 
 
+@dataclass(frozen=True)
+class LinearScale:
+    """A linear axis from zero. `start` is the pixel of zero, and `end` that of `high`."""
+
+    start: float
+    end: float
+    high: float
+
+    @classmethod
+    def over(cls, figures: Iterable[float], start: float, end: float) -> LinearScale:
+        """Return an axis a little longer than the greatest of the figures, which are not negative."""
+        return cls(start, end, 1.05 * max(figures))
+
+    def place(self, figure: float) -> float:
+        """Return the pixel of a figure."""
+        return round(self.start + figure / self.high * (self.end - self.start), 1)
+
+    def ticks(self) -> list[tuple[float, str]]:
+        """Return pixel and label of four to nine round figures: for `high` 1.05 they are 0, 0.25, 0.5, 0.75 and 1."""
+        power = 10.0 ** math.floor(math.log10(self.high))
+        step = power / 4 if self.high < 2 * power else power / 2 if self.high < 5 * power else power
+        return [(self.place(n * step), f"{n * step:g}") for n in range(int(self.high / step) + 1)]
+
+
 def _power(power: int) -> str:
     if -2 <= power <= 3:
         return f"{10.0**power:g}"
