@@ -6,17 +6,16 @@ import contextlib
 import copy
 import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import Any
 
 import torch
 from torch import nn
 
-from cgverify.bench import peak_memory
 from cgverify.bench.calls import autograd_mode, forward_of, inputs_of, prepared, tensors
 from cgverify.bench.models import WHOLE, Models, bytes_of, load_model, load_models, memory_shortage
-from cgverify.bench.peak_memory import PeakError, one_line
+from cgverify.bench.peak_memory import MemoryRequest, PeakError, in_fresh_process, one_line
 from cgverify.bench.records import Measured, Point
 from cgverify.bench.timing import Call, Limits, in_rounds, product_flops
 from cgverify.checkpoint.source import Source
@@ -119,29 +118,16 @@ class Harness:
         return [
             _unmeasured(point, name, call)
             if isinstance(call, str)
-            else Measured(
-                point=point,
-                candidate=name,
-                unit="s",
-                value=times[name].seconds,
-                reference=times[name].first_seconds,
-                ratio=times[name].ratio.value,
-                low=times[name].ratio.low,
-                high=times[name].ratio.high,
-                rounds=times[name].rounds,
-                tight=times[name].tight,
-            )
+            else Measured(point=point, candidate=name, unit="s", **asdict(times[name]))
             for name, call in calls.items()
         ]
 
     def _memory(self, point: Point, variant: ModelVariant) -> list[Measured]:
         def peak(candidate: str | None) -> int:
-            rotary_dim = self.source.config.rotary_dim
-            return peak_memory.in_fresh_process(
-                peak_memory.MemoryRequest(
-                    point.model_dump(), self.model, self.weights, rotary_dim, candidate, self.threads
-                )
+            request = MemoryRequest(
+                point=point, model=self.model, weights=self.weights, candidate=candidate, threads=self.threads
             )
+            return in_fresh_process(request)
 
         try:
             if point.scenario == "memory":
@@ -165,19 +151,14 @@ class Harness:
                 results.append(_unmeasured(point, name, message))
                 continue
             ratio = value / reference if reference else None
-            results.append(
-                Measured(
-                    point=point,
-                    candidate=name,
-                    unit="B",
-                    value=value,
-                    reference=reference,
-                    ratio=ratio,
-                    low=ratio,
-                    high=ratio,
-                    rounds=1,
-                )
-            )
+            given: dict[str, Any] = {
+                "value": value,
+                "reference": reference,
+                "ratio": ratio,
+                "low": ratio,
+                "high": ratio,
+            }
+            results.append(Measured(point=point, candidate=name, unit="B", rounds=1, **given))
         return results
 
     def _all(self, point: Point, message: str) -> list[Measured]:

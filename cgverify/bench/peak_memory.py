@@ -11,7 +11,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +25,18 @@ from cgverify.checkpoint.window import ModelVariant
 from cgverify.common.environment import pin_numerics
 from cgverify.common.errors import CgverifyError
 from cgverify.common.printable import said
+from cgverify.common.records import Record
 from cgverify.common.streams import stdout_is_ours
 from cgverify.observe.candidate import find_candidate
 from cgverify.observe.components import COMPONENTS
 
 
-@dataclass(frozen=True)
-class MemoryRequest:
+class MemoryRequest(Record):
     """What a fresh process measures."""
 
-    point: dict[str, Any]
+    point: Point
     model: str
     weights: str
-    rotary_dim: int
     candidate: str | None
     """None for the reference."""
     threads: int
@@ -54,7 +52,7 @@ def in_fresh_process(request: MemoryRequest) -> int:
     Raises:
         PeakError: the process failed, with its message.
     """
-    command = [sys.executable, "-m", "cgverify.bench.peak_memory", json.dumps(asdict(request))]
+    command = [sys.executable, "-m", "cgverify.bench.peak_memory", request.model_dump_json()]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     try:
         answer = json.loads(done.stdout.splitlines()[-1])
@@ -100,9 +98,9 @@ def _status(field: str) -> int:
 def measure(request: MemoryRequest) -> int:
     """Return the peak of a forward, or of booting if the scenario is `boot-memory`, in bytes."""
     pin_numerics(request.threads)
-    point = Point.model_validate(request.point)
+    point = request.point
     source = resolve(request.model, request.weights)
-    variant = ModelVariant(getattr(torch, point.dtype), torch.device(point.device), request.rotary_dim)
+    variant = ModelVariant(getattr(torch, point.dtype), torch.device(point.device), source.config.rotary_dim)
     model: Any = load_model(source, variant, whole=point.component == WHOLE)
     candidate = None if request.candidate is None else find_candidate(request.candidate)
     if point.scenario == "boot-memory":
@@ -129,7 +127,7 @@ def one_line(error: BaseException) -> str:
 
 
 def main() -> None:
-    request = MemoryRequest(**json.loads(sys.argv[1]))
+    request = MemoryRequest.model_validate_json(sys.argv[1])
     try:
         with stdout_is_ours():
             answer: dict[str, Any] = {"bytes": measure(request)}

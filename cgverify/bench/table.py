@@ -57,7 +57,8 @@ def sections(run: BenchRun, compared: Sequence[ScenarioChange] = ()) -> list[Sec
     if loose:
         note = f"~ {loose} intervals were still wide when the time was over: give more time with --seconds."
         parts.append(Section(note, tone="aside"))
-    for setting, changes in groupby(sorted(compared, key=_setting_of_change), key=_setting_of_change):
+    by_setting = sorted(compared, key=lambda change: _setting(change.now))
+    for setting, changes in groupby(by_setting, key=lambda change: _setting(change.now)):
         rows = [_change(change) for change in changes]
         title = f"{setting}, compared with the baseline"
         parts.append(Section(title, columns=("", "then", "now", "factor", "change"), rows=rows))
@@ -66,10 +67,6 @@ def sections(run: BenchRun, compared: Sequence[ScenarioChange] = ()) -> list[Sec
 
 def _setting(each: Measured) -> str:
     return f"{each.candidate} · {each.point.dtype} · {each.point.device}"
-
-
-def _setting_of_change(change: ScenarioChange) -> str:
-    return _setting(change.now)
 
 
 def _row(run: BenchRun, each: Measured) -> list[str]:

@@ -105,12 +105,14 @@ class Limits:
 
 @dataclass(frozen=True)
 class Timing:
-    """One call compared with the first."""
+    """One call compared with the first, which is the reference. The fields are those of `Measured`."""
 
-    seconds: float
+    value: float
     """Seconds of one call: the median over the rounds."""
-    first_seconds: float
-    ratio: Median
+    reference: float
+    ratio: float
+    low: float
+    high: float
     rounds: int
     tight: bool
 
@@ -132,8 +134,8 @@ def in_rounds(calls: Sequence[Call], limits: Limits) -> list[Timing]:
                 break
     seconds = [statistics.median(column) for column in zip(*rounds, strict=True)]
     return [
-        Timing(seconds[place], seconds[0], ratio, len(rounds), ratio.width <= limits.width)
-        for place, ratio in enumerate(ratios, start=1)
+        Timing(value, seconds[0], ratio.value, ratio.low, ratio.high, len(rounds), ratio.width <= limits.width)
+        for value, ratio in zip(seconds[1:], ratios, strict=True)
     ]
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 from transformer_lens.model_bridge import ArchitectureAdapter
 from transformer_lens.model_bridge.generalized_components import LinearBridge, NormalizationBridge, ParallelBlockBridge
 from transformer_lens.model_bridge.supported_architectures.codegen import CodeGenArchitectureAdapter
@@ -22,7 +22,7 @@ class CodeGenBlockBridge(ParallelBlockBridge):  # type: ignore[misc]
     do it, and what the hook returns passes through ln1's module once more before it reaches the MLP.
     """
 
-    _residual: torch.Tensor | None = None
+    _residual: Tensor | None = None
 
     def _maybe_wire_capture_hooks(self) -> None:
         wired = self._capture_hooks_wired
@@ -69,8 +69,9 @@ def adapter_with(attention: type[Any]) -> type[ArchitectureAdapter]:
             blocks = self.component_mapping["blocks"]
             parts = blocks.submodules
             self.component_mapping["blocks"] = CodeGenBlockBridge(name=blocks.name, submodules=parts)
-            parts["ln1"] = _exact_layer_norm("ln_1", self.cfg)
-            self.component_mapping["ln_final"] = _exact_layer_norm("transformer.ln_f", self.cfg)
+            layer_norm = partial(NormalizationBridge, config=self.cfg, use_native_layernorm_autograd=True)
+            parts["ln1"] = layer_norm(name="ln_1")
+            self.component_mapping["ln_final"] = layer_norm(name="transformer.ln_f")
             parts["attn"] = attention(
                 name="attn",
                 config=self.cfg,
@@ -80,10 +81,6 @@ def adapter_with(attention: type[Any]) -> type[ArchitectureAdapter]:
 
     Adapter.__name__ = f"{attention.__name__}Adapter"
     return Adapter
-
-
-def _exact_layer_norm(name: str, config: Any) -> NormalizationBridge:
-    return NormalizationBridge(name=name, config=config, use_native_layernorm_autograd=True)
 
 
 CodeGenAdapter = adapter_with(CodeGenAttentionBridge)

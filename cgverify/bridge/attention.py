@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformer_lens.conversion_utils.conversion_steps.base_tensor_conversion import BaseTensorConversion
 from transformer_lens.model_bridge.generalized_components import JointQKVAttentionBridge
 from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
@@ -20,6 +20,8 @@ from cgverify.bridge.rotary import check_positions, rotate_both, sin_cos
 from cgverify.bridge.weight_snapshot import FusedWeightSnapshot
 
 Split = Callable[[nn.Module], tuple[nn.Linear, nn.Linear, nn.Linear]]
+TwoTensors = tuple[Tensor, Tensor]
+ThreeTensors = tuple[Tensor, Tensor, Tensor]
 
 
 class CodeGenAttentionBridge(JointQKVAttentionBridge):  # type: ignore[misc]
@@ -77,15 +79,8 @@ class CodeGenAttentionBridge(JointQKVAttentionBridge):  # type: ignore[misc]
                 "CodeGenAttentionBridge needs split_qkv_matrix, because CodeGen's fused weight has its own layout. "
                 "Pass cgverify.bridge.split_qkv_matrix."
             )
-        super().__init__(
-            name,
-            config,
-            split_qkv_matrix=split_qkv_matrix,
-            submodules=submodules,
-            qkv_conversion_rule=qkv_conversion_rule,
-            attn_conversion_rule=attn_conversion_rule,
-            pattern_conversion_rule=pattern_conversion_rule,
-        )
+        rules = qkv_conversion_rule, attn_conversion_rule, pattern_conversion_rule
+        super().__init__(name, config, split_qkv_matrix, submodules, *rules)
         self._given_qkv_conversion = qkv_conversion_rule
         self._fused = FusedWeightSnapshot()
         self._processed = False
@@ -104,8 +99,8 @@ class CodeGenAttentionBridge(JointQKVAttentionBridge):  # type: ignore[misc]
         super().set_original_component(original_component)
         if hasattr(self, "o"):
             self.o.set_original_component(original_component.out_proj)
-        rotary_dim = self._rotary_dim()
-        width = cast(torch.Tensor, original_component.embed_positions).shape[-1]
+        rotary_dim = self.config.d_head if original_component.rotary_dim is None else original_component.rotary_dim
+        width = cast(Tensor, original_component.embed_positions).shape[-1]
         if width != rotary_dim:
             raise ValueError(f"embed_positions has {width} columns, but rotary_dim is {rotary_dim}.")
         self._remember_fused()
@@ -119,7 +114,7 @@ class CodeGenAttentionBridge(JointQKVAttentionBridge):  # type: ignore[misc]
         """Take the present fused weight as the one that Q, K and V belong to."""
         self._fused = FusedWeightSnapshot.of(self.original_component)
 
-    def _before_load(self, state_dict: dict[str, torch.Tensor], prefix: str) -> None:
+    def _before_load(self, state_dict: dict[str, Tensor], prefix: str) -> None:
         if not self._fused.is_outdated_by(self, state_dict, prefix):
             self._fused = FusedWeightSnapshot()
 
@@ -157,7 +152,7 @@ class CodeGenAttentionBridge(JointQKVAttentionBridge):  # type: ignore[misc]
                 projection.original_component.weight.copy_(linear.weight)
         self._fused = now
 
-    def set_processed_weights(self, weights: dict[str, torch.Tensor], verbose: bool = False) -> None:
+    def set_processed_weights(self, weights: dict[str, Tensor], verbose: bool = False) -> None:
         """Take weights that TransformerLens has processed, layer norms folded in. `refresh` would undo that."""
         super().set_processed_weights(weights, verbose=verbose)
         self._processed = True
@@ -187,30 +182,27 @@ class CodeGenAttentionBridge(JointQKVAttentionBridge):  # type: ignore[misc]
             `attention_mask` `[batch, 1, seq, seq]`, 0 where a query may attend and the dtype's lowest finite value
             elsewhere.
         """
-        device = device or torch.device("cpu")
-        dtype = dtype or torch.float32
+        device, dtype = device or torch.device("cpu"), dtype or torch.float32
         d_model = int(getattr(self.config, "d_model", 0) or self.config.n_heads * self.config.d_head)
-        mask = additive_mask(
-            None, batch=batch_size, heads=1, queries=seq_len, keys=seq_len, cached=0, dtype=dtype, device=device
-        )
+        hidden_states = torch.randn(batch_size, seq_len, d_model, device=device, dtype=dtype)
         return {
-            "hidden_states": torch.randn(batch_size, seq_len, d_model, device=device, dtype=dtype),
+            "hidden_states": hidden_states,
             "position_ids": torch.arange(seq_len, device=device).expand(batch_size, -1),
-            "attention_mask": mask.expand(batch_size, -1, -1, -1),
+            "attention_mask": additive_mask(None, hidden_states, heads=1, keys=seq_len).expand(batch_size, -1, -1, -1),
         }
 
     def forward(
         self,
-        hidden_states: torch.Tensor,
+        hidden_states: Tensor,
         layer_past: Any = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
         use_cache: bool | None = False,
         output_attentions: bool | None = False,
         *,
         past_key_values: Any = None,
-        cache_position: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        cache_position: Tensor | None = None,
+    ) -> TwoTensors:
         """Compute attention. The arguments have the order of Hugging Face's.
 
         Args:
@@ -229,19 +221,11 @@ class CodeGenAttentionBridge(JointQKVAttentionBridge):  # type: ignore[misc]
         """
         self._fused.warn_if_changed()
         cache = layer_past if layer_past is not None else past_key_values
-        batch, queries = hidden_states.shape[:2]
-        check_positions(position_ids, batch=batch, queries=queries, table=self._table())
-        cached = int(cache.get_seq_length(self._layer_idx)) if cache is not None else 0
-        mask = additive_mask(
-            attention_mask,
-            batch=batch,
-            heads=self.config.n_heads,
-            queries=queries,
-            keys=cache.get_mask_sizes(queries, self._layer_idx)[0] if cache is not None else queries,
-            cached=cached,
-            dtype=hidden_states.dtype,
-            device=hidden_states.device,
-        )
+        check_positions(position_ids, hidden_states, self._table())
+        cached, keys = 0, hidden_states.shape[1]
+        if cache is not None:
+            cached, (keys, _) = int(cache.get_seq_length(self._layer_idx)), cache.get_mask_sizes(keys, self._layer_idx)
+        mask = additive_mask(attention_mask, hidden_states, heads=self.config.n_heads, keys=keys, cached=cached)
         output = self._reconstruct_attention(
             *self._project(call_hook_point(self, "hook_in", hidden_states)),
             layer_past=cache,
@@ -249,12 +233,9 @@ class CodeGenAttentionBridge(JointQKVAttentionBridge):  # type: ignore[misc]
             position_ids=position_ids,
             cache_dtype=hidden_states.dtype,
         )
-        returned: tuple[torch.Tensor, torch.Tensor] = self._process_output(output)
-        return returned
+        return self._process_output(output)
 
-    def _reconstruct_attention(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _reconstruct_attention(self, q: Tensor, k: Tensor, v: Tensor, **kwargs: Any) -> TwoTensors:
         """Return the output and the pattern from q, k and v, `[batch, seq, heads, head_dim]`.
 
         Keywords: `position_ids`, `attention_mask` (additive), `layer_past` (the cache or None), and `cache_dtype`, in
@@ -272,24 +253,18 @@ class CodeGenAttentionBridge(JointQKVAttentionBridge):  # type: ignore[misc]
         pattern = call_hook_point(self, "hook_pattern", pattern)
         return self._output(self._mix(pattern, value)), pattern
 
-    def _process_output(self, output: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _process_output(self, output: tuple[Tensor, Tensor]) -> TwoTensors:
         attended = call_hook_point(self, "hook_hidden_states", output[0])
         return call_hook_point(self, "hook_out", attended), output[1]
 
-    def _rotary_dim(self) -> int:
-        """Return how many dimensions of a head are rotated: all of them if the module's `rotary_dim` is None."""
-        rotary_dim = self.original_component.rotary_dim
-        return cast(int, self.config.d_head if rotary_dim is None else rotary_dim)
-
-    def _table(self) -> torch.Tensor:
+    def _table(self) -> Tensor:
         """Return sines and cosines of all positions, `[positions, rotary_dim]`."""
-        return cast(torch.Tensor, self.original_component.embed_positions)
+        return cast(Tensor, self.original_component.embed_positions)
 
-    def _project(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _project(self, hidden_states: Tensor) -> ThreeTensors:
         """Return q, k and v, each `[batch, seq, heads, head_dim]`."""
         if self._is_split_qkv_fork_active():
-            forked: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = self._split_forward_qkv(hidden_states)
-            return forked
+            return cast(ThreeTensors, self._split_forward_qkv(hidden_states))
         fused = self._modules.get("qkv")
         if fused is not None and (has_hooks(fused._modules["hook_in"]) or has_hooks(fused._modules["hook_out"])):
             projected = self._project_fused(fused, hidden_states)
@@ -303,7 +278,7 @@ class CodeGenAttentionBridge(JointQKVAttentionBridge):  # type: ignore[misc]
         query, key, value = (tensor.view(by_head) for tensor in projected)
         return query, key, value.contiguous()
 
-    def _project_fused(self, fused: Any, hidden_states: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def _project_fused(self, fused: Any, hidden_states: Tensor) -> tuple[Tensor, ...]:
         """Return q, k and v, `[batch, seq, d_model]`, after the hooks of `qkv` have seen them as one fused tensor.
 
         A projection that does more than call its hook points and its Linear is called whole, so its `hook_out` fires
@@ -324,21 +299,18 @@ class CodeGenAttentionBridge(JointQKVAttentionBridge):  # type: ignore[misc]
             for bridge, is_plain, part in zip(bridges, plain, parts, strict=True)
         )
 
-    def _rotate(
-        self, query: torch.Tensor, key: torch.Tensor, position_ids: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _rotate(self, query: Tensor, key: Tensor, position_ids: Tensor) -> TwoTensors:
         """Return rotated q and k, `[batch, seq, heads, head_dim]`."""
         table = self._table()
         if table.device != position_ids.device:  # moved once and kept, as in Hugging Face
             table = self.original_component.embed_positions = table.to(position_ids.device)
         return rotate_both(query, key, *sin_cos(table, position_ids))
 
-    def _extend_cache(self, cache: Any, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _extend_cache(self, cache: Any, key: Tensor, value: Tensor) -> TwoTensors:
         """Return keys and values of all positions so far, `[batch, heads, keys, head_dim]`, in the model's dtype."""
-        extended: tuple[torch.Tensor, torch.Tensor] = self._update_kv_cache(key, value, layer_past=cache)
-        return extended
+        return cast(TwoTensors, self._update_kv_cache(key, value, layer_past=cache))
 
-    def _scores(self, query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def _scores(self, query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
         """Return (q·kᵀ + mask) / √head_dim, in float32 whatever the model's dtype, or in the mask's dtype if wider."""
         query, key = query.to(torch.float32), key.to(torch.float32).transpose(-1, -2)
         out = None
@@ -349,39 +321,37 @@ class CodeGenAttentionBridge(JointQKVAttentionBridge):  # type: ignore[misc]
         scores = scores.add_(mask) if promoted == scores.dtype else scores + mask
         return scores.div_(cast(float, self.original_component.scale_attn))
 
-    def _hooked_scores(self, query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def _hooked_scores(self, query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
         """Return what `hook_attn_scores` makes of the scores."""
         scores, point = self._scores(query, key, mask), self._modules["hook_attn_scores"]
         if not has_hooks(point):
             return scores
-        returned: torch.Tensor = point(scores)
+        returned: Tensor = point(scores)
         # Hooks that removed themselves may have kept the scores, which must not be overwritten later.
         return returned if has_hooks(point) else returned.clone()
 
-    def _pattern_of(self, scores: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    def _pattern_of(self, scores: Tensor, dtype: torch.dtype) -> Tensor:
         """Return the softmax over the keys, cast to the values' dtype, after the module's dropout."""
         pattern = self._scrub_compatibility_pattern_nans(to_dtype(self._masked_softmax(scores), dtype))
-        dropped: torch.Tensor = self._apply_attn_dropout(pattern)
-        return dropped
+        return cast(Tensor, self._apply_attn_dropout(pattern))
 
-    def _masked_softmax(self, attn_scores: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+    def _masked_softmax(self, attn_scores: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """Overwrite scores that no hook has seen and autograd does not need.
 
         At 2048 tokens that saves a quarter of the time, which is spent on new memory.
         """
         if self.compatibility_mode or dtype is not None or not allows_out(attn_scores):
-            softmax: torch.Tensor = super()._masked_softmax(attn_scores, dtype)
-            return softmax
-        out: torch.Tensor | None = attn_scores
+            return cast(Tensor, super()._masked_softmax(attn_scores, dtype))
+        out: Tensor | None = attn_scores
         if has_hooks(self.hook_attn_scores):
             out = result_buffer(*attn_scores.shape, dtype=attn_scores.dtype, inputs=(attn_scores,))
         return torch.softmax(attn_scores, -1, out=out)
 
-    def _mix(self, pattern: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    def _mix(self, pattern: Tensor, value: Tensor) -> Tensor:
         """Return z, the values weighted by the pattern, heads concatenated: `[batch, seq, d_model]`."""
         return torch.matmul(pattern, value).transpose(1, 2).flatten(-2)
 
-    def _output(self, z: torch.Tensor) -> torch.Tensor:
+    def _output(self, z: Tensor) -> Tensor:
         """Apply the output projection (per head under `use_attn_result`) and the residual dropout."""
         if getattr(self.config, "use_attn_result", False):
             per_head = self.o.hook_in(z).unflatten(-1, (self.config.n_heads, -1))
@@ -389,4 +359,4 @@ class CodeGenAttentionBridge(JointQKVAttentionBridge):  # type: ignore[misc]
         else:
             projected = call_linear(self._modules["o"], z)
         dropout = getattr(self.original_component, "resid_dropout", None)
-        return cast(torch.Tensor, projected if dropout is None else dropout(projected))
+        return cast(Tensor, projected if dropout is None else dropout(projected))

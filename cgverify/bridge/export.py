@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import CodeGenForCausalLM
 
@@ -18,13 +19,13 @@ _IN_BLOCK = {"ln1": "ln_1", "attn.o": "attn.out_proj", "mlp.in": "mlp.fc_in", "m
 _JOINED = {"attn.q.weight", "attn.k.weight", "attn.v.weight"}
 
 
-def hugging_face_weights(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def hugging_face_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return a bridge's `state_dict()` with the names and shapes of a `CodeGenForCausalLM`, with fused QKV weights.
 
     Raises:
         ValueError: CodeGen has no such weight, as after TransformerLens's compatibility mode.
     """
-    exported: dict[str, torch.Tensor] = {}
+    exported: dict[str, Tensor] = {}
     for name, tensor in weights.items():
         component, _, leaf = name.rpartition(".")
         if component in _ENDS:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.modules.module import _has_any_global_hook
 from transformer_lens.model_bridge.generalized_components import LinearBridge
@@ -30,10 +30,10 @@ def has_own_forward(module: nn.Module) -> bool:
     return "forward" in module.__dict__ or "_hf_hook" in module.__dict__
 
 
-def call_hook_point(owner: nn.Module, name: str, tensor: torch.Tensor) -> torch.Tensor:
+def call_hook_point(owner: nn.Module, name: str, tensor: Tensor) -> Tensor:
     """Return what a hook point makes of a tensor. A point without hooks is not called, which saves time."""
     point = owner._modules[name]
-    returned: torch.Tensor = point(tensor) if has_hooks(point) else tensor  # type: ignore[misc, arg-type]
+    returned: Tensor = point(tensor) if has_hooks(point) else tensor  # type: ignore[misc, arg-type]
     return returned
 
 
@@ -42,10 +42,10 @@ def is_plain_linear(bridge: Any) -> bool:
     return type(bridge) is LinearBridge and not has_hooks(bridge) and not has_own_forward(bridge)
 
 
-def call_linear(bridge: Any, tensor: torch.Tensor) -> torch.Tensor:
+def call_linear(bridge: Any, tensor: Tensor) -> Tensor:
     """Return what a Linear's bridge makes of a tensor, its hooks included."""
     if not is_plain_linear(bridge):
-        returned: torch.Tensor = bridge(tensor)
+        returned: Tensor = bridge(tensor)
         return returned
     product = bridge._modules["_original_component"](call_hook_point(bridge, "hook_in", tensor))
     return call_hook_point(bridge, "hook_out", product)
@@ -58,15 +58,15 @@ def is_transformed() -> bool:
     )
 
 
-def allows_in_place(*tensors: torch.Tensor) -> bool:
+def allows_in_place(*tensors: Tensor) -> bool:
     """Return whether tensors may be written to: plain tensors without gradients, transforms or a compiler."""
     for tensor in tensors:
-        if type(tensor) is not torch.Tensor or tensor.requires_grad:
+        if type(tensor) is not Tensor or tensor.requires_grad:
             return False
     return not is_transformed()
 
 
-def allows_out(*tensors: torch.Tensor) -> bool:
+def allows_out(*tensors: Tensor) -> bool:
     """Return whether an operation on tensors may be given an `out=`.
 
     Autocast does not cast the inputs of such an operation, and a trace would write to that memory in every later call.

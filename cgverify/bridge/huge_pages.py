@@ -20,6 +20,7 @@ from contextlib import suppress
 from threading import Lock
 
 import torch
+from torch import Tensor
 
 from cgverify.bridge.fast_path import allows_out
 
@@ -35,7 +36,7 @@ _idle_references = 0
 _lock = Lock()
 
 
-def result_buffer(*shape: int, dtype: torch.dtype, inputs: Sequence[torch.Tensor]) -> torch.Tensor | None:
+def result_buffer(*shape: int, dtype: torch.dtype, inputs: Sequence[Tensor]) -> Tensor | None:
     """Return an uninitialised contiguous tensor to pass as `out=`, or None if torch should allocate the result itself.
 
     Args:
@@ -50,7 +51,7 @@ def result_buffer(*shape: int, dtype: torch.dtype, inputs: Sequence[torch.Tensor
         return torch.frombuffer(_reusable(size), dtype=dtype).view(shape)
 
 
-def weight_buffer(*shape: int, like: torch.Tensor) -> torch.Tensor | None:
+def weight_buffer(*shape: int, like: Tensor) -> Tensor | None:
     """Return uninitialised memory for a weight in `like`'s dtype, never used again; None if small or not on the CPU."""
     size = math.prod(shape) * like.element_size()
     if size < HUGE_PAGE or like.device.type != "cpu" or not hasattr(mmap, "MADV_HUGEPAGE"):
@@ -58,7 +59,7 @@ def weight_buffer(*shape: int, like: torch.Tensor) -> torch.Tensor | None:
     return torch.frombuffer(_map(size), dtype=like.dtype).view(shape)
 
 
-def to_dtype(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def to_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """Return `tensor.to(dtype)`."""
     out = None if tensor.dtype == dtype else result_buffer(*tensor.shape, dtype=dtype, inputs=(tensor,))
     return tensor.to(dtype) if out is None else out.copy_(tensor)
@@ -67,9 +68,9 @@ def to_dtype(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 def _reusable(size: int) -> mmap.mmap:
     """Return the last buffer if it has this size and is idle, else a new one."""
     global _last, _idle_references
-    if _last is None or len(_last) != size or _references() > _idle_references:
+    if _last is None or len(_last) != size or sys.getrefcount(_last) > _idle_references:
         _last = _map(size)
-        _idle_references = _references()
+        _idle_references = sys.getrefcount(_last)
     return _last
 
 
@@ -78,7 +79,3 @@ def _map(size: int) -> mmap.mmap:
     with suppress(OSError):  # a kernel built without huge pages: small pages work as well, but slower
         memory.madvise(mmap.MADV_HUGEPAGE)
     return memory
-
-
-def _references() -> int:
-    return sys.getrefcount(_last)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 from transformer_lens.model_bridge.generalized_components import LinearBridge
 
@@ -20,7 +20,7 @@ from cgverify.bridge.fast_path import has_hooks, has_own_forward, is_transformed
 from cgverify.bridge.huge_pages import weight_buffer
 
 _HALF = (torch.bfloat16, torch.float16)
-_DENSE = (nn.Parameter, torch.Tensor)
+_DENSE = (nn.Parameter, Tensor)
 
 
 @torch.no_grad()
@@ -37,7 +37,7 @@ def make_adjacent(linears: Sequence[nn.Module]) -> None:
             weight.data = part
 
 
-def project_jointly(bridges: Sequence[Any], hidden_states: torch.Tensor) -> tuple[torch.Tensor, ...] | None:
+def project_jointly(bridges: Sequence[Any], hidden_states: Tensor) -> tuple[Tensor, ...] | None:
     """Return what each bridge of a Linear makes of `[batch, seq, width]`, as views of the result of one product.
 
     None if that would have other bits or effects, or would not be faster: several tokens in float32; float64, in which
@@ -60,7 +60,7 @@ def project_jointly(bridges: Sequence[Any], hidden_states: torch.Tensor) -> tupl
     return functional.linear(hidden_states, weight).chunk(len(linears), dim=-1)
 
 
-def _joint_weight(linears: Sequence[nn.Module]) -> torch.Tensor | None:
+def _joint_weight(linears: Sequence[nn.Module]) -> Tensor | None:
     """Return the weights as one, `[len(linears) * out, in]`, if they are adjacent and none needs a gradient."""
     first = linears[0]._parameters.get("weight")
     if first is None or type(first) not in _DENSE or first.device.type == "meta":

@@ -48,8 +48,11 @@ def boot(
     if isinstance(source, nn.Module):
         model = source
     else:
-        model = _load(str(source), dtype, device)
-        tokenizer = tokenizer or _tokenizer_of(str(source))
+        model_type = AutoConfig.from_pretrained(source).model_type
+        if model_type != "codegen":
+            raise ValueError(f"{source} is a {model_type} checkpoint, not a CodeGen one.")
+        model = CodeGenForCausalLM.from_pretrained(source, dtype=dtype).to(torch.device(device)).eval()
+        tokenizer = tokenizer or _tokenizer_of(source)
     return bridge_from(model, CodeGenAdapter if keep_fused else LeanCodeGenAdapter, tokenizer=tokenizer)
 
 
@@ -68,15 +71,7 @@ def bridge_from(
     return TransformerBridge(model, adapter, tokenizer, driver=TransformersDriver(model, adapter, tokenizer))
 
 
-def _load(source: str, dtype: torch.dtype, device: torch.device | str) -> CodeGenForCausalLM:
-    model_type = AutoConfig.from_pretrained(source).model_type
-    if model_type != "codegen":
-        raise ValueError(f"{source} is a {model_type} checkpoint, not a CodeGen one.")
-    model = CodeGenForCausalLM.from_pretrained(source, dtype=dtype)
-    return cast(CodeGenForCausalLM, model.to(torch.device(device)).eval())
-
-
-def _tokenizer_of(source: str) -> PreTrainedTokenizerBase | None:
+def _tokenizer_of(source: str | Path) -> PreTrainedTokenizerBase | None:
     try:
         return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(source))
     except (OSError, ValueError, KeyError):  # what transformers raises if there is none

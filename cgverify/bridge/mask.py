@@ -11,55 +11,43 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 
-def additive_mask(
-    mask: torch.Tensor | None,
-    *,
-    batch: int,
-    heads: int,
-    queries: int,
-    keys: int,
-    cached: int,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> torch.Tensor:
+def additive_mask(mask: Tensor | None, hidden_states: Tensor, *, heads: int, keys: int, cached: int = 0) -> Tensor:
     """Return the mask to add to the scores, broadcastable to `[batch, heads, queries, keys]`.
 
-    Hidden positions get `dtype`'s lowest finite value, as in transformers' eager masks.
+    Hidden positions get the lowest finite value of the hidden states' dtype, as in transformers' eager masks.
 
     Args:
         mask: one of the forms above.
-        queries: the number of queries. The first query is at the key with index `cached`.
+        hidden_states: `[batch, queries, d_model]`.
         keys: the number of keys. In a cache of fixed size, some of them are still hidden from every query.
-        dtype: the dtype of the hidden states.
+        cached: the index of the first query's own key.
 
     Raises:
         ValueError: the mask has another rank or shape. Nothing was computed.
     """
-    if mask is None:
-        return _lowest_where_hidden(_causal(queries, keys, cached, device), dtype)
-    if mask.ndim == 2:
+    batch, queries = hidden_states.shape[:2]
+    if mask is None or mask.ndim == 2:
+        visible = torch.ones(1, 1, queries, keys, dtype=torch.bool, device=hidden_states.device).tril(cached)
+        if mask is None:
+            return _lowest_where_hidden(visible, hidden_states)
         if mask.shape != (batch, keys):
             raise ValueError(
                 f"a 2D attention_mask must be [batch, keys] = [{batch}, {keys}], cached keys included, "
                 f"not {list(mask.shape)}."
             )
-        return _lowest_where_hidden(_causal(queries, keys, cached, device) & mask.bool()[:, None, None, :], dtype)
+        return _lowest_where_hidden(visible & mask.bool()[:, None, None, :], hidden_states)
     shape = mask.shape
     if len(shape) != 4 or shape[0] not in (1, batch) or shape[1] not in (1, heads) or shape[2:] != (queries, keys):
         raise ValueError(
             f"attention_mask must be [batch, keys] or [batch or 1, heads or 1, queries, keys] with batch {batch}, "
             f"heads {heads}, queries {queries} and keys {keys}, not {list(shape)}."
         )
-    return _lowest_where_hidden(mask, dtype) if mask.dtype == torch.bool else mask
+    return _lowest_where_hidden(mask, hidden_states) if mask.dtype == torch.bool else mask
 
 
-def _causal(queries: int, keys: int, cached: int, device: torch.device) -> torch.Tensor:
-    """Return True where a query may attend to a key, `[1, 1, queries, keys]`."""
-    return torch.ones(1, 1, queries, keys, dtype=torch.bool, device=device).tril(cached)
-
-
-def _lowest_where_hidden(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    additive = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
-    return additive.masked_fill(~visible, torch.finfo(dtype).min)
+def _lowest_where_hidden(visible: Tensor, like: Tensor) -> Tensor:
+    additive = torch.zeros(visible.shape, dtype=like.dtype, device=like.device)
+    return additive.masked_fill(~visible, torch.finfo(like.dtype).min)

@@ -15,13 +15,13 @@ from __future__ import annotations
 from typing import cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 PARTITIONS = 4
 """`mp_num`: the number of tensor-parallel partitions in every CodeGen checkpoint."""
 
 
-def split_weight(fused: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def split_weight(fused: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Copy the Q, K and V weights, each contiguous and `[d_model, d_model]`, out of a fused `[3 * d_model, d_model]`.
 
     Row `h * d_head + i` of each is dimension i of head h. Raises ValueError for any other shape.
@@ -37,7 +37,7 @@ def split_weight(fused: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch
     return query, key, value
 
 
-def join_weight(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+def join_weight(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Return the fused weight `[3 * d_model, d_model]` of three weights `[d_model, d_model]`: `split_weight`'s inverse.
 
     Only rows are moved, so this also joins three gradients into the gradient of the fused weight.
@@ -45,13 +45,13 @@ def join_weight(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> 
     return join_features(query.mT, key.mT, value.mT).mT.contiguous()
 
 
-def join_features(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+def join_features(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Return what the fused projection returns, `[…, 3 * d_model]`, from three projections `[…, d_model]`."""
     blocks = [projection.unflatten(-1, (PARTITIONS, -1)) for projection in (query, value, key)]
     return torch.stack(blocks, dim=-2).flatten(-3)
 
 
-def split_features(fused: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def split_features(fused: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the contiguous projections q, k and v, `[…, d_model]`, of a fused one: `join_features`'s inverse."""
     query, value, key = fused.unflatten(-1, (PARTITIONS, 3, -1)).unbind(-2)
     return query.flatten(-2), key.flatten(-2), value.flatten(-2)
@@ -70,12 +70,9 @@ def split_qkv_matrix(attention: nn.Module) -> tuple[nn.Linear, nn.Linear, nn.Lin
             f"must be a multiple of {PARTITIONS}, not {n_heads}."
         )
     fused = cast(nn.Linear, attention.qkv_proj).weight
-    query, key, value = (_linear(weight, fused.requires_grad) for weight in split_weight(fused.detach()))
-    return query, key, value
-
-
-def _linear(weight: torch.Tensor, requires_grad: bool) -> nn.Linear:
+    d_model = fused.shape[1]
     # Created on the meta device, so that no initial weight is allocated and filled only to be replaced.
-    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta", dtype=weight.dtype)
-    linear.weight = nn.Parameter(weight, requires_grad=requires_grad)
-    return linear
+    q, k, v = (nn.Linear(d_model, d_model, bias=False, device="meta", dtype=fused.dtype) for _ in range(3))
+    for linear, weight in zip((q, k, v), split_weight(fused.detach()), strict=True):
+        linear.weight = nn.Parameter(weight, requires_grad=fused.requires_grad)
+    return q, k, v

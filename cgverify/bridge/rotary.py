@@ -15,6 +15,7 @@ uses, so the results are equal to the last bit.
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from cgverify.bridge.fast_path import allows_in_place
 
@@ -22,8 +23,8 @@ _SMALL = 1 << 17
 """The size in bytes of a rotated q up to which joining q and k is cheaper than rotating them separately."""
 
 
-def check_positions(position_ids: torch.Tensor | None, *, batch: int, queries: int, table: torch.Tensor) -> None:
-    """Raise ValueError for positions that cannot be looked up in a table `[positions, rotary_dim]`.
+def check_positions(position_ids: Tensor | None, hidden_states: Tensor, table: Tensor) -> None:
+    """Raise ValueError for positions of `[batch, seq, d_model]` that are not in a table `[positions, rotary_dim]`.
 
     Values are checked on the CPU only. On another device that would wait for the device, and indexing raises by itself.
     """
@@ -31,9 +32,10 @@ def check_positions(position_ids: torch.Tensor | None, *, batch: int, queries: i
         raise ValueError(
             "CodeGenAttentionBridge needs position_ids, integers of shape [batch or 1, seq], for the rotary embedding."
         )
-    if position_ids.ndim != 2 or position_ids.shape[0] not in (1, batch) or position_ids.shape[1] != queries:
+    batch, seq, _ = hidden_states.shape
+    if position_ids.shape not in ((1, seq), (batch, seq)):
         raise ValueError(
-            f"position_ids must be [batch or 1, seq] = [{batch} or 1, {queries}], not {list(position_ids.shape)}."
+            f"position_ids must be [batch or 1, seq] = [{batch} or 1, {seq}], not {list(position_ids.shape)}."
         )
     if position_ids.device.type != "cpu" or position_ids.numel() == 0 or torch.compiler.is_compiling():
         return
@@ -45,7 +47,7 @@ def check_positions(position_ids: torch.Tensor | None, *, batch: int, queries: i
         )
 
 
-def sin_cos(table: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def sin_cos(table: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
     """Return sine and cosine of each position's angles, every value twice in a row: `[batch or 1, seq, 1, rotary_dim]`.
 
     Args:
@@ -57,12 +59,12 @@ def sin_cos(table: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tens
     return sin, cos
 
 
-def rotate_every_two(x: torch.Tensor) -> torch.Tensor:
+def rotate_every_two(x: Tensor) -> Tensor:
     """Return `[…, -b, a, -d, c]` for `[…, a, b, c, d]`."""
     return torch.stack((-x[..., 1::2], x[..., ::2]), dim=-1).flatten(-2)
 
 
-def rotate(x: torch.Tensor, sin: torch.Tensor, cos: torch.Tensor) -> torch.Tensor:
+def rotate(x: Tensor, sin: Tensor, cos: Tensor) -> Tensor:
     """Rotate the first `rotary_dim` dimensions of each head; the other dimensions stay as they are.
 
     Args:
@@ -79,11 +81,11 @@ def rotate(x: torch.Tensor, sin: torch.Tensor, cos: torch.Tensor) -> torch.Tenso
     return rotated if rotary_dim == x.shape[-1] else torch.cat((rotated, x[..., rotary_dim:]), dim=-1)
 
 
-def _promoted_copy(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def _promoted_copy(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.to(torch.promote_types(x.dtype, dtype), copy=True, memory_format=torch.contiguous_format)
 
 
-def _rotate_in_place(x: torch.Tensor, sin: torch.Tensor, cos: torch.Tensor) -> torch.Tensor:
+def _rotate_in_place(x: Tensor, sin: Tensor, cos: Tensor) -> Tensor:
     """Rotate x itself. Subtracting a product has the same bits as adding its negative, as the formula does."""
     rotary = x[..., : sin.shape[-1]]
     crossed = rotary * sin
@@ -93,9 +95,7 @@ def _rotate_in_place(x: torch.Tensor, sin: torch.Tensor, cos: torch.Tensor) -> t
     return x
 
 
-def rotate_both(
-    query: torch.Tensor, key: torch.Tensor, sin: torch.Tensor, cos: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+def rotate_both(query: Tensor, key: Tensor, sin: Tensor, cos: Tensor) -> tuple[Tensor, Tensor]:
     """Rotate q and k.
 
     For a few tokens, the time depends on the number of operations and not on their size, so q and k are rotated as one

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -20,7 +19,7 @@ class FusedWeightSnapshot:
     """
 
     owner: nn.Module | None = None
-    weight: torch.Tensor | None = None
+    weight: Tensor | None = None
     version: int = 0
 
     @classmethod
@@ -39,7 +38,7 @@ class FusedWeightSnapshot:
         now = self.owner._parameters["weight"]
         return now is not self.weight or _version(now) != self.version
 
-    def is_outdated_by(self, bridge: nn.Module, state_dict: Mapping[str, torch.Tensor], prefix: str) -> bool:
+    def is_outdated_by(self, bridge: nn.Module, state_dict: Mapping[str, Tensor], prefix: str) -> bool:
         """Return whether Q, K and V no longer belong to the fused weight after an attention bridge has loaded a state.
 
         They do not if the state lacks some of them, and the fused weight has changed or the state has another one.
@@ -72,10 +71,10 @@ class FusedWeightSnapshot:
         return FusedWeightSnapshot(self.owner)
 
 
-def _with_changes(owner: nn.Module | None, weight: torch.Tensor | None, changes: int) -> FusedWeightSnapshot:
+def _with_changes(owner: nn.Module | None, weight: Tensor | None, changes: int) -> FusedWeightSnapshot:
     return FusedWeightSnapshot(owner, weight, _version(weight) - changes)
 
 
-def _version(weight: torch.Tensor | None) -> int:
+def _version(weight: Tensor | None) -> int:
     """Return how many in-place changes torch has counted. Inference tensors have no counter."""
     return 0 if weight is None or weight.is_inference() else weight._version

@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 
 import pytest
 import torch
@@ -121,9 +120,7 @@ def test_fresh_process_that_fails_reports_its_error(
     source: Source, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (point,) = Selection(["memory"], ["attn"], [Shape(2, 8)]).points(512)
-    dim, threads = source.config.rotary_dim, torch.get_num_threads()
-    request = MemoryRequest(point.model_dump(), "codegen-nano", "auto", dim, "raising:Raising", threads)
-    monkeypatch.setattr("sys.argv", ["fresh", json.dumps(asdict(request))])
+    monkeypatch.setattr("sys.argv", ["peak_memory", memory_request(point, "raising:Raising").model_dump_json()])
     peak_memory.main()
     assert json.loads(capsys.readouterr().out) == {"message": "RuntimeError: not today"}
 
@@ -140,7 +137,11 @@ def test_message_of_a_failed_process_is_passed_on(script: str, message: str, mon
     run = subprocess.run
     monkeypatch.setattr(peak_memory.subprocess, "run", lambda _, **how: run([sys.executable, "-c", script], **how))
     with pytest.raises(PeakError, match=message):
-        peak_memory.in_fresh_process(MemoryRequest({}, "codegen-nano", "auto", 16, None, 1))
+        peak_memory.in_fresh_process(memory_request(at("memory"), None))
+
+
+def memory_request(point: Point, candidate: str | None) -> MemoryRequest:
+    return MemoryRequest(point=point, model="codegen-nano", weights="auto", candidate=candidate, threads=1)
 
 
 def at(scenario: str, **changes: object) -> Point:

@@ -7,15 +7,7 @@ import torch
 
 from cgverify.bridge.mask import additive_mask
 
-HERE = {
-    "batch": 2,
-    "heads": 4,
-    "queries": 3,
-    "keys": 5,
-    "cached": 2,
-    "dtype": torch.float32,
-    "device": torch.device("cpu"),
-}
+HERE = {"hidden_states": torch.zeros(2, 3, 8), "heads": 4, "keys": 5, "cached": 2}
 LOWEST = torch.finfo(torch.float32).min
 CAUSAL = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]).bool()
 
