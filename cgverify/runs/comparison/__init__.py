@@ -1,4 +1,4 @@
-"""Two runs, or two slices of one: what differs."""
+"""Compare two runs, or two slices of one run."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from cgverify.runs.baseline import StoredRun, load_stored_run
 from cgverify.runs.comparison.changes import Comparison, compare
 
 
-class Read(Protocol):
-    """A run that is read already: a `StoredRun`, or a `cgverify.Result`."""
+class LoadedRun(Protocol):
+    """A run in memory: a `StoredRun` or a `cgverify.Result`."""
 
     @property
     def run(self) -> Run: ...
@@ -22,18 +22,18 @@ class Read(Protocol):
     def results(self) -> Sequence[CellResult]: ...
 
 
-def compare_runs(baseline: str | os.PathLike[str] | Read, run: str | os.PathLike[str] | Read) -> Comparison:
-    """What differs between a baseline and a run.
+def compare_runs(baseline: str | os.PathLike[str] | LoadedRun, run: str | os.PathLike[str] | LoadedRun) -> Comparison:
+    """Compare a run with a baseline.
 
     Args:
-        baseline: a folder that `cgverify baseline accept` or any run has written, or a `cgverify.Result`.
-        run: likewise.
+        baseline: a run folder, a baseline's folder, or a `cgverify.Result`.
+        run: a run folder, a baseline's folder, or a `cgverify.Result`.
 
     Raises:
-        RunFolderError: a folder that holds no run, or a damaged one.
+        RunFolderError: a folder has no run, or a damaged one.
     """
-    return compare(_stored(baseline), _stored(run))
-
-
-def _stored(given: str | os.PathLike[str] | Read) -> StoredRun:
-    return load_stored_run(Path(given)) if isinstance(given, str | os.PathLike) else StoredRun(given.run, given.results)
+    before, after = (
+        load_stored_run(Path(given)) if isinstance(given, str | os.PathLike) else StoredRun(given.run, given.results)
+        for given in (baseline, run)
+    )
+    return compare(before, after)

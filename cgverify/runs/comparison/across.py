@@ -1,12 +1,12 @@
-"""Two slices of one run or two that differ in one axis: float32 and bfloat16, cpu and cuda, one bridge and another.
+"""Compare two sides that differ in one axis: float32 and bfloat16, cpu and cuda, two bridges, or two runs.
 
-Cells that are equal in everything else were given the same probes, so their errors against the oracle can be divided.
+Cells that are equal in all other axes had the same inputs, so their errors against the oracle can be divided.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -16,15 +16,15 @@ from cgverify.runs.baseline import StoredRun
 from cgverify.runs.comparison.pairs import pair_cells, pair_findings
 
 AXES = ("device", "dtype", "rotary_dim", "candidate")
-SETTING = ("candidate", "dtype", "device", "rotary_dim")
+SETTING = ("model", "candidate", "dtype", "device", "rotary_dim")
 
 
 @dataclass(frozen=True)
 class TapPair:
-    """One tap on both sides. One is None where that side has no such finding."""
+    """One tap on both sides. One is None if that side has no such finding."""
 
     cell: Cell
-    """Of the second side."""
+    """The cell of the second side."""
     first: Finding | None
     second: Finding | None
 
@@ -35,12 +35,17 @@ class TapPair:
         return found
 
     @property
+    def errors(self) -> tuple[float | None, float | None]:
+        """The greatest error against the oracle on each side; None if it is unknown."""
+        return _error(self.first), _error(self.second)
+
+    @property
     def ratio(self) -> float | None:
-        """The second side's error against the oracle over the first's; None where one is unknown or both are exact."""
-        ours, theirs = _error(self.first), _error(self.second)
-        if ours is None or theirs is None or (ours == theirs == 0):
+        """The second error divided by the first; None if one is unknown or both are 0."""
+        first, second = self.errors
+        if first is None or second is None or first == second == 0:
             return None
-        return theirs / ours if ours else math.inf
+        return second / first if first else math.inf
 
     @property
     def verdict_differs(self) -> bool:
@@ -48,12 +53,13 @@ class TapPair:
 
     @property
     def error_differs(self) -> bool:
-        return _error(self.first) != _error(self.second)
+        first, second = self.errors
+        return first != second
 
 
 @dataclass(frozen=True)
 class FirstDifference:
-    """Of one kind of component and case: where, in the order of the computation, the sides first differ."""
+    """The earliest taps, in the order of the computation, at which the sides differ, for one kind and case."""
 
     kind: str
     case: str
@@ -70,16 +76,16 @@ class Across:
     second: str
     pairs: list[TapPair]
     cells: int
+    """The number of cells that both sides have."""
     only_first: int
-    """Cells without a partner on the other side."""
+    """The number of cells that only the first side has."""
     only_second: int
 
     def by_setting(self) -> dict[str, list[TapPair]]:
-        """The pairs of each setting that both sides share: with the axis dtype, of each candidate, device and so on."""
-        shared = [name for name in ("model", *SETTING) if name != self.axis]
+        """Return the pairs by the values of all axes of `SETTING` but the compared one."""
         found: dict[str, list[TapPair]] = {}
         for pair in self.pairs:
-            values = {name: str(getattr(pair.cell, name)) for name in shared}
+            values = {name: str(getattr(pair.cell, name)) for name in SETTING if name != self.axis}
             if "rotary_dim" in values:
                 values["rotary_dim"] = f"rotary_dim {values['rotary_dim']}"
             found.setdefault(" · ".join(values.values()), []).append(pair)
@@ -87,18 +93,24 @@ class Across:
 
 
 def first_differences(pairs: Sequence[TapPair]) -> list[FirstDifference]:
-    """Per kind of component and case, over layers and seeds, in the order of the computation."""
+    """Return the first differences of each kind and case, over all layers and seeds."""
     found: dict[tuple[str, str], list[tuple[int, TapPair]]] = {}
-    for _, own in groupby(pairs, key=lambda pair: pair.cell.id):
-        for place, pair in enumerate(own):
+    for _, of_cell in groupby(pairs, key=lambda pair: pair.cell.id):
+        for place, pair in enumerate(of_cell):
             found.setdefault((pair.cell.kind, pair.cell.case), []).append((place, pair))
+
+    def earliest(placed: Sequence[tuple[int, TapPair]], differs: Callable[[TapPair], bool]) -> TapPair | None:
+        different = [(place, pair) for place, pair in placed if differs(pair)]
+        return min(different, key=lambda one: one[0])[1] if different else None
+
     return [
         FirstDifference(
-            *key,
-            of_error=_earliest(placed, lambda pair: pair.error_differs),
-            of_verdict=_earliest(placed, lambda pair: pair.verdict_differs),
+            kind,
+            case,
+            of_error=earliest(placed, lambda pair: pair.error_differs),
+            of_verdict=earliest(placed, lambda pair: pair.verdict_differs),
         )
-        for key, placed in found.items()
+        for (kind, case), placed in found.items()
     ]
 
 
@@ -106,38 +118,27 @@ def across(axis: str, values: tuple[str, str], sides: tuple[StoredRun, StoredRun
     """Pair the cells of one value of an axis with those of another.
 
     Args:
-        values: of the axis, on the first and on the second side. They may be the same if the runs are not.
-        sides: the run of each side; twice the same for two slices of one run.
+        values: the values on the first and on the second side. They may be equal if the runs are not the same.
+        sides: the run of each side; twice the same run for two of its slices.
 
     Raises:
-        UsageError: an axis or a value that is not there, or a run beside itself.
+        UsageError: the axis or a value is unknown, or a slice is compared with itself.
     """
     if axis not in AXES:
         raise UnknownNameError("axis", axis, (*AXES, "run"))
     if values[0] == values[1] and sides[0] is sides[1]:
-        raise UsageError(f"--across {axis} {values[0]} {values[1]} puts a slice beside itself: name two values.")
-    ours, theirs = (_slice(axis, value, side) for value, side in zip(values, sides, strict=True))
-    return _paired(axis, values, ours, theirs)
+        raise UsageError(f"--across {axis} {values[0]} {values[1]} compares a slice with itself: name two values.")
+    first, second = (_slice(axis, value, side) for value, side in zip(values, sides, strict=True))
+    return _paired(axis, values, first, second)
 
 
 def across_runs(names: tuple[str, str], sides: tuple[StoredRun, StoredRun]) -> Across:
-    """Pair the equal cells of two runs: made with another number of threads, on another machine, or another day."""
+    """Pair the equal cells of two runs, for example with another number of threads or on another machine."""
     return _paired("run", names, sides[0].results, sides[1].results)
 
 
-def _paired(axis: str, names: tuple[str, str], ours: Sequence[CellResult], theirs: Sequence[CellResult]) -> Across:
-    pairing = pair_cells(ours, theirs, apart_from=() if axis == "run" else (axis,))
-    pairs = [
-        TapPair(after.cell, old, new) for before, after in pairing.pairs for old, new in pair_findings(before, after)
-    ]
-    return Across(
-        axis,
-        *names,
-        pairs,
-        len(pairing.pairs),
-        only_first=len(pairing.only_before),
-        only_second=len(pairing.only_after),
-    )
+def _error(finding: Finding | None) -> float | None:
+    return None if finding is None else finding.candidate_error
 
 
 def _slice(axis: str, value: str, side: StoredRun) -> list[CellResult]:
@@ -147,11 +148,13 @@ def _slice(axis: str, value: str, side: StoredRun) -> list[CellResult]:
     return [result for result in side.results if str(getattr(result.cell, axis)) == value]
 
 
-def _error(finding: Finding | None) -> float | None:
-    return None if finding is None else finding.candidate_error
-
-
-def _earliest(placed: Sequence[tuple[int, TapPair]], differs: Callable[[TapPair], bool]) -> TapPair | None:
-    """Among all cells, the pair that differs after the fewest taps."""
-    found: Iterator[tuple[int, TapPair]] = ((place, pair) for place, pair in placed if differs(pair))
-    return min(found, key=lambda each: each[0], default=(0, None))[1]
+def _paired(axis: str, names: tuple[str, str], first: Sequence[CellResult], second: Sequence[CellResult]) -> Across:
+    pairing = pair_cells(first, second, ignored=() if axis == "run" else (axis,))
+    return Across(
+        axis,
+        *names,
+        pairs=[TapPair(after.cell, *taps) for before, after in pairing.pairs for taps in pair_findings(before, after)],
+        cells=len(pairing.pairs),
+        only_first=len(pairing.only_before),
+        only_second=len(pairing.only_after),
+    )

@@ -1,4 +1,4 @@
-"""Two sides of one axis: what is paired, what is divided, and where the sides first differ."""
+"""Two sides of one axis: which cells are paired, which errors are divided, and where the sides first differ."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def taps(q: float | None, z: float | None, verdict: Verdict = Verdict.BITWISE) -
     return (a_finding("hook_q", "project_q", candidate_error=q), a_finding(verdict=verdict, candidate_error=z))
 
 
-def test_cells_equal_in_everything_else_are_paired() -> None:
+def test_cells_equal_in_all_other_axes_are_paired() -> None:
     run = stored(
         a_result(*taps(1e-7, 2e-7), layer=0),
         a_result(*taps(1e-7, 2e-7), layer=1),
@@ -37,47 +37,47 @@ def test_cells_equal_in_everything_else_are_paired() -> None:
         (1, "hook_q"): 1.0,
         (1, "hook_z"): pytest.approx(2.0),
     }
-    (parted,) = first_differences(found.pairs)
-    assert parted.of_error is not None
-    assert parted.of_error.finding.stage == "mix"
-    assert parted.of_verdict is not None
-    assert (parted.of_verdict.cell.layer, parted.of_verdict.finding.stage) == (0, "mix")
+    (first,) = first_differences(found.pairs)
+    assert first.of_error is not None
+    assert first.of_error.finding.stage == "mix"
+    assert first.of_verdict is not None
+    assert (first.of_verdict.cell.layer, first.of_verdict.finding.stage) == (0, "mix")
 
 
-def test_rotary_dims_are_named_as_text() -> None:
+def test_rotary_dims_are_given_as_text() -> None:
     run = stored(a_result(), a_result(rotary_dim="none"))
     assert across("rotary_dim", ("8", "none"), (run, run)).cells == 1
 
 
-def test_the_ratio_where_one_side_is_exact_or_has_no_such_tap() -> None:
+def test_ratio_is_infinite_or_missing_where_it_must_be() -> None:
     first = stored(a_result(*taps(0.0, 0.0)))
     second = stored(a_result(*taps(1e-3, 0.0), a_finding("hook_out", "output")))
     ratios = {pair.finding.tap: pair.ratio for pair in across_runs(("a", "b"), (first, second)).pairs}
     assert ratios == {"hook_q": math.inf, "hook_z": None, "hook_out": None}
 
 
-def test_two_runs_that_agree_part_nowhere() -> None:
+def test_equal_runs_differ_nowhere() -> None:
     run = stored(a_result(), a_result(layer=1))
-    (parted,) = first_differences(across_runs(("a", "b"), (run, stored(*run.results))).pairs)
-    assert parted.of_error is None
-    assert parted.of_verdict is None
+    (first,) = first_differences(across_runs(("a", "b"), (run, stored(*run.results))).pairs)
+    assert first.of_error is None
+    assert first.of_verdict is None
 
 
-def test_one_value_of_two_runs_can_be_put_side_by_side() -> None:
+def test_one_value_is_compared_between_two_runs() -> None:
     before, after = stored(a_result(*taps(1.0, 1.0))), stored(a_result(*taps(2.0, 1.0)), a_result(candidate="d"))
     found = across("candidate", ("c", "c"), (before, after))
     assert [pair.ratio for pair in found.pairs] == [2.0, 1.0]
 
 
 @pytest.mark.parametrize(
-    ("axis", "values", "told"),
+    ("axis", "values", "message"),
     [
         ("dtyp", ("float32", "bfloat16"), "did you mean 'dtype'"),
         ("dtype", ("float32", "bfloat61"), "Unknown dtype of the run 'bfloat61'"),
         ("dtype", ("float32", "float32"), "name two values"),
     ],
 )
-def test_what_cannot_be_put_side_by_side_is_told(axis: str, values: tuple[str, str], told: str) -> None:
+def test_sides_that_cannot_be_compared_are_refused(axis: str, values: tuple[str, str], message: str) -> None:
     run = stored(a_result(), a_result(dtype="float16"))
-    with pytest.raises(UsageError, match=told):
+    with pytest.raises(UsageError, match=message):
         across(axis, values, (run, run))

@@ -1,4 +1,4 @@
-"""A run beside its baseline: what counts as worse, as gone, as new, and what is compared with what."""
+"""A run and its baseline: what counts as worse, gone or new, and which cells and taps are compared."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def fails(comparison: Comparison, *names: str) -> list[str]:
     return regressions(comparison, criteria(names))
 
 
-def test_a_run_beside_itself_shows_nothing() -> None:
+def test_run_compared_with_itself_has_no_changes() -> None:
     results = [a_result(layer=layer) for layer in range(3)]
     same = compared(results, list(reversed(results)))
     assert (same.cells, same.taps) == (3, 3)
@@ -43,7 +43,7 @@ def test_verdicts_are_ordered(before: Verdict, after: Verdict) -> None:
     assert bool(fails(found, "diverged")) == (bool(found.worse) and after.fails)
 
 
-def test_a_candidate_that_raises_now_is_one_change_and_no_silent_hooks() -> None:
+def test_candidate_that_raises_now_is_one_change() -> None:
     before = a_result(a_finding("hook_q"), a_finding("hook_z"))
     after = a_result(a_finding("boot", "boot", Verdict.DIVERGED, r=None, message="it raised"))
     found = compared([before], [after])
@@ -52,14 +52,14 @@ def test_a_candidate_that_raises_now_is_one_change_and_no_silent_hooks() -> None
     assert fails(found, "diverged")
 
 
-def test_what_was_wrong_and_is_found_no_more_is_better() -> None:
+def test_failure_that_is_gone_is_better() -> None:
     conduct = a_finding("hook_z", "conduct", Verdict.DIVERGED, r=None)
     found = compared([a_result(a_finding(), conduct)], [a_result(a_finding())])
     assert [change.before for change in found.better] == [conduct]
     assert not found.stopped
 
 
-def test_hooks_that_stopped_firing_are_named_once_with_their_number_of_cells() -> None:
+def test_stopped_hooks_are_counted_by_cells() -> None:
     before = [a_result(a_finding("hook_q"), a_finding("hook_z"), layer=layer) for layer in range(3)]
     after = [
         a_result(a_finding("hook_q"), layer=0),
@@ -71,14 +71,14 @@ def test_hooks_that_stopped_firing_are_named_once_with_their_number_of_cells() -
     assert {hook.name: hook.cells for hook in compared(after, before).started} == stopped
 
 
-def test_a_forward_that_only_one_run_has_stops_and_starts_no_hook() -> None:
+def test_forward_of_only_one_run_changes_no_hook() -> None:
     before = [a_result(a_finding("hook_q", step="prefill"))]
     after = [a_result(a_finding("hook_q", step="prefill"), a_finding("hook_z", step="chunk"))]
     assert compared(before, after).started == compared(after, before).stopped == []
 
 
 @pytest.mark.parametrize("verdict", [Verdict.ERROR, Verdict.UNSUPPORTED])
-def test_a_cell_that_can_no_longer_be_compared_is_missing_and_not_worse(verdict: Verdict) -> None:
+def test_cell_no_longer_compared_is_missing_not_worse(verdict: Verdict) -> None:
     after = a_result(a_finding("", "", verdict, r=None, message="out of memory"))
     found = compared([a_result()], [after])
     assert found.lost[0].finding.message == "out of memory"
@@ -93,13 +93,13 @@ def test_a_cell_that_can_no_longer_be_compared_is_missing_and_not_worse(verdict:
     assert not fails(back, "worse", "missing-cells")
 
 
-def test_a_step_that_is_refused_now_is_missing_though_the_rest_is_compared() -> None:
+def test_cell_with_one_refused_step_is_missing() -> None:
     before = a_result(a_finding(step="prefill"), a_finding(step="token 1"))
     after = a_result(a_finding(step="prefill"), a_finding("", "", Verdict.UNSUPPORTED, step="token 1", r=None))
     assert len(compared([before], [after]).lost) == 1
 
 
-def test_cells_that_come_or_go_are_counted_under_what_is_new_about_them() -> None:
+def test_new_and_gone_cells_are_grouped_by_their_new_axis() -> None:
     old = [a_result(layer=layer, seed=seed) for layer in range(10) for seed in range(2)]
     new_case = [a_result(layer=layer, case="text") for layer in range(10)]
     new_candidate = [
@@ -117,25 +117,25 @@ def test_cells_that_come_or_go_are_counted_under_what_is_new_about_them() -> Non
     assert fails(gone, "missing-cells") == ["25 cells are no longer compared"]
 
 
-def test_a_combination_that_is_new_though_its_values_are_not() -> None:
+def test_new_combination_of_known_values_is_a_component() -> None:
     known = [a_result(kind="attn", case="text"), a_result(kind="mlp", case="default")]
     found = compared(known, [*known, a_result(kind="mlp", case="text")])
     assert [(group.axis, group.value) for group in found.appeared_groups] == [("component", "mlp, case text")]
 
 
-def test_r_is_measured_over_all_layers_and_seeds() -> None:
+def test_r_is_compared_over_all_layers_and_seeds() -> None:
     def cells(*figures: float) -> list[CellResult]:
         return [a_result(a_finding(r=r), layer=layer) for layer, r in enumerate(figures)]
 
     (growth,) = compared(cells(0.2, 0.1, 0.3), cells(0.2, 0.9, 0.3)).grown(2)
     assert (growth.before, growth.after, growth.cell.layer) == (0.3, 0.9, 1)
-    assert not compared(cells(0.1, 0.3), cells(0.3, 0.3)).growths, "one layer's r may wander below another's"
+    assert not compared(cells(0.1, 0.3), cells(0.3, 0.3)).growths, "the greatest r of all layers is unchanged"
     assert fails(compared(cells(0.2), cells(0.4)), "r:2x") == ["1 tap's r grew by 2 times or more"]
     assert not fails(compared(cells(0.2), cells(0.4)), "r:2.1x")
-    assert fails(compared(cells(0.0), cells(0.1)), "r:1000x"), "from exact to inexact is no factor at all"
+    assert fails(compared(cells(0.0), cells(0.1)), "r:1000x"), "from exact to inexact is an infinite factor"
 
 
-def test_the_same_checkpoint_with_other_weights_is_compared_and_told() -> None:
+def test_other_weights_of_a_checkpoint_are_compared() -> None:
     found = compared(
         [a_result()], [a_result(a_finding(verdict=Verdict.BOUNDED), weights="e")], a_run(weights_digest="e")
     )
@@ -143,14 +143,14 @@ def test_the_same_checkpoint_with_other_weights_is_compared_and_told() -> None:
     assert [(each.part, each.name, each.after) for each in found.differences] == [("weights", "digest", "e")]
 
 
-def test_equal_weights_are_paired_before_others() -> None:
+def test_equal_weights_are_paired_first() -> None:
     random, trained = a_result(), a_result(a_finding(verdict=Verdict.ULP), weights="trained")
     found = compared([random, trained], [trained, random])
     assert found.cells == 2
     assert not found.worse
 
 
-def test_versions_flags_and_settings_that_differ_are_named() -> None:
+def test_different_versions_flags_and_settings_are_named() -> None:
     other = {
         **ENVIRONMENT,
         "versions": {"torch": "2.14.0", "transformers": "5.23.0", "einops": "1"},
@@ -166,18 +166,18 @@ def test_versions_flags_and_settings_that_differ_are_named() -> None:
     ]
 
 
-def test_times_are_compared_between_equal_machines_and_equal_cells_only() -> None:
+def test_times_are_compared_on_equal_machines_and_cells() -> None:
     before, after = [a_result(seconds=2.0)], [a_result(seconds=3.0)]
     times = compared(before, after).times
     assert times is not None
     assert times.factor == 1.5
     for part, value in (("machine", {"processor": "B"}), ("numerics", {"threads": 1})):
         assert compared(before, after, a_run(environment={**ENVIRONMENT, part: value})).times is None
-    assert compared(before, [*after, a_result(layer=1)]).times is None, "cells that run together share their time"
+    assert compared(before, [*after, a_result(layer=1)]).times is None, "the cells of a batch share their time"
 
 
 @pytest.mark.parametrize(
-    ("names", "told"),
+    ("names", "message"),
     [
         (["wors"], "did you mean 'worse'"),
         ([], "names nothing"),
@@ -187,6 +187,6 @@ def test_times_are_compared_between_equal_machines_and_equal_cells_only() -> Non
         (["r"], "Unknown fail-on 'r'"),
     ],
 )
-def test_criteria_that_mean_nothing_are_refused(names: list[str], told: str) -> None:
-    with pytest.raises(UsageError, match=told):
+def test_invalid_criteria_are_refused(names: list[str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         criteria(names)
