@@ -1,6 +1,6 @@
-"""Feature by feature: what ours does and TransformerLens's CodeGen bridge does not.
+"""Features that our bridge has and TransformerLens's CodeGen bridge lacks.
 
-Each check holds for ours and fails for upstream's. docs/bridge.md has a row for each.
+Our bridge passes each check, and upstream's fails it. docs/bridge.md has a row for each.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Sides:
         tables = [block.attn.embed_positions for block in model.transformer.h]
         model = model.to(dtype)
         for block, table in zip(model.transformer.h, tables, strict=True):
-            block.attn.embed_positions = table  # as from_pretrained leaves it
+            block.attn.embed_positions = table  # float32, as after from_pretrained
         return model, bridge_from(copy.deepcopy(model), self.adapter)
 
     def attentions(self, dtype: torch.dtype = torch.float32, **config: Any) -> tuple[Any, Any, dict[str, Any]]:
@@ -58,10 +58,11 @@ TOKENS = torch.randint(101, (2, 9), generator=torch.Generator().manual_seed(0))
 
 @feature("generation in bfloat16 and float16")
 def _(sides: Sides) -> None:
-    model, bridge = sides.boot(torch.bfloat16)
-    found = bridge.generate(TOKENS[:1], max_new_tokens=4, do_sample=False, stop_at_eos=False, verbose=False)
-    expected = model.generate(TOKENS[:1], max_new_tokens=4, do_sample=False, eos_token_id=-1, pad_token_id=0)
-    assert torch.equal(found, expected)
+    for dtype in (torch.bfloat16, torch.float16):
+        model, bridge = sides.boot(dtype)
+        found = bridge.generate(TOKENS[:1], max_new_tokens=4, do_sample=False, stop_at_eos=False, verbose=False)
+        expected = model.generate(TOKENS[:1], max_new_tokens=4, do_sample=False, eos_token_id=-1, pad_token_id=0)
+        assert torch.equal(found, expected)
 
 
 @feature("the bits of Hugging Face's attention at every shape")
@@ -184,7 +185,7 @@ def _(sides: Sides) -> None:
 
 @pytest.mark.parametrize("name", FEATURES)
 @torch.no_grad()
-def test_ours_does_it(name: str) -> None:
+def test_our_bridge_has_the_feature(name: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         FEATURES[name](Sides(CodeGenAdapter))
@@ -192,8 +193,8 @@ def test_ours_does_it(name: str) -> None:
 
 @pytest.mark.parametrize("name", FEATURES)
 @torch.no_grad()
-def test_upstreams_does_not(name: str) -> None:
-    """If this fails, upstream has caught up: say so in docs/bridge.md."""
+def test_upstream_lacks_the_feature(name: str) -> None:
+    """If this fails, upstream has the feature now: update docs/bridge.md."""
     failed = (AssertionError, RuntimeError, ValueError, IndexError, pytest.fail.Exception)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -201,7 +202,7 @@ def test_upstreams_does_not(name: str) -> None:
             FEATURES[name](Sides(CodeGenArchitectureAdapter))
 
 
-def test_the_table_in_the_docs_has_a_row_for_each() -> None:
+def test_table_in_the_docs_has_a_row_per_feature() -> None:
     page = (Path(__file__).parents[2] / "docs" / "bridge.md").read_text()
     rows = {line.split("|")[1].strip() for line in page.splitlines() if line.startswith("| ")}
     assert set(FEATURES) <= rows

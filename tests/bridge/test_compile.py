@@ -1,4 +1,4 @@
-"""torch.compile of the attention, hooks off."""
+"""torch.compile of the attention without hooks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch._dynamo.utils import counters
 
 @pytest.mark.slow
 @torch.no_grad()
-def test_the_compiled_attention_agrees_with_the_plain_one() -> None:
+def test_compiled_attention_agrees_with_the_plain_one() -> None:
     _, ours = of_shape(4, 16, 8, torch.float32)
     given = ours.get_random_inputs(2, 12)
     expected = ours(**given)
@@ -18,6 +18,6 @@ def test_the_compiled_attention_agrees_with_the_plain_one() -> None:
     counters.clear()
     compiled = torch.compile(ours)
     found = compiled(**given)
-    assert counters["stats"]["calls_captured"] > 10  # it is the compiled code that ran
+    assert counters["stats"]["calls_captured"] > 10  # the compiled code ran
     for ours_now, before in zip(found, expected, strict=True):
         torch.testing.assert_close(ours_now, before)

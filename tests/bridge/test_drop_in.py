@@ -1,4 +1,4 @@
-"""What a user of TransformerLens's class relies on, and what is told where the call is wrong."""
+"""What users of TransformerLens's class rely on, and the errors of wrong calls."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 import torch
 from sides import both, tokenizer
 from torch import nn
+from transformer_lens.conversion_utils.conversion_steps.base_tensor_conversion import BaseTensorConversion
 from transformer_lens.factories.architecture_adapter_factory import ArchitectureAdapterFactory
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.generalized_components import CodeGenAttentionBridge as Upstream
@@ -18,12 +19,12 @@ from transformer_lens.model_bridge.generalized_components import JointQKVAttenti
 from transformers import CodeGenForCausalLM, DynamicCache
 from transformers.models.codegen.modeling_codegen import CodeGenAttention, create_sinusoidal_positions
 
-from cgverify.bridge import CodeGenAttentionBridge, install, uninstall
+from cgverify.bridge import CodeGenAttentionBridge, boot, install, split_qkv_matrix, uninstall
 from cgverify.bridge.adapter import CodeGenAdapter
 from cgverify.bridge.loading import ARCHITECTURE
 
 
-def test_constructor_and_public_methods_are_upstreams() -> None:
+def test_constructor_and_public_methods_equal_upstream() -> None:
     ours, theirs = (inspect.signature(each.__init__) for each in (CodeGenAttentionBridge, Upstream))
     assert list(ours.parameters) == list(theirs.parameters)
     assert {n: p.default for n, p in ours.parameters.items()} == {n: p.default for n, p in theirs.parameters.items()}
@@ -34,13 +35,13 @@ def test_constructor_and_public_methods_are_upstreams() -> None:
     assert issubclass(CodeGenAttentionBridge, JointQKVAttentionBridge)
 
 
-def test_arguments_stand_in_hugging_faces_order() -> None:
+def test_arguments_have_the_order_of_hugging_face() -> None:
     theirs = list(inspect.signature(CodeGenAttention.forward).parameters)
     assert list(inspect.signature(CodeGenAttentionBridge.forward).parameters)[: len(theirs)] == theirs
 
 
 class StandIn(nn.Module):
-    """The least that upstream's class asks of the module it wraps: no dropout, no head_dim, no num_attention_heads."""
+    """The minimum that upstream's class can wrap: without dropout, head_dim and num_attention_heads."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,7 +51,7 @@ class StandIn(nn.Module):
 
 
 @torch.no_grad()
-def test_a_module_that_upstream_can_wrap_can_be_wrapped() -> None:
+def test_minimal_module_of_upstream_can_be_wrapped() -> None:
     config = SimpleNamespace(n_heads=4, d_model=64, d_head=16, rotary_dim=8, positional_embedding_type="rotary")
     linears = tuple(nn.Linear(64, 64, bias=False) for _ in range(3))
     sides = []
@@ -66,7 +67,7 @@ def test_a_module_that_upstream_can_wrap_can_be_wrapped() -> None:
 
 
 class Halved(CodeGenAttentionBridge):
-    """A subclass that changes what upstream's subclasses change."""
+    """Override what upstream's subclasses override."""
 
     def _reconstruct_attention(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **kwargs: Any) -> Any:
         output, pattern = super()._reconstruct_attention(q, k, v / 2, **kwargs)
@@ -74,7 +75,7 @@ class Halved(CodeGenAttentionBridge):
 
 
 @torch.no_grad()
-def test_a_subclass_steps_in_where_it_does_upstream(model: CodeGenForCausalLM) -> None:
+def test_subclass_of_reconstruct_attention_is_used(model: CodeGenForCausalLM) -> None:
     _, plain = both(model)
     _, halved = both(model, attention=Halved)
     given = plain.get_random_inputs()
@@ -87,7 +88,7 @@ class Uniform(CodeGenAttentionBridge):
 
 
 @torch.no_grad()
-def test_a_subclass_with_another_softmax_has_it_with_and_without_hooks(model: CodeGenForCausalLM) -> None:
+def test_subclass_of_softmax_is_used_with_and_without_hooks(model: CodeGenForCausalLM) -> None:
     _, uniform = both(model, attention=Uniform)
     given = uniform.get_random_inputs(2, 8)
     assert (uniform(**given)[1] == 1 / 8).all()
@@ -95,9 +96,7 @@ def test_a_subclass_with_another_softmax_has_it_with_and_without_hooks(model: Co
     assert (uniform(**given)[1] == 1 / 8).all()
 
 
-def test_install_makes_transformer_lens_boot_ours_and_uninstall_undoes_it(
-    model: CodeGenForCausalLM, tmp_path: Path
-) -> None:
+def test_install_boots_ours_until_uninstall(model: CodeGenForCausalLM, tmp_path: Path) -> None:
     model.resize_token_embeddings(300)
     model.save_pretrained(tmp_path)
     tokenizer().save_pretrained(tmp_path)
@@ -115,7 +114,7 @@ def test_install_makes_transformer_lens_boot_ours_and_uninstall_undoes_it(
     assert attention() is Upstream
 
 
-def test_uninstall_puts_back_the_adapter_that_was_there_and_leaves_one_that_came_later() -> None:
+def test_uninstall_restores_the_replaced_adapter_only() -> None:
     registered = ArchitectureAdapterFactory._adapters
     theirs = registered[ARCHITECTURE]
     earlier, later = (type(name, (CodeGenAdapter,), {}) for name in ("Earlier", "Later"))
@@ -136,8 +135,63 @@ def test_uninstall_puts_back_the_adapter_that_was_there_and_leaves_one_that_came
         ArchitectureAdapterFactory.register_adapter(ARCHITECTURE, theirs)
 
 
+class Doubled(BaseTensorConversion):
+    """Show hooks twice the tensor."""
+
+    def handle_conversion(self, input_value: torch.Tensor, *context: Any) -> torch.Tensor:
+        return input_value * 2
+
+    def revert(self, input_value: torch.Tensor, *context: Any) -> torch.Tensor:
+        return input_value / 2
+
+
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("rule", "hook"),
+    [
+        ("qkv_conversion_rule", "q.hook_out"),
+        ("attn_conversion_rule", "hook_in"),
+        ("pattern_conversion_rule", "hook_pattern"),
+    ],
+)
+@torch.no_grad()
+def test_given_conversion_rule_is_applied(model: CodeGenForCausalLM, rule: str, hook: str) -> None:
+    bridge = boot(model)
+    attention = bridge.blocks[0].attn
+    fresh = CodeGenAttentionBridge(
+        "attn", bridge.cfg, split_qkv_matrix, submodules=dict(attention.submodules), **{rule: Doubled()}
+    )
+    fresh.set_original_component(attention.original_component)
+    fresh.setup_hook_compatibility()
+    given = fresh.get_random_inputs()
+    seen = {}
+    point = fresh.get_submodule(hook)
+    point.add_hook(lambda tensor, hook: seen.update(hooked=tensor))
+    pattern = fresh(**given)[1]
+    plain = {
+        "q.hook_out": fresh.q.original_component(given["hidden_states"]),
+        "hook_in": given["hidden_states"],
+        "hook_pattern": pattern,
+    }
+    assert torch.equal(seen["hooked"].flatten(), plain[hook].flatten() * 2)
+
+
+def test_missing_split_names_ours(model: CodeGenForCausalLM) -> None:
+    with pytest.raises(ValueError, match=r"cgverify\.bridge\.split_qkv_matrix"):
+        CodeGenAttentionBridge("attn", boot(model).cfg)
+
+
+def test_random_inputs_have_the_defaults_of_the_contract(model: CodeGenForCausalLM) -> None:
+    given = boot(model).blocks[0].attn.get_random_inputs()
+    assert list(given) == ["hidden_states", "position_ids", "attention_mask"]
+    assert given["hidden_states"].shape == (2, 8, 64)
+    assert given["hidden_states"].dtype == torch.float32
+    assert given["position_ids"].tolist() == [list(range(8))] * 2
+    assert given["attention_mask"].shape == (2, 1, 8, 8)
+    assert given["attention_mask"][0, 0, 0, 1] == torch.finfo(torch.float32).min
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
     [
         ({"position_ids": None}, "position_ids, integers of shape"),
         ({"position_ids": torch.zeros(2, 7, dtype=torch.long)}, r"position_ids must be \[batch or 1, seq\]"),
@@ -150,14 +204,14 @@ def test_uninstall_puts_back_the_adapter_that_was_there_and_leaves_one_that_came
         ({"attention_mask": torch.ones(2, 9)}, r"2D attention_mask must be \[batch, keys\]"),
     ],
 )
-def test_a_wrong_call_is_told_before_any_arithmetic(
-    model: CodeGenForCausalLM, changes: dict[str, Any], told: str
+def test_wrong_call_raises_before_any_arithmetic(
+    model: CodeGenForCausalLM, changes: dict[str, Any], message: str
 ) -> None:
     _, ours = both(model)
     fired: list[Any] = []
     ours.hook_in.add_hook(lambda tensor, hook: fired.append(hook))
     cache = DynamicCache()
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         ours(**{**ours.get_random_inputs(), **changes}, layer_past=cache)
     assert not fired
     assert cache.get_seq_length() == 0
@@ -165,7 +219,7 @@ def test_a_wrong_call_is_told_before_any_arithmetic(
 
 @pytest.mark.parametrize("token", [True, 1])
 @torch.no_grad()
-def test_a_2d_mask_hides_padding_on_top_of_causal(model: CodeGenForCausalLM, token: Any) -> None:
+def test_2d_mask_hides_padding_and_is_causal(model: CodeGenForCausalLM, token: Any) -> None:
     theirs, ours = both(model)
     given = ours.get_random_inputs(2, 6)
     mask = torch.full((2, 6), token)
@@ -177,7 +231,7 @@ def test_a_2d_mask_hides_padding_on_top_of_causal(model: CodeGenForCausalLM, tok
 
 
 @torch.no_grad()
-def test_a_boolean_4d_mask_says_who_may_attend(model: CodeGenForCausalLM) -> None:
+def test_boolean_4d_mask_is_true_where_a_query_may_attend(model: CodeGenForCausalLM) -> None:
     theirs, ours = both(model)
     given = ours.get_random_inputs(2, 6)
     may_attend = given["attention_mask"] == 0
@@ -185,8 +239,8 @@ def test_a_boolean_4d_mask_says_who_may_attend(model: CodeGenForCausalLM) -> Non
 
 
 @torch.no_grad()
-def test_the_forward_asks_no_other_device_for_values(model: CodeGenForCausalLM) -> None:
-    """On the meta device there are no values: a forward that looked at one would raise, as it would wait on a GPU."""
+def test_forward_reads_no_values_of_another_device(model: CodeGenForCausalLM) -> None:
+    """The meta device has no values: reading one raises there, and would wait for the device on a GPU."""
     _, ours = both(model)
     on_meta = ours.to("meta")
     on_meta.original_component.embed_positions = on_meta.original_component.embed_positions.to("meta")

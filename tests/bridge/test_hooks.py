@@ -1,10 +1,9 @@
-"""Hooks: every one fires in the setting it is for, and what it returns is what the computation goes on with."""
+"""Every hook fires in its setting, and the computation goes on with what a hook returns."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -44,13 +43,17 @@ def test_every_registered_hook_fires_in_its_setting(model: CodeGenForCausalLM) -
         _, cache = bridge.run_with_cache(TOKENS)
         fired |= {name.removeprefix("blocks.1.attn.") for name in cache if name.startswith("blocks.1.attn.")}
         getattr(bridge, f"set_{flag}")(False)
+    for name in ("q.hook_out", "k.hook_out", "v.hook_out", "o.hook_in", "hook_rot_q", "hook_rot_k"):
+        assert cache[f"blocks.1.attn.{name}"].shape == (2, 6, 4, 16), name
+    for name in ("hook_attn_scores", "hook_pattern"):
+        assert cache[f"blocks.1.attn.{name}"].shape == (2, 4, 6, 6), name
     registered = {name for name in hooks_of(bridge.blocks[1].attn) if not name.startswith("_original_component")}
     assert registered <= fired
     assert registered == {*ALWAYS, *(hook for hooks in UNDER_A_FLAG.values() for hook in hooks)}
 
 
 @torch.no_grad()
-def test_hook_mlp_in_is_the_residual_that_is_normalized_for_the_mlp_alone(model: CodeGenForCausalLM) -> None:
+def test_hook_mlp_in_is_a_fork_of_the_residual_for_the_mlp(model: CodeGenForCausalLM) -> None:
     bridge = boot(model)
     logits = bridge(TOKENS)
     bridge.set_use_hook_mlp_in(True)
@@ -69,7 +72,7 @@ def test_hook_mlp_in_is_the_residual_that_is_normalized_for_the_mlp_alone(model:
 
 
 @torch.no_grad()
-def test_the_fused_hooks_see_hugging_faces_own_tensor(model: CodeGenForCausalLM) -> None:
+def test_fused_hook_sees_hugging_faces_tensor(model: CodeGenForCausalLM) -> None:
     theirs, ours = both(model)
     given = ours.get_random_inputs()
     seen: dict[str, torch.Tensor] = {}
@@ -87,7 +90,7 @@ class Doubled(LinearBridge):
 
 
 class Around(torch.nn.Module):
-    """As a library that adds adapters wraps a projection."""
+    """Wrap a projection, as a library of adapters does."""
 
     def __init__(self, inner: Any) -> None:
         super().__init__()
@@ -114,7 +117,7 @@ UNUSUAL: dict[str, Callable[[Any], Any]] = {
 @pytest.mark.parametrize("kind", UNUSUAL)
 @pytest.mark.parametrize(("dtype", "seq"), [(torch.float32, 4), (torch.float32, 1), (torch.bfloat16, 4)])
 @torch.no_grad()
-def test_a_projection_that_does_more_does_so_whoever_listens(
+def test_changed_projection_is_used_with_and_without_hooks(
     model: CodeGenForCausalLM, kind: str, dtype: torch.dtype, seq: int
 ) -> None:
     _, ours = both(model, dtype)
@@ -134,8 +137,8 @@ def test_a_projection_that_does_more_does_so_whoever_listens(
 
 
 @pytest.mark.parametrize("name", ALWAYS)
-def test_what_a_hook_returns_is_used_by_all_that_follows(model: CodeGenForCausalLM, name: str) -> None:
-    """Also under autograd: the gradient reaches what the hook put in its place."""
+def test_what_a_hook_returns_is_used(model: CodeGenForCausalLM, name: str) -> None:
+    """Under autograd too: the gradient reaches the tensor that the hook returned."""
     _, ours = both(model)
     given = ours.get_random_inputs()
     before = ours(**given)[0].detach()
@@ -157,7 +160,7 @@ def test_what_a_hook_returns_is_used_by_all_that_follows(model: CodeGenForCausal
 
 @pytest.mark.parametrize(("flag", "name"), [(flag, hook) for flag, hooks in UNDER_A_FLAG.items() for hook in hooks])
 @torch.no_grad()
-def test_hooks_behind_a_flag_are_per_head_and_are_used(flag: str, name: str) -> None:
+def test_hooks_behind_a_flag_are_per_head_and_used(flag: str, name: str) -> None:
     torch.manual_seed(0)
     bridge = boot(CodeGenForCausalLM(small_config(initializer_range=0.2)).eval())
     plain = bridge(TOKENS)
@@ -177,7 +180,7 @@ def test_hooks_behind_a_flag_are_per_head_and_are_used(flag: str, name: str) -> 
 
 
 @torch.no_grad()
-def test_an_input_fork_starts_before_the_layer_norm(model: CodeGenForCausalLM) -> None:
+def test_input_fork_starts_before_the_layer_norm(model: CodeGenForCausalLM) -> None:
     bridge = boot(model)
     bridge.set_use_split_qkv_input(True)
     _, cache = bridge.run_with_cache(TOKENS)
@@ -187,7 +190,7 @@ def test_an_input_fork_starts_before_the_layer_norm(model: CodeGenForCausalLM) -
 
 
 @torch.no_grad()
-def test_one_heads_forked_query_input_changes_that_heads_query_alone(model: CodeGenForCausalLM) -> None:
+def test_forked_query_input_of_a_head_changes_only_its_query(model: CodeGenForCausalLM) -> None:
     bridge = boot(model)
     bridge.set_use_split_qkv_input(True)
     _, plain = bridge.run_with_cache(TOKENS)
@@ -204,15 +207,8 @@ def test_one_heads_forked_query_input_changes_that_heads_query_alone(model: Code
     assert torch.equal(plain["blocks.0.attn.hook_k"], changed["blocks.0.attn.hook_k"])
 
 
-def test_the_two_forks_exclude_each_other(model: CodeGenForCausalLM) -> None:
-    bridge = boot(model)
-    bridge.set_use_attn_in(True)
-    with pytest.raises(ValueError, match="use_attn_in"):
-        bridge.set_use_split_qkv_input(True)
-
-
 @torch.no_grad()
-def test_per_head_results_add_up_to_the_output(model: CodeGenForCausalLM) -> None:
+def test_results_per_head_add_up_to_the_output(model: CodeGenForCausalLM) -> None:
     bridge = boot(model)
     bridge.set_use_attn_result(True)
     _, cache = bridge.run_with_cache(TOKENS)
@@ -248,16 +244,18 @@ def test_activation_patching_works(patch: Any) -> None:
     effects = patch(bridge, corrupted, cache, metric)
     assert effects.isfinite().all()
     assert effects.max() > 0.01
-    if patch is patching.get_act_patch_resid_pre:  # what is left of a patch at the last layer and position is all
+    if patch is patching.get_act_patch_resid_pre:  # a patch at the last layer and position has the whole effect
         assert effects[0].max() <= 1.5
 
 
-@pytest.fixture
-def with_text(tmp_path: Path) -> Any:
+@pytest.fixture(scope="module")
+def with_text(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A bridge with a tokenizer. The checks that use it restore what they change."""
     torch.manual_seed(0)
-    CodeGenForCausalLM(small_config(vocab_size=300, initializer_range=0.1)).save_pretrained(tmp_path)
-    tokenizer().save_pretrained(tmp_path)
-    return boot(tmp_path)
+    folder = tmp_path_factory.mktemp("with_text")
+    CodeGenForCausalLM(small_config(vocab_size=300, initializer_range=0.1)).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return boot(folder)
 
 
 @pytest.mark.parametrize(
@@ -275,7 +273,7 @@ def with_text(tmp_path: Path) -> Any:
     ids=lambda check: check.__name__,
 )
 @pytest.mark.filterwarnings("ignore")
-def test_transformer_lens_own_checks_pass(with_text: Any, check: Any) -> None:
+def test_transformer_lens_checks_pass(with_text: Any, check: Any) -> None:
     alone = check in (hook_registration.benchmark_hook_registry, hook_registration.benchmark_gated_hooks_fire)
     result = check(with_text) if alone else check(with_text, "def f(x):")
     assert result.passed, result
@@ -284,8 +282,8 @@ def test_transformer_lens_own_checks_pass(with_text: Any, check: Any) -> None:
         assert set(result.details["fired_counts"]) == {hook for hooks in UNDER_A_FLAG.values() for hook in hooks}
 
 
-def test_all_forward_hooks_agree_with_those_of_another_boot(with_text: Any) -> None:
-    """Deterministic: nothing depends on what was in freshly allocated memory."""
+def test_two_boots_have_equal_hooks(with_text: Any) -> None:
+    """Nothing depends on the content of newly allocated memory."""
     again = copy.deepcopy(with_text)
     tokens = torch.randint(300, (1, 9))
     with torch.no_grad():

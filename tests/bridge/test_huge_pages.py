@@ -1,4 +1,4 @@
-"""Memory that is used again: never while a tensor holds it, and with the same bits."""
+"""Buffers that are used again: never while a tensor refers to them, and with the same bits."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from transformers import CodeGenConfig, CodeGenForCausalLM
 from cgverify.bridge import boot, huge_pages
 from cgverify.bridge.joint_projection import make_adjacent
 
-pytestmark = pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="this system has no huge pages to ask for")
+pytestmark = pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="this system has no huge pages")
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +30,7 @@ def some(*shape: int) -> torch.Tensor | None:
     return huge_pages.result_buffer(*shape, dtype=torch.float32, inputs=[torch.ones(1)])
 
 
-def test_memory_is_used_again_once_nothing_holds_it() -> None:
+def test_buffer_is_reused_when_no_tensor_refers_to_it() -> None:
     first = some(3, 5)
     assert first is not None
     assert first.shape == (3, 5)
@@ -46,7 +46,7 @@ def test_memory_is_used_again_once_nothing_holds_it() -> None:
 
 
 @pytest.mark.parametrize("hold", [lambda t: t, lambda t: t[1:, :2], lambda t: t.detach(), lambda t: t.numpy()])
-def test_memory_is_left_alone_while_anything_holds_it(hold: Any) -> None:
+def test_buffer_is_not_reused_while_anything_refers_to_it(hold: Any) -> None:
     tensor = some(3, 5)
     assert tensor is not None
     held = hold(tensor.fill_(1.0))
@@ -58,7 +58,7 @@ def test_memory_is_left_alone_while_anything_holds_it(hold: Any) -> None:
     assert (held == 1.0).all()
 
 
-def test_memory_is_left_alone_while_autograd_holds_it() -> None:
+def test_buffer_is_not_reused_while_autograd_refers_to_it() -> None:
     weight = torch.ones(5, 2, requires_grad=True)
     pattern = some(3, 5)
     assert pattern is not None
@@ -72,7 +72,7 @@ def test_memory_is_left_alone_while_autograd_holds_it() -> None:
     assert (weight.grad == 3.0).all()
 
 
-def test_torch_finds_the_memory_itself_where_no_out_can_be_given(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_buffer_if_an_operation_cannot_have_an_out(monkeypatch: pytest.MonkeyPatch) -> None:
     assert huge_pages.result_buffer(2, 2, dtype=torch.float32, inputs=[torch.ones(1, requires_grad=True)]) is None
     assert huge_pages.result_buffer(2, 2, dtype=torch.float32, inputs=[torch.ones(1, device="meta")]) is None
     monkeypatch.setattr(huge_pages, "LARGE_RESULT", 17)
@@ -81,13 +81,11 @@ def test_torch_finds_the_memory_itself_where_no_out_can_be_given(monkeypatch: py
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.no_grad()
-def test_forwards_have_the_same_bits_and_leave_what_they_returned_alone(
-    model: CodeGenForCausalLM, dtype: torch.dtype
-) -> None:
+def test_forwards_with_buffers_do_not_overwrite_results(model: CodeGenForCausalLM, dtype: torch.dtype) -> None:
     theirs, bridge = copy.deepcopy(model).to(dtype).transformer.h[1].attn, boot(copy.deepcopy(model).to(dtype))
     ours = bridge.blocks[1].attn
     runs = [ours.get_random_inputs(2, 9, dtype=dtype) for _ in range(3)]
-    found = [ours(**given) for given in runs]  # all held until all have run
+    found = [ours(**given) for given in runs]  # all kept until all have run
     places = {pattern.data_ptr() for _, pattern in found}
     assert len(places) == 3
     for given, (output, pattern) in zip(runs, found, strict=True):
@@ -97,7 +95,7 @@ def test_forwards_have_the_same_bits_and_leave_what_they_returned_alone(
 
 
 @torch.no_grad()
-def test_scores_and_pattern_that_hooks_keep_stay_as_they_were_seen(model: CodeGenForCausalLM) -> None:
+def test_forwards_with_buffers_do_not_overwrite_kept_tensors(model: CodeGenForCausalLM) -> None:
     bridge = boot(copy.deepcopy(model))
     ours = bridge.blocks[1].attn
     kept: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -112,8 +110,8 @@ def test_scores_and_pattern_that_hooks_keep_stay_as_they_were_seen(model: CodeGe
 @pytest.mark.parametrize("low", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.no_grad()
-def test_autocast_has_the_same_bits(dtype: torch.dtype, low: torch.dtype) -> None:
-    """It casts what an operation is given, and passes by the same operation with an `out=`."""
+def test_autocast_with_buffers_has_the_same_bits(dtype: torch.dtype, low: torch.dtype) -> None:
+    """Autocast casts the inputs of an operation, but not those of an operation with an `out=`."""
     theirs, ours = of_shape(4, 16, 8, dtype)
     given = ours.get_random_inputs(2, 9, dtype=dtype)
     with torch.autocast("cpu", dtype=low):
@@ -123,8 +121,8 @@ def test_autocast_has_the_same_bits(dtype: torch.dtype, low: torch.dtype) -> Non
 
 @pytest.mark.filterwarnings("ignore")
 @torch.no_grad()
-def test_a_traced_attention_leaves_what_it_returned_alone() -> None:
-    """A trace holds the memory of every tensor that was made outside of torch's operations."""
+def test_traced_attention_does_not_overwrite_results() -> None:
+    """A trace keeps the memory of every tensor that was not created by an operation of torch."""
     _, ours = of_shape(4, 16, 8, torch.float32)
     runs = [ours.get_random_inputs(1, 9) for _ in range(3)]
     traced = torch.jit.trace(ours, example_kwarg_inputs=runs[0], check_trace=False)
@@ -134,7 +132,7 @@ def test_a_traced_attention_leaves_what_it_returned_alone() -> None:
         assert torch.equal(pattern, ours(**given)[1])
 
 
-def test_large_weights_lie_in_pages_of_their_own_one_behind_the_other() -> None:
+def test_large_weights_are_adjacent_in_their_own_pages() -> None:
     linears = [torch.nn.Linear(512, 1024, bias=False) for _ in range(3)]
     before = [linear.weight.clone() for linear in linears]
     make_adjacent(linears)
@@ -147,8 +145,8 @@ def test_large_weights_lie_in_pages_of_their_own_one_behind_the_other() -> None:
     assert huge_pages.weight_buffer(3 * 8, 8, like=small[0].weight) is None
 
 
-def test_a_bridge_whose_weights_lie_so_can_be_shared_saved_and_copied(tmp_path: Path) -> None:
-    """Storages from a memory map cannot be resized, which none of this may ask for."""
+def test_bridge_with_large_weights_can_be_shared_and_saved(tmp_path: Path) -> None:
+    """Storages from a memory map cannot be resized, and none of this may need it."""
     config = CodeGenConfig(n_layer=1, n_embd=512, n_head=8, rotary_dim=16, vocab_size=11, n_positions=16, n_ctx=16)
     bridge, tokens = boot(CodeGenForCausalLM(config).eval()), torch.arange(8)[None]
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The same bits as Hugging Face, wherever there can be; within the bound where there cannot."""
+"""The bits of Hugging Face's attention where equal bits are possible, and its values elsewhere."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sides import both, of_shape
-from transformers import CodeGenForCausalLM, DynamicCache, StaticCache
+from transformers import CodeGenConfig, CodeGenForCausalLM, DynamicCache, StaticCache
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 Inputs = dict[str, torch.Tensor]
 
 
 def probe(width: int, batch: int, seq: int, dtype: torch.dtype, seed: int = 0, positions: int = 64) -> Inputs:
-    """Gapped positions, a soft mask under the causal one, left padding in the last row."""
+    """Return inputs with gaps between positions, a soft causal mask, and left padding in the last row."""
     generator = torch.Generator().manual_seed(seed)
     lowest = torch.finfo(dtype).min
     hidden = torch.ones(seq, seq, dtype=torch.bool).triu(1).expand(batch, 1, seq, seq).clone()
     hidden[-1, :, :, : seq // 4] = True
-    hidden &= ~torch.eye(seq, dtype=torch.bool)  # a row that sees nothing depends on how many keys there are
+    hidden &= ~torch.eye(seq, dtype=torch.bool)  # the output of a fully masked row depends on the number of keys
     ids = torch.stack([torch.randperm(positions, generator=generator)[:seq].sort().values for _ in range(batch)])
     return {
         "hidden_states": torch.randn(batch, seq, width, generator=generator).to(dtype),
@@ -39,34 +39,53 @@ def assert_same(found: tuple[torch.Tensor, ...], expected: tuple[torch.Tensor, .
         assert torch.equal(ours, theirs)
 
 
-# Below d_model 32 a product of a third of the width takes another kernel, and the last bit may differ.
+# Below d_model 32 a product of a third of the width uses another kernel, and the last bit may differ.
 shapes = st.tuples(st.sampled_from([4, 8]), st.sampled_from([8, 16, 24]))
 
 
 @settings(deadline=None, max_examples=50)
 @given(
     shape=shapes,
-    turning=st.integers(1, 12),
+    pairs=st.integers(1, 12),
     batch=st.integers(1, 3),
     seq=st.integers(1, 24),
     dtype=st.sampled_from(DTYPES),
     cast_table=st.booleans(),
+    shared_positions=st.booleans(),
     seed=st.integers(0, 99),
 )
 @torch.no_grad()
 def test_any_shape_has_the_same_bits(
-    shape: tuple[int, int], turning: int, batch: int, seq: int, dtype: torch.dtype, cast_table: bool, seed: int
+    shape: tuple[int, int],
+    pairs: int,
+    batch: int,
+    seq: int,
+    dtype: torch.dtype,
+    cast_table: bool,
+    shared_positions: bool,
+    seed: int,
 ) -> None:
     heads, head_dim = shape
-    rotary_dim = 2 * min(turning, head_dim // 2)
+    rotary_dim = 2 * min(pairs, head_dim // 2)
     theirs, ours = of_shape(heads, head_dim, rotary_dim, dtype, cast_table=cast_table)
     given = probe(heads * head_dim, batch, seq, dtype, seed)
+    if shared_positions:
+        given["position_ids"] = given["position_ids"][:1]
+    assert_same(ours(**given), theirs(**given))
+
+
+@torch.no_grad()
+def test_rotary_dim_none_rotates_the_whole_head(model: CodeGenForCausalLM) -> None:
+    config = CodeGenConfig(**{**model.config.to_dict(), "rotary_dim": 16})
+    theirs, ours = both(CodeGenForCausalLM(config).eval())
+    theirs.rotary_dim = ours.original_component.rotary_dim = None
+    given = probe(64, 2, 8, torch.float32)
     assert_same(ours(**given), theirs(**given))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("batch", "seq"), [(1, 1), (2, 8), (2, 128), (1, 512)])
-def test_a_real_size_has_the_same_bits_in_inference_mode(dtype: torch.dtype, batch: int, seq: int) -> None:
+def test_real_size_has_the_same_bits_in_inference_mode(dtype: torch.dtype, batch: int, seq: int) -> None:
     theirs, ours = of_shape(16, 64, 32, dtype)
     given = ours.get_random_inputs(batch, min(seq, 64), dtype=dtype)
     if seq > 64:
@@ -90,7 +109,7 @@ def test_autocast_has_the_same_bits(model: CodeGenForCausalLM, low: torch.dtype)
 
 
 def cut(given: Inputs, lengths: list[int]) -> list[Inputs]:
-    """A sequence in pieces, each of which sees all keys up to its own."""
+    """Cut a sequence into pieces, each of which sees all keys up to its own."""
     steps, start = [], 0
     for length in lengths:
         now = slice(start, start + length)
@@ -113,13 +132,14 @@ def cut(given: Inputs, lengths: list[int]) -> list[Inputs]:
     seed=st.integers(0, 9),
 )
 @torch.no_grad()
-def test_any_split_into_cached_pieces_has_the_bits_of_the_same_split_in_hugging_face(
+def test_any_split_into_cached_pieces_has_the_same_bits(
     lengths: list[int], batch: int, dtype: torch.dtype, seed: int
 ) -> None:
     theirs, ours = of_shape(4, 16, 8, dtype)
     caches = DynamicCache(), DynamicCache()
     for step in cut(probe(64, batch, sum(lengths), dtype, seed), lengths):
-        assert_same(ours(**step, layer_past=caches[0]), theirs(**step, layer_past=caches[1]))
+        ignored = {"cache_position": torch.arange(1), "use_cache": True}
+        assert_same(ours(**step, past_key_values=caches[0], **ignored), theirs(**step, layer_past=caches[1]))
     for part in ("keys", "values"):
         assert torch.equal(getattr(caches[0].layers[0], part), getattr(caches[1].layers[0], part))
 
@@ -127,20 +147,20 @@ def test_any_split_into_cached_pieces_has_the_bits_of_the_same_split_in_hugging_
 @settings(deadline=None, max_examples=25)
 @given(lengths=st.lists(st.integers(1, 6), min_size=2, max_size=4), seed=st.integers(0, 9))
 @torch.no_grad()
-def test_any_split_into_cached_pieces_gives_what_one_pass_gives(lengths: list[int], seed: int) -> None:
-    """In float64, where what differs is far below what a fault would change."""
+def test_any_split_into_cached_pieces_agrees_with_one_pass(lengths: list[int], seed: int) -> None:
+    """In float64, where rounding is far below the effect of a fault."""
     _, ours = of_shape(4, 16, 8, torch.float64)
     given = probe(64, 2, sum(lengths), torch.float64, seed)
     cache = DynamicCache()
     pieces = [ours(**step, layer_past=cache)[0] for step in cut(given, lengths)]
-    # Scores are float32 products whatever the model's dtype; the mask then makes them float64.
+    # Scores are float32 products whatever the model's dtype, and the mask makes them float64 afterwards.
     torch.testing.assert_close(torch.cat(pieces, dim=1), ours(**given)[0], rtol=1e-5, atol=1e-5)
 
 
 @settings(deadline=None, max_examples=25)
 @given(offset=st.integers(1, 30), seq=st.integers(2, 12), seed=st.integers(0, 9))
 @torch.no_grad()
-def test_a_uniform_offset_of_positions_leaves_the_pattern(offset: int, seq: int, seed: int) -> None:
+def test_offset_of_all_positions_leaves_the_pattern(offset: int, seq: int, seed: int) -> None:
     _, ours = of_shape(4, 16, 8, torch.float32)
     given = probe(64, 2, seq, torch.float32, seed, positions=32)
     moved = {**given, "position_ids": given["position_ids"] + offset}
@@ -148,7 +168,7 @@ def test_a_uniform_offset_of_positions_leaves_the_pattern(offset: int, seq: int,
 
 
 @torch.no_grad()
-def test_a_cache_of_fixed_size_works_as_in_hugging_face(model: CodeGenForCausalLM) -> None:
+def test_cache_of_fixed_size_has_the_same_bits(model: CodeGenForCausalLM) -> None:
     theirs, ours = both(model, layer=0)
     caches = [StaticCache(config=model.config, max_cache_len=16) for _ in range(2)]
     given = probe(64, 2, 8, torch.float32)
@@ -160,7 +180,7 @@ def test_a_cache_of_fixed_size_works_as_in_hugging_face(model: CodeGenForCausalL
 
 
 @torch.no_grad()
-def test_no_mask_with_a_cache_of_fixed_size_hides_what_is_not_there_yet(model: CodeGenForCausalLM) -> None:
+def test_no_mask_hides_the_unfilled_keys_of_a_fixed_cache(model: CodeGenForCausalLM) -> None:
     _, ours = both(model, layer=0)
     given = ours.get_random_inputs(1, 6)
     cache = StaticCache(config=model.config, max_cache_len=16)
@@ -173,13 +193,13 @@ def test_no_mask_with_a_cache_of_fixed_size_hides_what_is_not_there_yet(model: C
 
 @contextlib.contextmanager
 def listening(attention: Any, names: tuple[str, ...]) -> Any:
-    """Hooks that only look."""
+    """Attach hooks that return nothing."""
     points = [attention.get_submodule(name) for name in names]
-    handles = [point.add_hook(lambda tensor, hook: None) for point in points]
+    for point in points:
+        point.add_hook(lambda tensor, hook: None)
     yield
-    for point, handle in zip(points, handles, strict=True):
-        handle.hook.remove()
-        point.fwd_hooks.remove(handle)
+    for point in points:
+        point.remove_hooks()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -189,7 +209,7 @@ def listening(attention: Any, names: tuple[str, ...]) -> Any:
     ids=lambda names: names[0],
 )
 @torch.no_grad()
-def test_who_looks_on_changes_no_bit(names: tuple[str, ...], dtype: torch.dtype) -> None:
+def test_hooks_that_only_read_change_no_bit(names: tuple[str, ...], dtype: torch.dtype) -> None:
     for batch, seq in ((1, 1), (1, 17), (2, 8)):
         theirs, ours = of_shape(4, 16, 8, dtype)
         given = probe(64, batch, seq, dtype)
@@ -198,7 +218,7 @@ def test_who_looks_on_changes_no_bit(names: tuple[str, ...], dtype: torch.dtype)
 
 
 @torch.no_grad()
-def test_what_a_hook_has_seen_is_not_written_to_afterwards(model: CodeGenForCausalLM) -> None:
+def test_tensor_that_a_hook_kept_is_not_overwritten(model: CodeGenForCausalLM) -> None:
     _, ours = both(model)
     kept: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 
@@ -215,7 +235,7 @@ def test_what_a_hook_has_seen_is_not_written_to_afterwards(model: CodeGenForCaus
 
 @pytest.mark.parametrize("returned", [False, True])
 @torch.no_grad()
-def test_nor_is_what_a_hook_has_seen_that_took_itself_off(model: CodeGenForCausalLM, returned: bool) -> None:
+def test_tensor_kept_by_a_removed_hook_is_not_overwritten(model: CodeGenForCausalLM, returned: bool) -> None:
     _, ours = both(model)
     given = probe(64, 2, 8, torch.float32)
     expected = ours(**given)[1]
@@ -231,8 +251,8 @@ def test_nor_is_what_a_hook_has_seen_that_took_itself_off(model: CodeGenForCausa
     assert torch.equal(*kept)
 
 
-def test_a_hook_registered_with_torch_sees_scores_as_well(model: CodeGenForCausalLM) -> None:
-    """Not TransformerLens's `add_hook`: the scores may be overwritten only if nobody at all has them."""
+def test_torch_hook_on_scores_keeps_them_intact(model: CodeGenForCausalLM) -> None:
+    """A hook that was not added by TransformerLens's `add_hook` counts as well."""
     _, ours = both(model)
     seen = []
     handle = ours.hook_attn_scores.register_forward_hook(lambda module, args, output: seen.append(output))
@@ -243,8 +263,8 @@ def test_a_hook_registered_with_torch_sees_scores_as_well(model: CodeGenForCausa
     assert not torch.equal(seen[0], pattern)
 
 
-def test_function_transforms_go_through_it(model: CodeGenForCausalLM) -> None:
-    """vmap, forward-mode and reverse-mode differentiation, none of which allows overwriting."""
+def test_function_transforms_over_inputs_work(model: CodeGenForCausalLM) -> None:
+    """vmap, forward-mode and reverse-mode differentiation do not allow overwriting."""
     _, ours = both(model.requires_grad_(False))
     given = probe(64, 1, 5, torch.float32)
     hidden, context = given["hidden_states"], {k: given[k] for k in ("position_ids", "attention_mask")}
@@ -263,10 +283,8 @@ def test_function_transforms_go_through_it(model: CodeGenForCausalLM) -> None:
 
 
 @pytest.mark.parametrize(("dtype", "seq"), [(torch.float32, 1), (torch.float32, 3), (torch.bfloat16, 3)])
-def test_function_transforms_over_weights_go_through_it(
-    model: CodeGenForCausalLM, dtype: torch.dtype, seq: int
-) -> None:
-    """Also where one product serves q, k and v, which looks at the weights' memory."""
+def test_function_transforms_over_weights_work(model: CodeGenForCausalLM, dtype: torch.dtype, seq: int) -> None:
+    """One product for q, k and v reads the weights' memory, which a transform does not."""
     _, ours = both(model.requires_grad_(False), dtype)
     given = probe(64, 1, seq, dtype)
     names = [f"{which}._original_component.weight" for which in "qkv"]
@@ -282,7 +300,7 @@ def test_function_transforms_over_weights_go_through_it(
     output, pull = torch.func.vjp(run, weights)
     cotangent = torch.randn(output.shape, generator=torch.Generator().manual_seed(1), dtype=output.dtype)
     (gradients,) = pull(cotangent)
-    alone = next(reversed(weights))  # v's, whose tangent alone has to be seen
+    alone = next(reversed(weights))  # v's: a tangent of one weight is enough
     tangents = {name: torch.zeros_like(weight) for name, weight in weights.items()}
     tangents[alone] = torch.randn(64, 64, generator=torch.Generator().manual_seed(2)).to(dtype)
     _, forward = torch.func.jvp(run, (weights,), (tangents,))
@@ -291,8 +309,8 @@ def test_function_transforms_over_weights_go_through_it(
     assert pulled.abs() > 0.01
 
 
-def test_a_tangent_of_one_weight_alone_is_carried(model: CodeGenForCausalLM) -> None:
-    """`torch.autograd.forward_ad` puts it into the module, where no transform tells of it."""
+def test_tangent_of_one_weight_reaches_the_output(model: CodeGenForCausalLM) -> None:
+    """`torch.autograd.forward_ad` puts the tangent into the module, without a function transform."""
     _, ours = both(model.requires_grad_(False))
     given = probe(64, 1, 1, torch.float32)
     with torch.autograd.forward_ad.dual_level():

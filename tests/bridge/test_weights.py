@@ -1,4 +1,4 @@
-"""Weights in and out: what is split from what, who notices an edit, and the way back to Hugging Face."""
+"""Weights: the split of the fused weight, edits of it, loading, sharing, and the export to Hugging Face."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cgverify.bridge.joint_projection import project_jointly
 
 @pytest.fixture
 def lively() -> CodeGenForCausalLM:
-    """A small model whose biases are not 0 and whose gains are not 1, so that folding them does something."""
+    """A small model with biases other than 0 and gains other than 1, so that folding them has an effect."""
     torch.manual_seed(3)
     model = CodeGenForCausalLM(small_config(initializer_range=0.1)).eval()
     with torch.no_grad():
@@ -35,7 +35,7 @@ def tokens() -> torch.Tensor:
 
 @pytest.mark.parametrize("replace", [False, True])
 @torch.no_grad()
-def test_an_edit_of_the_fused_weight_warns_and_refresh_picks_it_up(model: CodeGenForCausalLM, replace: bool) -> None:
+def test_edit_of_the_fused_weight_warns_until_refresh(model: CodeGenForCausalLM, replace: bool) -> None:
     theirs, ours = both(model)
     given = ours.get_random_inputs()
     with warnings.catch_warnings():
@@ -56,7 +56,7 @@ def test_an_edit_of_the_fused_weight_warns_and_refresh_picks_it_up(model: CodeGe
 
 
 def warns(attention: Any) -> bool:
-    """Whether a forward says that the fused weight was edited."""
+    """Return whether a forward warns that the fused weight was edited."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         attention(**attention.get_random_inputs(1, 1))
@@ -65,9 +65,7 @@ def warns(attention: Any) -> bool:
 
 @pytest.mark.parametrize("edits", [0, 1, 2])
 @torch.no_grad()
-def test_a_copy_warns_of_the_edits_that_its_original_warns_of_and_of_its_own(
-    model: CodeGenForCausalLM, edits: int
-) -> None:
+def test_copy_warns_of_edits_before_and_after_copying(model: CodeGenForCausalLM, edits: int) -> None:
     for block in model.transformer.h:
         block.attn.qkv_proj.weight.mul_(1)  # before the boot, so that the count does not start at 0
     ours = boot(model).blocks[1].attn
@@ -83,7 +81,7 @@ def test_a_copy_warns_of_the_edits_that_its_original_warns_of_and_of_its_own(
 
 
 @torch.no_grad()
-def test_a_load_without_q_k_and_v_neither_hides_an_edit_nor_is_one(lively: CodeGenForCausalLM) -> None:
+def test_load_without_qkv_neither_hides_an_edit_nor_is_one(lively: CodeGenForCausalLM) -> None:
     bridge = boot(copy.deepcopy(lively))
     attention = bridge.blocks[1].attn
     whole = bridge.state_dict()
@@ -101,7 +99,7 @@ def test_a_load_without_q_k_and_v_neither_hides_an_edit_nor_is_one(lively: CodeG
 
 
 @torch.no_grad()
-def test_an_edit_through_data_cannot_be_seen_and_refresh_picks_it_up_all_the_same(model: CodeGenForCausalLM) -> None:
+def test_edit_through_data_has_no_warning_but_refresh_works(model: CodeGenForCausalLM) -> None:
     _, ours = both(model)
     given = ours.get_random_inputs()
     before = ours(**given)[0]
@@ -118,9 +116,7 @@ def parameters(model: torch.nn.Module) -> int:
 
 
 @torch.no_grad()
-def test_without_the_fused_weights_the_bridge_has_no_more_parameters_than_the_model(
-    lively: CodeGenForCausalLM, tokens: torch.Tensor
-) -> None:
+def test_bridge_without_fused_weights_has_no_more_parameters(lively: CodeGenForCausalLM, tokens: torch.Tensor) -> None:
     expected, count = lively(tokens).logits, parameters(lively)
     assert parameters(boot(copy.deepcopy(lively))) == count + 2 * 3 * 64 * 64
     bridge = boot(lively, keep_fused=False)
@@ -134,7 +130,7 @@ def test_without_the_fused_weights_the_bridge_has_no_more_parameters_than_the_mo
 @torch.no_grad()
 def test_state_dict_round_trips(lively: CodeGenForCausalLM, tokens: torch.Tensor, keep_fused: bool) -> None:
     source = boot(copy.deepcopy(lively), keep_fused=keep_fused)
-    source.blocks[1].attn.q.original_component.weight.mul_(1.5)  # what is kept is Q, K and V as they are
+    source.blocks[1].attn.q.original_component.weight.mul_(1.5)  # the state has Q, K and V as they are now
     target = boot(CodeGenForCausalLM(lively.config).eval(), keep_fused=keep_fused)
     assert not torch.allclose(target(tokens), source(tokens))
     target.load_state_dict(source.state_dict())
@@ -146,7 +142,7 @@ def test_state_dict_round_trips(lively: CodeGenForCausalLM, tokens: torch.Tensor
 
 @pytest.mark.parametrize("keep_fused", [True, False])
 @torch.no_grad()
-def test_an_export_loads_to_the_same_logits(
+def test_export_loads_to_the_same_logits(
     lively: CodeGenForCausalLM, tokens: torch.Tensor, tmp_path: Path, keep_fused: bool
 ) -> None:
     bridge = boot(copy.deepcopy(lively), keep_fused=keep_fused)
@@ -159,7 +155,7 @@ def test_an_export_loads_to_the_same_logits(
     assert again.config.to_diff_dict().keys() <= {*lively.config.to_diff_dict(), "dtype", "transformers_version"}
 
 
-def test_unedited_weights_come_back_bit_for_bit(lively: CodeGenForCausalLM) -> None:
+def test_unedited_weights_are_exported_bit_for_bit(lively: CodeGenForCausalLM) -> None:
     expected = {name: tensor.clone() for name, tensor in lively.state_dict().items()}
     found = hugging_face_weights(boot(lively).state_dict())
     assert found.keys() == expected.keys()
@@ -172,7 +168,7 @@ def test_unedited_weights_come_back_bit_for_bit(lively: CodeGenForCausalLM) -> N
 def test_compatibility_mode_keeps_log_probabilities(
     lively: CodeGenForCausalLM, tokens: torch.Tensor, keep_fused: bool
 ) -> None:
-    """fold_ln, centring of weights that write and of the unembedding, value biases: TransformerLens's defaults."""
+    """With TransformerLens's defaults: layer norms folded in, weights centred, value biases folded."""
     expected = lively(tokens).logits.log_softmax(-1)
     bridge = boot(lively, keep_fused=keep_fused)
     plain = bridge(tokens)
@@ -188,9 +184,7 @@ def test_compatibility_mode_keeps_log_probabilities(
 
 
 @torch.no_grad()
-def test_refresh_works_in_compatibility_mode_that_processed_nothing(
-    lively: CodeGenForCausalLM, tokens: torch.Tensor
-) -> None:
+def test_refresh_works_in_compatibility_mode_unprocessed(lively: CodeGenForCausalLM, tokens: torch.Tensor) -> None:
     bridge = boot(lively)
     bridge.enable_compatibility_mode(no_processing=True)
     before = bridge(tokens)
@@ -201,7 +195,7 @@ def test_refresh_works_in_compatibility_mode_that_processed_nothing(
 
 
 @torch.no_grad()
-def test_compatibility_mode_gives_no_nan_for_a_query_that_sees_nothing(lively: CodeGenForCausalLM) -> None:
+def test_compatibility_mode_has_no_nan_in_a_fully_masked_row(lively: CodeGenForCausalLM) -> None:
     bridge = boot(lively)
     bridge.enable_compatibility_mode()
     attention = bridge.blocks[0].attn
@@ -213,7 +207,7 @@ def test_compatibility_mode_gives_no_nan_for_a_query_that_sees_nothing(lively: C
 
 
 @torch.no_grad()
-def test_a_move_to_another_dtype_or_device_is_no_edit(model: CodeGenForCausalLM) -> None:
+def test_move_to_another_dtype_or_device_is_not_an_edit(model: CodeGenForCausalLM) -> None:
     _, ours = both(model)
     for target in (torch.bfloat16, "meta"):
         with warnings.catch_warnings():
@@ -226,48 +220,35 @@ def test_a_move_to_another_dtype_or_device_is_no_edit(model: CodeGenForCausalLM)
         edited.to(torch.float64)(**edited.get_random_inputs(dtype=torch.float64))
 
 
-def test_q_k_and_v_lie_in_one_piece_and_one_product_serves_all_three(model: CodeGenForCausalLM) -> None:
+@torch.no_grad()
+def test_adjacent_weights_are_used_in_one_product(model: CodeGenForCausalLM) -> None:
     _, ours = both(model)
     projections = (ours.q, ours.k, ours.v)
-    token = torch.randn(1, 1, 64)
-    with torch.no_grad():
-        assert project_jointly(projections, torch.randn(1, 2, 64)) is None  # three products are as quick
-        for dtype, rows in ((torch.float32, 1), (torch.bfloat16, 1), (torch.bfloat16, 40), (torch.float16, 40)):
-            ours.to(dtype)
-            given = torch.randn(1, rows, 64).to(dtype)
-            found = project_jointly(projections, given)
-            assert found is not None
-            for projection, part in zip(projections, found, strict=True):
-                assert torch.equal(part, projection(given))
-        plain = ours.k.original_component.forward
-        ours.k.original_component.forward = lambda tensor: plain(tensor) * 2
-        assert project_jointly(projections, token.to(dtype)) is None
-        given = ours.get_random_inputs(dtype=dtype)
-        twice = ours(**given)[0]
-        del ours.k.original_component.forward
-        assert not torch.equal(ours(**given)[0], twice)
-        ours.k.hook_out.add_hook(lambda tensor, hook: None)
-        assert project_jointly(projections, token.to(dtype)) is None
-        ours.k.hook_out.remove_hooks()
-        assert project_jointly(projections, token.to(dtype)) is not None
-    assert project_jointly(projections, token.to(dtype)) is None  # each weight must get a gradient for itself
+    assert project_jointly(projections, torch.randn(1, 2, 64)) is None  # three products are as fast
+    for dtype, rows in ((torch.float32, 1), (torch.bfloat16, 1), (torch.bfloat16, 40), (torch.float16, 40)):
+        ours.to(dtype)
+        given = torch.randn(1, rows, 64).to(dtype)
+        found = project_jointly(projections, given)
+        assert found is not None
+        for projection, part in zip(projections, found, strict=True):
+            assert torch.equal(part, projection(given))
 
 
-@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("separate", [False, True])
 @torch.no_grad()
-def test_weights_that_processes_share_stay_shared(model: CodeGenForCausalLM, apart: bool) -> None:
+def test_shared_weights_stay_shared(model: CodeGenForCausalLM, separate: bool) -> None:
     _, ours = both(model)
-    if apart:
+    if separate:
         ours.k.original_component.weight = torch.nn.Parameter(ours.k.original_component.weight.clone())
     expected = ours(**(given := ours.get_random_inputs(1, 1)))[0]
     ours.share_memory()
     assert all(parameter.is_shared() for parameter in ours.parameters())
-    assert (project_jointly((ours.q, ours.k, ours.v), given["hidden_states"]) is None) == apart
+    assert (project_jointly((ours.q, ours.k, ours.v), given["hidden_states"]) is None) == separate
     assert torch.equal(ours(**given)[0], expected)
 
 
 @torch.no_grad()
-def test_another_weight_for_one_projection_is_used_for_a_single_token(model: CodeGenForCausalLM) -> None:
+def test_replaced_weight_is_used_for_a_single_token(model: CodeGenForCausalLM) -> None:
     _, ours = both(model)
     given = ours.get_random_inputs(1, 1)
     before = ours(**given)[0]

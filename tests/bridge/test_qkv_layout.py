@@ -1,4 +1,4 @@
-"""The split of the fused weight, against Hugging Face's own forward and against rows counted by hand."""
+"""The split of the fused weight, compared with Hugging Face's forward and with rows counted by hand."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def test_join_undoes_split(quarter: int, seed: int) -> None:
 
 
 @given(heads=st.sampled_from([4, 8, 12]), head_dim=st.sampled_from([2, 6]))
-def test_the_oracles_own_split_agrees(heads: int, head_dim: int) -> None:
+def test_split_agrees_with_the_oracles(heads: int, head_dim: int) -> None:
     fused = torch.randn(3 * heads * head_dim, heads * head_dim)
     for weight, which in zip(split_weight(fused), "qkv", strict=True):
         assert torch.equal(weight, projection_weight(fused, which, heads))
 
 
-def test_the_linears_compute_what_split_heads_returns(config: CodeGenConfig) -> None:
+def test_linears_compute_what_split_heads_returns(config: CodeGenConfig) -> None:
     attention = CodeGenAttention(config, layer_idx=0).eval()
     hidden = torch.randn(2, 5, config.n_embd)
     seen = Observation()
@@ -48,12 +48,12 @@ def test_the_linears_compute_what_split_heads_returns(config: CodeGenConfig) -> 
 
 
 @pytest.mark.parametrize("heads", [2, 6])
-def test_heads_that_do_not_fill_the_partitions_are_refused(config: CodeGenConfig, heads: int) -> None:
+def test_heads_that_do_not_fill_partitions_raise(config: CodeGenConfig, heads: int) -> None:
     config.n_head, config.n_embd = heads, 12 * heads
     with pytest.raises(ValueError, match="multiple of 4"):
         split_qkv_matrix(CodeGenAttention(config, layer_idx=0))
 
 
-def test_a_weight_of_another_shape_is_refused() -> None:
+def test_weight_of_another_shape_raises() -> None:
     with pytest.raises(ValueError, match=r"\[3 \* d_model, d_model\]"):
         split_weight(torch.zeros(8, 8))
