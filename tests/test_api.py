@@ -170,7 +170,7 @@ def test_a_pair_that_is_none_is_told(reference: CodeGenForCausalLM) -> None:
     for arguments, told in (
         ((bridge, model), "boot it over a copy"),
         ((bridge, bridge), "boot it over a copy"),
-        ((reference, copy.deepcopy(reference)), "is no bridge"),
+        ((reference, copy.deepcopy(reference)), "is not a bridge"),
         ((bridge,), "a bridge and its reference"),
     ):
         with pytest.raises(UsageError, match=told):

@@ -180,7 +180,7 @@ def _measure(
         from cgverify.bench.timing import Limits, product_rate
         from cgverify.checkpoint.resolve import resolve
         from cgverify.observe.candidate import find_candidate
-        from cgverify.verification.checkpoint_cells import require_devices
+        from cgverify.verification.checkpoint_verifier import require_devices
 
     require_devices(selection.devices)
     with stdout_is_ours():

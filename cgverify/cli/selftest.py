@@ -59,8 +59,8 @@ def selftest(
         from cgverify.selftest import table
         from cgverify.selftest.exam import MODEL, Exam, exit_code, mark
         from cgverify.selftest.report import exam_frame, show
-        from cgverify.verification.cell import no_blame
-        from cgverify.verification.checkpoint_cells import require_devices, run
+        from cgverify.verification.checkpoint_verifier import require_devices, verify_checkpoint
+        from cgverify.verification.judge import Judge
 
         require_devices(devices)
         pin_numerics(threads)
@@ -68,7 +68,8 @@ def selftest(
         exam = Exam((*table.FAULTS, *table.VARIANTS), tuple(dtypes), tuple(devices), quick)
         plan = exam.plan(source)
         with stdout_is_ours():
-            results = list(with_progress(run(plan, source, exam.candidates(), blame=no_blame), len(plan), quiet))
+            verified = verify_checkpoint(plan, source, exam.candidates(), judge=Judge(with_sentence=False))
+            results = list(with_progress(verified, len(plan), quiet))
             answers = list(mark(exam, results, source))
         frame = exam_frame(answers)
         if output is not None:

@@ -113,7 +113,7 @@ def run_one(
         threads=threads, jobs=jobs, scheduler=scheduler, allow=allow, keep_tensors=keep_tensors, warnings=verbose > 0
     )
     make_ready(verbose)
-    from cgverify.verification.checkpoint_cells import require_devices
+    from cgverify.verification.checkpoint_verifier import require_devices
 
     require_devices(axes.devices)
     order = one_checkpoint(command, model, weights, axes, PromptSource(prompt, tokens))

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from cgverify.checkpoint.source import Source
-from cgverify.checkpoint.window import ModelVariant, WeightsView, Window
+from cgverify.checkpoint.window import WeightsView, Window
 from cgverify.common.records import Cell
 from cgverify.observe import candidate
 from cgverify.observe.bits import same_tensor
@@ -29,9 +29,9 @@ from cgverify.observe.stages import Stage, TapFunction, expect_products
 from cgverify.oracle.arithmetic import Expected
 from cgverify.oracle.parameters import Parameters
 from cgverify.selftest.answer import Outcome
-from cgverify.verification import cell as one_cell
-from cgverify.verification.check import ObservedCell, ObservedStep, Side
 from cgverify.verification.metrics import assess
+from cgverify.verification.observe_cell import CandidateFailedError, Reference, observe_cell, variant_of
+from cgverify.verification.observed import ObservedCell, ObservedSide, ObservedStep
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Seen:
     parameters: Parameters
 
     @property
-    def sides(self) -> list[Side]:
+    def sides(self) -> list[ObservedSide]:
         """The candidate's, step by step."""
         return [step.candidate for step in self.observed.steps]
 
@@ -57,7 +57,7 @@ def explain(fault: Candidate, cells: Sequence[Cell], source: Source) -> Outcome:
             return Outcome.NO_BIT
         in_float64 = [cell.model_copy(update={"dtype": "float64"}) for cell in cells]
         wide = list(_run(fault, in_float64, source, rounded_to=getattr(torch, cells[0].dtype)))
-    except one_cell.CandidateFailedError:
+    except CandidateFailedError:
         return Outcome.MISSED
     return Outcome.BELOW if all(map(_within, wide, narrow)) else Outcome.MISSED
 
@@ -78,18 +78,17 @@ def _run(
     for view, in_view in groupby(sorted(cells, key=lambda cell: str(_view(cell))), key=_view):
         window.show(view)
         together = list(in_view)
-        first = together[0]
-        setting = ModelVariant(getattr(torch, first.dtype), torch.device(first.device), first.rotary_dim)
+        setting = variant_of(together[0])
         model, other = (_rounded(window.model(setting), rounded_to) for _ in range(2))
-        reference = one_cell.Reference(model, source.config, window.spread())
+        reference = Reference(model, source.config, window.spread(), bend)
         try:
             bridge = tried.boot(other)
         except KeyboardInterrupt:
             raise
         except BaseException as error:
-            raise one_cell.CandidateFailedError("boot", error) from error
+            raise CandidateFailedError("boot", error) from error
         for cell in together:
-            yield Seen(one_cell.observe_cell(cell, reference, bridge, bend=bend), reference.parameters)
+            yield Seen(observe_cell(cell, reference, bridge), reference.parameters)
 
 
 def _rounded(model: nn.Module, dtype: torch.dtype | None) -> nn.Module:
@@ -109,7 +108,7 @@ def _same(one: Seen, other: Seen) -> bool:
     return len(one.sides) == len(other.sides) and all(map(_same_side, one.sides, other.sides))
 
 
-def _same_side(one: Side, other: Side) -> bool:
+def _same_side(one: ObservedSide, other: ObservedSide) -> bool:
     mine, theirs = one.observation, other.observation
     return (
         _conduct(one) == _conduct(other)
@@ -118,7 +117,7 @@ def _same_side(one: Side, other: Side) -> bool:
     )
 
 
-def _conduct(side: Side) -> tuple[object, ...]:
+def _conduct(side: ObservedSide) -> tuple[object, ...]:
     seen = side.observation
     return seen.returned, repr(seen.raised), seen.violations, seen.silent_hooks
 
@@ -135,17 +134,17 @@ def _within(wide: Seen, narrow: Seen) -> bool:
     )
 
 
-def _step_within(step: ObservedStep, exact: Parameters, narrow: Side, rounded: Parameters) -> bool:
+def _step_within(step: ObservedStep, exact: Parameters, narrow: ObservedSide, rounded: Parameters) -> bool:
     return _conduct(step.candidate) == _conduct(narrow) and all(
         _holds(stage, step.candidate, exact, narrow, rounded) for stage in step.stages
     )
 
 
-def _holds(stage: Stage, wide: Side, exact: Parameters, narrow: Side, rounded: Parameters) -> bool:
-    if stage.tap not in wide.view:
+def _holds(stage: Stage, wide: ObservedSide, exact: Parameters, narrow: ObservedSide, rounded: Parameters) -> bool:
+    if stage.tap not in wide.tensors:
         return not stage.required
     answers = zip(_expected(stage, wide, exact), _expected(stage, narrow, rounded), strict=True)
-    tap = wide.view[stage.tap]
+    tap = wide.tensors[stage.tap]
     for (columns, true), (_, allowed) in answers:
         if true is None and allowed is None:  # a tap that it is computed from never fired
             continue
@@ -160,13 +159,15 @@ def _holds(stage: Stage, wide: Side, exact: Parameters, narrow: Side, rounded: P
     return True
 
 
-def _expected(stage: Stage, side: Side, parameters: Parameters) -> Iterator[tuple[slice | None, Expected | None]]:
+def _expected(
+    stage: Stage, side: ObservedSide, parameters: Parameters
+) -> Iterator[tuple[slice | None, Expected | None]]:
     """The stage's answer for a side, whole or in blocks of columns."""
     if isinstance(stage.oracle, TapFunction):
-        yield None, stage.oracle.expect(side.view, parameters)[0]
-    elif stage.oracle.input in side.view:
+        yield None, stage.oracle.expect(side.tensors, parameters)[0]
+    elif stage.oracle.input in side.tensors:
         product = stage.oracle
-        blocks = expect_products([side.view[product.input]], product.weight, parameters, product.autocast)
+        blocks = expect_products([side.tensors[product.input]], product.weight, parameters, product.autocast)
         for columns, (answer,) in blocks:
             yield columns, answer
     else:

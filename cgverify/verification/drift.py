@@ -1,13 +1,13 @@
-"""How far two sides have drifted apart on their way through a model: reported, and never a failure.
+"""How far the two sides have drifted apart on their way through a model: reported, never a failure.
 
-Errors pile up from layer to layer, and a fault-free bridge may end anywhere within what they add up to. So no bound is
-asked of a carried tensor; whether each step was right is asked by the stages of its component.
+Errors add up from layer to layer, and a bridge without a fault may end anywhere within their sum. So a carried tensor
+has no bound. Whether each component was right is checked by its own stages.
 
 | stage | compares |
 |---|---|
-| `carried` | what a component made of the prompt, each side on its own way there; and both without rounding |
+| `carried` | what a component returned for a prompt on each side, and both with the float64 computation |
 | `top_1` | the most probable next token at each position |
-| `as_carried` | the candidate's whole model with what came through the window |
+| `as_carried` | the candidate's whole model with what went through the window |
 | `generation` | the tokens that both sides generated |
 """
 
@@ -22,31 +22,31 @@ from cgverify.verification.trusted_bits import leading_bits
 
 
 def carried(ours: torch.Tensor, theirs: torch.Tensor, exact: torch.Tensor) -> Finding:
-    """What a component made of a prompt, on both sides.
+    """Compare what a component returned for a prompt on both sides.
 
     Args:
-        ours, theirs: `[1, seq, …]`, in one shape.
-        exact: without rounding, in float64.
+        ours, theirs: `[1, seq, …]`, of one shape.
+        exact: the float64 computation without rounding, of the same shape.
     """
-    against = difference(ours.to(theirs.dtype), theirs)
-    error, reference_error = _farthest(ours, exact), _farthest(theirs, exact)
+    distance = difference(ours.to(theirs.dtype), theirs)
+    error, reference_error = _greatest_error(ours, exact), _greatest_error(theirs, exact)
     return Finding(
         step="prompt",
         tap="returned",
         stage=CARRIED,
-        verdict=_reported(against),
-        max_abs=against.max_abs,
-        max_ulp=against.max_ulp,
+        verdict=_reported(distance),
+        max_abs=distance.max_abs,
+        max_ulp=distance.max_ulp,
         candidate_error=error,
         reference_error=reference_error,
         bits=leading_bits(error, float(exact.abs().max())),
         shape=tuple(ours.shape),
-        at="" if against.bitwise else f"position {against.index // (ours.numel() // ours.shape[1])}",
+        at="" if distance.bitwise else f"position {distance.index // (ours.numel() // ours.shape[1])}",
     )
 
 
 def top_1(ours: torch.Tensor, theirs: torch.Tensor) -> Finding:
-    """Whether the most probable next token is the same at every position.
+    """Compare the most probable next token at every position.
 
     Args:
         ours, theirs: logits `[1, seq, vocabulary]`.
@@ -55,21 +55,21 @@ def top_1(ours: torch.Tensor, theirs: torch.Tensor) -> Finding:
     message = f"top-1 agrees at {len(differ) - int(differ.sum())} of {len(differ)} positions"
     if differ.any():
         first = int(differ.nonzero()[0])
-        message += f"; first apart at position {first}, {_nearness(ours[0, first], theirs[0, first])}"
+        message += f"; first apart at position {first}, {_margin(ours[0, first], theirs[0, first])}"
     said = Verdict.BOUNDED if differ.any() else Verdict.BITWISE
     return Finding(step="prompt", tap="top_1", stage=TOP_1, verdict=said, shape=tuple(differ.shape), message=message)
 
 
 def as_carried(component: str, whole: torch.Tensor, carried: torch.Tensor) -> Finding:
-    """What a component of the candidate's whole model made of a prompt, beside what came through the window."""
-    against = difference(whole.to(carried.dtype), carried)
+    """Compare what a component of the candidate's whole model returned with what it returned in the window."""
+    distance = difference(whole.to(carried.dtype), carried)
     return Finding(
         step=f"prompt {component}",
         tap="returned",
         stage=AS_CARRIED,
-        verdict=_reported(against),
-        max_abs=against.max_abs,
-        max_ulp=against.max_ulp,
+        verdict=_reported(distance),
+        max_abs=distance.max_abs,
+        max_ulp=distance.max_ulp,
         shape=tuple(whole.shape),
     )
 
@@ -77,40 +77,40 @@ def as_carried(component: str, whole: torch.Tensor, carried: torch.Tensor) -> Fi
 def generation(
     ours: list[int], theirs: list[int], our_logits: list[torch.Tensor], their_logits: list[torch.Tensor]
 ) -> Finding:
-    """Whether both sides generated the same tokens.
+    """Compare the tokens that both sides generated.
 
     Args:
-        our_logits, their_logits: the `[vocabulary]` that each token is the greatest of.
+        our_logits, their_logits: the logits `[vocabulary]` that each token is the greatest of.
     """
-    alike = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
-    same = ours == theirs
+    pairs = zip(ours, theirs, strict=False)
+    alike = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(ours), len(theirs)))
     message = f"{alike} of {len(theirs)} generated tokens alike"
-    if not same and alike < len(ours):
-        nearness = _nearness(our_logits[alike], their_logits[alike])
-        message += f"; the next is {ours[alike]} for {theirs[alike]}, {nearness}"
+    if ours != theirs and alike < len(ours):
+        margin = _margin(our_logits[alike], their_logits[alike])
+        message += f"; the next is {ours[alike]} for {theirs[alike]}, {margin}"
     return Finding(
         step="generated",
         tap="generated",
         stage=GENERATION,
-        verdict=Verdict.BITWISE if same else Verdict.BOUNDED,
+        verdict=Verdict.BITWISE if ours == theirs else Verdict.BOUNDED,
         shape=(len(ours),),
         message=message,
     )
 
 
-def _reported(against: Difference) -> Verdict:
-    """The strongest verdict that is true if every step held; where one did not, it has failed itself."""
-    said = verdict(0.0, against)
-    return Verdict.BOUNDED if said.fails else said
+def _reported(distance: Difference) -> Verdict:
+    """Return the strongest verdict that is true if every component is right; a wrong one has failed on its own."""
+    strongest = verdict(0.0, distance)
+    return Verdict.BOUNDED if strongest.fails else strongest
 
 
-def _farthest(state: torch.Tensor, exact: torch.Tensor) -> float:
+def _greatest_error(state: torch.Tensor, exact: torch.Tensor) -> float:
     error = (state.to(torch.float64) - exact).abs()
     return float(error.nan_to_num(nan=torch.inf).max())
 
 
-def _nearness(ours: torch.Tensor, theirs: torch.Tensor) -> str:
-    """How near a tie was, beside how far the logits are apart."""
+def _margin(ours: torch.Tensor, theirs: torch.Tensor) -> str:
+    """Say how close the reference's two best logits are, and how far the two sides are apart."""
     best, second = theirs.to(torch.float64).topk(2).values
     apart = float((ours.to(torch.float64) - theirs.to(torch.float64)).abs().max())
     return f"where the reference's two best logits are {float(best - second):.3g} and the sides {apart:.3g} apart"

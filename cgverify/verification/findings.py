@@ -1,9 +1,9 @@
-"""From checked sides to findings: one per tap, with its verdict, its figures, and a sentence where it failed."""
+"""From checked sides to findings: one per tap, with its verdict, its figures, and a message if it failed."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -12,150 +12,119 @@ from cgverify.common.printable import described
 from cgverify.common.records import Finding, Verdict
 from cgverify.observe.cases import gated
 from cgverify.observe.stages import Stage
-from cgverify.verification.check import Checked, ObservedCell, ObservedStep, visible
+from cgverify.verification import messages
+from cgverify.verification.check import visible
 from cgverify.verification.metrics import Difference, difference, verdict
-
-RAISED = "raised"
-"""What stands in the place of a tap where the candidate raised."""
+from cgverify.verification.observed import RAISED_TAP, ObservedCell, ObservedStep, StageCheck
 
 
 def findings_of(step: ObservedStep) -> list[Finding]:
-    """What was found in one step of a cell, tap by tap in the order of the computation."""
-    reference, candidate = step.reference, step.candidate
-    refused, raised = reference.observation.raised, candidate.observation.raised
-    if refused is not None:
-        accepts = "" if raised is not None else "; the candidate accepts it"
-        message = f"the reference refuses: {described(refused)}{accepts}"
+    """Return the findings of one step of a cell, tap by tap in the order of the computation."""
+    reference, candidate = step.reference.observation, step.candidate.observation
+    if reference.raised is not None:
+        accepts = "" if candidate.raised is not None else "; the candidate accepts it"
+        message = f"the reference refuses: {described(reference.raised)}{accepts}"
         return [Finding(step=step.name, tap="", stage="", verdict=Verdict.UNSUPPORTED, message=message)]
     findings = []
-    if raised is not None:
-        message = f"the candidate raised where the reference did not: {described(raised)}"
-        findings.append(Finding(step=step.name, tap=RAISED, stage="forward", verdict=Verdict.DIVERGED, message=message))
+    if candidate.raised is not None:
+        message = f"the candidate raised where the reference did not: {described(candidate.raised)}"
+        findings.append(_diverged(step, RAISED_TAP, "forward", message))
     findings += [
-        _finding(step, place, stage)
-        for place, stage in enumerate(step.stages)
-        if stage.tap in candidate.view or (stage.required and raised is None)
+        _finding(step, index, stage)
+        for index, stage in enumerate(step.stages)
+        if stage.tap in step.candidate.tensors or (stage.required and candidate.raised is None)
     ]
-    if raised is None and candidate.observation.returned != reference.observation.returned:
-        message = (
-            f"{candidate.observation.returned} was returned, and {reference.observation.returned} by the reference"
-        )
-        findings.append(
-            Finding(step=step.name, tap="returned", stage="form", verdict=Verdict.DIVERGED, message=message)
-        )
-    for tap, message in candidate.observation.violations:
-        findings.append(Finding(step=step.name, tap=tap, stage="conduct", verdict=Verdict.DIVERGED, message=message))
+    if candidate.raised is None and candidate.returned != reference.returned:
+        message = f"{candidate.returned} was returned, and {reference.returned} by the reference"
+        findings.append(_diverged(step, "returned", "form", message))
+    findings += [_diverged(step, tap, "conduct", message) for tap, message in candidate.violations]
     return findings
 
 
-def _finding(step: ObservedStep, place: int, stage: Stage) -> Finding:
-    reference, candidate = step.reference, step.candidate
-    ours, theirs = candidate.view.get(stage.tap), reference.view.get(stage.tap)
-    checked, counterpart = candidate.checked.get(place), reference.checked.get(place)
-    found: dict[str, Any] = {
+def _diverged(step: ObservedStep, tap: str, stage: str, message: str) -> Finding:
+    return Finding(step=step.name, tap=tap, stage=stage, verdict=Verdict.DIVERGED, message=message)
+
+
+def _finding(step: ObservedStep, index: int, stage: Stage) -> Finding:
+    """Return the finding of one stage."""
+    ours, theirs = step.candidate.tensors.get(stage.tap), step.reference.tensors.get(stage.tap)
+    check, reference_check = step.candidate.checks.get(index), step.reference.checks.get(index)
+    fields: dict[str, Any] = {
         "step": step.name,
         "tap": stage.tap,
         "stage": stage.name,
-        "reference_r": counterpart.r if counterpart else None,
-        "reference_error": counterpart.error_seen if counterpart else None,
+        "reference_r": reference_check.r if reference_check else None,
+        "reference_error": reference_check.visible_error if reference_check else None,
     }
     if ours is None:
-        return Finding(**found, verdict=Verdict.MISSING, message=f"{stage.tap} never fired")
-    dead = _dead_input(step, place) if checked is None and theirs is None else ""
-    if dead:
-        makes = next((other.name for other in step.stages if other.tap == dead), stage.name)
+        return Finding(**fields, verdict=Verdict.MISSING, message=messages.never_fired([stage.tap]))
+    if check is None and theirs is None and (dead := _dead_input(step, index)):
+        maker = next((other.name for other in step.stages if other.tap == dead), stage.name)
         message = f"{dead} never fired, so that {stage.name} cannot be checked"
-        return Finding(step=step.name, tap=dead, stage=makes, verdict=Verdict.MISSING, message=message)
-    found |= {"shape": tuple(ours.shape)}
-    if checked is not None:
-        found |= {"r": checked.r, "candidate_error": checked.error_seen, **_bits(checked)}
-    wrong = _wrong_form(stage, ours, theirs, checked)
+        return Finding(step=step.name, tap=dead, stage=maker, verdict=Verdict.MISSING, message=message)
+    fields["shape"] = tuple(ours.shape)
+    if check is not None:
+        fields |= {"r": check.r, "candidate_error": check.visible_error, **_bits(check)}
+    wrong = _wrong_form(stage, ours, theirs, check)
     if wrong:
-        return Finding(**found, verdict=Verdict.DIVERGED, message=wrong)
-    against = _against_reference(stage, ours, theirs, candidate.view)
-    if against is not None:
-        found |= {"max_abs": against.max_abs, "max_ulp": against.max_ulp}
-    said = verdict(checked.r if checked else None, against)
-    if said is not Verdict.BITWISE:
-        found |= {"at": _place(_worst_index(checked, against), ours.shape, stage.axes)}
-    if said is Verdict.DIVERGED:
-        message = _divergence(stage, checked, against, str(found["at"]))
-        if stage.meaning:
-            message = f"{stage.meaning}: {message}"
-        if step.conditions.patch is not None and ignores_patch(step, stage):
-            message = f"what {step.conditions.patch.tap} returned was not used, or not wholly: {message}"
-        return Finding(**found, verdict=said, message=message)
-    suspect = counterpart is not None and counterpart.r > 1
-    message = "reference suspect: it breaks its own bound" if suspect else ""
-    return Finding(**found, verdict=said, message=message)
+        return Finding(**fields, verdict=Verdict.DIVERGED, message=wrong)
+    distance = None
+    if theirs is not None:
+        # With a cache, Hugging Face's rotated key is seen after a cast, so the candidate's is cast too.
+        distance = difference(ours.to(theirs.dtype), theirs, visible(stage, step.candidate.tensors))
+        fields |= {"max_abs": distance.max_abs, "max_ulp": distance.max_ulp}
+    strongest = verdict(check.r if check else None, distance)
+    if strongest is not Verdict.BITWISE:
+        fields["at"] = _coordinates(_worst_index(check, distance), ours.shape, stage.axes)
+    message = ""
+    if strongest is Verdict.DIVERGED:
+        message = messages.diverged(step, stage, check, distance, fields["at"])
+    elif reference_check is not None and reference_check.r > 1:
+        message = "reference suspect: it breaks its own bound"
+    return Finding(**fields, verdict=strongest, message=message)
 
 
-def ignores_patch(step: ObservedStep, stage: Stage) -> bool:
-    """Whether a stage of the candidate, if it broke, broke on a tensor that a hook had returned."""
-    patch = step.conditions.patch
-    return patch is not None and patch.tap in step.candidate.read.get(step.stages.index(stage), ())
-
-
-def _dead_input(step: ObservedStep, place: int) -> str:
-    """The tap that never fired, for want of which a stage of the candidate cannot be computed; empty if all did."""
+def _dead_input(step: ObservedStep, index: int) -> str:
+    """Return the tap that never fired although a stage of the candidate starts from it; empty if all fired."""
     side = step.candidate
-    absent = [name for name in side.read.get(place, ()) if name not in side.view and not name.startswith("given.")]
+    absent = [name for name in side.read.get(index, ()) if name not in side.tensors and not name.startswith("given.")]
     return absent[-1] if absent else ""
 
 
-def _worst_index(checked: Checked | None, against: Difference | None) -> int:
-    """The element to point at: the worst of its stage where that broke, else the farthest from the reference."""
-    if checked is not None and (checked.r > 1 or against is None):
-        return checked.index
-    return against.index if against is not None else 0
+def _worst_index(check: StageCheck | None, distance: Difference | None) -> int:
+    """Return the element to point at: the worst of its stage if that broke, else the farthest from the reference."""
+    if check is not None and (check.r > 1 or distance is None):
+        return check.index
+    return distance.index if distance is not None else 0
 
 
-def _wrong_form(stage: Stage, ours: torch.Tensor, theirs: torch.Tensor | None, checked: Checked | None) -> str | None:
-    """What is wrong with a tap's shape or dtype."""
+def _wrong_form(stage: Stage, ours: torch.Tensor, theirs: torch.Tensor | None, check: StageCheck | None) -> str:
+    """Say what is wrong with a tap's shape or dtype; empty if both are right."""
     if theirs is not None and ours.shape != theirs.shape:
         return f"{stage.tap} has shape {list(ours.shape)}, the reference's {list(theirs.shape)}"
-    dtype = checked.dtype if checked is not None else theirs.dtype if theirs is not None else ours.dtype
+    dtype = check.dtype if check is not None else theirs.dtype if theirs is not None else ours.dtype
     if ours.dtype != dtype:
-        return f"{stage.tap} is {short(ours.dtype)} where it must be {short(dtype)}"
-    return None
+        return f"{stage.tap} is {messages.wrong_dtype(ours.dtype, dtype)}"
+    return ""
 
 
-def _against_reference(
-    stage: Stage, ours: torch.Tensor, theirs: torch.Tensor | None, view: Mapping[str, torch.Tensor]
-) -> Difference | None:
-    if theirs is None:
-        return None
-    # With a cache Hugging Face's rotated key is seen after its cast; ours is compared after the same.
-    ours = ours.to(theirs.dtype)
-    return difference(ours, theirs, visible(stage, view))
-
-
-def _bits(checked: Checked) -> dict[str, Any]:
-    worst = checked.precision.worst_head
-    if math.isinf(checked.error):  # also where the shape did not fit, and nothing could be measured
+def _bits(check: StageCheck) -> dict[str, Any]:
+    if math.isinf(check.error):  # also for a wrong shape, of which nothing could be measured
         return {"bits": 0.0}
+    worst = check.bits.worst_head
     if worst is None:
-        return {"bits": checked.precision.bits}
+        return {"bits": check.bits.of_tap}
     return {
-        "bits": checked.precision.bits,
+        "bits": check.bits.of_tap,
         "head_bits": worst[1],
         "worst_head": worst[0],
-        "bits_by_head": checked.precision.by_head,
-        "errors_by_head": tuple(checked.precision.errors.tolist()),
+        "bits_by_head": check.bits.by_head,
+        "errors_by_head": tuple(check.bits.errors.tolist()),
     }
 
 
-def _divergence(stage: Stage, checked: Checked | None, against: Difference | None, at: str) -> str:
-    apart = f", {against.max_abs:.3g} from the reference ({against.max_ulp:.3g} ULP)" if against else ""
-    if checked is None:
-        return f"{stage.tap} differs, and a tap that it is computed from never fired or has another shape{apart}"
-    if against is not None and math.isinf(against.max_abs):
-        return f"{stage.name} is not finite at other elements than the reference, first at {at}"
-    return f"{stage.name} is off by {checked.r:.3g} times its bound at {at}{apart}"
-
-
-def _place(index: int, shape: torch.Size, axes: tuple[str, ...]) -> str:
-    """`head 3, position 5, …` of a flat index."""
+def _coordinates(index: int, shape: torch.Size, axes: tuple[str, ...]) -> str:
+    """Write a flat index as `head 3, position 5, …`."""
     if len(shape) != len(axes) or 0 in shape:
         return f"element {index}"
     coordinates = []
@@ -166,31 +135,26 @@ def _place(index: int, shape: torch.Size, axes: tuple[str, ...]) -> str:
 
 
 def drop_repeated_missing(findings: Iterable[Finding]) -> list[Finding]:
-    """The findings of a cell; of a hook that never fired in several of its forwards only the first."""
-    told, missing = [], set()
+    """Return the findings of a cell, of a hook that never fires only the first."""
+    kept: list[Finding] = []
+    missing: set[str] = set()
     for finding in findings:
+        if finding.verdict is not Verdict.MISSING or finding.tap not in missing:
+            kept.append(finding)
         if finding.verdict is Verdict.MISSING:
-            if finding.tap in missing:
-                continue
             missing.add(finding.tap)
-        told.append(finding)
-    return told
+    return kept
 
 
 def silent_hooks(observed: ObservedCell) -> tuple[str, ...]:
-    """Hooks that fired in no step that ended, other than those whose absence is a finding or whose flag was off."""
-    asked = [*observed.component.stages(False), *(stage for step in observed.steps for stage in step.stages)]
-    required = {stage.tap for stage in asked if stage.required}
+    """Return the hooks that fired in no completed step, except required ones and those whose flag was off."""
+    stages = [*observed.component.stages(False), *(stage for step in observed.steps for stage in step.stages)]
+    required = {stage.tap for stage in stages if stage.required}
     seen = [step.candidate.observation for step in observed.steps]
     silent = [set(one.silent_hooks) for one in seen if one.raised is None]
     if not silent:
         return ()
     on = {flag for step in observed.steps for flag in step.conditions.flags}
     flagged = gated.hooks(observed.component.kind)
-    waiting = {hook for flag, hooks in flagged.items() if flag not in on for hook in hooks}
-    return tuple(sorted(set.intersection(*silent) - required - waiting))
-
-
-def short(dtype: torch.dtype) -> str:
-    """`float32`, without torch's name before it."""
-    return str(dtype).removeprefix("torch.")
+    off = {hook for flag, hooks in flagged.items() if flag not in on for hook in hooks}
+    return tuple(sorted(set.intersection(*silent) - required - off))

@@ -1,4 +1,4 @@
-"""A bridge and its reference that are in memory already -> findings, block by block, without a copy of either."""
+"""Verify a bridge and its reference that are in memory already, block by block, without a copy of either."""
 
 from __future__ import annotations
 
@@ -13,14 +13,23 @@ from transformers import CodeGenForCausalLM
 
 from cgverify.checkpoint.window import Window
 from cgverify.common.errors import UsageError
-from cgverify.common.records import IN_MEMORY, Cell, CellResult, Checkpoint, Finding
-from cgverify.oracle.parameters import Parameters
+from cgverify.common.records import IN_MEMORY, Cell, CellResult, Checkpoint
+from cgverify.observe.components import COMPONENTS
+from cgverify.observe.inputs import CaseInputs
+from cgverify.observe.run import reference_parameters
 from cgverify.plan.batches import group_into_batches
-from cgverify.plan.cells import WeightsView, weights_view
-from cgverify.verification.cell import CandidateFailedError, Reference, candidate_failed, judge_cells, observe_cell
-from cgverify.verification.check import ObservedCell
-from cgverify.verification.compatibility.held import COMPATIBLE_CASES, as_it_is, as_processed
-from cgverify.verification.diagnosis.sentence import sentence
+from cgverify.plan.cells import AFTER, BEFORE, WeightsView, weights_view
+from cgverify.verification.compatibility.processed_reference import processed_reference
+from cgverify.verification.compatibility.processed_weights import ProcessedWeights
+from cgverify.verification.judge import Judge, failed_candidates
+from cgverify.verification.observe_cell import Reference, observe_cell, observe_cells
+
+COMPATIBLE_CASES = ("default", "stress", "decode", "train", "cast_table", "autocast")
+"""The cases in which a bridge in compatibility mode can be verified.
+
+The others have no counterpart there: a query whose keys are all hidden, gradients, and hooks behind a flag, whose
+inputs a block then takes from before its layer norm.
+"""
 
 
 class MemoryWeights:
@@ -42,10 +51,11 @@ class MemoryWeights:
 
 
 class LoadedPair:
-    """A bridge beside the model that it must agree with.
+    """A bridge, and the model that it must agree with.
 
     Raises:
-        UsageError: the reference is no CodeGen model of Hugging Face's, the bridge is none, or both share weights.
+        UsageError: the reference is not a CodeGen model as Hugging Face loads it, the bridge is not a bridge, or both
+            share weights.
     """
 
     def __init__(self, bridge: nn.Module, reference: nn.Module) -> None:
@@ -53,18 +63,19 @@ class LoadedPair:
             type(module).__module__.startswith(("transformer_lens", "cgverify")) for module in reference.modules()
         ):
             raise UsageError(
-                "The reference is no CodeGenForCausalLM as transformers loads it: booting a bridge changes its model "
-                "in place, so boot it over a copy, and give the original."
+                "The reference is not a CodeGenForCausalLM as transformers loads it. Booting a bridge changes its "
+                "model in place: boot it over a copy, and give the original."
             )
         if not hasattr(bridge, "blocks"):
-            raise UsageError(f"A {type(bridge).__name__} is no bridge: give the TransformerBridge first.")
+            raise UsageError(f"A {type(bridge).__name__} is not a bridge: give the TransformerBridge first.")
         shared = {parameter.data_ptr() for parameter in reference.parameters()}
         if any(parameter.data_ptr() in shared for parameter in bridge.parameters()):
             raise UsageError(
                 "Bridge and reference share weights in memory: boot the bridge over a copy.deepcopy of the model."
             )
-        self._bridge, self._reference = cast(Any, bridge), cast(Any, reference)
+        self._bridge, self._reference = bridge, reference
         self._weights = MemoryWeights(reference)
+        self._is_processed = bool(getattr(bridge, "compatibility_mode", False))
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -90,22 +101,17 @@ class LoadedPair:
     def device(self) -> str:
         return str(self._reference.device.type)
 
-    @property
-    def _processed(self) -> bool:
-        return bool(getattr(self._bridge, "compatibility_mode", False))
-
     def require(self, cells: Sequence[Cell]) -> None:
-        """Raise UsageError for cases that this pair cannot be verified in."""
-        unfit = sorted({cell.case for cell in cells} - set(COMPATIBLE_CASES)) if self._processed else []
+        """Raise UsageError if there are cells of a case in which this pair cannot be verified."""
+        unfit = sorted({cell.case for cell in cells} - set(COMPATIBLE_CASES)) if self._is_processed else []
         if unfit:
             raise UsageError(
-                f"In compatibility mode a bridge has nothing to be held to in {', '.join(unfit)}: leave that out, or "
-                f"verify it before enable_compatibility_mode(). "
-                f"The cases that it has are {', '.join(COMPATIBLE_CASES)}."
+                f"In compatibility mode a bridge cannot be verified in {', '.join(unfit)}: leave that out, or verify "
+                f"the bridge before enable_compatibility_mode(). The possible cases are {', '.join(COMPATIBLE_CASES)}."
             )
 
     def verify(self, cells: Sequence[Cell]) -> Iterator[CellResult]:
-        """The results of cells of this pair. Both are put into eval mode while they are verified."""
+        """Yield the results of cells of this pair. Both models are in eval mode while they are verified."""
         modes = [(module, module.training) for side in (self._bridge, self._reference) for module in side.modules()]
         self._bridge.eval()
         self._reference.eval()
@@ -113,49 +119,48 @@ class LoadedPair:
             window = Window(self._weights)
             for batch in group_into_batches(cells):
                 window.show(weights_view(batch[0]))
-                yield from self._unit(batch, window.spread())
+                yield from self._verify_batch(batch, window.spread())
         finally:
             for module, mode in modes:
                 module.training = mode
 
-    def _unit(self, cells: Sequence[Cell], spread: float) -> list[CellResult]:
-        seen = weights_view(cells[0])
-        model, bridge = _reference_block(self._reference, seen), _bridge_block(self._bridge, seen)
-        held = as_processed(model, bridge) if self._processed else as_it_is(model)
-        reference = Reference(held.model, self._weights.config, spread)
-        results, observed = [], []
-        for cell in cells:
-            try:
-                one = observe_cell(cell, reference, bridge, bend=held.bend)
-            except CandidateFailedError as error:
-                results += candidate_failed([cell], error)
-            else:
-                observed.append(replace(one, beside=held.beside(cell.kind)))
-        return judge_cells(observed, reference.parameters, blame=_blame) + results
+    def _verify_batch(self, cells: Sequence[Cell], spread: float) -> list[CellResult]:
+        view, config = weights_view(cells[0]), self._weights.config
+        model = _one_block(self._reference, [COMPONENTS[kind].reference_path for kind in _PARTS], view)
+        bridge = _one_block(self._bridge, [COMPONENTS[kind].bridge_path for kind in _PARTS], view)
+        model.config, bridge.cfg = config, cast(Any, self._bridge).cfg
+        if not self._is_processed:
+            reference = Reference(model, config, spread)
+            observed, failures = observe_cells(cells, lambda cell: observe_cell(cell, reference, bridge))
+        else:
+            processed = processed_reference(model, bridge)
+            weights = ProcessedWeights(reference_parameters(model), reference_parameters(processed))
+            reference = Reference(processed, config, spread, CaseInputs.with_infinite_masks)
+            observed, failures = observe_cells(cells, lambda cell: observe_cell(cell, reference, bridge))
+            observed = [replace(one, extra_findings=weights.findings(one.cell.kind)) for one in observed]
+        return Judge().results(observed, reference.parameters) + failed_candidates(failures)
 
 
-def _blame(observed: ObservedCell, findings: Sequence[Finding], parameters: Parameters) -> str:
-    """What is wrong with a weight comes before what is computed with it."""
-    folded = [finding.message for finding in observed.beside if finding.verdict.fails]
-    return folded[0] if folded else sentence(observed, findings, parameters)
+_PARTS = (*BEFORE, "block", *AFTER)
+"""The components that make up a model of one block."""
 
 
-def _reference_block(model: Any, seen: WeightsView) -> nn.Module:
-    """A `CodeGenForCausalLM` of the one block in view, by the model's own modules."""
-    one = cast(Any, nn.Module())
-    one.config = model.config
-    one.transformer = nn.Module()
-    one.transformer.wte, one.transformer.ln_f = model.transformer.wte, model.transformer.ln_f
-    one.transformer.h = nn.ModuleList([model.transformer.h[seen if isinstance(seen, int) else 0]])
-    one.lm_head = model.lm_head
-    return cast(nn.Module, one)
+def _one_block(model: nn.Module, paths: Sequence[str], view: WeightsView) -> Any:
+    """Return a model of one block, the one in view, that consists of the model's own modules.
 
-
-def _bridge_block(bridge: Any, seen: WeightsView) -> nn.Module:
-    """A bridge of the one block in view, by the bridge's own components."""
-    one = cast(Any, nn.Module())
-    one.cfg = bridge.cfg
-    for name in ("embed", "ln_final", "unembed"):
-        setattr(one, name, getattr(bridge, name))
-    one.blocks = nn.ModuleList([bridge.blocks[seen if isinstance(seen, int) else 0]])
-    return cast(nn.Module, one)
+    Args:
+        paths: of the modules, in a model of one block: `lm_head`, `transformer.h.0`.
+    """
+    one = nn.Module()
+    for path in paths:
+        *owners, name = path.removesuffix(".0").split(".")
+        module = model.get_submodule(path.removesuffix(".0"))
+        owner = one
+        for each in owners:
+            if not hasattr(owner, each):
+                owner.add_module(each, nn.Module())
+            owner = owner.get_submodule(each)
+        blocks = cast(nn.ModuleList, module)
+        block = view if isinstance(view, int) else 0
+        owner.add_module(name, nn.ModuleList([blocks[block]]) if path.endswith(".0") else module)
+    return one

@@ -1,12 +1,11 @@
 """The whole model at once, as a user boots it: a prompt, then greedy generation through one cache.
 
-The bridge is booted over all layers and called as a model. Every component of it is watched while that goes on, in each
-forward and on both sides, and judged by its own stages from the weights that the checkpoint has for it, read anew
-through the window: whatever layer a bridge really used there, and whatever it passed on. Tokens are the greatest logits
-of each side, so each generates by itself.
+The bridge is booted over all layers and called as a model. Every component is watched in each forward on both sides,
+and checked by its own stages against the weights that the checkpoint has for it. Those are read again through the
+window, whichever layer the bridge really used. Each side generates on its own: a token is the greatest of its logits.
 
-Memory is that of one model and of the taps: Hugging Face's goes first, and the bridge is then booted over the very
-same weights.
+Memory is that of one model and of the taps: Hugging Face's model runs first, then the bridge is booted over the same
+weights.
 """
 
 from __future__ import annotations
@@ -20,11 +19,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import DynamicCache
+from transformers import CodeGenForCausalLM, DynamicCache
 
 from cgverify.checkpoint.assembled import assembled, too_large
 from cgverify.checkpoint.source import Source
-from cgverify.checkpoint.window import ModelVariant, WeightsView, Window
+from cgverify.checkpoint.window import WeightsView, Window
 from cgverify.common.errors import CandidateError
 from cgverify.common.printable import described, said
 from cgverify.common.records import Cell, CellResult, Finding, Prompt, Verdict
@@ -38,179 +37,205 @@ from cgverify.observe.run import reference_parameters
 from cgverify.observe.stages import RESIDUAL, Stage, copy
 from cgverify.observe.taps import Observation, hooks_of, observe
 from cgverify.plan.cells import GENERATED_TOKENS
-from cgverify.verification import cell as one_cell
 from cgverify.verification import drift
-from cgverify.verification.check import ElapsedSeconds, ObservedCell, ObservedStep, Side
-from cgverify.verification.prompt_pass import Journey, kind_of, name_of
-
-_Watch = Callable[[Component, Any, Observation], contextlib.AbstractContextManager[None]]
-
-
-@dataclass
-class _Forward:
-    """One forward of a whole model: what each component was given, and what it showed."""
-
-    name: str
-    given: dict[WeightsView, dict[str, torch.Tensor]] = field(default_factory=dict)
-    seen: dict[WeightsView, Observation] = field(default_factory=dict)
+from cgverify.verification.judge import Judge, failed_candidates, uncompared
+from cgverify.verification.observe_cell import CandidateFailedError, cached, variant_of
+from cgverify.verification.observed import ElapsedSeconds, ObservedCell, ObservedSide, ObservedStep
+from cgverify.verification.prompt_pass import PromptPass, kind_of, name_of, views
 
 
-@dataclass
-class _Course:
-    """One side's forwards, and what it generated."""
-
-    forwards: list[_Forward] = field(default_factory=list)
-    tokens: list[int] = field(default_factory=list)
-    logits: list[torch.Tensor] = field(default_factory=list)
-    """`[vocabulary]`, of which each token is the greatest."""
-    raised: BaseException | None = None
-
-
-def run(
+def verify_whole_model(
     cells: Sequence[Cell],
-    window: Window,
     source: Source,
+    window: Window,
     candidates: Mapping[str, Candidate],
-    journey: Journey,
-    keep: one_cell.Keep,
+    prompt_pass: PromptPass,
+    judge: Judge,
 ) -> Iterator[CellResult]:
-    """The cells of the whole model in one setting, once the journey through the window is over."""
-    setting = ModelVariant(getattr(torch, cells[0].dtype), torch.device(cells[0].device), cells[0].rotary_dim)
-    refusal = journey.refusal(cells[0])
-    reason = too_large(source.config, setting)
+    """Yield the results of the whole model's cells in one model variant, after the pass through the window.
+
+    Raises:
+        WeightsError: a tensor that cannot be read.
+    """
+    variant, prompt = variant_of(cells[0]), prompt_pass.prompt
+    refusal, reason = prompt_pass.refusal(cells[0]), too_large(source.config, variant)
     if refusal is not None or reason is not None:
-        yield from one_cell.not_run(cells, *(refusal or (Verdict.UNSUPPORTED, str(reason))))
+        yield from uncompared(cells, *(refusal or (Verdict.UNSUPPORTED, str(reason))))
         return
-    reference: _Course | None = None
+    reference: ModelRun | None = None
     for cell in cells:
         started = time.perf_counter()
-        model: Any = assembled(window, source.config, setting)
+        model = assembled(window, source.config, variant)
         if reference is None:
-            reference = _course(model, _reference_nodes(model), _watch_reference, journey.prompt, setting)
+            reference = reference_model(model).run(prompt)
         try:
-            course = _booted_course(candidates[cell.candidate], model, journey.prompt, setting)
+            candidate = _run_candidate(candidates[cell.candidate], model, prompt)
         except (CandidateError, KeyboardInterrupt):
             raise
         except BaseException as error:  # a candidate may fail in any way, and that is a finding
-            yield from one_cell.candidate_failed(
-                [cell], one_cell.CandidateFailedError("boot of the whole model", error)
-            )
+            yield from failed_candidates([(cell, CandidateFailedError("boot of the whole model", error))])
             continue
         finally:
             del model
-            gc.collect()  # a bridge and its components hold each other
+            gc.collect()  # a bridge and its components refer to each other
         if reference.raised is not None:
             message = f"the reference refuses: {said(reference.raised)}"
-            yield from one_cell.not_run([cell], Verdict.UNSUPPORTED, message)
+            yield from uncompared([cell], Verdict.UNSUPPORTED, message)
             continue
-        judged = list(_judged(cell, reference, course, window, setting, keep, started))
+        judged = list(_judge_components(cell, reference, candidate, window, judge, started))
         findings = [finding for one in judged for finding in one.findings]
         yield CellResult(
             cell=cell,
-            findings=(*findings, *_beside(cell, reference, course, journey)),
-            blame=_first_blame(judged),
+            findings=(*findings, *_drift(cell, reference, candidate, prompt_pass)),
+            blame=_first_sentence(judged),
             seconds=time.perf_counter() - started,
         )
-
-
-@restore_working_directory()
-def _booted_course(candidate: Candidate, model: nn.Module, prompt: Prompt, setting: ModelVariant) -> _Course:
-    """The candidate's, with all its hooks; and once more with none, which must come to the same."""
-    bridge = candidate.boot(model)
-    course = _course(bridge, _bridge_nodes(bridge), _watch_candidate, prompt, setting)
-    unheard = _course(bridge, {}, _watch_candidate, prompt, setting)
-    if course.raised is None and not (
-        len(unheard.logits) == len(course.logits) and all(map(same_tensor, unheard.logits, course.logits))
-    ):
-        otherwise = "the logits are others" if unheard.raised is None else described(unheard.raised)
-        amiss = "logits", f"{otherwise} when no hook is attached"
-        course.forwards[-1].seen["unembed"].violations.append(amiss)
-    return course
 
 
 # --- one side ---------------------------------------------------------------------------------------------------------
 
 
-def _course(
-    model: Any, nodes: Mapping[WeightsView, nn.Module], watch: _Watch, prompt: Prompt, setting: ModelVariant
-) -> _Course:
-    """The prompt in its parts, then what the model makes of it, token by token."""
-    course = _Course()
-    cache = DynamicCache()
-    length = len(prompt.tokens)
-    generated = (PromptSpan(f"generated {i + 1}", length + i, length + i + 1) for i in range(GENERATED_TOKENS - 1))
-    for part in (*parts(length), *generated):
-        given = (*prompt.tokens, *course.tokens)[part.start : part.stop]
-        forward = _Forward(part.name)
-        logits = _forward(model, nodes, watch, torch.tensor([given], device=setting.device), part, cache, forward)
-        course.forwards.append(forward)
-        if isinstance(logits, BaseException):
-            course.raised = logits
-            break
-        if part.stop >= length:
-            course.logits.append(logits[0, -1])
-            course.tokens.append(int(logits[0, -1].argmax()))
-    return course
+@dataclass
+class ModelForward:
+    """One forward of a whole model: the inputs and the observation of each component."""
+
+    name: str
+    given: dict[WeightsView, dict[str, torch.Tensor]] = field(default_factory=dict)
+    seen: dict[WeightsView, Observation] = field(default_factory=dict)
+    logits: torch.Tensor | None = None
+    """`[1, seq, vocabulary]`; None if it raised."""
+    raised: BaseException | None = None
+
+    def side(self, view: WeightsView) -> ObservedSide:
+        """Return a component as one side of a step."""
+        return ObservedSide(self.seen[view], {**self.given[view], **self.seen[view].taps})
 
 
-def _forward(
-    model: Any,
-    nodes: Mapping[WeightsView, nn.Module],
-    watch: _Watch,
-    tokens: torch.Tensor,
-    part: PromptSpan,
-    cache: DynamicCache,
-    forward: _Forward,
-) -> torch.Tensor | BaseException:
-    """Run a model on some tokens, with these of its components watched: its logits, or what it raised."""
-    held = {view: one_cell.cached(cache, view) for view in nodes if isinstance(view, int)}
-    forward.seen = {view: Observation() for view in nodes}
-    logits: list[torch.Tensor] = []
+@dataclass
+class ModelRun:
+    """The forwards of one side, and what it generated."""
 
-    def call(_: Observation) -> None:
-        with contextlib.ExitStack() as stack:
-            for view, node in nodes.items():
-                stack.enter_context(watch(COMPONENTS[kind_of(view)], node, forward.seen[view]))
-            returned = model(tokens, past_key_values=cache, use_cache=True)
-        logits.append(returned if isinstance(returned, torch.Tensor) else returned.logits)
+    forwards: list[ModelForward] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    logits: list[torch.Tensor] = field(default_factory=list)
+    """`[vocabulary]` for each token, which is the greatest of them."""
 
-    whole = observe(call, {"input_ids": tokens})
-    came: dict[str, torch.Tensor] = {"given.input_ids": tokens}
-    for view, seen in forward.seen.items():
-        forward.given[view] = came
-        if isinstance(view, int):
-            record_cache(cache, view, "attn.", seen.see)
-            context = convert(prompt_context(part), came["given.hidden_states"].dtype, tokens.device)
-            forward.given[view] = came | {f"given.{name}": each for name, each in context.items()} | held[view]
-        if "returned" not in seen.taps:  # nothing came of this component, nor of those behind it
-            seen.raised = whole.raised or ValueError("it returned no tensor")
-            return seen.raised
-        came = {"given.hidden_states": seen.taps["returned"]}
-    if whole.raised is not None:
-        return whole.raised
-    if nodes:
-        forward.seen["unembed"].see("logits", logits[0])
-        forward.seen["embed"].violations += whole.violations
-    return logits[0].detach()
+    @property
+    def raised(self) -> BaseException | None:
+        return self.forwards[-1].raised
+
+
+WatchComponent = Callable[[Component, Any, Observation], contextlib.AbstractContextManager[None]]
+"""Show the taps of a component's module to an observation while the module runs."""
+
+
+@dataclass(frozen=True)
+class WatchedModel:
+    """A whole model of one side, with the modules of the components that are watched."""
+
+    model: Any
+    modules: Mapping[WeightsView, nn.Module]
+    watch: WatchComponent
+    device: torch.device
+
+    def run(self, prompt: Prompt) -> ModelRun:
+        """Run the prompt in its spans, then generate token by token."""
+        run, cache, length = ModelRun(), DynamicCache(), len(prompt.tokens)
+        generated = (PromptSpan(f"generated {i + 1}", length + i, length + i + 1) for i in range(GENERATED_TOKENS - 1))
+        for span in (*parts(length), *generated):
+            tokens = (*prompt.tokens, *run.tokens)[span.start : span.stop]
+            forward = self._forward(span, tokens, cache)
+            run.forwards.append(forward)
+            if forward.logits is None:
+                break
+            if span.stop >= length:
+                run.logits.append(forward.logits[0, -1])
+                run.tokens.append(int(forward.logits[0, -1].argmax()))
+        return run
+
+    def _forward(self, span: PromptSpan, token_ids: Sequence[int], cache: DynamicCache) -> ModelForward:
+        tokens = torch.tensor([token_ids], device=self.device)
+        before = {view: cached(cache, view) for view in self.modules if isinstance(view, int)}
+        forward = ModelForward(span.name, seen={view: Observation() for view in self.modules})
+        returned: list[torch.Tensor] = []
+
+        def call(_: Observation) -> None:
+            with contextlib.ExitStack() as stack:
+                for view, module in self.modules.items():
+                    stack.enter_context(self.watch(COMPONENTS[kind_of(view)], module, forward.seen[view]))
+                output = self.model(tokens, past_key_values=cache, use_cache=True)
+            returned.append(output if isinstance(output, torch.Tensor) else output.logits)
+
+        whole = observe(call, {"input_ids": tokens})
+        given: dict[str, torch.Tensor] = {"given.input_ids": tokens}
+        for view, seen in forward.seen.items():
+            forward.given[view] = given
+            if isinstance(view, int):
+                record_cache(cache, view, "attn.", seen.see)
+                context = convert(prompt_context(span), given["given.hidden_states"].dtype, tokens.device)
+                forward.given[view] = given | {f"given.{name}": each for name, each in context.items()} | before[view]
+            if "returned" not in seen.taps:  # nor did any component behind it return
+                forward.raised = seen.raised = whole.raised or ValueError("it returned no tensor")
+                return forward
+            given = {"given.hidden_states": seen.taps["returned"]}
+        if whole.raised is not None:
+            forward.raised = whole.raised
+            return forward
+        if self.modules:
+            forward.seen["unembed"].see("logits", returned[0])
+            forward.seen["embed"].violations += whole.violations
+        forward.logits = returned[0].detach()
+        return forward
+
+
+def reference_model(model: CodeGenForCausalLM) -> WatchedModel:
+    """Watch every component of a reference."""
+    modules = _modules(model, model.config.n_layer, lambda component: component.reference_path)
+    return WatchedModel(model, modules, _watch_reference, model.device)
+
+
+def _run_candidate(candidate: Candidate, model: CodeGenForCausalLM, prompt: Prompt) -> ModelRun:
+    """Run a candidate with all its hooks, then without any hook, which must give the same logits."""
+    with restore_working_directory():
+        n_layers, device = model.config.n_layer, model.device
+        bridge = candidate.boot(model)
+        modules = _modules(bridge, n_layers, lambda component: component.bridge_path)
+        run = WatchedModel(bridge, modules, _watch_candidate, device).run(prompt)
+        plain = WatchedModel(bridge, {}, _watch_candidate, device).run(prompt)
+    same = len(plain.logits) == len(run.logits) and all(map(same_tensor, plain.logits, run.logits))
+    if run.raised is None and not same:
+        what = "the logits are others" if plain.raised is None else described(plain.raised)
+        run.forwards[-1].seen["unembed"].violations.append(("logits", f"{what} when no hook is attached"))
+    return run
+
+
+def _modules(model: Any, n_layers: int, path_of: Callable[[Component], str]) -> dict[WeightsView, nn.Module]:
+    """Return the module of each view's component, in the order of the computation.
+
+    Args:
+        path_of: the component's path in a model of one block.
+    """
+    paths = {view: path_of(COMPONENTS[kind_of(view)]) for view in views(n_layers)}
+    return {view: model.get_submodule(path.replace(".0", f".{view}")) for view, path in paths.items()}
 
 
 @contextlib.contextmanager
 def _watch_reference(component: Component, module: Any, seen: Observation) -> Iterator[None]:
-    with component.watch(module, seen.see), _returned(module, seen):
+    with component.watch(module, seen.see), _watch_returned(module, seen):
         yield
 
 
 @contextlib.contextmanager
-def _watch_candidate(component: Component, node: Any, seen: Observation) -> Iterator[None]:
+def _watch_candidate(component: Component, module: Any, seen: Observation) -> Iterator[None]:
     try:
-        with hooks_of(node, seen, {}), _returned(node, seen):
+        with hooks_of(module, seen, {}), _watch_returned(module, seen):
             yield
-    finally:  # a candidate may raise at last, in this component or behind it
+    finally:  # a candidate may raise in this component or in a later one
         component.name_taps(seen)
 
 
 @contextlib.contextmanager
-def _returned(module: nn.Module, seen: Observation) -> Iterator[None]:
+def _watch_returned(module: nn.Module, seen: Observation) -> Iterator[None]:
     def see(_: nn.Module, __: Any, output: Any) -> None:
         record_returned(output, seen)
 
@@ -221,63 +246,26 @@ def _returned(module: nn.Module, seen: Observation) -> Iterator[None]:
         handle.remove()
 
 
-def _reference_nodes(model: Any) -> dict[WeightsView, nn.Module]:
-    transformer = model.transformer
-    return _in_order(transformer.wte, transformer.h, transformer.ln_f, model.lm_head)
-
-
-def _bridge_nodes(bridge: Any) -> dict[WeightsView, nn.Module]:
-    return _in_order(bridge.embed, bridge.blocks, bridge.ln_final, bridge.unembed)
-
-
-def _in_order(embed: Any, blocks: Any, ln_final: Any, unembed: Any) -> dict[WeightsView, nn.Module]:
-    return {"embed": embed, **dict(enumerate(blocks)), "ln_final": ln_final, "unembed": unembed}
-
-
 # --- both sides -------------------------------------------------------------------------------------------------------
 
 
-def _judged(
-    cell: Cell,
-    reference: _Course,
-    candidate: _Course,
-    window: Window,
-    setting: ModelVariant,
-    keep: one_cell.Keep,
-    started: float,
+def _judge_components(
+    cell: Cell, reference: ModelRun, candidate: ModelRun, window: Window, judge: Judge, started: float
 ) -> Iterator[CellResult]:
-    """Every component in every forward, by the stages that it has in the window."""
+    """Yield the result of each component in all forwards, up to the component in which the candidate raised."""
     for view in reference.forwards[0].seen:
-        component = COMPONENTS[kind_of(view)]
-        name = name_of(view)
+        component, name = COMPONENTS[kind_of(view)], name_of(view)
         steps = [
-            ObservedStep(f"{theirs.name} {name}", _stages(component), _side(theirs, view), _side(ours, view), PLAIN)
+            ObservedStep(f"{theirs.name} {name}", _stages(component), theirs.side(view), ours.side(view), PLAIN)
             for theirs, ours in zip(reference.forwards, candidate.forwards, strict=False)
             if view in ours.given
         ]
-        if not steps:  # the candidate raised before it came here
+        if not steps:
             return
         window.show(view)
-        parameters = reference_parameters(window.model(setting))
-        observed = ObservedCell(
-            cell, component, steps, _not_again, ElapsedSeconds(started, candidate=0.0, reference=0.0)
-        )
-        yield from one_cell.judge_cells([observed], parameters, keep)
-
-
-def _first_blame(judged: Sequence[CellResult]) -> str:
-    """Why the first component failed that did, and how many behind it do; empty where all hold."""
-    blames = [one.blame for one in judged if one.blame]
-    if not blames:
-        return ""
-    more = len(blames) - 1
-    return blames[0] + (
-        f"; {more} more {'component fails' if more == 1 else 'components fail'} behind it" if more else ""
-    )
-
-
-def _not_again(*_: object) -> None:
-    """A whole model is not run once more for a component's sake: its cells in the window tell what the cause is."""
+        parameters = reference_parameters(window.model(variant_of(cell)))
+        # Not run again to confirm a diagnosis: the component's cell in the window does that.
+        yield from judge.results([ObservedCell(cell, component, steps, ElapsedSeconds(started))], parameters)
 
 
 def _stages(component: Component) -> tuple[Stage, ...]:
@@ -286,18 +274,22 @@ def _stages(component: Component) -> tuple[Stage, ...]:
     return component.stages(component.kind == "block")
 
 
-def _side(forward: _Forward, view: WeightsView) -> Side:
-    seen = forward.seen[view]
-    return Side(seen, {**forward.given[view], **seen.taps})
+def _first_sentence(judged: Sequence[CellResult]) -> str:
+    """Say why the first component failed, and count those that fail behind it; empty if none failed."""
+    sentences = [one.blame for one in judged if one.blame]
+    if len(sentences) <= 1:
+        return "".join(sentences)
+    more = len(sentences) - 1
+    return f"{sentences[0]}; {more} more {'component fails' if more == 1 else 'components fail'} behind it"
 
 
-def _beside(cell: Cell, reference: _Course, candidate: _Course, journey: Journey) -> Iterator[Finding]:
-    """What is reported and does not gate: the whole beside the carried states, and the tokens."""
-    forced = candidate.forwards[: len(parts(len(journey.prompt.tokens)))]
+def _drift(cell: Cell, reference: ModelRun, candidate: ModelRun, prompt_pass: PromptPass) -> Iterator[Finding]:
+    """Compare the candidate's whole model with what it carried through the window, and the generated tokens."""
+    forced = candidate.forwards[: len(parts(len(prompt_pass.prompt.tokens)))]
     for view in reference.forwards[0].seen:
         name = name_of(view)
+        carried = prompt_pass.carried.get((cell.candidate, name))
         states = [forward.seen[view].taps.get("returned") for forward in forced]
-        carried = journey.carried.get((cell.candidate, name))
         complete = [state for state in states if state is not None]
         if carried is None or len(complete) < len(states):
             continue

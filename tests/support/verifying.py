@@ -10,14 +10,14 @@ from cgverify.checkpoint.resolve import resolve
 from cgverify.common.records import CellResult, Finding, Prompt
 from cgverify.observe.candidate import find_candidate
 from cgverify.plan.cells import PROMPTED, Axes, CheckpointShape, cells
-from cgverify.verification.cell import Keep, keep_nothing
-from cgverify.verification.checkpoint_cells import run
+from cgverify.verification.checkpoint_verifier import verify_checkpoint
+from cgverify.verification.judge import Judge, KeepTensors
 
 ALL_DTYPES = ["float64", "float32", "bfloat16", "float16"]
 
 
 def verify(
-    model: str = "codegen-nano", *, prompt: Prompt | None = None, keep: Keep = keep_nothing, **axes: Any
+    model: str = "codegen-nano", *, prompt: Prompt | None = None, keep: KeepTensors | None = None, **axes: Any
 ) -> list[CellResult]:
     """Verify layer 0 (unless told otherwise) of a checkpoint."""
     source = resolve(model)
@@ -27,7 +27,7 @@ def verify(
     if prompt is None and set(asked.cases) & set(PROMPTED):
         prompt = prompt_for(model, source)
     candidates = {name: find_candidate(name) for name in asked.candidates}
-    return list(run(cells(subject, asked, prompt), source, candidates, keep, prompt))
+    return list(verify_checkpoint(cells(subject, asked, prompt), source, candidates, prompt, Judge(keep)))
 
 
 def findings(results: Sequence[CellResult]) -> Iterator[Finding]:

@@ -18,12 +18,11 @@ from cgverify.common.records import Cell, CellResult, Finding, Prompt, Verdict
 from cgverify.observe.candidate import find_candidate
 from cgverify.observe.run import reference_parameters
 from cgverify.oracle import exact
-from cgverify.oracle.parameters import Parameters
 from cgverify.plan.cells import CARRIED, CASE_KINDS, Axes, CheckpointShape, cells
 from cgverify.selftest.table import VARIANTS
-from cgverify.verification.check import ObservedStep
-from cgverify.verification.checkpoint_cells import run
-from cgverify.verification.prompt_pass import kind_of, on_the_way, view_of, views
+from cgverify.verification.checkpoint_verifier import verify_checkpoint
+from cgverify.verification.diagnosis.mismatch import CandidateStage
+from cgverify.verification.prompt_pass import cells_on_the_way, kind_of, view_of, views
 
 PROMPT = Prompt(tokens=tuple(b"for x in y:\n"), origin="a test")
 TOKENS = torch.tensor([PROMPT.tokens])
@@ -41,12 +40,12 @@ def given() -> Given:
 
 @pytest.fixture(scope="module")
 def ours(given: Given) -> list[CellResult]:
-    def keep(found: list[Finding], cell: Cell, step: ObservedStep, _: Parameters) -> list[Finding]:
-        if cell.dtype == "float32":
+    def keep(finding: Finding, stage: CandidateStage) -> Finding:
+        if stage.cell.dtype == "float32":
             for name in ("given.hidden_states", "given.input_ids"):
-                if (tensor := step.reference.view.get(name)) is not None:
-                    given[cell.case, cell.component, step.name] = tensor
-        return found
+                if (tensor := stage.step.reference.tensors.get(name)) is not None:
+                    given[stage.cell.case, stage.cell.component, stage.step.name] = tensor
+        return finding
 
     kinds = [kind for kind in CASE_KINDS["text"] if kind != "model"]
     return verify(dtypes=ALL_DTYPES, components=kinds, keep=keep, **CASES_OF_PROMPT)
@@ -144,8 +143,8 @@ def test_layers_alone_are_found_as_among_all(ours: list[CellResult], chosen: dic
 def test_on_the_way_is_what_comes_before_and_is_not_asked_for() -> None:
     asked = [c for c in planned(cases=["model"]) if c.layer == 2 or c.kind == "embed"]
     asked = [cell for cell in asked if cell.kind in ("embed", "block") or cell.layer == 2]
-    assert [view_of(cell) for cell in on_the_way(asked, 5)] == [0, 1]
-    assert list(on_the_way(planned(cases=["text"], layers=[4]), 5)) == []
+    assert [view_of(cell) for cell in cells_on_the_way(asked, 5)] == [0, 1]
+    assert list(cells_on_the_way(planned(cases=["text"], layers=[4]), 5)) == []
 
 
 def subject() -> CheckpointShape:
@@ -236,7 +235,7 @@ class Damaged:
 
 def test_behind_weights_that_cannot_be_read_the_way_ends() -> None:
     plan = planned(cases=["default", "text", "model"], layers=[0, 1, 2])
-    results = list(run(plan, Damaged(), {"cgverify": find_candidate("cgverify")}, prompt=PROMPT))
+    results = list(verify_checkpoint(plan, Damaged(), {"cgverify": find_candidate("cgverify")}, prompt=PROMPT))
     assert {result.cell.id for result in results} == {cell.id for cell in plan}
     for result in results:
         behind = result.cell.layer in (1, 2) or result.cell.kind in ("ln_final", "unembed", "model")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 
 from cgverify.checkpoint.lookup import CheckpointRequest
 from cgverify.checkpoint.resolve import resolve
@@ -13,9 +12,9 @@ from cgverify.common.errors import CgverifyError
 from cgverify.common.records import CellResult, Checkpoint, Verdict
 from cgverify.observe.candidate import find_candidate
 from cgverify.plan.batches import CellBatch, Job
-from cgverify.verification.cell import Keep, keep_nothing, not_run
-from cgverify.verification.checkpoint_cells import Progress, Reader, unwatched
-from cgverify.verification.saved_tensors import with_evidence
+from cgverify.verification.checkpoint_verifier import CheckpointVerifier, Watch
+from cgverify.verification.judge import Judge, uncompared
+from cgverify.verification.saved_tensors import SavedTensors
 
 
 class InProcess:
@@ -48,24 +47,22 @@ class BatchVerifier:
         pin_numerics(job.threads, job.allow)
         self._sources = sources or {}
         self._candidates = {name: find_candidate(name) for name in job.candidates}
-        self._keep: Keep = (
-            keep_nothing if job.folder is None else partial(with_evidence, folder=job.folder, kept=job.keep_tensors)
-        )
+        self._judge = Judge(None if job.folder is None else SavedTensors(job.folder, job.keep_tensors))
         self._checkpoint: Checkpoint | None = None
-        self._reader: Reader | str = ""
-        """The reader of `_checkpoint`, or why it cannot be read."""
+        self._verifier: CheckpointVerifier | str = ""
+        """The verifier of `_checkpoint`, or why it cannot be opened."""
 
-    def verify(self, batch: CellBatch, watch: Progress = unwatched) -> Iterator[CellResult]:
+    def verify(self, batch: CellBatch, watch: Watch = lambda _: None) -> Iterator[CellResult]:
         """Yield the result of each cell of a batch."""
         if batch.checkpoint != self._checkpoint:
-            self._checkpoint, self._reader = batch.checkpoint, ""  # free the old weights before new ones are read
-            self._reader = self._open(batch.checkpoint)
-        if isinstance(self._reader, str):
-            yield from not_run(batch.cells, Verdict.ERROR, self._reader)
+            self._checkpoint, self._verifier = batch.checkpoint, ""  # free the old weights before new ones are read
+            self._verifier = self._open(batch.checkpoint)
+        if isinstance(self._verifier, str):
+            yield from uncompared(batch.cells, Verdict.ERROR, self._verifier)
             return
-        yield from self._reader.verify(batch.cells, self._candidates, self._keep, watch)
+        yield from self._verifier.verify(batch.cells, watch)
 
-    def _open(self, checkpoint: Checkpoint) -> Reader | str:
+    def _open(self, checkpoint: Checkpoint) -> CheckpointVerifier | str:
         if checkpoint.problem:
             return checkpoint.problem
         key = checkpoint.asked, checkpoint.weights
@@ -78,4 +75,4 @@ class BatchVerifier:
                 f"{checkpoint.asked} has other weights here ({source.digest}) than where the run was planned "
                 f"({checkpoint.digest}): bring the same checkpoint to every machine."
             )
-        return Reader(source, checkpoint.prompt)
+        return CheckpointVerifier(source, self._candidates, checkpoint.prompt, self._judge)

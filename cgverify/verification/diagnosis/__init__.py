@@ -1,1 +1,1 @@
-"""Why a cell failed, in one sentence: the first stage that broke, where in its tensor, by how much, and its cause."""
+"""Why a stage failed: where its tap is wrong, what computation it agrees with, and what else is wrong."""

@@ -1,8 +1,9 @@
 """Where in a tensor something is, in words: `head 3 from position 1 on`, `all heads of the last partition`.
 
-Put together from the whole tensor, axis by axis. Where a tap `[batch, position, head, dimension]` with 2 rows, 8
-positions and 8 heads is broken for head 3 in both rows at positions 1 to 7, heads are {3} of 8, positions {1, …, 7}
-of 8. An axis that is concerned throughout is not mentioned, but that all heads are where others say more.
+The phrase is composed axis by axis from the whole tensor. Suppose a tap `[batch, position, head, dimension]` with 2
+rows, 8 positions and 8 heads is broken for head 3 in both rows at positions 1 to 7. Then the broken heads are {3} of 8
+and the broken positions {1, …, 7} of 8. An axis that is broken throughout is not mentioned, except that `all heads` is
+said if another axis is mentioned.
 """
 
 from __future__ import annotations
@@ -15,26 +16,26 @@ from cgverify.oracle.fused_qkv import PARTITIONS
 
 MOST_LISTED = 3
 DENSE = 0.9
-"""From this share on, the elements in the places that are named are not called a part of them."""
+"""Above this share of broken elements in the named places, the share is not mentioned."""
 
 ORDINALS = ("first", "second", "third", "last")
 
 
 def extent(broken: torch.Tensor, axes: tuple[str, ...]) -> str:
-    """Where `broken`, boolean and of the shape that `axes` names, is True. Empty if it is so everywhere or nowhere."""
+    """Say where `broken`, boolean and with the named axes, is True. Empty if that is everywhere or nowhere."""
     if broken.dim() != len(axes) or not bool(broken.any()):
         return ""
     places = broken.nonzero()
-    concerned = [places[:, axis].unique().tolist() for axis in range(broken.dim())]
+    indices_of = {axis: places[:, i].unique().tolist() for i, axis in enumerate(axes)}
     sizes = dict(zip(axes, broken.shape, strict=True))
     named = {
-        axis: indices_named(axis, indices, sizes[axis])
-        for axis, indices in zip(axes, concerned, strict=True)
+        axis: name_indices(axis, indices, sizes[axis])
+        for axis, indices in indices_of.items()
         if len(indices) < sizes[axis]
     }
     where = _joined(named, sizes)
     box = 1
-    for indices in concerned:
+    for indices in indices_of.values():
         box *= len(indices)
     share = len(places) / box
     if share >= DENSE:
@@ -42,8 +43,8 @@ def extent(broken: torch.Tensor, axes: tuple[str, ...]) -> str:
     return f"{100 * share:.2g}% of the elements" + (f" of {where}" if where else "")
 
 
-def indices_named(axis: str, indices: Sequence[int], total: int) -> str:
-    """Some indices of an axis, in ascending order, as a phrase: `heads 0 and 1`, `from position 4 on`."""
+def name_indices(axis: str, indices: Sequence[int], total: int) -> str:
+    """Name some indices of an axis, given in ascending order: `heads 0 and 1`, `from position 4 on`."""
     first, last = indices[0], indices[-1]
     unbroken = last - first + 1 == len(indices)
     if axis == "head" and (partition := _partitions(indices, total)):
@@ -67,7 +68,7 @@ def indices_named(axis: str, indices: Sequence[int], total: int) -> str:
 
 
 def _partitions(heads: Sequence[int], total: int) -> str:
-    """Whole partitions of the fused weight, where they are what the heads are."""
+    """Name the partitions of the fused weight that the heads make up; empty if they are not whole partitions."""
     each, rest = divmod(total, PARTITIONS)
     partitions = sorted({head // each for head in heads}) if each else []
     if rest or each == 1 or len(partitions) * each != len(heads):
@@ -78,7 +79,7 @@ def _partitions(heads: Sequence[int], total: int) -> str:
 
 
 def _joined(named: dict[str, str], sizes: dict[str, int]) -> str:
-    """One phrase, the heads first."""
+    """Join the phrases of the axes, heads first."""
     words = [named[axis] for axis in ("head", "position", "key", "dimension", "batch") if axis in named]
     if "head" in named:
         return ", ".join(words).replace(", from", " from").replace(", before", " before")
@@ -87,7 +88,7 @@ def _joined(named: dict[str, str], sizes: dict[str, int]) -> str:
 
 
 def listed(things: Sequence[object]) -> str:
-    """`a`, `a and b`, `a, b and c`."""
+    """Join things as `a`, `a and b`, `a, b and c`."""
     *before, last = map(str, things)
     return f"{', '.join(before)} and {last}" if before else last
 

@@ -16,7 +16,7 @@ from cgverify.plan.cells import CASES as KINDS
 from cgverify.selftest.answer import Outcome
 from cgverify.selftest.exam import MODEL, Exam, mark
 from cgverify.selftest.seeded import autocast
-from cgverify.verification.checkpoint_cells import run
+from cgverify.verification.checkpoint_verifier import verify_checkpoint
 
 OF_TRANSFORMER_LENS = ("hook_scale", "hook_normalized")
 """Hooks that stand for nothing in Hugging Face."""
@@ -77,7 +77,7 @@ def alone() -> dict[str, Any]:
     """What the exam says of the case's own faults, by name, in float32, and in all other cases of the forward."""
     source = resolve(MODEL)
     exam = Exam(autocast.FAULTS, ("float32",), ("cpu",), quick=True)
-    answers = mark(exam, run(exam.plan(source), source, exam.candidates()), source)
+    answers = mark(exam, verify_checkpoint(exam.plan(source), source, exam.candidates()), source)
     return {answer.entry.name: answer for answer in answers}
 
 

@@ -162,7 +162,7 @@ def test_arithmetic_that_is_wrong_is_seen_with_right_weights(reference: CodeGenF
 
 
 def test_what_it_cannot_be_verified_in_is_told(bridge: Any, reference: CodeGenForCausalLM) -> None:
-    with pytest.raises(UsageError, match="nothing to be held to in backward, gated: leave that out"):
+    with pytest.raises(UsageError, match="cannot be verified in backward, gated: leave that out"):
         cgverify.verify(bridge, reference, layers=0, components="attn", cases=["default", "gated", "backward"])
 
 

@@ -11,8 +11,8 @@ from verifying import failed, verify
 from cgverify.checkpoint.resolve import resolve
 from cgverify.selftest.exam import MODEL, Exam
 from cgverify.selftest.table import FAULTS, VARIANTS
-from cgverify.verification.cell import no_blame
-from cgverify.verification.checkpoint_cells import run
+from cgverify.verification.checkpoint_verifier import verify_checkpoint
+from cgverify.verification.judge import Judge
 
 EXACT = {
     faults.QueryKeySwapped: {"K stands in the place of Q", "Q stands in the place of K"},
@@ -136,7 +136,7 @@ def test_over_the_whole_table_every_cause_that_is_named_is_right(dtype: str) -> 
     exam = Exam((*FAULTS, *VARIANTS), (dtype,), ("cpu",), quick=True)
     names = {entry.bridge: entry.name for entry in exam.asked}
     named: dict[str, set[str]] = {}
-    for result in run(exam.plan(source), source, exam.candidates(), blame=no_blame):
+    for result in verify_checkpoint(exam.plan(source), source, exam.candidates(), judge=Judge(with_sentence=False)):
         causes = {finding.cause for finding in result.findings if finding.cause}
         named.setdefault(names[result.cell.candidate], set()).update(causes)
     wrong = {name: {c for c in causes if not re.fullmatch(RIGHT.get(name, ""), c)} for name, causes in named.items()}

@@ -1,0 +1,136 @@
+"""Whether a bridge's processed weights do what the reference's do: findings of the stage `fold`, weight by weight."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+
+import torch
+
+from cgverify.common.records import Finding, Verdict
+from cgverify.oracle.arithmetic import Expected
+from cgverify.oracle.folding import (
+    IN,
+    OUT,
+    centred,
+    expected_offset,
+    expected_weight,
+    off_by_weight,
+    offset,
+    without_mean,
+)
+from cgverify.oracle.parameters import Parameters
+from cgverify.verification.metrics import errors, worst_ratio
+
+STAGE = "fold"
+
+PROCESSED: dict[str, tuple[str, ...]] = {
+    "embed": ("embed",),
+    **{kind: (kind,) for kind in ("attn.q", "attn.k", "attn.v", "attn.o", "mlp.in", "mlp.out")},
+    "attn": ("attn.q", "attn.k", "attn.v", "attn.o"),
+    "mlp": ("mlp.in", "mlp.out"),
+    "block": ("attn.q", "attn.k", "attn.v", "attn.o", "mlp.in", "mlp.out"),
+    "unembed": ("unembed",),
+}
+"""The weights that processing changes, by kind of component."""
+
+_NORM = {"attn.q": "ln1", "attn.k": "ln1", "attn.v": "ln1", "mlp.in": "ln1", "unembed": "ln_final"}
+"""The layer norm before a weight, whose gain and shift may be folded into the weight."""
+
+_AXES = {
+    **dict.fromkeys(("attn.q", "attn.k", "attn.v", "mlp.in"), (IN,)),
+    **dict.fromkeys(("attn.o", "mlp.out"), (OUT,)),
+    "embed": (IN,),  # its rows are what it writes
+    "unembed": (IN, OUT),
+}
+"""The axes of a weight over which the mean has no effect."""
+
+
+class ProcessedWeights:
+    """The processed weights of one block and the reference's, each weight compared once."""
+
+    def __init__(self, reference: Parameters, processed: Parameters) -> None:
+        self._reference, self._processed = reference, processed
+        self._known: dict[str, tuple[Finding, ...]] = {}
+
+    def findings(self, kind: str) -> tuple[Finding, ...]:
+        """Return the findings about all weights of a component; none if processing changes none."""
+        for name in PROCESSED.get(kind, ()):
+            if name not in self._known:
+                self._known[name] = tuple(self._compare(name))
+        return tuple(finding for name in PROCESSED.get(kind, ()) for finding in self._known[name])
+
+    def _compare(self, name: str) -> Iterator[Finding]:
+        theirs, ours = self._reference.tensor(name), self._processed.tensor(name)
+        if theirs.shape != ours.shape:
+            message = f"{name}.weight has shape {list(ours.shape)}, the reference's {list(theirs.shape)}"
+            tap, diverged = f"{name}.weight", Verdict.DIVERGED
+            yield Finding(step="weights", tap=tap, stage=STAGE, verdict=diverged, r=math.inf, message=message)
+            return
+        found = centred(ours, _gain(self._processed, name), _AXES[name])
+        expected = expected_weight(theirs, _gain(self._reference, name), _AXES[name])
+        yield _finding(f"{name}.weight", found, expected, theirs.shape)
+        if name not in ("embed", "attn.v"):  # what is left of v's bias is part of the output's
+            value, allowed = self._offsets(name)
+            yield _finding(f"{name}.bias", [value], [allowed], allowed.value.shape)
+
+    def _offsets(self, name: str) -> tuple[torch.Tensor, Expected]:
+        """Return a Linear's output for an input of zero, or of the mean of the norm before it, and what it must be."""
+        reference, processed = self._reference, self._processed
+        if name in _NORM:
+            value, expected = _offset_after_norm(processed, name), _expected_offset_after_norm(reference, name)
+        elif name == "attn.o":  # the offset of v passes through a pattern whose rows sum to one
+            before = _offset_after_norm(processed, "attn.v")
+            value = offset(processed.tensor(name), processed.bias(name), before)
+            expected = _expected_offset(reference, name, _expected_offset_after_norm(reference, "attn.v"))
+            bound = expected.bound + off_by_weight(reference.tensor(name), before)
+            expected = Expected(expected.value, bound, expected.dtype)
+        else:
+            value = processed.required_bias(name).to(torch.float64)
+            weight = reference.tensor(name)
+            zeros = weight.new_zeros(weight.shape[1], dtype=torch.float64)
+            expected = _expected_offset(reference, name, Expected(zeros, zeros, weight.dtype))
+        if OUT in _AXES[name]:
+            return value - value.mean(), without_mean(expected)
+        return value, expected
+
+
+def _gain(parameters: Parameters, name: str) -> torch.Tensor | None:
+    return parameters.tensor(_NORM[name]) if name in _NORM else None
+
+
+def _offset_after_norm(parameters: Parameters, name: str) -> torch.Tensor:
+    return offset(parameters.tensor(name), parameters.bias(name), parameters.required_bias(_NORM[name]))
+
+
+def _expected_offset_after_norm(parameters: Parameters, name: str) -> Expected:
+    shift = parameters.required_bias(_NORM[name]).to(torch.float64)
+    return _expected_offset(parameters, name, Expected(shift, torch.zeros_like(shift), torch.float32))
+
+
+def _expected_offset(parameters: Parameters, name: str, shift: Expected) -> Expected:
+    return expected_offset(parameters.tensor(name), parameters.bias(name), shift, parameters.shortcuts)
+
+
+def _finding(tap: str, found: Iterable[torch.Tensor], expected: Iterable[Expected], shape: tuple[int, ...]) -> Finding:
+    """Compare a weight or an offset, given in blocks of rows."""
+    r, error, at, start = 0.0, 0.0, 0, 0
+    for value, answer in zip(found, expected, strict=True):
+        off = errors(value, answer)
+        worst = worst_ratio(off, answer)
+        if worst.value > r:
+            r, at = worst.value, start + worst.index
+        error, start = max(error, float(off.max())), start + off.numel()
+    place = f"output {at}" if len(shape) == 1 else f"output {at // shape[1]}, input {at % shape[1]}"
+    is_within = r <= 1
+    return Finding(
+        step="weights",
+        tap=tap,
+        stage=STAGE,
+        verdict=Verdict.BOUNDED if is_within else Verdict.DIVERGED,
+        r=r,
+        candidate_error=error,
+        shape=tuple(shape),
+        at=place,
+        message="" if is_within else f"{tap} is not the reference's, folded: off by {r:.3g} times its bound at {place}",
+    )

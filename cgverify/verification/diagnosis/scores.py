@@ -1,0 +1,73 @@
+"""Scores with another mask, with the mask added elsewhere, or with another divisor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from cgverify.oracle.arithmetic import Expected, bound_after_rounding, exact_input
+from cgverify.oracle.scores import scores
+from cgverify.verification.diagnosis.mismatch import Mismatch
+
+
+def other_mask(mismatch: Mismatch) -> Iterator[str]:
+    """Hypothesis: the mask is added after the division, ignored, or used only in part."""
+    if mismatch.stage.name != "scores":
+        return
+    query, key = _seen(mismatch, "hook_rot_q"), _key(mismatch)
+    mask = mismatch.tensors.get("given.attention_mask")
+    if query is None or key is None or mask is None or mask.dtype == torch.bool:
+        return
+    q, k = exact_input(query.transpose(1, 2)), exact_input(key)
+    shortcuts = mismatch.parameters.shortcuts
+    plain = scores(q, k, None, shortcuts)
+    after = plain.value + mask.to(torch.float64)
+    if mismatch.agrees(Expected(after, bound_after_rounding(after, plain.bound, plain.dtype), plain.dtype)):
+        yield "mask after scaling"
+    if mismatch.agrees(plain):
+        yield "mask ignored"
+    hidden = mask <= torch.finfo(mask.dtype).min
+    for name, other in (
+        ("only what the mask hides is used of it", torch.where(hidden, mask, 0)),
+        ("only the causal part of the mask is used", _causal(mask)),
+        ("all rows have the mask of the first", mask[:1].expand_as(mask)),
+        ("only half of the mask is added", torch.where(hidden, mask, mask / 2)),
+    ):
+        if mismatch.agrees(scores(q, k, other, shortcuts)):
+            yield name
+
+
+def other_divisors(mismatch: Mismatch) -> dict[str, float]:
+    """Return the factors on the scores that follow from dividing by something other than √head_dim, by cause."""
+    query = _seen(mismatch, "hook_rot_q")
+    if mismatch.stage.name != "scores" or query is None:
+        return {}
+    heads, size = query.shape[-2:]
+    rotary = mismatch.parameters.tensor("attn.table").shape[-1]
+    factors = {
+        "not scaled": size**0.5,
+        "scaled by 1/head_dim instead of 1/sqrt(head_dim)": size**-0.5,
+        "scaled by 1/sqrt(d_model) instead of 1/sqrt(head_dim)": heads**-0.5,
+        "scaled by 1/sqrt(n_heads) instead of 1/sqrt(head_dim)": (size / heads) ** 0.5,
+        "scaled by 1/sqrt(rotary_dim) instead of 1/sqrt(head_dim)": (size / rotary) ** 0.5,
+    }
+    return {name: factor for name, factor in factors.items() if factor != 1}
+
+
+def _seen(mismatch: Mismatch, tap: str) -> torch.Tensor | None:
+    """Return another tap of the attention that the scores belong to."""
+    return mismatch.tensors.get(mismatch.stage.tap.replace("hook_attn_scores", tap))
+
+
+def _key(mismatch: Mismatch) -> torch.Tensor | None:
+    """Return the keys that the queries are multiplied with, `[batch, heads, keys, head_dim]`."""
+    cached, seen = _seen(mismatch, "cache_keys"), _seen(mismatch, "hook_rot_k")
+    return cached if cached is not None else None if seen is None else seen.transpose(1, 2)
+
+
+def _causal(mask: torch.Tensor) -> torch.Tensor:
+    """Return a mask `[batch, 1, seq, keys]` that hides only the future of each query."""
+    queries, keys = mask.shape[-2:]
+    future = torch.ones(queries, keys, dtype=torch.bool, device=mask.device).triu(1 + keys - queries)
+    return torch.zeros_like(mask).masked_fill(future, torch.finfo(mask.dtype).min)

@@ -1,0 +1,108 @@
+"""Observed cells -> finished cells: check every stage, and explain what failed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from cgverify.common.records import Cell, CellResult, Finding, Verdict
+from cgverify.oracle.parameters import Parameters
+from cgverify.verification import messages
+from cgverify.verification.check import check_stages
+from cgverify.verification.diagnosis.causes import cause_of
+from cgverify.verification.diagnosis.confirmation import confirmation
+from cgverify.verification.diagnosis.mismatch import CandidateStage
+from cgverify.verification.findings import drop_repeated_missing, findings_of, silent_hooks
+from cgverify.verification.messages import FirstBreak
+from cgverify.verification.observe_cell import CandidateFailure
+from cgverify.verification.observed import ObservedCell
+
+KeepTensors = Callable[[Finding, CandidateStage], Finding]
+"""Save the tensors of a finding if they are wanted, and return the finding with their path."""
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Judges observed cells, of one run all in the same way."""
+
+    keep: KeepTensors | None = None
+    """None keeps no tensors."""
+    with_sentence: bool = True
+    """Whether a failed cell gets a sentence, which takes one more forward of the candidate."""
+
+    def results(self, observed: Sequence[ObservedCell], parameters: Parameters) -> list[CellResult]:
+        """Return the results of cells that share the reference's weights."""
+        started = time.perf_counter()
+        check_stages((step for one in observed for step in one.steps), parameters)
+        share = (time.perf_counter() - started) / max(len(observed), 1)
+        return [self._result(one, parameters, share) for one in observed]
+
+    def _result(self, observed: ObservedCell, parameters: Parameters, checking_seconds: float) -> CellResult:
+        """Return the result of one cell. To explain a failure is not part of the time of its judging."""
+        started = time.perf_counter()
+        found = drop_repeated_missing(finding for step in observed.steps for finding in findings_of(step))
+        judging_seconds = checking_seconds + time.perf_counter() - started
+        findings, first = self._explained(observed, found, parameters)
+        return CellResult(
+            cell=observed.cell,
+            findings=(*findings, *observed.extra_findings),
+            silent_hooks=silent_hooks(observed),
+            blame=self._sentence(observed, findings, first) if self.with_sentence else "",
+            seconds=time.perf_counter() - observed.seconds.started,
+            candidate_seconds=observed.seconds.candidate,
+            reference_seconds=observed.seconds.reference,
+            judging_seconds=judging_seconds,
+        )
+
+    def _explained(
+        self, observed: ObservedCell, found: Sequence[Finding], parameters: Parameters
+    ) -> tuple[list[Finding], FirstBreak | None]:
+        """Return the findings with causes and saved tensors, and the first stage that diverged."""
+        steps = {step.name: step for step in observed.steps}
+        findings: list[Finding] = []
+        first: FirstBreak | None = None
+        for finding in found:
+            step = steps[finding.step]
+            stage = step.stage_of.get((finding.stage, finding.tap))
+            if stage is not None:
+                as_run = parameters.with_cast_table() if step.conditions.cast_table else parameters
+                of_candidate = CandidateStage(observed.cell, step, stage, as_run)
+                diverged = finding.verdict is Verdict.DIVERGED
+                if diverged and of_candidate.mismatch is not None and (cause := cause_of(of_candidate.mismatch)):
+                    finding = messages.with_cause(finding, cause)
+                if self.keep is not None:
+                    finding = self.keep(finding, of_candidate)
+                if diverged and first is None:
+                    first = FirstBreak(of_candidate, finding)
+            findings.append(finding)
+        return findings, first
+
+    @staticmethod
+    def _sentence(observed: ObservedCell, findings: Sequence[Finding], first: FirstBreak | None) -> str:
+        # A processed weight that is wrong comes before everything that is computed with it.
+        for finding in observed.extra_findings:
+            if finding.verdict.fails:
+                return finding.message
+        confirmed = "" if first is None else confirmation(observed, first.stage)
+        return messages.cell_sentence(findings, first, confirmed)
+
+
+def uncompared(cells: Iterable[Cell], verdict: Verdict, message: str, where: str = "") -> list[CellResult]:
+    """Return the results of cells that could not be compared.
+
+    Args:
+        verdict: `unsupported` if the reference refuses them, `diverged` if the candidate failed, else `error`.
+        where: where the candidate failed.
+    """
+    finding = Finding(step="", tap=where, stage=where, verdict=verdict, message=message)
+    return [CellResult(cell=cell, findings=(finding,), seconds=0.0) for cell in cells]
+
+
+def failed_candidates(failures: Iterable[CandidateFailure]) -> list[CellResult]:
+    """Return the results of cells whose candidate failed before anything was compared."""
+    return [
+        result
+        for cell, error in failures
+        for result in uncompared([cell], Verdict.DIVERGED, str(error), where=error.where)
+    ]

@@ -1,0 +1,298 @@
+"""Run both sides of a cell on the same inputs and keep their tensors."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import CodeGenConfig, DynamicCache
+
+from cgverify.checkpoint.window import ModelVariant, Window
+from cgverify.common.errors import CandidateError
+from cgverify.common.printable import described
+from cgverify.common.records import Cell
+from cgverify.observe.candidate import Candidate
+from cgverify.observe.cases import CASES
+from cgverify.observe.components import COMPONENTS
+from cgverify.observe.conditions import Conditions, Substitute
+from cgverify.observe.inputs import CaseInputs, InputSpec, Step, checked_inputs, convert
+from cgverify.observe.run import reference_parameters
+from cgverify.observe.stages import Stage
+from cgverify.observe.taps import Observation
+from cgverify.verification.observed import ElapsedSeconds, ObservedCell, ObservedSide, ObservedStep
+
+
+class CandidateFailedError(Exception):
+    """The candidate failed before its forward: in its boot, for lack of a component, or in `get_random_inputs`."""
+
+    def __init__(self, where: str, cause: BaseException) -> None:
+        super().__init__(f"the candidate raised in {where}: {described(cause)}")
+        self.where, self.cause = where, cause
+
+
+def variant_of(cell: Cell) -> ModelVariant:
+    """Return the variant of the model that a cell is about."""
+    return ModelVariant(getattr(torch, cell.dtype), torch.device(cell.device), cell.rotary_dim)
+
+
+# --- inputs -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SideInputs:
+    """The inputs of both sides: the same ones, unless each side has hidden states of its own."""
+
+    reference: CaseInputs
+    candidate: CaseInputs
+
+
+def _random_inputs(cell: Cell, reference: Reference, bridge: nn.Module) -> CaseInputs:
+    """Build the inputs of a cell, from the candidate's own `get_random_inputs` if it has one."""
+    component, case = COMPONENTS[cell.kind], CASES[cell.case]
+    config, dtype = reference.config, getattr(torch, cell.dtype)
+    spec = InputSpec(cell.seed, cell.batch_size, cell.seq_len, config.n_positions, dtype, reference.spread)
+    builder, stress = component.random_inputs(config), component.stress(config)
+    own = getattr(_submodule(bridge, cell), "get_random_inputs", None)
+    if own is None:
+        return reference.change_inputs(case.build_inputs(component, spec, builder, stress))
+    try:
+        inputs = case.build_inputs(component, spec, checked_inputs(builder, own), stress)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        raise CandidateFailedError("get_random_inputs", error) from error
+    return reference.change_inputs(inputs)
+
+
+def _submodule(bridge: nn.Module, cell: Cell) -> nn.Module:
+    """Return the component in a bridge.
+
+    Raises:
+        CandidateFailedError: the bridge has no such component.
+    """
+    try:
+        return bridge.get_submodule(COMPONENTS[cell.kind].bridge_path)
+    except AttributeError as error:
+        raise CandidateFailedError("boot", error) from error
+
+
+# --- the forwards of one side -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Forward:
+    """One forward that can begin: its inputs in the cell's dtype and on its device, and its cache."""
+
+    step: Step
+    inputs: dict[str, Any]
+    cache: DynamicCache | None
+    given: dict[str, torch.Tensor]
+    """Clones of the inputs and of the cache's content, as `given.…`."""
+
+    def breaks_off(self, observation: Observation) -> bool:
+        """Whether no later step can run: this one raised and may have left its cache in any state."""
+        return observation.raised is not None and self.cache is not None
+
+
+def _forwards(cell: Cell, steps: Sequence[Step], config: CodeGenConfig) -> Iterator[_Forward]:
+    """Prepare the forwards of one side, each when its turn comes, since steps share caches."""
+    caches = {step.cache: DynamicCache() for step in steps if step.cache is not None}
+    for step in steps:
+        cache = None if step.cache is None else caches[step.cache]
+        inputs = convert(step.inputs, getattr(torch, cell.dtype), torch.device(cell.device))
+        if cache is not None:
+            _fill_layers_below(cache, cell.layer or 0, inputs["hidden_states"], config)
+        given = {f"given.{name}": value.clone() for name, value in inputs.items()} | cached(cache, cell.layer)
+        yield _Forward(step, inputs, cache, given)
+
+
+def _fill_layers_below(cache: DynamicCache, layer: int, hidden_states: torch.Tensor, config: CodeGenConfig) -> None:
+    """Cache zeros for the layers below, which have cached the step by now: a layer may ask for their lengths."""
+    batch, seq, width = hidden_states.shape
+    zeros = hidden_states.new_zeros(batch, config.n_head, seq, width // config.n_head)
+    for below in range(layer):
+        cache.update(zeros, zeros, below)
+
+
+def cached(cache: DynamicCache | None, layer: int | None) -> dict[str, torch.Tensor]:
+    """Clone what a cache has of a layer; nothing if that is nothing."""
+    if cache is None or layer is None or len(cache.layers) <= layer or not cache.layers[layer].is_initialized:
+        return {}
+    of_layer: Any = cache.layers[layer]
+    return {"given.cache_keys": of_layer.keys.clone(), "given.cache_values": of_layer.values.clone()}
+
+
+# --- both sides -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ReferenceStep:
+    """One forward of the reference."""
+
+    side: ObservedSide
+    shared: Mapping[str, torch.Tensor]
+    """Tensors that the candidate's stages take from the reference, such as dropout masks."""
+
+
+class Reference:
+    """The reference's weights in view in one model variant, run once for all candidates with the same inputs."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: CodeGenConfig,
+        spread: float,
+        change_inputs: Callable[[CaseInputs], CaseInputs] = lambda inputs: inputs,
+    ) -> None:
+        """
+        Args:
+            model: a one-block `CodeGenForCausalLM` over which no bridge was booted.
+            config: the whole model's.
+            spread: see `InputSpec`.
+            change_inputs: how random inputs are changed for both sides.
+        """
+        self.parameters = reference_parameters(model)
+        self.config = config
+        self.spread = spread
+        self.change_inputs = change_inputs
+        self._model = model
+        self._known: dict[tuple[object, ...], tuple[CaseInputs, list[ReferenceStep]]] = {}
+
+    def run(self, cell: Cell, inputs: CaseInputs) -> list[ReferenceStep]:
+        """Return the reference's side of every step, up to the first that it refuses."""
+        key = (cell.kind, cell.case, cell.seed, cell.batch_size, cell.seq_len)
+        known = self._known.get(key)
+        if known is None or not known[0].gives_same_inputs(inputs):
+            known = self._known[key] = (inputs, self._run(cell, inputs))
+        return known[1]
+
+    def _run(self, cell: Cell, inputs: CaseInputs) -> list[ReferenceStep]:
+        component, case = COMPONENTS[cell.kind], CASES[cell.case]
+        known: dict[tuple[int, Conditions], Observation] = {}
+        steps = []
+        for forward in _forwards(cell, inputs.steps, self.config):
+            # Steps without a cache that differ only in what Hugging Face does not have share one forward.
+            conditions = forward.step.conditions.of_reference
+            key = id(forward.step.inputs), conditions
+            if forward.cache is not None or key not in known:
+                known[key] = component.run_reference(self._model, forward.inputs, forward.cache, cell.layer, conditions)
+            observation = known[key]
+            shared = case.shared(observation.taps)
+            # If a hook replaces a tensor, the reference's taps do not measure what follows from it.
+            taps = observation.taps if forward.step.conditions.patch is None else {}
+            side = ObservedSide(observation, {**forward.given, **shared, **taps})
+            steps.append(ReferenceStep(side, shared))
+            if forward.breaks_off(observation):
+                break
+        return steps
+
+
+@dataclass(frozen=True)
+class _CandidateRun:
+    """The candidate's side of a cell, which can be run more than once."""
+
+    cell: Cell
+    bridge: nn.Module
+    config: CodeGenConfig
+    inputs: CaseInputs
+    reference: Sequence[ReferenceStep]
+
+    def run(self, steps: Sequence[Step]) -> Iterator[ObservedStep]:
+        component, case = COMPONENTS[self.cell.kind], CASES[self.cell.case]
+        for reference, forward in zip(self.reference, _forwards(self.cell, steps, self.config), strict=False):
+            conditions = forward.step.conditions
+            observation = component.run_candidate(
+                self.bridge, forward.inputs, forward.cache, self.cell.layer, conditions
+            )
+            side = ObservedSide(observation, {**forward.given, **reference.shared, **observation.taps})
+            stages = _applicable(case.stages(component, forward.step), conditions, observation)
+            yield ObservedStep(forward.step.name, stages, reference.side, side, conditions)
+            if forward.breaks_off(observation):
+                break
+
+    def rerun(self, observed: ObservedStep, substitute: Substitute) -> ObservedStep | None:
+        """Run the cell again with another tensor at one tap of one step, and return that step if it is reached."""
+        steps = [
+            replace(step, conditions=replace(step.conditions, patch=substitute)) if step.name == observed.name else step
+            for step in self.inputs.steps
+        ]
+        return next((step for step in self.run(steps) if step.name == observed.name), None)
+
+
+def _applicable(stages: tuple[Stage, ...], conditions: Conditions, observation: Observation) -> tuple[Stage, ...]:
+    """Return all stages, or only the patched one if its hook never fired: then nothing follows from the patch."""
+    patch = conditions.patch
+    if patch is None or patch.tap in observation.taps:
+        return stages
+    return tuple(stage for stage in stages if stage.tap == patch.tap)
+
+
+def observe_cell(cell: Cell, reference: Reference, bridge: nn.Module) -> ObservedCell:
+    """Run both sides of a cell on random inputs.
+
+    Args:
+        bridge: a one-block bridge with the reference's weights, in memory of its own.
+
+    Raises:
+        CandidateFailedError: the candidate failed before anything could be compared.
+    """
+    started = time.perf_counter()
+    inputs = _random_inputs(cell, reference, bridge)
+    return _observe(cell, reference, bridge, SideInputs(inputs, inputs), started)
+
+
+def observe_prompt_cell(cell: Cell, reference: Reference, bridge: nn.Module, inputs: SideInputs) -> ObservedCell:
+    """Run both sides of a cell on what a prompt gives them; see `observe_cell`."""
+    started = time.perf_counter()
+    _submodule(bridge, cell)
+    return _observe(cell, reference, bridge, inputs, started)
+
+
+def _observe(cell: Cell, reference: Reference, bridge: nn.Module, inputs: SideInputs, started: float) -> ObservedCell:
+    before = time.perf_counter()
+    reference_steps = reference.run(cell, inputs.reference)
+    between = time.perf_counter()
+    candidate = _CandidateRun(cell, bridge, reference.config, inputs.candidate, reference_steps)
+    steps = list(candidate.run(inputs.candidate.steps))
+    seconds = ElapsedSeconds(started, candidate=time.perf_counter() - between, reference=between - before)
+    return ObservedCell(cell, COMPONENTS[cell.kind], steps, seconds, candidate.rerun)
+
+
+CandidateFailure = tuple[Cell, CandidateFailedError]
+
+
+def observe_candidate(
+    candidate: Candidate, window: Window, cells: Sequence[Cell], observe: Callable[[Cell, Any], ObservedCell]
+) -> tuple[list[ObservedCell], list[CandidateFailure]]:
+    """Boot a candidate over the weights in view, and observe cells of one model variant with its bridge.
+
+    Returns:
+        The cells that were observed, and those on which the candidate failed before anything could be compared.
+
+    Raises:
+        CandidateError: the candidate is a function that does not return a bridge.
+    """
+    try:
+        bridge = candidate.boot(window.model(variant_of(cells[0])))
+    except (CandidateError, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # a candidate may fail in any way, and that is a finding
+        return [], [(cell, CandidateFailedError("boot", error)) for cell in cells]
+    return observe_cells(cells, lambda cell: observe(cell, bridge))
+
+
+def observe_cells(
+    cells: Sequence[Cell], observe: Callable[[Cell], ObservedCell]
+) -> tuple[list[ObservedCell], list[CandidateFailure]]:
+    """Observe cells of one candidate; see `observe_candidate`."""
+    observed, failures = [], []
+    for cell in cells:
+        try:
+            observed.append(observe(cell))
+        except CandidateFailedError as error:
+            failures.append((cell, error))
+    return observed, failures

@@ -1,0 +1,114 @@
+"""Records of what was observed of a cell: the tensors of both sides, and how each stage compares with its oracle."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from cgverify.common.records import Cell, Finding
+from cgverify.observe.components import Component
+from cgverify.observe.conditions import Conditions, Substitute
+from cgverify.observe.stages import Stage
+from cgverify.observe.taps import Observation
+from cgverify.verification.metrics import Worst
+from cgverify.verification.trusted_bits import TrustedBits
+
+
+RAISED_TAP = "raised"
+"""The tap of a finding that says that the candidate raised."""
+
+
+@dataclass
+class StageCheck:
+    """One stage of one side compared with its oracle, collected from blocks of columns."""
+
+    dtype: torch.dtype
+    """The dtype that the tap must have."""
+    bits: TrustedBits
+    r: float = 0.0
+    """The greatest error in units of its bound."""
+    index: int = 0
+    """The flat index of the element with that error."""
+    error: float = 0.0
+    """The greatest absolute error."""
+
+    @property
+    def visible_error(self) -> float:
+        """The greatest absolute error of the elements that the attention mask does not hide.
+
+        The lowest value of a mask has errors of 1e30, which say nothing. Infinite if any error is infinite, also for a
+        wrong shape.
+        """
+        return self.error if math.isinf(self.error) else float(self.bits.errors.max())
+
+    def add(self, worst: Worst, index: int, error: float) -> None:
+        """Add a block of columns: its worst ratio, where that is in the whole tap, and its greatest error."""
+        if worst.value > self.r:
+            self.r, self.index = worst.value, index
+        self.error = max(self.error, error)
+
+
+@dataclass
+class ObservedSide:
+    """One forward of one side."""
+
+    observation: Observation
+    tensors: Mapping[str, torch.Tensor]
+    """Its inputs (`given.…`) and taps by name."""
+    checks: dict[int, StageCheck] = field(default_factory=dict)
+    """By the stage's index in `ObservedStep.stages`."""
+    read: dict[int, list[str]] = field(default_factory=dict)
+    """The names of the tensors that the oracle of a stage started from, by the stage's index."""
+
+
+@dataclass(frozen=True)
+class ObservedStep:
+    """One forward of both sides, with the stages to check."""
+
+    name: str
+    stages: tuple[Stage, ...]
+    reference: ObservedSide
+    candidate: ObservedSide
+    conditions: Conditions
+
+    @property
+    def stage_of(self) -> dict[tuple[str, str], Stage]:
+        """The stages by name and tap, as findings name them."""
+        return {(stage.name, stage.tap): stage for stage in self.stages}
+
+    def reads_patch(self, stage: Stage) -> bool:
+        """Whether a stage of the candidate starts from a tensor that a hook returned."""
+        patch = self.conditions.patch
+        return patch is not None and patch.tap in self.candidate.read.get(self.stages.index(stage), ())
+
+
+@dataclass(frozen=True)
+class ElapsedSeconds:
+    """Seconds that the observed forwards of a cell took."""
+
+    started: float
+    """When the cell was begun, by `time.perf_counter`."""
+    candidate: float = 0.0
+    reference: float = 0.0
+    """0 if the reference had run for another candidate's cell already."""
+
+
+Rerun = Callable[[ObservedStep, Substitute], ObservedStep | None]
+"""Run the candidate again with another tensor at one tap of one step; None if it raises before that step."""
+
+
+@dataclass(frozen=True)
+class ObservedCell:
+    """A cell that has been run and is not judged yet."""
+
+    cell: Cell
+    component: Component
+    steps: list[ObservedStep]
+    seconds: ElapsedSeconds
+    rerun: Rerun | None = None
+    """None if the candidate cannot be run again."""
+    extra_findings: tuple[Finding, ...] = ()
+    """Findings about no stage, such as drift or processed weights."""
