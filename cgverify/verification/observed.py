@@ -16,7 +16,6 @@ from cgverify.observe.taps import Observation
 from cgverify.verification.metrics import Worst
 from cgverify.verification.trusted_bits import TrustedBits
 
-
 RAISED_TAP = "raised"
 """The tap of a finding that says that the candidate raised."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 
 import torch
 
@@ -30,7 +31,7 @@ def other_layout(mismatch: Mismatch) -> Iterator[str]:
     for partitions, name in OTHER_PARTITIONS.items():
         if len(weights[0]) % partitions == 0:
             split = fused.reshape(partitions, len(ORDER), -1, fused.shape[-1])[:, ORDER.index(which)].flatten(0, 1)
-            if mismatch.agrees_with(unchanged, lambda _, __, split=split: split):
+            if mismatch.agrees_with(unchanged, partial(_replaced, split)):
                 yield f"the fused weight is split as {name}, not four"
 
 
@@ -61,6 +62,10 @@ def other_heads(mismatch: Mismatch) -> Iterator[str]:
         found = head_sources(mismatch.tap, {"": mismatch.expected}, axes.index("head"))
         if found is not None:
             yield describe_sources(found, "")
+
+
+def _replaced(by: torch.Tensor, _: str, __: torch.Tensor) -> torch.Tensor:
+    return by
 
 
 def _projection(mismatch: Mismatch) -> tuple[str, str]:

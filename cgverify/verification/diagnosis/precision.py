@@ -46,7 +46,7 @@ def _rounded_result(mismatch: Mismatch) -> Iterator[str]:
         if mismatch.agrees(_rounded_to(expected, dtype)):
             yield f"the result was rounded to {name}"
         rounding = _of_operands(partial(_through, dtype))
-        if mismatch.agrees_with(rounding, rounding, lambda result, dtype=dtype: _rounded_to(result, dtype)):
+        if mismatch.agrees_with(rounding, rounding, partial(_rounded_to, dtype=dtype)):
             yield f"computed in {name}"
 
 
