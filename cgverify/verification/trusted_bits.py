@@ -1,8 +1,8 @@
 """How many leading bits of a tap can be trusted: −log2(greatest error against the oracle / greatest absolute value).
 
 A tap [1, 2.5] that should be [1, 2] has an error of 0.5 and a greatest value of 2: two bits. An exact tap has
-infinitely many, and a tap whose error is as large as its values has none. Each head of a tap is measured on its own, because a
-head with small values may be wrong in every bit while the tap as a whole looks accurate.
+infinitely many, and a tap whose error is as large as its values has none. Each head of a tap is measured on its
+own, because a head with small values may be wrong in every bit while the tap as a whole looks accurate.
 """
 
 from __future__ import annotations

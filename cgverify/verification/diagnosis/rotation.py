@@ -141,6 +141,7 @@ def _lower_precision(mismatch: Mismatch, rotation: _Rotation) -> Iterator[str]:
     """Try x, table and every operation in a lower dtype, if the tap's last bits show that it was cast up from there."""
     tap = mismatch.tap
     for name, dtype in LOWER.items():
-        if torch.finfo(dtype).bits < torch.finfo(tap.dtype).bits and torch.equal(tap.to(dtype).to(tap.dtype), tap):
-            if mismatch.agrees(rope(rotation.x.to(dtype), rotation.table.to(dtype), rotation.positions)):
-                yield f"computed in {name}"
+        if torch.finfo(dtype).bits >= torch.finfo(tap.dtype).bits or not torch.equal(tap.to(dtype).to(tap.dtype), tap):
+            continue
+        if mismatch.agrees(rope(rotation.x.to(dtype), rotation.table.to(dtype), rotation.positions)):
+            yield f"computed in {name}"
