@@ -8,7 +8,7 @@ import pytest
 import torch
 from verifying import findings, verify
 
-from cgverify.verification.trusted_bits import Precision, leading_bits
+from cgverify.verification.trusted_bits import TrustedBits, leading_bits
 
 
 @pytest.mark.parametrize(
@@ -26,11 +26,11 @@ def test_worked_numbers(error: float, greatest: float, bits: float) -> None:
 
 
 def test_a_small_head_is_measured_by_itself_across_blocks_of_columns() -> None:
-    precision = Precision(heads=2)
-    precision.add(torch.tensor([0.0, 0.25]).double(), torch.tensor([8.0, 4.0]).double(), torch.tensor([0, 0]))
-    precision.add(torch.tensor([0.25]).double(), torch.tensor([0.5]).double(), torch.tensor([1]))
-    assert precision.bits == 5
-    assert precision.worst_head == (1, 1.0)
+    bits = TrustedBits(heads=2)
+    bits.add(torch.tensor([0.0, 0.25]).double(), torch.tensor([8.0, 4.0]).double(), torch.tensor([0, 0]))
+    bits.add(torch.tensor([0.25]).double(), torch.tensor([0.5]).double(), torch.tensor([1]))
+    assert bits.of_tap == 5
+    assert bits.worst_head == (1, 1.0)
 
 
 def test_the_head_that_a_fault_hits_has_the_fewest_bits() -> None:
