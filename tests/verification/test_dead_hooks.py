@@ -10,7 +10,7 @@ from verifying import failed, verify
 from cgverify.bridge import CodeGenAttentionBridge
 from cgverify.common.records import Verdict
 
-HERE = "test_dead_hooks"
+HERE = __name__
 
 
 class SilentPattern(CodeGenAttentionBridge):
