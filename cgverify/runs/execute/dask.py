@@ -7,7 +7,7 @@ workers alive, and reports which workers come and go.
 
 Each worker first reports its versions. A worker with other versions than the driver's would compute other bits, and
 gets no work. Before a worker observes a cell, it sends an event through the scheduler. So the driver knows at which
-cell a worker was lost, and its batch is put back as in `batch_queue`.
+cell a worker was lost, and puts its batch back.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from typing import Any
 
 from cgverify.common import environment
 from cgverify.common.errors import CgverifyError
-from cgverify.common.records import Cell, CellResult
-from cgverify.plan.batches import BatchWeights, CellBatch, Job, lost
+from cgverify.common.records import CellResult
+from cgverify.plan.batches import CellBatch, Job, lost
 from cgverify.plan.cost import of_plan
 from cgverify.runs.execute import dask_worker
-from cgverify.runs.execute.batch_queue import BatchQueue, longest_first
+from cgverify.runs.execute.batch_queue import BatchQueue, Worker, longest_first
 from cgverify.runs.execute.dask_worker import MEMORY, WorkerReport
 
 CONNECT = 10.0
@@ -43,27 +43,24 @@ POLL = 5.0
 LOST_AT_SET_UP = 8
 """The number of workers in a row that may be lost before they are set up."""
 
+SCHEDULER_LOST = "The Dask scheduler is gone: what arrived is kept, start it again, and --resume goes on."
+
 _log = logging.getLogger(__name__)
 
 
-@dataclass
-class ClusterWorker:
-    """A worker of the cluster, as the driver knows it."""
-
+@dataclass(kw_only=True, eq=False)
+class DaskWorker(Worker):
     address: str
-    job: Job
-    """The run's job, without a folder if the worker cannot reach it."""
     future: Any = None
     """The future of its report, and then of its batch."""
     ready: bool = False
     """Whether it may be given batches."""
+    refused: str = ""
+    """Why it is never given batches."""
+    missing: bool = False
+    """Whether the scheduler did not name it at the last poll."""
     memory: float | None = None
     """The bytes that it declares."""
-    batch: CellBatch | None = None
-    cell: Cell | None = None
-    """The cell that it observes; None before the first cell of its batch and after the last."""
-    in_view: BatchWeights | None = None
-    """The weights of its last batch."""
 
 
 class Dask:
@@ -84,7 +81,7 @@ class Dask:
         import distributed
 
         ordered = [_with_absolute_path(batch) for batch in longest_first(batches)]
-        # A worker's warnings go to its own log, so they are not hidden.
+        # The warnings of libraries go to a worker's own log, so they need not be hidden.
         sent = replace(job, folder=job.folder and job.folder.resolve(), warnings=True)
         with contextlib.nullcontext() if job.warnings else _silenced_dask():
             try:
@@ -105,18 +102,14 @@ class _Driver:
     ) -> None:
         self._client, self._job, self._memory = client, job, memory
         self._queue = BatchQueue(batches)
-        self._workers: dict[str, ClusterWorker] = {}
+        self._workers: dict[str, DaskWorker] = {}
         """By address."""
-        self._refused: dict[str, str] = {}
-        """Workers that get no work, by address, and why."""
         self._events: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
-        """Events of Dask's threads: `cell`, `worker` or `done`, with content."""
+        """What Dask's threads report: `cell`, `worker` or `done`, each with its content."""
         self._topic = f"cgverify-{uuid.uuid4().hex[:8]}"
         self._versions = environment.versions()
         self._numerics = environment.pin_numerics(job.threads, job.allow)
         self._lost_at_set_up = 0
-        self._missing: set[str] = set()
-        """Workers that the scheduler did not name at the last poll."""
         self._warned: set[str] = set()
         self._last_seen = time.monotonic()
         """The last time at which there was a worker."""
@@ -153,22 +146,17 @@ class _Driver:
             elif content.get("action") == "remove-worker":
                 yield from self._remove(content["worker"], expected=bool(content.get("expected")))
 
-    def _give_batch(self, worker: ClusterWorker) -> None:
-        """Give a worker the next batch that it has the memory for."""
+    def _give_batch(self, worker: DaskWorker) -> None:
+        """Give a worker the next batch that it has the memory for, if there is one."""
+        memory = worker.memory
         others = {other.in_view for other in self._workers.values() if other is not worker}
-        too_large = []
-        while self._queue:
-            batch = self._queue.take(worker.in_view, others)
-            if worker.memory is None or self._memory(batch) <= worker.memory:
-                worker.batch, worker.cell, worker.in_view = batch, None, batch.in_view
-                resources = {} if worker.memory is None else {MEMORY: self._memory(batch)}
-                self._submit(worker, dask_worker.verify, batch, worker.job, self._topic, resources=resources)
-                break
-            too_large.append(batch)
-        for batch in reversed(too_large):
-            self._queue.put_back(batch)
+        batch = self._queue.take(worker.in_view, others, lambda one: memory is None or self._memory(one) <= memory)
+        if batch is not None:
+            worker.start(batch)
+            resources = {} if memory is None else {MEMORY: self._memory(batch)}
+            self._submit(worker, dask_worker.verify, batch, self._job, self._topic, resources=resources)
 
-    def _submit(self, worker: ClusterWorker, function: Any, *arguments: Any, resources: dict[str, float]) -> None:
+    def _submit(self, worker: DaskWorker, function: Any, *arguments: Any, resources: dict[str, float]) -> None:
         """Call a function on one worker."""
         future = worker.future = self._client.submit(
             function, *arguments, workers=[worker.address], allow_other_workers=False, pure=False, resources=resources
@@ -182,7 +170,7 @@ class _Driver:
 
     def _add(self, address: str) -> None:
         if address not in self._workers:
-            worker = self._workers[address] = ClusterWorker(address, self._job)
+            worker = self._workers[address] = DaskWorker(address=address)
             self._submit(worker, dask_worker.set_up, self._job, self._versions, resources={})
 
     def _remove(self, address: str, *, expected: bool) -> list[CellResult]:
@@ -192,12 +180,11 @@ class _Driver:
             expected: whether the worker was asked to leave, so that no cell is the reason.
         """
         worker = self._workers.pop(address, None)
-        refused = self._refused.pop(address, None)
         if worker is None:
             return []
         self._last_seen = time.monotonic()
         worker.future.release()
-        if not (worker.ready or refused or expected):
+        if not (worker.ready or worker.refused or expected):
             self._lost_at_set_up += 1
         if self._lost_at_set_up >= LOST_AT_SET_UP:
             raise CgverifyError(
@@ -210,12 +197,12 @@ class _Driver:
             return []
         return self._queue.put_back_lost(worker.batch, worker.cell, f"{address} is lost")
 
-    def _done(self, worker: ClusterWorker, future: Any) -> list[CellResult]:
+    def _done(self, worker: DaskWorker, future: Any) -> list[CellResult]:
         """Take what a worker returned."""
         if future is not worker.future or self._workers.get(worker.address) is not worker:
             return []  # the worker was lost in the meantime, and its batch was put back
         if future.status == "cancelled":
-            raise _scheduler_lost()
+            raise CgverifyError(SCHEDULER_LOST)
         if future.status == "error":
             return self._failed(worker, future.exception())
         try:
@@ -233,7 +220,7 @@ class _Driver:
         results: list[CellResult] = returned
         return results
 
-    def _failed(self, worker: ClusterWorker, error: Any) -> list[CellResult]:
+    def _failed(self, worker: DaskWorker, error: Any) -> list[CellResult]:
         from distributed.scheduler import KilledWorker
 
         if isinstance(error, KilledWorker):  # the scheduler sends an event about it as well
@@ -244,7 +231,7 @@ class _Driver:
         batch, worker.batch = worker.batch, None
         return self._queue.put_back_lost(batch, worker.cell, f"{type(error).__name__} on {worker.address}")
 
-    def _accept(self, worker: ClusterWorker, report: WorkerReport) -> None:
+    def _accept(self, worker: DaskWorker, report: WorkerReport) -> None:
         """Let a worker have batches, unless its versions differ from the driver's."""
         for package, ours in self._versions.items():
             theirs = report.versions.get(package, "not installed")
@@ -257,17 +244,16 @@ class _Driver:
                     f"Some workers have {flag} {report.numerics.get(flag)}, and the driver {value}: verdicts are valid "
                     "there too, but last digits may differ from worker to worker."
                 )
-        self._lost_at_set_up = 0
-        worker.ready, worker.memory = True, report.memory
         if not report.sees_folder and self._job.keep_tensors != "none":
-            worker.job = replace(self._job, folder=None)
             self._warn_once(
                 "Some workers cannot reach the run folder, and keep no tensors of failures: to keep them, give "
                 "--output on a shared disk."
             )
+        self._lost_at_set_up = 0
+        worker.ready, worker.memory = True, report.memory
 
-    def _refuse(self, worker: ClusterWorker, reason: str) -> None:
-        self._refused[worker.address] = reason
+    def _refuse(self, worker: DaskWorker, reason: str) -> None:
+        worker.refused = reason
         _log.error("The worker %s %s.", worker.address, reason)
 
     def _warn_once(self, sentence: str) -> None:
@@ -277,23 +263,22 @@ class _Driver:
 
     def _too_large(self) -> list[CellResult]:
         """Return errors for batches that no worker has the memory for, once all workers are ready and idle."""
-        workers = [worker for address, worker in self._workers.items() if address not in self._refused]
+        workers = [worker for worker in self._workers.values() if not worker.refused]
         if not workers or not all(worker.ready and worker.batch is None for worker in workers):
             return []
         results: list[CellResult] = []
-        while self._queue:
-            batch = self._queue.take(None, ())
+        while batch := self._queue.take(None, ()):
             needed = f"it takes about {self._memory(batch) / 1e9:.1f} GB, and no worker declares so much"
             results += lost(batch.cells, f"{needed}: start workers with more memory.")
         return results
 
     def _require_workers(self) -> None:
         """Raise CgverifyError if all workers are refused, or there has been no worker for long."""
-        if any(address not in self._refused for address in self._workers):
+        if any(not worker.refused for worker in self._workers.values()):
             self._last_seen = time.monotonic()
-        elif self._refused:
-            address, reason = next(iter(self._refused.items()))
-            raise CgverifyError(f"No worker is left: {address} {reason}.")
+        elif self._workers:
+            worker = next(iter(self._workers.values()))
+            raise CgverifyError(f"No worker is left: {worker.address} {worker.refused}.")
         elif time.monotonic() - self._last_seen > NO_WORKERS:
             raise CgverifyError(
                 f"The scheduler has had no worker for {NO_WORKERS:.0f} s: start some, `dask worker`. What arrived is "
@@ -303,21 +288,18 @@ class _Driver:
     def _poll(self) -> None:
         """Ask the scheduler for its workers, since its events may be late or lost."""
         if self._client.status != "running":
-            raise _scheduler_lost()
+            raise CgverifyError(SCHEDULER_LOST)
         try:
-            present = set(self._client.scheduler_info()["workers"])
+            present = self._client.scheduler_info()["workers"]
         except OSError as error:
-            raise _scheduler_lost() from error
+            raise CgverifyError(SCHEDULER_LOST) from error
         for address in present:
             self._add(address)
-        missing = set(self._workers) - present
-        for address in missing & self._missing:  # an event about it may still arrive: remove it at the second poll
-            self._events.put(("worker", {"action": "remove-worker", "worker": address}))
-        self._missing = missing
-
-
-def _scheduler_lost() -> CgverifyError:
-    return CgverifyError("The Dask scheduler is gone: what arrived is kept, start it again, and --resume goes on.")
+        for address, worker in self._workers.items():
+            gone = address not in present
+            if gone and worker.missing:  # at the second poll, since an event about it may have been on its way
+                self._events.put(("worker", {"action": "remove-worker", "worker": address}))
+            worker.missing = gone
 
 
 def _with_absolute_path(batch: CellBatch) -> CellBatch:

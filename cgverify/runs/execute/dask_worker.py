@@ -12,8 +12,7 @@ import contextlib
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cgverify.common import environment
@@ -33,7 +32,7 @@ MEMORY = "memory"
 
 @dataclass(frozen=True)
 class WorkerReport:
-    """What a worker is, reported before it is given batches."""
+    """What a worker reports before it is given batches."""
 
     versions: dict[str, str]
     numerics: dict[str, Any]
@@ -41,7 +40,7 @@ class WorkerReport:
     memory: float | None
     """The bytes that it declares; None if it declares nothing."""
     sees_folder: bool
-    """Whether the worker can reach the run folder, if there is one."""
+    """Whether it can reach the run folder, if there is one. Otherwise it keeps no tensors."""
 
 
 class CancelledError(Exception):
@@ -53,11 +52,10 @@ _current: tuple[Job, BatchVerifier] | None = None
 
 
 def set_up(job: Job, expected: dict[str, str]) -> WorkerReport | CgverifyError:
-    """Prepare this worker for a run, if it has the expected versions, and report what it is."""
+    """Prepare this worker for a run, if it has the expected versions, and report on it."""
     import distributed
 
     memory = distributed.get_worker().state.total_resources.get(MEMORY)
-    sees_folder = job.folder is None or Path(job.folder, "run.json").is_file()
     versions = environment.versions()
 
     def report() -> WorkerReport:
@@ -65,7 +63,7 @@ def set_up(job: Job, expected: dict[str, str]) -> WorkerReport | CgverifyError:
         if versions == expected:
             _verifier_of(job)
             numerics = environment.pin_numerics(job.threads, job.allow)
-        return WorkerReport(versions, numerics, memory, sees_folder)
+        return WorkerReport(versions, numerics, memory, _sees_folder(job))
 
     return _alone(report)
 
@@ -74,8 +72,8 @@ def verify(batch: CellBatch, job: Job, topic: str) -> list[CellResult] | Cgverif
     """Return the results of a batch.
 
     Args:
-        topic: the topic of the events that say which cell is being observed, so that the driver knows at which cell a
-            worker was lost. An event is the key of this task, and the cell's place in the batch or None.
+        topic: the topic of an event before each cell: this task's key, and the cell's place in the batch. After the
+            last cell the place is None.
 
     Raises:
         CancelledError: between two cells, if the run has ended.
@@ -91,8 +89,8 @@ def verify(batch: CellBatch, job: Job, topic: str) -> list[CellResult] | Cgverif
         state = dask_worker.state.tasks.get(task)
         if state is None or state.state == "cancelled":
             raise CancelledError
-        place = None if cell is None else places[cell.id]
-        sync(dask_worker.loop, dask_worker.scheduler.log_event, topic=topic, msg=[task, place])
+        message = [task, None if cell is None else places[cell.id]]
+        sync(dask_worker.loop, dask_worker.scheduler.log_event, topic=topic, msg=message)
 
     return _alone(lambda: list(_verifier_of(job).verify(batch, watch)))
 
@@ -106,8 +104,12 @@ def _verifier_of(job: Job) -> BatchVerifier:
         if not job.warnings:
             environment.hush_libraries()
         _current = None  # free the old weights before new ones are read
-        _current = job, BatchVerifier(job)
+        _current = job, BatchVerifier(job if _sees_folder(job) else replace(job, folder=None))
     return _current[1]
+
+
+def _sees_folder(job: Job) -> bool:
+    return job.folder is None or (job.folder / "run.json").is_file()
 
 
 def _alone(work: Callable[[], T]) -> T | CgverifyError:

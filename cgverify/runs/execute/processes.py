@@ -2,7 +2,7 @@
 
 Workers are forked from a server that has imported torch once, so that a lost worker is replaced at once. Each worker
 has a pipe to the parent process. It receives a batch, sends each cell before it observes the cell, and at last sends
-the results of the batch. So the parent process knows at which cell a worker was lost (see `batch_queue`).
+the results of the batch. So the parent process knows at which cell a worker was lost.
 """
 
 from __future__ import annotations
@@ -19,23 +19,16 @@ from multiprocessing.context import ForkServerProcess
 from typing import Any
 
 from cgverify.common.environment import hush_libraries
-from cgverify.common.records import Cell, CellResult
-from cgverify.plan.batches import BatchWeights, CellBatch, Job
-from cgverify.runs.execute.batch_queue import BatchQueue
+from cgverify.common.records import CellResult
+from cgverify.plan.batches import CellBatch, Job
+from cgverify.runs.execute.batch_queue import BatchQueue, Worker
 from cgverify.runs.execute.worker_error import worker_error
 
 
-@dataclass
-class LocalWorker:
-    """A worker process, as the parent process knows it."""
-
+@dataclass(kw_only=True, eq=False)
+class LocalWorker(Worker):
     process: ForkServerProcess
     pipe: Connection
-    batch: CellBatch | None = None
-    cell: Cell | None = None
-    """The cell that it observes; None before the first cell of its batch and after the last."""
-    in_view: BatchWeights | None = None
-    """The weights of its last batch."""
 
 
 class Processes:
@@ -50,13 +43,18 @@ class Processes:
         queue = BatchQueue(batches)
         workers = [self._start_worker(job) for _ in range(min(self._jobs, len(batches)))]
         try:
-            while queue or any(worker.batch for worker in workers):
+            while True:
                 for worker in workers:
-                    if worker.batch is None and queue:
-                        others = [other.in_view for other in workers if other is not worker]
-                        _send(worker, queue.take(worker.in_view, others))
-                for ready in wait([worker.pipe for worker in workers if worker.batch]):
-                    worker = next(worker for worker in workers if worker.pipe is ready)
+                    others = [other.in_view for other in workers if other is not worker]
+                    if worker.batch is None and (batch := queue.take(worker.in_view, others)):
+                        worker.start(batch)
+                        with contextlib.suppress(OSError):  # if the worker is lost, reading from its pipe fails next
+                            worker.pipe.send(batch)
+                busy = [worker for worker in workers if worker.batch]
+                if not busy:
+                    return
+                ready = wait([worker.pipe for worker in busy])
+                for worker in [worker for worker in busy if worker.pipe in ready]:
                     try:
                         yield from _receive(worker)
                     except (EOFError, OSError):
@@ -74,28 +72,22 @@ class Processes:
         process = self._context.Process(target=_work, args=(theirs, job), daemon=True)
         process.start()
         theirs.close()  # so that reading from the pipe fails as soon as the worker is gone
-        return LocalWorker(process, ours)
-
-
-def _send(worker: LocalWorker, batch: CellBatch) -> None:
-    worker.batch, worker.cell, worker.in_view = batch, None, batch.in_view
-    with contextlib.suppress(OSError):  # if the worker was lost while it waited, reading from its pipe fails next
-        worker.pipe.send(batch)
+        return LocalWorker(process=process, pipe=ours)
 
 
 def _receive(worker: LocalWorker) -> list[CellResult]:
-    """Read one message of a worker, and return the results of its batch if it is finished.
+    """Read one message of a worker, and return the results of its batch if that is finished.
 
     Raises:
-        CgverifyError: the worker met an error that concerns the whole run.
+        CgverifyError: an error in the worker that ends the whole run.
         EOFError, OSError: the worker is lost.
     """
     kind, content = worker.pipe.recv()
+    if kind == "error":
+        raise content
     if kind == "cell":
         worker.cell = content
         return []
-    if kind == "error":
-        raise content
     worker.batch = None
     results: list[CellResult] = content
     return results
@@ -108,7 +100,7 @@ def _exit_reason(process: ForkServerProcess) -> str:
 
 
 def _work(pipe: Connection, job: Job) -> None:
-    """Verify batches until the parent process is gone. This runs in a worker."""
+    """Verify batches until the parent process is gone. This runs in the worker."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent process, which stops its workers
     os.dup2(2, 1)  # what candidates print must not be mixed with the report
     sys.stdout = sys.stderr

@@ -13,7 +13,7 @@ from sweeping import SMALL, prepared, swept
 from cgverify.common.environment import machine
 from cgverify.common.errors import CgverifyError
 from cgverify.common.records import Verdict
-from cgverify.plan.batches import Job, unfinished_batches
+from cgverify.plan.batches import BatchWeights, CellBatch, Job, unfinished_batches
 from cgverify.plan.yaml_plan import parse_plan
 from cgverify.report.outcome import exit_code
 from cgverify.runs.execute.batch_queue import BatchQueue
@@ -104,16 +104,22 @@ def test_batch_is_the_cells_of_one_view_and_setting() -> None:
 def test_worker_continues_with_the_weights_in_view() -> None:
     batches = prepared(SMALL).batches
     queue = BatchQueue(batches)
-    first = queue.take(None, [])
-    second = queue.take(None, [first.in_view])
+
+    def take(in_view: BatchWeights | None, *others: BatchWeights) -> CellBatch:
+        batch = queue.take(in_view, others)
+        assert batch is not None
+        return batch
+
+    first = take(None)
+    second = take(None, first.in_view)
     assert first.in_view != second.in_view
-    again = queue.take(first.in_view, [second.in_view])
+    again = take(first.in_view, second.in_view)
     assert again.in_view == first.in_view
     queue.put_back(again)
-    assert queue.take(first.in_view, []) == again
+    assert take(first.in_view) == again
     rest = []
     while queue:
-        rest.append(queue.take(None, []))
+        rest.append(take(None))
     assert len(rest) == len(batches) - 3
 
 
