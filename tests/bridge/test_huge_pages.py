@@ -45,17 +45,17 @@ def test_buffer_is_reused_when_no_tensor_refers_to_it() -> None:
     assert other.data_ptr() != place
 
 
-@pytest.mark.parametrize("hold", [lambda t: t, lambda t: t[1:, :2], lambda t: t.detach(), lambda t: t.numpy()])
-def test_buffer_is_not_reused_while_anything_refers_to_it(hold: Any) -> None:
+@pytest.mark.parametrize("keep", [lambda t: t, lambda t: t[1:, :2], lambda t: t.detach(), lambda t: t.numpy()])
+def test_buffer_is_not_reused_while_anything_refers_to_it(keep: Any) -> None:
     tensor = some(3, 5)
     assert tensor is not None
-    held = hold(tensor.fill_(1.0))
+    kept = keep(tensor.fill_(1.0))
     del tensor
     for _ in range(2):
         fresh = some(3, 5)
         assert fresh is not None
         fresh.fill_(2.0)
-    assert (held == 1.0).all()
+    assert (kept == 1.0).all()
 
 
 def test_buffer_is_not_reused_while_autograd_refers_to_it() -> None:
