@@ -224,7 +224,8 @@ class CodeGenAttentionBridge(JointQKVAttentionBridge):  # type: ignore[misc]
         check_positions(position_ids, hidden_states, self._table())
         cached, keys = 0, hidden_states.shape[1]
         if cache is not None:
-            cached, (keys, _) = int(cache.get_seq_length(self._layer_idx)), cache.get_mask_sizes(keys, self._layer_idx)
+            cached = int(cache.get_seq_length(self._layer_idx))
+            keys, _ = cache.get_mask_sizes(keys, self._layer_idx)
         mask = additive_mask(attention_mask, hidden_states, heads=self.config.n_heads, keys=keys, cached=cached)
         output = self._reconstruct_attention(
             *self._project(call_hook_point(self, "hook_in", hidden_states)),
@@ -253,7 +254,7 @@ class CodeGenAttentionBridge(JointQKVAttentionBridge):  # type: ignore[misc]
         pattern = call_hook_point(self, "hook_pattern", pattern)
         return self._output(self._mix(pattern, value)), pattern
 
-    def _process_output(self, output: tuple[Tensor, Tensor]) -> TwoTensors:
+    def _process_output(self, output: TwoTensors) -> TwoTensors:
         attended = call_hook_point(self, "hook_hidden_states", output[0])
         return call_hook_point(self, "hook_out", attended), output[1]
 

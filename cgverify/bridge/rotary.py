@@ -77,7 +77,8 @@ def rotate(x: Tensor, sin: Tensor, cos: Tensor) -> Tensor:
     rotary_dim = sin.shape[-1]
     if allows_in_place(x):  # in place on a copy: writes a third of what the sum of two products writes
         return _rotate_in_place(_promoted_copy(x, sin.dtype), sin, cos)
-    rotated = x[..., :rotary_dim] * cos + rotate_every_two(x[..., :rotary_dim]) * sin
+    rotary = x[..., :rotary_dim]  # one slice, whose gradient is summed before it is written into x's
+    rotated = rotary * cos + rotate_every_two(rotary) * sin
     return rotated if rotary_dim == x.shape[-1] else torch.cat((rotated, x[..., rotary_dim:]), dim=-1)
 
 
