@@ -20,7 +20,7 @@ from transformers import CodeGenForCausalLM
 
 import cgverify
 from cgverify.bridge import boot
-from cgverify.bridge.loading import bridge_from
+from cgverify.bridge.booting import bridge_from
 from cgverify.checkpoint.names import NANO
 from cgverify.common.errors import ConfigError, RunFolderError, UnknownNameError, UsageError
 from cgverify.plan.yaml_plan import parse_plan

@@ -41,7 +41,8 @@ class Harness:
 
     def measure(self, points: Sequence[Point]) -> Iterator[list[Measured]]:
         """Yield the results of each point, one per candidate, as they are measured."""
-        for (whole, dtype, device), group in groupby(points, key=_model_of):
+        by_model = groupby(points, key=lambda point: (point.component == WHOLE, point.dtype, point.device))
+        for (whole, dtype, device), group in by_model:
             variant = ModelVariant(getattr(torch, dtype), torch.device(device), self.source.config.rotary_dim)
             shortage = memory_shortage(self.source.config, variant, len(self.candidates)) if whole else None
             models = None  # frees the models of the group before
@@ -81,7 +82,8 @@ class Harness:
                     module = models.of_candidate(name, point.component)
                     stack.enter_context(prepared(module, point))
                     run = forward_of(module, point, inputs, models.config)
-                    same[name] = _same(_copies(run()), expected)
+                    found = _copies(run())
+                    same[name] = len(found) == len(expected) and all(map(same_tensor, found, expected))
                     run()
                     calls[name] = Call(run)
                 except KeyboardInterrupt:
@@ -182,11 +184,3 @@ def _boot_call(candidate: Candidate, model: nn.Module) -> Call:
 
 def _copies(returned: Any) -> list[torch.Tensor]:
     return [tensor.detach().clone() for tensor in tensors(returned)]
-
-
-def _same(ours: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor]) -> bool:
-    return len(ours) == len(theirs) and all(map(same_tensor, ours, theirs))
-
-
-def _model_of(point: Point) -> tuple[bool, str, str]:
-    return point.component == WHOLE, point.dtype, point.device

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import product
 
 from cgverify.bench.records import Point
@@ -100,15 +100,7 @@ class Selection:
             if shape.seq_len + shape.cached > n_positions:
                 raise UsageError(f"The model has {n_positions} positions: give a smaller --shape.")
         points = [
-            Point(
-                component=component,
-                scenario=scenario,
-                dtype=dtype,
-                device=device,
-                batch_size=shape.batch_size,
-                seq_len=shape.seq_len,
-                cached=shape.cached,
-            )
+            Point(component=component, scenario=scenario, dtype=dtype, device=device, **asdict(shape))
             for dtype, device in product(self.dtypes, self.devices)
             for scenario, component, shape in self._places()
             if shape.seq_len + shape.cached <= n_positions

@@ -1,8 +1,8 @@
 """The CodeGen attention bridge. It is independent of the verifier and can be used alone."""
 
 from cgverify.bridge.attention import CodeGenAttentionBridge
+from cgverify.bridge.booting import boot, install, uninstall
 from cgverify.bridge.export import hugging_face_weights, save_pretrained
-from cgverify.bridge.loading import boot, install, uninstall
 from cgverify.bridge.qkv_layout import join_features, join_weight, split_features, split_qkv_matrix, split_weight
 
 __all__ = [

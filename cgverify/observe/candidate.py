@@ -19,8 +19,7 @@ from transformer_lens.model_bridge import ArchitectureAdapter, TransformerBridge
 from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 from transformer_lens.model_bridge.supported_architectures.codegen import CodeGenArchitectureAdapter
 
-from cgverify.bridge.adapter import CodeGenAdapter, adapter_with
-from cgverify.bridge.loading import bridge_from
+from cgverify.bridge.booting import CodeGenAdapter, adapter_with, bridge_from
 from cgverify.common.errors import CandidateError
 from cgverify.common.printable import said
 

@@ -17,8 +17,7 @@ from sides import small_config
 from transformer_lens.model_bridge.supported_architectures.codegen import CodeGenArchitectureAdapter
 from transformers import CodeGenForCausalLM
 
-from cgverify.bridge.adapter import CodeGenAdapter
-from cgverify.bridge.loading import bridge_from
+from cgverify.bridge.booting import CodeGenAdapter, bridge_from
 
 Check = Callable[["Sides"], None]
 FEATURES: dict[str, Check] = {}

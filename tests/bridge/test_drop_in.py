@@ -20,8 +20,7 @@ from transformers import CodeGenForCausalLM, DynamicCache
 from transformers.models.codegen.modeling_codegen import CodeGenAttention, create_sinusoidal_positions
 
 from cgverify.bridge import CodeGenAttentionBridge, boot, install, split_qkv_matrix, uninstall
-from cgverify.bridge.adapter import CodeGenAdapter
-from cgverify.bridge.loading import ARCHITECTURE
+from cgverify.bridge.booting import ARCHITECTURE, CodeGenAdapter
 
 
 def test_constructor_and_public_methods_equal_upstream() -> None:

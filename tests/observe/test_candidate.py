@@ -44,7 +44,7 @@ NOT_A_BRIDGE = 3
         ("cgverify", CodeGenAttentionBridge),
         ("transformer_lens", Upstream),
         ("cgverify.bridge:CodeGenAttentionBridge", CodeGenAttentionBridge),
-        ("cgverify.bridge.adapter:CodeGenAdapter", CodeGenAttentionBridge),
+        ("cgverify.bridge.booting:CodeGenAdapter", CodeGenAttentionBridge),
         ("transformer_lens.model_bridge.generalized_components:CodeGenAttentionBridge", Upstream),
         (f"{__name__}:changed", CodeGenAttentionBridge),
     ],

@@ -11,8 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import CodeGenConfig, CodeGenForCausalLM, PreTrainedTokenizerFast
 
 from cgverify.bridge import CodeGenAttentionBridge
-from cgverify.bridge.adapter import adapter_with
-from cgverify.bridge.loading import bridge_from
+from cgverify.bridge.booting import adapter_with, bridge_from
 
 
 def small_config(**changes: Any) -> CodeGenConfig:
