@@ -41,7 +41,7 @@ def find_checkpoints(asked: Iterable[CheckpointRequest]) -> FoundCheckpoints:
             found.checkpoints[model, weights] = _absent(model, weights, str(error))
         else:
             found.sources[model, weights] = source
-            found.checkpoints[model, weights] = _described(model, weights, source)
+            found.checkpoints[model, weights] = describe_checkpoint(model, weights, source)
     return found
 
 
@@ -52,7 +52,7 @@ def find_checkpoint(model: str, weights: str) -> FoundCheckpoints:
         CgverifyError: it cannot.
     """
     source = resolve(model, weights)
-    return FoundCheckpoints({(model, weights): _described(model, weights, source)}, {(model, weights): source})
+    return FoundCheckpoints({(model, weights): describe_checkpoint(model, weights, source)}, {(model, weights): source})
 
 
 def sketch(model: str, weights: str) -> Checkpoint:
@@ -64,7 +64,7 @@ def sketch(model: str, weights: str) -> Checkpoint:
     shape = architecture(model)
     if shape is None or shape.hub is None:
         try:
-            return _described(model, weights, resolve(model, "auto" if weights == "pretrained" else weights))
+            return describe_checkpoint(model, weights, resolve(model, "auto" if weights == "pretrained" else weights))
         except UnknownNameError:
             raise
         except CgverifyError as error:
@@ -72,7 +72,8 @@ def sketch(model: str, weights: str) -> Checkpoint:
     return _absent(model, weights, "").model_copy(update={"digest": f"{model} {weights}"})
 
 
-def _described(model: str, weights: str, source: Source) -> Checkpoint:
+def describe_checkpoint(model: str, weights: str, source: Source) -> Checkpoint:
+    """Describe an open checkpoint."""
     config = source.config
     return Checkpoint(
         name=name_of(model),

@@ -59,7 +59,7 @@ def selftest(
         from cgverify.selftest import table
         from cgverify.selftest.exam import MODEL, Exam, exit_code, mark
         from cgverify.selftest.report import exam_frame, show
-        from cgverify.verification.checkpoint_verifier import require_devices, verify_checkpoint
+        from cgverify.verification.checkpoint_verifier import CheckpointVerifier, require_devices
         from cgverify.verification.judge import Judge
 
         require_devices(devices)
@@ -68,8 +68,8 @@ def selftest(
         exam = Exam((*table.FAULTS, *table.VARIANTS), tuple(dtypes), tuple(devices), quick)
         plan = exam.plan(source)
         with stdout_is_ours():
-            verified = verify_checkpoint(plan, source, exam.candidates(), judge=Judge(with_sentence=False))
-            results = list(with_progress(verified, len(plan), quiet))
+            verifier = CheckpointVerifier(source, exam.candidates(), judge=Judge(with_sentence=False))
+            results = list(with_progress(verifier.verify_all(plan), len(plan), quiet))
             answers = list(mark(exam, results, source))
         frame = exam_frame(answers)
         if output is not None:

@@ -15,9 +15,8 @@ from cgverify.observe.bits import same_tensor
 from cgverify.observe.stages import Stage, TapFunction, expect_products
 from cgverify.oracle.arithmetic import Expected, bound_after_rounding
 from cgverify.oracle.parameters import Parameters
-from cgverify.verification.metrics import Worst, errors, worst_ratio
+from cgverify.verification.metrics import TrustedBits, Worst, errors, worst_ratio
 from cgverify.verification.observed import ObservedSide, ObservedStep, StageCheck
-from cgverify.verification.trusted_bits import TrustedBits
 
 ProductCheck = tuple[ObservedSide, int, Stage, str]
 """A side, a stage with its index, and the name of the product's input."""

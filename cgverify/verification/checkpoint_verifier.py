@@ -49,6 +49,11 @@ class CheckpointVerifier:
         self._spread = 1.0
         self._refusal = cache(self._reference_refusal)
 
+    def verify_all(self, cells: Sequence[Cell]) -> Iterator[CellResult]:
+        """Yield the results of any cells of the checkpoint."""
+        for batch in group_into_batches(cells):
+            yield from self.verify(batch)
+
     def verify(self, cells: Sequence[Cell], watch: Watch = lambda _: None) -> Iterator[CellResult]:
         """Yield the results of one batch of cells."""
         first = cells[0]
@@ -90,19 +95,6 @@ class CheckpointVerifier:
 
     def _reference_refusal(self, rotary_dim: RotaryDim) -> str | None:
         return refusal(self._source.config, rotary_dim)
-
-
-def verify_checkpoint(
-    cells: Sequence[Cell],
-    source: Source,
-    candidates: Mapping[str, Candidate],
-    prompt: Prompt | None = None,
-    judge: Judge = Judge(),  # noqa: B008 (a frozen record)
-) -> Iterator[CellResult]:
-    """Verify cells of one checkpoint in this process; see `CheckpointVerifier`."""
-    verifier = CheckpointVerifier(source, candidates, prompt, judge)
-    for batch in group_into_batches(cells):
-        yield from verifier.verify(batch)
 
 
 def _candidate(cell: Cell) -> str:

@@ -13,12 +13,13 @@ has no bound. Whether each component was right is checked by its own stages.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from cgverify.common.records import Finding, Verdict
 from cgverify.plan.cells import AS_CARRIED, CARRIED, GENERATION, TOP_1
-from cgverify.verification.metrics import Difference, difference, verdict
-from cgverify.verification.trusted_bits import leading_bits
+from cgverify.verification.metrics import Difference, difference, leading_bits, verdict
 
 
 def carried(ours: torch.Tensor, theirs: torch.Tensor, exact: torch.Tensor) -> Finding:
@@ -29,16 +30,13 @@ def carried(ours: torch.Tensor, theirs: torch.Tensor, exact: torch.Tensor) -> Fi
         exact: the float64 computation without rounding, of the same shape.
     """
     distance = difference(ours.to(theirs.dtype), theirs)
-    error, reference_error = _greatest_error(ours, exact), _greatest_error(theirs, exact)
-    return Finding(
-        step="prompt",
-        tap="returned",
-        stage=CARRIED,
-        verdict=_reported(distance),
-        max_abs=distance.max_abs,
-        max_ulp=distance.max_ulp,
+    error = _greatest_error(ours, exact)
+    return _finding(
+        "prompt",
+        CARRIED,
+        distance,
         candidate_error=error,
-        reference_error=reference_error,
+        reference_error=_greatest_error(theirs, exact),
         bits=leading_bits(error, float(exact.abs().max())),
         shape=tuple(ours.shape),
         at="" if distance.bitwise else f"position {distance.index // (ours.numel() // ours.shape[1])}",
@@ -63,45 +61,44 @@ def top_1(ours: torch.Tensor, theirs: torch.Tensor) -> Finding:
 def as_carried(component: str, whole: torch.Tensor, carried: torch.Tensor) -> Finding:
     """Compare what a component of the candidate's whole model returned with what it returned in the window."""
     distance = difference(whole.to(carried.dtype), carried)
-    return Finding(
-        step=f"prompt {component}",
-        tap="returned",
-        stage=AS_CARRIED,
-        verdict=_reported(distance),
-        max_abs=distance.max_abs,
-        max_ulp=distance.max_ulp,
-        shape=tuple(whole.shape),
-    )
+    return _finding(f"prompt {component}", AS_CARRIED, distance, shape=tuple(whole.shape))
 
 
-def generation(
-    ours: list[int], theirs: list[int], our_logits: list[torch.Tensor], their_logits: list[torch.Tensor]
-) -> Finding:
+def generation(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> Finding:
     """Compare the tokens that both sides generated.
 
     Args:
-        our_logits, their_logits: the logits `[vocabulary]` that each token is the greatest of.
+        ours, theirs: the logits `[vocabulary]` of each token, which is the greatest of them.
     """
-    pairs = zip(ours, theirs, strict=False)
-    alike = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(ours), len(theirs)))
-    message = f"{alike} of {len(theirs)} generated tokens alike"
-    if ours != theirs and alike < len(ours):
-        margin = _margin(our_logits[alike], their_logits[alike])
-        message += f"; the next is {ours[alike]} for {theirs[alike]}, {margin}"
+    tokens, reference_tokens = ([int(logits.argmax()) for logits in side] for side in (ours, theirs))
+    pairs = zip(tokens, reference_tokens, strict=False)
+    alike = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(tokens), len(reference_tokens)))
+    message = f"{alike} of {len(reference_tokens)} generated tokens alike"
+    if tokens != reference_tokens and alike < len(tokens):
+        margin = _margin(ours[alike], theirs[alike])
+        message += f"; the next is {tokens[alike]} for {reference_tokens[alike]}, {margin}"
     return Finding(
         step="generated",
         tap="generated",
         stage=GENERATION,
-        verdict=Verdict.BITWISE if ours == theirs else Verdict.BOUNDED,
-        shape=(len(ours),),
+        verdict=Verdict.BITWISE if tokens == reference_tokens else Verdict.BOUNDED,
+        shape=(len(tokens),),
         message=message,
     )
 
 
-def _reported(distance: Difference) -> Verdict:
-    """Return the strongest verdict that is true if every component is right; a wrong one has failed on its own."""
+def _finding(step: str, stage: str, distance: Difference, **figures: Any) -> Finding:
+    """Report a distance with the strongest verdict that does not fail: a wrong component has failed on its own."""
     strongest = verdict(0.0, distance)
-    return Verdict.BOUNDED if strongest.fails else strongest
+    return Finding(
+        step=step,
+        tap="returned",
+        stage=stage,
+        verdict=Verdict.BOUNDED if strongest.fails else strongest,
+        max_abs=distance.max_abs,
+        max_ulp=distance.max_ulp,
+        **figures,
+    )
 
 
 def _greatest_error(state: torch.Tensor, exact: torch.Tensor) -> float:

@@ -49,9 +49,9 @@ class Judge:
             findings=(*findings, *observed.extra_findings),
             silent_hooks=silent_hooks(observed),
             blame=self._sentence(observed, findings, first) if self.with_sentence else "",
-            seconds=time.perf_counter() - observed.seconds.started,
-            candidate_seconds=observed.seconds.candidate,
-            reference_seconds=observed.seconds.reference,
+            seconds=time.perf_counter() - observed.started,
+            candidate_seconds=observed.candidate_seconds,
+            reference_seconds=observed.reference_seconds,
             judging_seconds=judging_seconds,
         )
 

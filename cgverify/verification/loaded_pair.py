@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import CodeGenForCausalLM
 
+from cgverify.checkpoint.lookup import describe_checkpoint
 from cgverify.checkpoint.window import Window
 from cgverify.common.errors import UsageError
 from cgverify.common.records import IN_MEMORY, Cell, CellResult, Checkpoint
@@ -19,8 +20,7 @@ from cgverify.observe.inputs import CaseInputs
 from cgverify.observe.run import reference_parameters
 from cgverify.plan.batches import group_into_batches
 from cgverify.plan.cells import AFTER, BEFORE, WeightsView, weights_view
-from cgverify.verification.compatibility.processed_reference import processed_reference
-from cgverify.verification.compatibility.processed_weights import ProcessedWeights
+from cgverify.verification.compatibility import ProcessedWeights, processed_reference
 from cgverify.verification.judge import Judge, failed_candidates
 from cgverify.verification.observe_cell import Reference, observe_cell, observe_cells
 
@@ -79,19 +79,7 @@ class LoadedPair:
 
     @property
     def checkpoint(self) -> Checkpoint:
-        config = self._weights.config
-        return Checkpoint(
-            name=IN_MEMORY,
-            asked=IN_MEMORY,
-            weights="auto",
-            origin=IN_MEMORY,
-            digest=self._weights.digest,
-            n_layers=config.n_layer,
-            rotary_dim=config.rotary_dim,
-            n_positions=config.n_positions,
-            n_embd=config.n_embd,
-            vocab_size=config.vocab_size,
-        )
+        return describe_checkpoint(IN_MEMORY, "auto", self._weights)
 
     @property
     def dtype(self) -> str:

@@ -3,12 +3,14 @@
 Each tap is measured twice. Is it within its stage's bound: r = max |tap − o| / B <= 1? And how far is it from the
 reference's own tap, in bits, in units in the last place and absolutely?
 
-A tap [1, 2.5] with the expected value [1, 2] and the bound [0.1, 0.25] has r = 0.5 / 0.25 = 2, at element 1.
+A tap [1, 2.5] with the expected value [1, 2] and the bound [0.1, 0.25] has r = 0.5 / 0.25 = 2, at element 1. Its
+error of 0.5 for a greatest value of 2 leaves −log2(0.5 / 2) = 2 trusted bits.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 
 import torch
 
@@ -101,7 +103,7 @@ def verdict(r: float | None, against_reference: Difference | None) -> Verdict:
     """
     if against_reference is not None and against_reference.bitwise:
         return Verdict.BITWISE
-    if r is None or not r <= 1 or (against_reference is not None and against_reference.max_abs == float("inf")):
+    if r is None or not r <= 1 or (against_reference is not None and against_reference.max_abs == math.inf):
         return Verdict.DIVERGED
     if against_reference is not None and against_reference.max_ulp <= ULP_LIMIT:
         return Verdict.ULP
@@ -117,3 +119,61 @@ def _worst(figures: torch.Tensor) -> Worst:
 
 def _largest(figures: torch.Tensor) -> torch.Tensor:
     return figures.max() if figures.numel() else figures.new_zeros(())
+
+
+@dataclass
+class TrustedBits:
+    """How many leading bits of a tap can be trusted: −log2(greatest error / greatest absolute value).
+
+    An exact tap has infinitely many, and a tap whose error is as large as its values has none. Each head is measured on
+    its own, because a head with small values may be wrong in every bit while the tap as a whole looks accurate. Errors
+    and values are collected from parts of a tap.
+    """
+
+    heads: int
+    """1 for a tap without a head axis."""
+    errors: torch.Tensor = field(init=False)
+    """Float64 `[heads]`."""
+    greatest: torch.Tensor = field(init=False)
+    """Float64 `[heads]`."""
+
+    def __post_init__(self) -> None:
+        self.errors = torch.zeros(self.heads, dtype=torch.float64)
+        self.greatest = torch.zeros(self.heads, dtype=torch.float64)
+
+    def add(self, error: torch.Tensor, value: torch.Tensor, head: torch.Tensor) -> None:
+        """Add some columns of a tap.
+
+        Args:
+            error: the greatest absolute error of each column, float64 `[columns]`.
+            value: the greatest absolute value of each column, float64 `[columns]`.
+            head: the head that each column belongs to, int64 `[columns]`.
+        """
+        self.errors.scatter_reduce_(0, head, error.cpu(), "amax")
+        self.greatest.scatter_reduce_(0, head, value.cpu(), "amax")
+
+    @property
+    def of_tap(self) -> float:
+        """The trusted bits of the whole tap."""
+        return leading_bits(float(self.errors.max()), float(self.greatest.max()))
+
+    @property
+    def by_head(self) -> tuple[float, ...]:
+        """The trusted bits of each head."""
+        return tuple(leading_bits(e, v) for e, v in zip(self.errors.tolist(), self.greatest.tolist(), strict=True))
+
+    @property
+    def worst_head(self) -> tuple[int, float] | None:
+        """The head with the fewest bits (the first among equals) and its bits; None for a tap without heads."""
+        if self.heads == 1:
+            return None
+        return min(enumerate(self.by_head), key=lambda each: each[1])
+
+
+def leading_bits(error: float, greatest: float) -> float:
+    """Return −log2(error / greatest), at least 0; infinity if there is no error."""
+    if error == 0:
+        return math.inf
+    if not math.isfinite(error) or error >= greatest:
+        return 0.0
+    return math.log2(greatest) - math.log2(error)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,7 +23,7 @@ from cgverify.observe.inputs import CaseInputs, InputSpec, Step, checked_inputs,
 from cgverify.observe.run import reference_parameters
 from cgverify.observe.stages import Stage
 from cgverify.observe.taps import Observation
-from cgverify.verification.observed import ElapsedSeconds, ObservedCell, ObservedSide, ObservedStep
+from cgverify.verification.observed import ObservedCell, ObservedSide, ObservedStep
 
 
 class CandidateFailedError(Exception):
@@ -40,14 +40,6 @@ def variant_of(cell: Cell) -> ModelVariant:
 
 
 # --- inputs -----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class SideInputs:
-    """The inputs of both sides: the same ones, unless each side has hidden states of its own."""
-
-    reference: CaseInputs
-    candidate: CaseInputs
 
 
 def _random_inputs(cell: Cell, reference: Reference, bridge: nn.Module) -> CaseInputs:
@@ -129,15 +121,6 @@ def cached(cache: DynamicCache | None, layer: int | None) -> dict[str, torch.Ten
 # --- both sides -------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class ReferenceStep:
-    """One forward of the reference."""
-
-    side: ObservedSide
-    shared: Mapping[str, torch.Tensor]
-    """Tensors that the candidate's stages take from the reference, such as dropout masks."""
-
-
 class Reference:
     """The reference's weights in view in one model variant, run once for all candidates with the same inputs."""
 
@@ -160,9 +143,9 @@ class Reference:
         self.spread = spread
         self.change_inputs = change_inputs
         self._model = model
-        self._known: dict[tuple[object, ...], tuple[CaseInputs, list[ReferenceStep]]] = {}
+        self._known: dict[tuple[object, ...], tuple[CaseInputs, list[ObservedSide]]] = {}
 
-    def run(self, cell: Cell, inputs: CaseInputs) -> list[ReferenceStep]:
+    def run(self, cell: Cell, inputs: CaseInputs) -> list[ObservedSide]:
         """Return the reference's side of every step, up to the first that it refuses."""
         key = (cell.kind, cell.case, cell.seed, cell.batch_size, cell.seq_len)
         known = self._known.get(key)
@@ -170,10 +153,10 @@ class Reference:
             known = self._known[key] = (inputs, self._run(cell, inputs))
         return known[1]
 
-    def _run(self, cell: Cell, inputs: CaseInputs) -> list[ReferenceStep]:
+    def _run(self, cell: Cell, inputs: CaseInputs) -> list[ObservedSide]:
         component, case = COMPONENTS[cell.kind], CASES[cell.case]
         known: dict[tuple[int, Conditions], Observation] = {}
-        steps = []
+        sides = []
         for forward in _forwards(cell, inputs.steps, self.config):
             # Steps without a cache that differ only in what Hugging Face does not have share one forward.
             conditions = forward.step.conditions.of_reference
@@ -184,11 +167,10 @@ class Reference:
             shared = case.shared(observation.taps)
             # If a hook replaces a tensor, the reference's taps do not measure what follows from it.
             taps = observation.taps if forward.step.conditions.patch is None else {}
-            side = ObservedSide(observation, {**forward.given, **shared, **taps})
-            steps.append(ReferenceStep(side, shared))
+            sides.append(ObservedSide(observation, {**forward.given, **shared, **taps}, shared))
             if forward.breaks_off(observation):
                 break
-        return steps
+        return sides
 
 
 @dataclass(frozen=True)
@@ -199,7 +181,7 @@ class _CandidateRun:
     bridge: nn.Module
     config: CodeGenConfig
     inputs: CaseInputs
-    reference: Sequence[ReferenceStep]
+    reference: Sequence[ObservedSide]
 
     def run(self, steps: Sequence[Step]) -> Iterator[ObservedStep]:
         component, case = COMPONENTS[self.cell.kind], CASES[self.cell.case]
@@ -210,7 +192,7 @@ class _CandidateRun:
             )
             side = ObservedSide(observation, {**forward.given, **reference.shared, **observation.taps})
             stages = _applicable(case.stages(component, forward.step), conditions, observation)
-            yield ObservedStep(forward.step.name, stages, reference.side, side, conditions)
+            yield ObservedStep(forward.step.name, stages, reference, side, conditions)
             if forward.breaks_off(observation):
                 break
 
@@ -242,24 +224,28 @@ def observe_cell(cell: Cell, reference: Reference, bridge: nn.Module) -> Observe
     """
     started = time.perf_counter()
     inputs = _random_inputs(cell, reference, bridge)
-    return _observe(cell, reference, bridge, SideInputs(inputs, inputs), started)
+    return _observe(cell, reference, bridge, inputs, inputs, started)
 
 
-def observe_prompt_cell(cell: Cell, reference: Reference, bridge: nn.Module, inputs: SideInputs) -> ObservedCell:
-    """Run both sides of a cell on what a prompt gives them; see `observe_cell`."""
+def observe_prompt_cell(
+    cell: Cell, reference: Reference, bridge: nn.Module, theirs: CaseInputs, ours: CaseInputs
+) -> ObservedCell:
+    """Run both sides of a cell, each on the inputs that a prompt gives it; see `observe_cell`."""
     started = time.perf_counter()
     _submodule(bridge, cell)
-    return _observe(cell, reference, bridge, inputs, started)
+    return _observe(cell, reference, bridge, theirs, ours, started)
 
 
-def _observe(cell: Cell, reference: Reference, bridge: nn.Module, inputs: SideInputs, started: float) -> ObservedCell:
+def _observe(
+    cell: Cell, reference: Reference, bridge: nn.Module, theirs: CaseInputs, ours: CaseInputs, started: float
+) -> ObservedCell:
     before = time.perf_counter()
-    reference_steps = reference.run(cell, inputs.reference)
+    sides = reference.run(cell, theirs)
     between = time.perf_counter()
-    candidate = _CandidateRun(cell, bridge, reference.config, inputs.candidate, reference_steps)
-    steps = list(candidate.run(inputs.candidate.steps))
-    seconds = ElapsedSeconds(started, candidate=time.perf_counter() - between, reference=between - before)
-    return ObservedCell(cell, COMPONENTS[cell.kind], steps, seconds, candidate.rerun)
+    candidate = _CandidateRun(cell, bridge, reference.config, ours, sides)
+    steps = list(candidate.run(ours.steps))
+    seconds = time.perf_counter() - between
+    return ObservedCell(cell, COMPONENTS[cell.kind], steps, started, seconds, between - before, candidate.rerun)
 
 
 CandidateFailure = tuple[Cell, CandidateFailedError]

@@ -13,8 +13,7 @@ from cgverify.observe.components import Component
 from cgverify.observe.conditions import Conditions, Substitute
 from cgverify.observe.stages import Stage
 from cgverify.observe.taps import Observation
-from cgverify.verification.metrics import Worst
-from cgverify.verification.trusted_bits import TrustedBits
+from cgverify.verification.metrics import TrustedBits, Worst
 
 RAISED_TAP = "raised"
 """The tap of a finding that says that the candidate raised."""
@@ -57,6 +56,8 @@ class ObservedSide:
     observation: Observation
     tensors: Mapping[str, torch.Tensor]
     """Its inputs (`given.…`) and taps by name."""
+    shared: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """Tensors that the candidate's stages take from the reference, such as dropout masks."""
     checks: dict[int, StageCheck] = field(default_factory=dict)
     """By the stage's index in `ObservedStep.stages`."""
     read: dict[int, list[str]] = field(default_factory=dict)
@@ -84,17 +85,6 @@ class ObservedStep:
         return patch is not None and patch.tap in self.candidate.read.get(self.stages.index(stage), ())
 
 
-@dataclass(frozen=True)
-class ElapsedSeconds:
-    """Seconds that the observed forwards of a cell took."""
-
-    started: float
-    """When the cell was begun, by `time.perf_counter`."""
-    candidate: float = 0.0
-    reference: float = 0.0
-    """0 if the reference had run for another candidate's cell already."""
-
-
 Rerun = Callable[[ObservedStep, Substitute], ObservedStep | None]
 """Run the candidate again with another tensor at one tap of one step; None if it raises before that step."""
 
@@ -106,7 +96,11 @@ class ObservedCell:
     cell: Cell
     component: Component
     steps: list[ObservedStep]
-    seconds: ElapsedSeconds
+    started: float
+    """When the cell was begun, by `time.perf_counter`."""
+    candidate_seconds: float = 0.0
+    reference_seconds: float = 0.0
+    """0 if the reference has run for another candidate's cell already."""
     rerun: Rerun | None = None
     """None if the candidate cannot be run again."""
     extra_findings: tuple[Finding, ...] = ()

@@ -22,7 +22,7 @@ from cgverify.observe.taps import Observation, Taps
 from cgverify.oracle import exact
 from cgverify.plan.cells import AFTER, BEFORE, WHOLE
 from cgverify.verification import drift
-from cgverify.verification.observe_cell import CandidateFailedError, Reference, SideInputs, observe_prompt_cell
+from cgverify.verification.observe_cell import CandidateFailedError, Reference, observe_prompt_cell
 from cgverify.verification.observed import ObservedCell
 
 
@@ -142,7 +142,7 @@ class PromptPass:
                 continue
             inputs = carried.inputs(kind)
             cell = placed(self._cells[name], view)
-            seen = [step.side.observation for step in reference.run(cell, inputs)]
+            seen = [side.observation for side in reference.run(cell, inputs)]
             carried.advance(cell.component, seen)
             if CASES[name].own_hidden_states:
                 self._inputs[name] = {kind: inputs}
@@ -167,11 +167,11 @@ class PromptPass:
         """
         inputs = self._inputs[cell.case][cell.kind]
         if not CASES[cell.case].own_hidden_states:
-            return observe_prompt_cell(cell, reference, bridge, SideInputs(inputs, inputs))
+            return observe_prompt_cell(cell, reference, bridge, inputs, inputs)
         carried = self._candidates[cell.candidate]
         if carried.stopped is not None:
             raise CandidateFailedError(*carried.stopped)
-        observed = observe_prompt_cell(cell, reference, bridge, SideInputs(inputs, carried.inputs(cell.kind)))
+        observed = observe_prompt_cell(cell, reference, bridge, inputs, carried.inputs(cell.kind))
         return replace(observed, extra_findings=self._advance(observed, carried))
 
     def stop(self, cell: Cell, error: BaseException) -> None:

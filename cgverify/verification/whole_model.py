@@ -15,6 +15,7 @@ import gc
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -40,7 +41,7 @@ from cgverify.plan.cells import GENERATED_TOKENS
 from cgverify.verification import drift
 from cgverify.verification.judge import Judge, failed_candidates, uncompared
 from cgverify.verification.observe_cell import CandidateFailedError, cached, variant_of
-from cgverify.verification.observed import ElapsedSeconds, ObservedCell, ObservedSide, ObservedStep
+from cgverify.verification.observed import ObservedCell, ObservedSide, ObservedStep
 from cgverify.verification.prompt_pass import PromptPass, kind_of, name_of, views
 
 
@@ -67,7 +68,7 @@ def verify_whole_model(
         started = time.perf_counter()
         model = assembled(window, source.config, variant)
         if reference is None:
-            reference = reference_model(model).run(prompt)
+            reference = run_reference(model, prompt)
         try:
             candidate = _run_candidate(candidates[cell.candidate], model, prompt)
         except (CandidateError, KeyboardInterrupt):
@@ -116,16 +117,19 @@ class ModelRun:
     """The forwards of one side, and what it generated."""
 
     forwards: list[ModelForward] = field(default_factory=list)
-    tokens: list[int] = field(default_factory=list)
     logits: list[torch.Tensor] = field(default_factory=list)
-    """`[vocabulary]` for each token, which is the greatest of them."""
+    """`[vocabulary]` for each generated token."""
+
+    @property
+    def tokens(self) -> list[int]:
+        return [int(logits.argmax()) for logits in self.logits]
 
     @property
     def raised(self) -> BaseException | None:
         return self.forwards[-1].raised
 
 
-WatchComponent = Callable[[Component, Any, Observation], contextlib.AbstractContextManager[None]]
+WatchComponent = Callable[[Component, Any, Observation], contextlib.AbstractContextManager[Any]]
 """Show the taps of a component's module to an observation while the module runs."""
 
 
@@ -150,7 +154,6 @@ class WatchedModel:
                 break
             if span.stop >= length:
                 run.logits.append(forward.logits[0, -1])
-                run.tokens.append(int(forward.logits[0, -1].argmax()))
         return run
 
     def _forward(self, span: PromptSpan, token_ids: Sequence[int], cache: DynamicCache) -> ModelForward:
@@ -162,7 +165,10 @@ class WatchedModel:
         def call(_: Observation) -> None:
             with contextlib.ExitStack() as stack:
                 for view, module in self.modules.items():
-                    stack.enter_context(self.watch(COMPONENTS[kind_of(view)], module, forward.seen[view]))
+                    seen = forward.seen[view]
+                    stack.enter_context(self.watch(COMPONENTS[kind_of(view)], module, seen))
+                    handle = module.register_forward_hook(partial(_record_output, seen))
+                    stack.callback(handle.remove)
                 output = self.model(tokens, past_key_values=cache, use_cache=True)
             returned.append(output if isinstance(output, torch.Tensor) else output.logits)
 
@@ -188,10 +194,14 @@ class WatchedModel:
         return forward
 
 
-def reference_model(model: CodeGenForCausalLM) -> WatchedModel:
-    """Watch every component of a reference."""
+def _record_output(seen: Observation, _: nn.Module, __: Any, output: Any) -> None:
+    record_returned(output, seen)
+
+
+def run_reference(model: CodeGenForCausalLM, prompt: Prompt) -> ModelRun:
     modules = _modules(model, model.config.n_layer, lambda component: component.reference_path)
-    return WatchedModel(model, modules, _watch_reference, model.device)
+    watch: WatchComponent = lambda component, module, seen: component.watch(module, seen.see)  # noqa: E731
+    return WatchedModel(model, modules, watch, model.device).run(prompt)
 
 
 def _run_candidate(candidate: Candidate, model: CodeGenForCausalLM, prompt: Prompt) -> ModelRun:
@@ -200,8 +210,11 @@ def _run_candidate(candidate: Candidate, model: CodeGenForCausalLM, prompt: Prom
         n_layers, device = model.config.n_layer, model.device
         bridge = candidate.boot(model)
         modules = _modules(bridge, n_layers, lambda component: component.bridge_path)
-        run = WatchedModel(bridge, modules, _watch_candidate, device).run(prompt)
-        plain = WatchedModel(bridge, {}, _watch_candidate, device).run(prompt)
+        run = WatchedModel(bridge, modules, lambda _, module, seen: hooks_of(module, seen, {}), device).run(prompt)
+        plain = WatchedModel(bridge, {}, lambda *_: contextlib.nullcontext(), device).run(prompt)
+    for forward in run.forwards:
+        for view, seen in forward.seen.items():
+            COMPONENTS[kind_of(view)].name_taps(seen)
     same = len(plain.logits) == len(run.logits) and all(map(same_tensor, plain.logits, run.logits))
     if run.raised is None and not same:
         what = "the logits are others" if plain.raised is None else described(plain.raised)
@@ -217,33 +230,6 @@ def _modules(model: Any, n_layers: int, path_of: Callable[[Component], str]) -> 
     """
     paths = {view: path_of(COMPONENTS[kind_of(view)]) for view in views(n_layers)}
     return {view: model.get_submodule(path.replace(".0", f".{view}")) for view, path in paths.items()}
-
-
-@contextlib.contextmanager
-def _watch_reference(component: Component, module: Any, seen: Observation) -> Iterator[None]:
-    with component.watch(module, seen.see), _watch_returned(module, seen):
-        yield
-
-
-@contextlib.contextmanager
-def _watch_candidate(component: Component, module: Any, seen: Observation) -> Iterator[None]:
-    try:
-        with hooks_of(module, seen, {}), _watch_returned(module, seen):
-            yield
-    finally:  # a candidate may raise in this component or in a later one
-        component.name_taps(seen)
-
-
-@contextlib.contextmanager
-def _watch_returned(module: nn.Module, seen: Observation) -> Iterator[None]:
-    def see(_: nn.Module, __: Any, output: Any) -> None:
-        record_returned(output, seen)
-
-    handle = module.register_forward_hook(see)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 # --- both sides -------------------------------------------------------------------------------------------------------
@@ -265,7 +251,7 @@ def _judge_components(
         window.show(view)
         parameters = reference_parameters(window.model(variant_of(cell)))
         # Not run again to confirm a diagnosis: the component's cell in the window does that.
-        yield from judge.results([ObservedCell(cell, component, steps, ElapsedSeconds(started))], parameters)
+        yield from judge.results([ObservedCell(cell, component, steps, started)], parameters)
 
 
 def _stages(component: Component) -> tuple[Stage, ...]:
@@ -276,11 +262,9 @@ def _stages(component: Component) -> tuple[Stage, ...]:
 
 def _first_sentence(judged: Sequence[CellResult]) -> str:
     """Say why the first component failed, and count those that fail behind it; empty if none failed."""
-    sentences = [one.blame for one in judged if one.blame]
-    if len(sentences) <= 1:
-        return "".join(sentences)
-    more = len(sentences) - 1
-    return f"{sentences[0]}; {more} more {'component fails' if more == 1 else 'components fail'} behind it"
+    first, *others = [one.blame for one in judged if one.blame] or [""]
+    more = f"; {len(others)} more {'component fails' if len(others) == 1 else 'components fail'} behind it"
+    return f"{first}{more if others else ''}"
 
 
 def _drift(cell: Cell, reference: ModelRun, candidate: ModelRun, prompt_pass: PromptPass) -> Iterator[Finding]:
@@ -297,4 +281,4 @@ def _drift(cell: Cell, reference: ModelRun, candidate: ModelRun, prompt_pass: Pr
         if whole.shape == carried.shape:
             yield drift.as_carried(name, whole, carried)
     if candidate.raised is None:
-        yield drift.generation(candidate.tokens, reference.tokens, candidate.logits, reference.logits)
+        yield drift.generation(candidate.logits, reference.logits)

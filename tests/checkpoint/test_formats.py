@@ -21,7 +21,7 @@ from cgverify.checkpoint.window import ModelVariant, Window
 from cgverify.common.errors import WeightsError
 from cgverify.observe.candidate import find_candidate
 from cgverify.plan.cells import Axes, CheckpointShape, cells
-from cgverify.verification.checkpoint_verifier import verify_checkpoint
+from cgverify.verification.checkpoint_verifier import CheckpointVerifier
 
 NAME = "transformer.h.0.attn.out_proj.weight"
 SHAPE = torch.Size([64, 64])
@@ -284,7 +284,9 @@ def test_each_tensor_is_read_once_whatever_is_asked_of_it(folder: Path) -> None:
         components=("embed", "ln1", "attn.o", "unembed"),
     )
     plan = cells(CheckpointShape("small", source.digest, 2, 8, 64), axes)
-    results = list(verify_checkpoint(plan, source, {name: find_candidate(name) for name in axes.candidates}))
+    results = list(
+        CheckpointVerifier(source, {name: find_candidate(name) for name in axes.candidates}).verify_all(plan)
+    )
     assert len(results) == len(plan)
     assert set(source.reads.values()) == {1}
     assert source.reads[NAME] == 1

@@ -22,13 +22,13 @@ from cgverify.selftest.seeded.rotation import PositionsIgnored
 from cgverify.selftest.seeded.scores import ScaleSlightlyOff
 from cgverify.selftest.table import FAULTS, VARIANTS
 from cgverify.selftest.variants import ReciprocalScale, SoftmaxByHand
-from cgverify.verification.checkpoint_verifier import verify_checkpoint
+from cgverify.verification.checkpoint_verifier import CheckpointVerifier
 
 
 def sit(*entries: Entry, dtypes: Sequence[str] = ("float32",), quick: bool = False) -> list[Answer]:
     source = resolve(MODEL)
     exam = Exam(entries, tuple(dtypes), ("cpu",), quick)
-    return list(mark(exam, verify_checkpoint(exam.plan(source), source, exam.candidates()), source))
+    return list(mark(exam, CheckpointVerifier(source, exam.candidates()).verify_all(exam.plan(source)), source))
 
 
 class NoFault(CodeGenAttentionBridge):
@@ -82,7 +82,7 @@ def test_below_resolution_is_asked_of_the_same_inputs(dtype: str) -> None:
     """The scale of a gradient is judged in parts of its own elements, which other inputs would make other ones."""
     source = resolve(MODEL)
     exam = Exam((fault(erf_gelu, "gradient", kinds=("mlp",), case="backward"),), (dtype,), ("cpu",), quick=True)
-    (answer,) = mark(exam, verify_checkpoint(exam.plan(source), source, exam.candidates()), source)
+    (answer,) = mark(exam, CheckpointVerifier(source, exam.candidates()).verify_all(exam.plan(source)), source)
     assert answer.outcome is Outcome.BELOW
 
 
@@ -127,7 +127,7 @@ def test_variants_compute_something_else() -> None:
     source = resolve(MODEL)
     exam = Exam(VARIANTS, ("float32",), ("cpu",), quick=True)
     results: dict[str, Any] = {}
-    for result in verify_checkpoint(exam.plan(source), source, exam.candidates()):
+    for result in CheckpointVerifier(source, exam.candidates()).verify_all(exam.plan(source)):
         results.setdefault(result.cell.candidate, []).append(result.verdict)
     other = [name for name, verdicts in results.items() if set(verdicts) != {Verdict.BITWISE}]
     assert len(other) >= 12

@@ -10,7 +10,7 @@ from cgverify.checkpoint.resolve import resolve
 from cgverify.common.records import CellResult, Finding, Prompt
 from cgverify.observe.candidate import find_candidate
 from cgverify.plan.cells import PROMPTED, Axes, CheckpointShape, cells
-from cgverify.verification.checkpoint_verifier import verify_checkpoint
+from cgverify.verification.checkpoint_verifier import CheckpointVerifier
 from cgverify.verification.judge import Judge, KeepTensors
 
 ALL_DTYPES = ["float64", "float32", "bfloat16", "float16"]
@@ -27,7 +27,7 @@ def verify(
     if prompt is None and set(asked.cases) & set(PROMPTED):
         prompt = prompt_for(model, source)
     candidates = {name: find_candidate(name) for name in asked.candidates}
-    return list(verify_checkpoint(cells(subject, asked, prompt), source, candidates, prompt, Judge(keep)))
+    return list(CheckpointVerifier(source, candidates, prompt, Judge(keep)).verify_all(cells(subject, asked, prompt)))
 
 
 def findings(results: Sequence[CellResult]) -> Iterator[Finding]:

@@ -20,7 +20,7 @@ from cgverify.selftest.seeded.ends import embedding_shifted, unembedding_in_bflo
 from cgverify.selftest.seeded.feed_forward import erf_gelu, mlp_in_bias_missing
 from cgverify.selftest.seeded.layer_norm import wrong_eps
 from cgverify.selftest.table import FAULTS
-from cgverify.verification.checkpoint_verifier import verify_checkpoint
+from cgverify.verification.checkpoint_verifier import CheckpointVerifier
 
 HERE = __name__
 SEEDED = {fault.name: fault.bridge for fault in FAULTS}
@@ -228,7 +228,7 @@ def test_candidates_cost_one_load_of_the_checkpoint(monkeypatch: pytest.MonkeyPa
     names = ["cgverify", SEEDED["Raises"], "transformer_lens", *seeded]
     axes = Axes(candidates=names, dtypes=["float32", "bfloat16"], layers=[0, 1], components=["attn", "embed"])
     plan = cells(CheckpointShape("nano", "d", 5, 16, 512), axes)
-    results = list(verify_checkpoint(plan, source, {name: find_candidate(name) for name in names}))
+    results = list(CheckpointVerifier(source, {name: find_candidate(name) for name in names}).verify_all(plan))
     assert len(results) == len(plan)
     assert len(reads) == len(set(reads))
 

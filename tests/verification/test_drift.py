@@ -46,8 +46,8 @@ def test_a_tie_that_falls_otherwise_is_told_and_does_not_gate() -> None:
 
 def test_generated_tokens_are_compared_up_to_the_first_that_differs() -> None:
     logits = [torch.tensor([0.0, 1.0]), torch.tensor([1.0, 0.5])]
-    assert drift.generation([1, 0], [1, 0], logits, logits).message == "2 of 2 generated tokens alike"
-    found = drift.generation([1, 1], [1, 0], [logits[0], torch.tensor([1.0, 1.25])], logits)
+    assert drift.generation(logits, logits).message == "2 of 2 generated tokens alike"
+    found = drift.generation([logits[0], torch.tensor([1.0, 1.25])], logits)
     assert found.verdict is Verdict.BOUNDED
     assert found.message == (
         "1 of 2 generated tokens alike; the next is 1 for 0, where the reference's two best logits are 0.5 and the "

@@ -20,7 +20,7 @@ from cgverify.observe.run import reference_parameters
 from cgverify.oracle import exact
 from cgverify.plan.cells import CARRIED, CASE_KINDS, Axes, CheckpointShape, cells
 from cgverify.selftest.table import VARIANTS
-from cgverify.verification.checkpoint_verifier import verify_checkpoint
+from cgverify.verification.checkpoint_verifier import CheckpointVerifier
 from cgverify.verification.diagnosis.mismatch import CandidateStage
 from cgverify.verification.prompt_pass import cells_on_the_way, kind_of, view_of, views
 
@@ -235,7 +235,9 @@ class Damaged:
 
 def test_behind_weights_that_cannot_be_read_the_way_ends() -> None:
     plan = planned(cases=["default", "text", "model"], layers=[0, 1, 2])
-    results = list(verify_checkpoint(plan, Damaged(), {"cgverify": find_candidate("cgverify")}, prompt=PROMPT))
+    results = list(
+        CheckpointVerifier(Damaged(), {"cgverify": find_candidate("cgverify")}, prompt=PROMPT).verify_all(plan)
+    )
     assert {result.cell.id for result in results} == {cell.id for cell in plan}
     for result in results:
         behind = result.cell.layer in (1, 2) or result.cell.kind in ("ln_final", "unembed", "model")

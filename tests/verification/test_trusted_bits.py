@@ -8,7 +8,7 @@ import pytest
 import torch
 from verifying import findings, verify
 
-from cgverify.verification.trusted_bits import TrustedBits, leading_bits
+from cgverify.verification.metrics import TrustedBits, leading_bits
 
 
 @pytest.mark.parametrize(

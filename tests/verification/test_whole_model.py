@@ -16,7 +16,7 @@ from cgverify.checkpoint.resolve import resolve
 from cgverify.checkpoint.window import ModelVariant, Window
 from cgverify.common.records import CellResult, Prompt, Verdict
 from cgverify.plan.cells import AS_CARRIED, CARRIED, GENERATED_TOKENS, GENERATION, TOP_1
-from cgverify.verification.whole_model import reference_model
+from cgverify.verification.whole_model import run_reference
 
 PROMPT = Prompt(tokens=tuple(b"def f(x):\n"), origin="a test")
 CPU = torch.device("cpu")
@@ -71,7 +71,7 @@ def test_the_reference_is_the_model_that_transformers_loads() -> None:
         generated = model.generate(tokens, max_new_tokens=GENERATED_TOKENS, do_sample=False, pad_token_id=0)
     setting = ModelVariant(torch.float32, CPU, model.config.rotary_dim)
     source = resolve("codegen-nano")
-    run = reference_model(assembled.assembled(Window(source), source.config, setting)).run(PROMPT)
+    run = run_reference(assembled.assembled(Window(source), source.config, setting), PROMPT)
     assert run.tokens == generated[0, len(PROMPT.tokens) :].tolist()
 
 

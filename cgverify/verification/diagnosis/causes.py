@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from cgverify.verification.diagnosis.factor import scaled
 from cgverify.verification.diagnosis.layout import other_heads, other_layout, other_rows
 from cgverify.verification.diagnosis.mismatch import Mismatch
 from cgverify.verification.diagnosis.precision import less_precise
 from cgverify.verification.diagnosis.rotation import other_rotation
-from cgverify.verification.diagnosis.scores import other_mask
+from cgverify.verification.diagnosis.scores import other_mask, scaled
 
 HYPOTHESES: tuple[Callable[[Mismatch], Iterator[str]], ...] = (
     *(other_layout, other_rows, other_rotation, other_mask, other_heads, less_precise, scaled),

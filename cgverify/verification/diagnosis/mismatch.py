@@ -139,16 +139,8 @@ class EditedParameters(Parameters):
         Args:
             edit: given a tensor's name and the tensor; a bias has its weight's name with `.bias` appended.
         """
+        vars(self).update(vars(stored))
         self._stored, self._edit = stored, edit
-        self.shortcuts = stored.shortcuts
-
-    @property
-    def eps(self) -> float:
-        return self._stored.eps
-
-    @property
-    def n_heads(self) -> int:
-        return self._stored.n_heads
 
     def with_cast_table(self) -> Parameters:
         return EditedParameters(self._stored.with_cast_table(), self._edit)

@@ -16,7 +16,7 @@ from cgverify.plan.cells import CASES as KINDS
 from cgverify.selftest.answer import Outcome
 from cgverify.selftest.exam import MODEL, Exam, mark
 from cgverify.selftest.seeded import autocast
-from cgverify.verification.checkpoint_verifier import verify_checkpoint
+from cgverify.verification.checkpoint_verifier import CheckpointVerifier
 
 OF_TRANSFORMER_LENS = ("hook_scale", "hook_normalized")
 """Hooks that stand for nothing in Hugging Face."""
@@ -77,7 +77,7 @@ def alone() -> dict[str, Any]:
     """What the exam says of the case's own faults, by name, in float32, and in all other cases of the forward."""
     source = resolve(MODEL)
     exam = Exam(autocast.FAULTS, ("float32",), ("cpu",), quick=True)
-    answers = mark(exam, verify_checkpoint(exam.plan(source), source, exam.candidates()), source)
+    answers = mark(exam, CheckpointVerifier(source, exam.candidates()).verify_all(exam.plan(source)), source)
     return {answer.entry.name: answer for answer in answers}
 
 

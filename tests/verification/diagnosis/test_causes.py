@@ -11,7 +11,7 @@ from verifying import failed, verify
 from cgverify.checkpoint.resolve import resolve
 from cgverify.selftest.exam import MODEL, Exam
 from cgverify.selftest.table import FAULTS, VARIANTS
-from cgverify.verification.checkpoint_verifier import verify_checkpoint
+from cgverify.verification.checkpoint_verifier import CheckpointVerifier
 from cgverify.verification.judge import Judge
 
 EXACT = {
@@ -136,7 +136,9 @@ def test_over_the_whole_table_every_cause_that_is_named_is_right(dtype: str) -> 
     exam = Exam((*FAULTS, *VARIANTS), (dtype,), ("cpu",), quick=True)
     names = {entry.bridge: entry.name for entry in exam.asked}
     named: dict[str, set[str]] = {}
-    for result in verify_checkpoint(exam.plan(source), source, exam.candidates(), judge=Judge(with_sentence=False)):
+    for result in CheckpointVerifier(source, exam.candidates(), judge=Judge(with_sentence=False)).verify_all(
+        exam.plan(source)
+    ):
         causes = {finding.cause for finding in result.findings if finding.cause}
         named.setdefault(names[result.cell.candidate], set()).update(causes)
     wrong = {name: {c for c in causes if not re.fullmatch(RIGHT.get(name, ""), c)} for name, causes in named.items()}

@@ -1,26 +1,69 @@
-"""Whether a bridge's processed weights do what the reference's do: findings of the stage `fold`, weight by weight."""
+"""How a bridge in TransformerLens's compatibility mode is verified.
+
+That mode processes the weights (layer norms are folded into them, means subtracted) and changes the masks, so such a
+bridge cannot be compared with Hugging Face's tensors. Two questions are asked instead. Do the processed weights do what
+the reference's do, weight by weight (`ProcessedWeights`)? And does the bridge, stage by stage, compute with its
+weights what Hugging Face's own modules compute with the same weights (`processed_reference`)? Its masks hide with −∞
+instead of the lowest finite value, so both sides are given masks of −∞.
+"""
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, cast
 
 import torch
+from torch import nn
 
+from cgverify.bridge.qkv_layout import join_features, join_weight
 from cgverify.common.records import Finding, Verdict
+from cgverify.observe.components import COMPONENTS
+from cgverify.oracle import folding
 from cgverify.oracle.arithmetic import Expected
-from cgverify.oracle.folding import (
-    IN,
-    OUT,
-    centred,
-    expected_offset,
-    expected_weight,
-    off_by_weight,
-    offset,
-    without_mean,
-)
+from cgverify.oracle.folding import IN, OUT
 from cgverify.oracle.parameters import Parameters
 from cgverify.verification.metrics import errors, worst_ratio
+
+SHARED_MODULES = ("embed", "ln1", "attn.o", "mlp.in", "mlp.out", "ln_final", "unembed")
+"""The components that have one module with a weight on each side; q, k and v are one module on the reference's."""
+
+
+def processed_reference(reference: nn.Module, bridge: nn.Module) -> nn.Module:
+    """Return a copy of a one-block reference with the weights of a bridge of that block; its sin/cos table is kept.
+
+    Only the weights of q, k and v are copied, because they are joined; all others are shared with the bridge.
+    """
+    model = copy.deepcopy(reference, {id(weight): weight for weight in reference.parameters()})
+    for kind in SHARED_MODULES:
+        component = COMPONENTS[kind]
+        source = _wrapped(bridge, component.bridge_path)
+        _set(model.get_submodule(component.reference_path), source.weight, getattr(source, "bias", None))
+    projections = [_wrapped(bridge, COMPONENTS[f"attn.{w}"].bridge_path) for w in "qkv"]
+    fused = model.get_submodule(f"{COMPONENTS['attn'].reference_path}.qkv_proj")
+    _set(fused, join_weight(*(linear.weight.detach() for linear in projections)), _joined_bias(projections))
+    return model
+
+
+def _wrapped(bridge: nn.Module, path: str) -> Any:
+    """Return the module that a component of a bridge wraps."""
+    return cast(Any, bridge.get_submodule(path)).original_component
+
+
+def _joined_bias(projections: Sequence[Any]) -> torch.Tensor | None:
+    """Join the biases of q, k and v to `[3 * d_model]`; None if none of them has one."""
+    if all(linear.bias is None for linear in projections):
+        return None
+    zeros = torch.zeros_like(projections[0].weight[:, 0])
+    return join_features(*(zeros if linear.bias is None else linear.bias.detach() for linear in projections))
+
+
+def _set(module: nn.Module, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+    module.weight = nn.Parameter(weight.detach(), requires_grad=False)
+    if bias is not None:
+        module.bias = nn.Parameter(bias.detach(), requires_grad=False)
+
 
 STAGE = "fold"
 
@@ -67,8 +110,8 @@ class ProcessedWeights:
             tap, diverged = f"{name}.weight", Verdict.DIVERGED
             yield Finding(step="weights", tap=tap, stage=STAGE, verdict=diverged, r=math.inf, message=message)
             return
-        found = centred(ours, _gain(self._processed, name), _AXES[name])
-        expected = expected_weight(theirs, _gain(self._reference, name), _AXES[name])
+        found = folding.centred(ours, _gain(self._processed, name), _AXES[name])
+        expected = folding.expected_weight(theirs, _gain(self._reference, name), _AXES[name])
         yield _finding(f"{name}.weight", found, expected, theirs.shape)
         if name not in ("embed", "attn.v"):  # what is left of v's bias is part of the output's
             value, allowed = self._offsets(name)
@@ -81,9 +124,9 @@ class ProcessedWeights:
             value, expected = _offset_after_norm(processed, name), _expected_offset_after_norm(reference, name)
         elif name == "attn.o":  # the offset of v passes through a pattern whose rows sum to one
             before = _offset_after_norm(processed, "attn.v")
-            value = offset(processed.tensor(name), processed.bias(name), before)
+            value = folding.offset(processed.tensor(name), processed.bias(name), before)
             expected = _expected_offset(reference, name, _expected_offset_after_norm(reference, "attn.v"))
-            bound = expected.bound + off_by_weight(reference.tensor(name), before)
+            bound = expected.bound + folding.off_by_weight(reference.tensor(name), before)
             expected = Expected(expected.value, bound, expected.dtype)
         else:
             value = processed.required_bias(name).to(torch.float64)
@@ -91,7 +134,7 @@ class ProcessedWeights:
             zeros = weight.new_zeros(weight.shape[1], dtype=torch.float64)
             expected = _expected_offset(reference, name, Expected(zeros, zeros, weight.dtype))
         if OUT in _AXES[name]:
-            return value - value.mean(), without_mean(expected)
+            return value - value.mean(), folding.without_mean(expected)
         return value, expected
 
 
@@ -100,7 +143,7 @@ def _gain(parameters: Parameters, name: str) -> torch.Tensor | None:
 
 
 def _offset_after_norm(parameters: Parameters, name: str) -> torch.Tensor:
-    return offset(parameters.tensor(name), parameters.bias(name), parameters.required_bias(_NORM[name]))
+    return folding.offset(parameters.tensor(name), parameters.bias(name), parameters.required_bias(_NORM[name]))
 
 
 def _expected_offset_after_norm(parameters: Parameters, name: str) -> Expected:
@@ -109,7 +152,7 @@ def _expected_offset_after_norm(parameters: Parameters, name: str) -> Expected:
 
 
 def _expected_offset(parameters: Parameters, name: str, shift: Expected) -> Expected:
-    return expected_offset(parameters.tensor(name), parameters.bias(name), shift, parameters.shortcuts)
+    return folding.expected_offset(parameters.tensor(name), parameters.bias(name), shift, parameters.shortcuts)
 
 
 def _finding(tap: str, found: Iterable[torch.Tensor], expected: Iterable[Expected], shape: tuple[int, ...]) -> Finding:
