@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cache
 from itertools import groupby
 
 import torch
@@ -15,11 +14,12 @@ from cgverify.common.errors import DeviceError, WeightsError
 from cgverify.common.records import Cell, CellResult, Prompt, RotaryDim, Verdict
 from cgverify.observe.candidate import Candidate, visit
 from cgverify.plan.batches import group_into_batches
-from cgverify.plan.cells import weights_view
-from cgverify.verification.judge import Judge, failed_candidates, uncompared
+from cgverify.plan.cells import WHOLE, WeightsView, weights_view
+from cgverify.verification.judge import DEFAULT_JUDGE, Judge, failed_candidates, uncompared
 from cgverify.verification.observe_cell import Reference, observe_candidate, observe_cell, variant_of
 from cgverify.verification.observed import ObservedCell
-from cgverify.verification.prompt_cells import verify_prompt_cells
+from cgverify.verification.prompt_pass import PromptPass, cells_on_the_way, view_of, views
+from cgverify.verification.whole_model import verify_whole_model
 
 Watch = Callable[[Cell | None], None]
 """Called with each cell before it is observed, and with None before the observed cells are judged."""
@@ -36,18 +36,17 @@ class CheckpointVerifier:
         source: Source,
         candidates: Mapping[str, Candidate],
         prompt: Prompt | None = None,
-        judge: Judge = Judge(),  # noqa: B008 (a frozen record)
+        judge: Judge = DEFAULT_JUDGE,
     ) -> None:
         """
         Args:
             candidates: by the name that cells give them.
             prompt: for the cells of a prompt.
-            judge: whether tensors are kept and sentences made.
         """
         self._source, self._candidates, self._prompt, self._judge = source, candidates, prompt, judge
         self._window = Window(source)
         self._spread = 1.0
-        self._refusal = cache(self._reference_refusal)
+        self._refusals: dict[RotaryDim, str | None] = {}
 
     def verify_all(self, cells: Sequence[Cell]) -> Iterator[CellResult]:
         """Yield the results of any cells of the checkpoint."""
@@ -57,18 +56,17 @@ class CheckpointVerifier:
     def verify(self, cells: Sequence[Cell], watch: Watch = lambda _: None) -> Iterator[CellResult]:
         """Yield the results of one batch of cells."""
         first = cells[0]
-        reason = self._refusal(first.rotary_dim)
+        if first.rotary_dim not in self._refusals:
+            self._refusals[first.rotary_dim] = refusal(self._source.config, first.rotary_dim)
+        reason = self._refusals[first.rotary_dim]
         if reason is not None:
             yield from uncompared(cells, Verdict.UNSUPPORTED, reason)
             return
         try:
             require_devices([first.device])
             if first.prompt:
-                assert self._prompt is not None, "a prompt's cells are planned with a prompt"
                 watch(first)
-                yield from verify_prompt_cells(
-                    cells, self._source, self._window, self._candidates, self._prompt, self._judge
-                )
+                yield from self._verify_prompt(cells)
                 return
             if self._window.view != weights_view(first):
                 self._window.show(weights_view(first))
@@ -77,24 +75,75 @@ class CheckpointVerifier:
             yield from uncompared(cells, Verdict.ERROR, str(error))
             return
         reference = Reference(self._window.reference(variant_of(first)), self._source.config, self._spread)
-        for name, own in groupby(sorted(cells, key=_candidate), key=_candidate):
-            yield from self._verify_candidate(self._candidates[name], list(own), reference, watch)
+        for _, own in groupby(sorted(cells, key=_candidate), key=_candidate):
+            yield from self._verify_candidate(list(own), reference, watch)
 
     @visit()
-    def _verify_candidate(
-        self, candidate: Candidate, cells: Sequence[Cell], reference: Reference, watch: Watch
-    ) -> list[CellResult]:
+    def _verify_candidate(self, cells: Sequence[Cell], reference: Reference, watch: Watch) -> list[CellResult]:
         def observe(cell: Cell, bridge: nn.Module) -> ObservedCell:
             watch(cell)
             return observe_cell(cell, reference, bridge)
 
         watch(cells[0])
-        observed, failures = observe_candidate(candidate, self._window, cells, observe)
+        observed, failures = observe_candidate(self._candidates[cells[0].candidate], self._window, cells, observe)
         watch(None)
         return self._judge.results(observed, reference.parameters) + failed_candidates(failures)
 
-    def _reference_refusal(self, rotary_dim: RotaryDim) -> str | None:
-        return refusal(self._source.config, rotary_dim)
+    # --- a prompt's cells ---------------------------------------------------------------------------------------------
+
+    def _verify_prompt(self, cells: Sequence[Cell]) -> Iterator[CellResult]:
+        """Pass the prompt's hidden states through the views of the weights, and verify the cells on the way.
+
+        In a view without a cell of its own, cells are run and not judged.
+        """
+        assert self._prompt is not None, "a prompt's cells are planned with a prompt"
+        n_layers, asked = self._source.config.n_layer, {cell.id for cell in cells}
+        every = sorted([*cells, *cells_on_the_way(cells, n_layers)], key=_candidate)
+        prompt_pass = PromptPass(self._prompt, every)
+        order = [*views(n_layers), *WHOLE]
+        last = max(order.index(view_of(cell)) for cell in every)
+        for view in order[: last + 1]:
+            here = [cell for cell in every if view_of(cell) == view]
+            if view in WHOLE:
+                yield from verify_whole_model(
+                    here, self._source, self._window, self._candidates, prompt_pass, self._judge
+                )
+            else:
+                yield from self._verify_prompt_in(view, here, cells[0], prompt_pass, asked)
+
+    def _verify_prompt_in(
+        self, view: WeightsView, cells: Sequence[Cell], first: Cell, prompt_pass: PromptPass, asked: set[str]
+    ) -> Iterator[CellResult]:
+        try:
+            self._window.show(view)
+        except WeightsError as error:
+            prompt_pass.lost = str(error)
+            yield from uncompared([cell for cell in cells if cell.id in asked], Verdict.ERROR, str(error))
+            return
+        reference = Reference(self._window.reference(variant_of(first)), self._source.config, spread=1.0)
+        if prompt_pass.lost is None:
+            prompt_pass.enter(view, reference)
+        refusals = {cell: reason for cell in cells if (reason := prompt_pass.refusal(cell))}
+        for cell, (verdict, message) in refusals.items():
+            yield from uncompared([cell] if cell.id in asked else [], verdict, message)
+        ready = [cell for cell in cells if cell not in refusals]
+        for _, own in groupby(ready, key=_candidate):
+            yield from self._verify_prompt_candidate(list(own), reference, prompt_pass, asked)
+
+    @visit()
+    def _verify_prompt_candidate(
+        self, cells: Sequence[Cell], reference: Reference, prompt_pass: PromptPass, asked: set[str]
+    ) -> list[CellResult]:
+        def observe(cell: Cell, bridge: nn.Module) -> ObservedCell:
+            return prompt_pass.observe(cell, reference, bridge)
+
+        observed, failures = observe_candidate(self._candidates[cells[0].candidate], self._window, cells, observe)
+        for cell, error in failures:
+            prompt_pass.stop(cell, error.cause)
+        return [
+            *self._judge.results([one for one in observed if one.cell.id in asked], reference.parameters),
+            *failed_candidates((cell, error) for cell, error in failures if cell.id in asked),
+        ]
 
 
 def _candidate(cell: Cell) -> str:

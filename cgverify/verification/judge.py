@@ -88,6 +88,9 @@ class Judge:
         return messages.cell_sentence(findings, first, confirmed)
 
 
+DEFAULT_JUDGE = Judge()
+
+
 def uncompared(cells: Iterable[Cell], verdict: Verdict, message: str, where: str = "") -> list[CellResult]:
     """Return the results of cells that could not be compared.
 

@@ -200,8 +200,11 @@ def _record_output(seen: Observation, _: nn.Module, __: Any, output: Any) -> Non
 
 def run_reference(model: CodeGenForCausalLM, prompt: Prompt) -> ModelRun:
     modules = _modules(model, model.config.n_layer, lambda component: component.reference_path)
-    watch: WatchComponent = lambda component, module, seen: component.watch(module, seen.see)  # noqa: E731
-    return WatchedModel(model, modules, watch, model.device).run(prompt)
+    return WatchedModel(model, modules, _watch_reference, model.device).run(prompt)
+
+
+def _watch_reference(component: Component, module: Any, seen: Observation) -> contextlib.AbstractContextManager[None]:
+    return component.watch(module, seen.see)
 
 
 def _run_candidate(candidate: Candidate, model: CodeGenForCausalLM, prompt: Prompt) -> ModelRun:
