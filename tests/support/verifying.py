@@ -1,4 +1,4 @@
-"""What tests of the verdict share: verify some components of a checkpoint, and ask what was found."""
+"""Verify some components of a checkpoint and select from what was found, for tests of the verdict."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from cgverify.checkpoint.prompt import prompt_for
 from cgverify.checkpoint.resolve import resolve
-from cgverify.common.records import CellResult, Finding, Prompt
+from cgverify.common.records import Cell, CellResult, Finding, Prompt
 from cgverify.observe.candidate import find_candidate
 from cgverify.plan.cells import PROMPTED, Axes, CheckpointShape, cells
 from cgverify.verification.checkpoint_verifier import CheckpointVerifier
@@ -16,18 +16,21 @@ from cgverify.verification.judge import Judge, KeepTensors
 ALL_DTYPES = ["float64", "float32", "bfloat16", "float16"]
 
 
-def verify(
-    model: str = "codegen-nano", *, prompt: Prompt | None = None, keep: KeepTensors | None = None, **axes: Any
-) -> list[CellResult]:
-    """Verify layer 0 (unless told otherwise) of a checkpoint."""
-    source = resolve(model)
+def nano_cells(axes: Axes, prompt: Prompt | None = None) -> list[Cell]:
+    """Plan cells of codegen-nano."""
+    source = resolve("codegen-nano")
     config = source.config
-    subject = CheckpointShape(model, source.digest, config.n_layer, config.rotary_dim, config.n_positions)
-    asked = Axes(**{"layers": [0], **axes})
+    shape = CheckpointShape("codegen-nano", source.digest, config.n_layer, config.rotary_dim, config.n_positions)
+    return cells(shape, axes, prompt)
+
+
+def verify(*, prompt: Prompt | None = None, keep: KeepTensors | None = None, **axes: Any) -> list[CellResult]:
+    """Verify codegen-nano in this process, layer 0 by default."""
+    source, asked = resolve("codegen-nano"), Axes(**{"layers": [0], **axes})
     if prompt is None and set(asked.cases) & set(PROMPTED):
-        prompt = prompt_for(model, source)
+        prompt = prompt_for("codegen-nano", source)
     candidates = {name: find_candidate(name) for name in asked.candidates}
-    return list(CheckpointVerifier(source, candidates, prompt, Judge(keep)).verify_all(cells(subject, asked, prompt)))
+    return list(CheckpointVerifier(source, candidates, prompt, Judge(keep)).verify_all(nano_cells(asked, prompt)))
 
 
 def findings(results: Sequence[CellResult]) -> Iterator[Finding]:
@@ -36,3 +39,8 @@ def findings(results: Sequence[CellResult]) -> Iterator[Finding]:
 
 def failed(results: Sequence[CellResult]) -> list[Finding]:
     return [finding for finding in findings(results) if finding.verdict.fails]
+
+
+def of(results: Sequence[CellResult], **fields: Any) -> list[CellResult]:
+    """Select the results whose cells have the given fields."""
+    return [r for r in results if all(getattr(r.cell, name) == value for name, value in fields.items())]

@@ -54,7 +54,7 @@ def failing(result: Result) -> set[tuple[str, str, str]]:
     return set(rows[["component", "stage", "tap"]].itertuples(index=False, name=None))
 
 
-def test_it_holds_in_every_case_that_it_has(bridge: Any, reference: CodeGenForCausalLM) -> None:
+def test_processed_bridge_passes_in_every_compatible_case(bridge: Any, reference: CodeGenForCausalLM) -> None:
     result = cgverify.verify(
         bridge, reference, layers=[0, 3], cases=["default", "stress", "decode", "train", "cast_table", "autocast"]
     )
@@ -72,17 +72,17 @@ def test_it_holds_in_every_case_that_it_has(bridge: Any, reference: CodeGenForCa
 
 
 @pytest.mark.parametrize("option", PARTS)
-def test_it_holds_with_a_part_of_the_processing(reference: CodeGenForCausalLM, option: str) -> None:
+def test_partly_processed_bridge_passes(reference: CodeGenForCausalLM, option: str) -> None:
     cgverify.verify(processed(reference, **{option: PARTS[option]}), reference, **AXES).assert_ok()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-def test_it_holds_in_other_dtypes(reference: CodeGenForCausalLM, dtype: torch.dtype) -> None:
+def test_processed_bridge_passes_in_other_dtypes(reference: CodeGenForCausalLM, dtype: torch.dtype) -> None:
     model = copy.deepcopy(reference).to(dtype)
     cgverify.verify(processed(model), model, **AXES).assert_ok()
 
 
-def test_it_holds_where_float16_is_subnormal(reference: CodeGenForCausalLM) -> None:
+def test_processed_bridge_passes_with_subnormal_weights(reference: CodeGenForCausalLM) -> None:
     model = copy.deepcopy(reference)
     with torch.no_grad():
         for norm in (block.ln_1 for block in model.transformer.h):
@@ -126,7 +126,7 @@ FAULTS: dict[str, tuple[str, Callable[[Any], None], str, str]] = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_weight_that_was_processed_wrongly_is_named(reference: CodeGenForCausalLM, fault: str) -> None:
+def test_wrongly_processed_weight_is_named(reference: CodeGenForCausalLM, fault: str) -> None:
     path, spoil, component, tap = FAULTS[fault]
     bridge = processed(reference)
     with torch.no_grad():
@@ -137,7 +137,7 @@ def test_a_weight_that_was_processed_wrongly_is_named(reference: CodeGenForCausa
         result.assert_ok()
 
 
-def test_a_norm_that_was_folded_and_is_still_there_is_seen(reference: CodeGenForCausalLM) -> None:
+def test_norm_folded_but_kept_is_found(reference: CodeGenForCausalLM) -> None:
     bridge = processed(reference)
     with torch.no_grad():
         bridge.blocks[1].ln1.original_component.weight.copy_(reference.transformer.h[1].ln_1.weight)
@@ -146,14 +146,14 @@ def test_a_norm_that_was_folded_and_is_still_there_is_seen(reference: CodeGenFor
 
 
 @pytest.mark.parametrize("path", ["blocks.1.mlp.out", "unembed", "blocks.1.attn.o"])
-def test_means_that_log_probabilities_do_not_see_are_no_fault(reference: CodeGenForCausalLM, path: str) -> None:
+def test_means_without_effect_pass(reference: CodeGenForCausalLM, path: str) -> None:
     bridge = processed(reference)
     with torch.no_grad():
         bridge.get_submodule(path).original_component.bias.add_(0.25)
     cgverify.verify(bridge, reference, **AXES).assert_ok()
 
 
-def test_arithmetic_that_is_wrong_is_seen_with_right_weights(reference: CodeGenForCausalLM) -> None:
+def test_wrong_arithmetic_with_right_weights_is_found(reference: CodeGenForCausalLM) -> None:
     bridge = processed(reference)
     attention = bridge.blocks[1].attn
     plain = attention._scores
@@ -161,13 +161,13 @@ def test_arithmetic_that_is_wrong_is_seen_with_right_weights(reference: CodeGenF
     assert failing(cgverify.verify(bridge, reference, **AXES)) >= {("blocks.1.attn", "scores", "hook_attn_scores")}
 
 
-def test_what_it_cannot_be_verified_in_is_told(bridge: Any, reference: CodeGenForCausalLM) -> None:
+def test_incompatible_cases_raise_usage_error(bridge: Any, reference: CodeGenForCausalLM) -> None:
     with pytest.raises(UsageError, match="cannot be verified in backward, gated: leave that out"):
         cgverify.verify(bridge, reference, layers=0, components="attn", cases=["default", "gated", "backward"])
 
 
 @torch.no_grad()
-def test_log_probabilities_are_kept_where_every_fold_holds(bridge: Any, reference: CodeGenForCausalLM) -> None:
+def test_folding_keeps_log_probabilities(bridge: Any, reference: CodeGenForCausalLM) -> None:
     tokens = torch.arange(20).reshape(2, 10)
     ours, theirs = bridge(tokens).log_softmax(-1), reference(tokens).logits.log_softmax(-1)
     assert (ours - theirs).abs().max() < 1e-4

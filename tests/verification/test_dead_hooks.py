@@ -21,18 +21,18 @@ class SilentPattern(CodeGenAttentionBridge):
         self.hook_pattern = torch.nn.Identity()
 
 
-def test_a_dead_hook_is_blamed_itself_for_what_cannot_be_checked_without_it() -> None:
+def test_dead_hook_is_blamed_for_unchecked_stages() -> None:
     (result,) = verify(candidates=[f"{HERE}:SilentPattern"], components=["attn"], cases=["patched"])
     assert {(finding.tap, finding.verdict) for finding in failed([result])} == {("hook_pattern", Verdict.MISSING)}
     assert result.blame == "hook_pattern never fired"
 
 
-def test_where_the_block_alone_is_patched_a_dead_hook_inside_it_is_a_failure_too() -> None:
+def test_dead_hook_inside_a_patched_block_fails() -> None:
     (result,) = verify(candidates=[f"{HERE}:SilentPattern"], components=["block"], cases=["patched"])
     assert {(finding.tap, finding.verdict) for finding in failed([result])} == {("attn.hook_pattern", Verdict.MISSING)}
 
 
-def test_a_dead_hook_is_told_once_though_every_forward_wants_it() -> None:
+def test_dead_hook_is_reported_once_per_cell() -> None:
     results = verify(candidates=["transformer_lens"], components=["attn"], cases=["decode", "gated"])
     decode, gated = ([finding.tap for finding in failed([result])] for result in results)
     assert decode == ["hook_rot_q", "hook_rot_k"]
@@ -41,7 +41,7 @@ def test_a_dead_hook_is_told_once_though_every_forward_wants_it() -> None:
     assert results[1].blame == f"hook_rot_q, hook_rot_k, {', '.join(flagged[:-1])} and {flagged[-1]} never fired"
 
 
-def test_hooks_that_wait_for_a_flag_are_not_said_to_be_silent_while_it_is_off() -> None:
+def test_flagged_hooks_are_not_silent_while_the_flag_is_off() -> None:
     (ours,) = verify(components=["attn"], cases=["default"])
     (block,) = verify(candidates=["transformer_lens"], components=["block"], cases=["default"])
     assert ours.silent_hooks == ()
@@ -51,7 +51,7 @@ def test_hooks_that_wait_for_a_flag_are_not_said_to_be_silent_while_it_is_off() 
     )
 
 
-def test_a_forward_that_raised_halfway_says_nothing_of_the_hooks_behind() -> None:
+def test_forward_that_raised_reports_no_silent_hooks_behind() -> None:
     (whole,) = verify(candidates=["transformer_lens"], components=["block"], cases=["default"], dtypes=["bfloat16"])
     (raised,) = verify(candidates=["transformer_lens"], components=["block"], cases=["decode"], dtypes=["bfloat16"])
     assert any("raised" in finding.message for finding in raised.findings)

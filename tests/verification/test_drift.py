@@ -10,7 +10,7 @@ from cgverify.common.records import Verdict
 from cgverify.verification import drift
 
 
-def test_carried_states_are_measured_against_each_other_and_without_rounding() -> None:
+def test_carried_measures_both_sides_and_float64() -> None:
     theirs = torch.tensor([[[1.0, 2.0], [3.0, 4.0]]])
     ours = torch.tensor([[[1.0, 2.0], [3.0, 4.5]]])
     found = drift.carried(ours, theirs, torch.tensor([[[1.0, 2.0], [3.0, 4.25]]], dtype=torch.float64))
@@ -21,7 +21,7 @@ def test_carried_states_are_measured_against_each_other_and_without_rounding() -
     assert drift.carried(theirs, theirs, theirs.double()).verdict is Verdict.BITWISE
 
 
-def test_a_state_that_is_not_finite_is_told_and_does_not_gate() -> None:
+def test_carried_nan_is_reported_and_does_not_fail() -> None:
     theirs = torch.ones(1, 2, 2)
     ours = theirs.clone()
     ours[0, 1, 0] = math.nan
@@ -31,7 +31,7 @@ def test_a_state_that_is_not_finite_is_told_and_does_not_gate() -> None:
     assert found.candidate_error == math.inf
 
 
-def test_a_tie_that_falls_otherwise_is_told_and_does_not_gate() -> None:
+def test_top_1_reports_a_tie_without_failing() -> None:
     theirs = torch.tensor([[[0.0, 1.0], [1.0, 1.001]]])
     ours = torch.tensor([[[0.0, 1.0], [1.002, 1.001]]])
     found = drift.top_1(ours, theirs)
@@ -44,7 +44,7 @@ def test_a_tie_that_falls_otherwise_is_told_and_does_not_gate() -> None:
     assert drift.top_1(theirs, theirs).verdict is Verdict.BITWISE
 
 
-def test_generated_tokens_are_compared_up_to_the_first_that_differs() -> None:
+def test_generation_counts_tokens_to_the_first_difference() -> None:
     logits = [torch.tensor([0.0, 1.0]), torch.tensor([1.0, 0.5])]
     assert drift.generation(logits, logits).message == "2 of 2 generated tokens alike"
     found = drift.generation([logits[0], torch.tensor([1.0, 1.25])], logits)

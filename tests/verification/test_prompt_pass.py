@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import CodeGenForCausalLM
 from transformers.models.codegen.modeling_codegen import CodeGenAttention
-from verifying import ALL_DTYPES, failed, findings, verify
+from verifying import ALL_DTYPES, failed, findings, nano_cells, of, verify
 
 from cgverify.checkpoint.names import NANO
 from cgverify.checkpoint.resolve import resolve
@@ -18,7 +18,7 @@ from cgverify.common.records import Cell, CellResult, Finding, Prompt, Verdict
 from cgverify.observe.candidate import find_candidate
 from cgverify.observe.run import reference_parameters
 from cgverify.oracle import exact
-from cgverify.plan.cells import CARRIED, CASE_KINDS, Axes, CheckpointShape, cells
+from cgverify.plan.cells import CARRIED, CASE_KINDS, Axes
 from cgverify.selftest.table import VARIANTS
 from cgverify.verification.checkpoint_verifier import CheckpointVerifier
 from cgverify.verification.diagnosis.mismatch import CandidateStage
@@ -58,14 +58,10 @@ def hugging_face() -> Any:
         return model(TOKENS, output_hidden_states=True)
 
 
-def of(results: list[CellResult], **fields: Any) -> list[CellResult]:
-    return [r for r in results if all(getattr(r.cell, name) == value for name, value in fields.items())]
-
-
 # --- what is carried --------------------------------------------------------------------------------------------------
 
 
-def test_our_bridge_holds_in_every_layer(ours: list[CellResult]) -> None:
+def test_bridge_passes_in_every_layer(ours: list[CellResult]) -> None:
     assert failed(ours) == []
     for result in ours:
         compared = [f for f in result.findings if f.reference_r is not None]
@@ -73,16 +69,14 @@ def test_our_bridge_holds_in_every_layer(ours: list[CellResult]) -> None:
             assert {f.verdict for f in compared} == {Verdict.BITWISE}, result.cell
 
 
-def test_text_gives_each_block_what_hugging_faces_model_gives_it(
-    ours: list[CellResult], given: Given, hugging_face: Any
-) -> None:
+def test_text_gives_blocks_the_models_hidden_states(ours: list[CellResult], given: Given, hugging_face: Any) -> None:
     assert given["text", "embed", "forward"].equal(TOKENS)
     for layer in range(5):
         assert given["text", f"blocks.{layer}", "forward"].equal(hugging_face.hidden_states[layer])
     assert given["text", "unembed", "forward"].equal(hugging_face.hidden_states[5])
 
 
-def test_text_gives_each_component_what_its_block_gives_it(ours: list[CellResult], given: Given) -> None:
+def test_text_gives_components_the_blocks_tensors(ours: list[CellResult], given: Given) -> None:
     model = CodeGenForCausalLM.from_pretrained(NANO, dtype=torch.float32).eval()
     block = model.transformer.h[3]
     seen = {}
@@ -97,13 +91,13 @@ def test_text_gives_each_component_what_its_block_gives_it(ours: list[CellResult
         assert given["text", f"blocks.3.{kind}", "forward"].equal(seen["mlp"]), kind
 
 
-def test_model_takes_the_last_tokens_one_by_one(ours: list[CellResult], given: Given) -> None:
+def test_model_case_takes_last_tokens_one_by_one(ours: list[CellResult], given: Given) -> None:
     assert [given["model", "embed", step].shape[1] for step in ("prefill", "token 1", "token 2")] == [10, 1, 1]
     cached = {f.tap for f in findings(of(ours, case="model", kind="block", dtype="float32")) if f.step == "token 2"}
     assert {"attn.cache_keys", "attn.cache_values"} <= cached
 
 
-def test_the_states_without_rounding_are_hugging_faces_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exact_states_match_hugging_face_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
     """With its scores in float64 as well, which it takes in float32 otherwise."""
 
     def attend(self: Any, query: Any, key: Any, value: Any, attention_mask: Any = None) -> Any:
@@ -130,30 +124,25 @@ def test_the_states_without_rounding_are_hugging_faces_in_float64(monkeypatch: p
 
 
 @pytest.mark.parametrize("chosen", [{"layers": [3]}, {"layers": [4], "components": ["mlp.out", "block"]}])
-def test_layers_alone_are_found_as_among_all(ours: list[CellResult], chosen: dict[str, Any]) -> None:
+def test_single_layers_give_the_findings_of_all_layers(ours: list[CellResult], chosen: dict[str, Any]) -> None:
     asked = {**CASES_OF_PROMPT, "components": [kind for kind in CASE_KINDS["text"] if kind != "model"], **chosen}
     alone = verify(dtypes=["float32"], **asked)
     everything = {result.cell.id: result.findings for result in ours}
     assert {result.cell.layer for result in alone} <= {None, *chosen["layers"]}
-    assert len(alone) == len(cells(subject(), Axes(**{k: v for k, v in asked.items() if k != "prompt"}), PROMPT))
+    assert len(alone) == len(planned(**{k: v for k, v in asked.items() if k != "prompt"}))
     for result in alone:
         assert result.findings == everything[result.cell.id], result.cell
 
 
-def test_on_the_way_is_what_comes_before_and_is_not_asked_for() -> None:
+def test_cells_on_the_way_are_those_before_and_not_given() -> None:
     asked = [c for c in planned(cases=["model"]) if c.layer == 2 or c.kind == "embed"]
     asked = [cell for cell in asked if cell.kind in ("embed", "block") or cell.layer == 2]
     assert [view_of(cell) for cell in cells_on_the_way(asked, 5)] == [0, 1]
     assert list(cells_on_the_way(planned(cases=["text"], layers=[4]), 5)) == []
 
 
-def subject() -> CheckpointShape:
-    source = resolve("codegen-nano")
-    return CheckpointShape("codegen-nano", source.digest, source.config.n_layer, source.config.rotary_dim, 512)
-
-
 def planned(**axes: Any) -> list[Cell]:
-    return cells(subject(), Axes(**axes), PROMPT)
+    return nano_cells(Axes(**axes), PROMPT)
 
 
 # --- what goes wrong --------------------------------------------------------------------------------------------------
@@ -165,7 +154,7 @@ def first_row_of_spaces_missing(bridge: Any) -> Any:
     return bridge
 
 
-def test_a_row_that_random_tokens_do_not_meet_is_seen_by_text() -> None:
+def test_text_finds_a_row_that_random_tokens_miss() -> None:
     name = f"{__name__}:first_row_of_spaces_missing"
     results = verify(candidates=[name], cases=["default", "stress", "text"], components=["embed"], prompt=PROMPT)
     assert {r.cell.case for r in results if failed([r])} == {"text"}
@@ -176,14 +165,14 @@ def upstream() -> list[CellResult]:
     return verify(candidates=["transformer_lens"], dtypes=["float32", "bfloat16"], components=ENDS, **CASES_OF_PROMPT)
 
 
-def test_the_drift_of_upstreams_layer_norms_grows_with_depth_and_fails_nothing(upstream: list[CellResult]) -> None:
+def test_upstream_drift_grows_with_depth_and_does_not_fail(upstream: list[CellResult]) -> None:
     own = of(upstream, dtype="float32", case="model")
     assert {finding.verdict for finding in failed(own)} == {Verdict.MISSING}
     drift = {r.cell.layer: f.max_abs or 0.0 for r in own for f in r.findings if f.stage == CARRIED}
     assert 0 < drift[0] < drift[4] < 1e-3
 
 
-def test_behind_a_component_that_raised_nothing_is_compared(upstream: list[CellResult]) -> None:
+def test_components_behind_one_that_raised_fail_uncompared(upstream: list[CellResult]) -> None:
     own = of(upstream, dtype="bfloat16", case="model")
     first, *later = [result for result in own if result.cell.kind != "embed"]
     assert any(finding.tap == "raised" for finding in first.findings)
@@ -200,7 +189,7 @@ def without_its_last_norm(bridge: Any) -> Any:
     return bridge
 
 
-def test_behind_a_component_that_is_not_there_nothing_is_compared() -> None:
+def test_components_behind_a_missing_one_fail_uncompared() -> None:
     name = f"{__name__}:without_its_last_norm"
     results = verify(candidates=[name], cases=["model"], components=["ln_final", "unembed"], prompt=PROMPT)
     messages = {result.cell.kind: [finding.message for finding in failed([result])] for result in results}
@@ -211,7 +200,7 @@ def test_behind_a_component_that_is_not_there_nothing_is_compared() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_correct_variants_hold_on_real_text(dtype: str) -> None:
+def test_correct_variants_pass_on_real_text(dtype: str) -> None:
     names = [entry.bridge for entry in VARIANTS]
     cases = {**CASES_OF_PROMPT, "layers": [0, 4]}
     results = verify(candidates=names, dtypes=[dtype], components=["attn", "block", "unembed"], **cases)
@@ -233,7 +222,7 @@ class Damaged:
         return self._read(name, shape)
 
 
-def test_behind_weights_that_cannot_be_read_the_way_ends() -> None:
+def test_unreadable_weights_end_the_prompt_pass() -> None:
     plan = planned(cases=["default", "text", "model"], layers=[0, 1, 2])
     results = list(
         CheckpointVerifier(Damaged(), {"cgverify": find_candidate("cgverify")}, prompt=PROMPT).verify_all(plan)

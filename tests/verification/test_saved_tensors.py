@@ -16,9 +16,7 @@ def run(cli: Cli, out: str, *more: str) -> None:
     assert done.returncode == 1, done.stderr
 
 
-def test_what_failed_can_be_judged_again_from_its_file_and_two_runs_are_the_same_bytes(
-    cli: Cli, tmp_path: Path
-) -> None:
+def test_saved_tensors_give_the_verdict_again(cli: Cli, tmp_path: Path) -> None:
     run(cli, "one")
     run(cli, "two")
     assert (tmp_path / "one/findings.csv").read_bytes() == (tmp_path / "two/findings.csv").read_bytes()
@@ -33,6 +31,6 @@ def test_what_failed_can_be_judged_again_from_its_file_and_two_runs_are_the_same
         assert float(ratio.max()) == pytest.approx(row["r"])
 
 
-def test_none_keeps_nothing(cli: Cli, tmp_path: Path) -> None:
+def test_keep_tensors_none_writes_no_files(cli: Cli, tmp_path: Path) -> None:
     run(cli, "none", "--keep-tensors", "none")
     assert not (tmp_path / "none/tensors").exists()

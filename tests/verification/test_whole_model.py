@@ -8,7 +8,7 @@ import pytest
 import torch
 import whole_faults
 from transformers import CodeGenForCausalLM
-from verifying import ALL_DTYPES, failed, findings, verify
+from verifying import ALL_DTYPES, failed, findings, of, verify
 
 from cgverify.checkpoint import assembled
 from cgverify.checkpoint.names import NANO
@@ -27,11 +27,7 @@ def ours() -> list[CellResult]:
     return verify(cases=["model"], layers=range(5), dtypes=ALL_DTYPES, prompt=PROMPT)
 
 
-def of(results: list[CellResult], **fields: Any) -> list[CellResult]:
-    return [r for r in results if all(getattr(r.cell, name) == value for name, value in fields.items())]
-
-
-def test_our_bridge_holds_at_every_layer_and_in_every_forward(ours: list[CellResult]) -> None:
+def test_bridge_passes_in_every_layer_and_forward(ours: list[CellResult]) -> None:
     assert failed(ours) == []
     steps = {finding.step for finding in findings(of(ours, kind="model"))}
     for name in ("embed", *(f"blocks.{layer}" for layer in range(5)), "ln_final", "unembed"):
@@ -39,7 +35,7 @@ def test_our_bridge_holds_at_every_layer_and_in_every_forward(ours: list[CellRes
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_our_bridge_is_bitwise_from_the_tokens_to_the_generated_ones(ours: list[CellResult], dtype: str) -> None:
+def test_bridge_is_bitwise_from_prompt_to_generated_tokens(ours: list[CellResult], dtype: str) -> None:
     own = of(ours, dtype=dtype)
     reported = [f for f in findings(own) if f.stage in (CARRIED, TOP_1, AS_CARRIED, GENERATION)]
     assert len(reported) == 8 + 1 + 8 + 1
@@ -47,7 +43,7 @@ def test_our_bridge_is_bitwise_from_the_tokens_to_the_generated_ones(ours: list[
     assert all(f.max_abs in (None, 0.0) for f in findings(own) if f.reference_r is not None)
 
 
-def test_other_rotations_hold_in_the_whole_model_as_well() -> None:
+def test_other_rotary_dims_pass_in_the_whole_model() -> None:
     results = verify(cases=["model"], rotary_dims=[8, "none"], components=["model", "ln_final"], prompt=PROMPT)
     assert failed(results) == []
     assert {r.cell.rotary_dim for r in of(results, kind="model") if r.verdict.compares} == {8, "none"}
@@ -55,7 +51,7 @@ def test_other_rotations_hold_in_the_whole_model_as_well() -> None:
     assert {finding.verdict for finding in reported} == {Verdict.BITWISE}
 
 
-def test_the_distance_from_float64_is_that_of_the_dtype(ours: list[CellResult]) -> None:
+def test_distance_from_float64_grows_with_unit_roundoff(ours: list[CellResult]) -> None:
     errors = {}
     for dtype in ALL_DTYPES:
         (logits,) = [f for f in findings(of(ours, dtype=dtype, kind="unembed")) if f.stage == CARRIED]
@@ -63,7 +59,7 @@ def test_the_distance_from_float64_is_that_of_the_dtype(ours: list[CellResult]) 
     assert 0 < errors["float64"] < errors["float32"] < errors["float16"] < errors["bfloat16"] < 1
 
 
-def test_the_reference_is_the_model_that_transformers_loads() -> None:
+def test_reference_generates_as_transformers_does() -> None:
     """Token for token what Hugging Face's own `generate` gives."""
     model = CodeGenForCausalLM.from_pretrained(NANO, dtype=torch.float32).eval()
     tokens = torch.tensor([PROMPT.tokens])
@@ -82,7 +78,7 @@ def seeded() -> list[CellResult]:
 
 
 @pytest.mark.parametrize("fault", whole_faults.FAULTS, ids=lambda fault: fault.__name__)
-def test_what_only_a_whole_model_shows_is_found_in_its_layer(seeded: list[CellResult], fault: Any) -> None:
+def test_fault_between_layers_is_found_in_its_layer(seeded: list[CellResult], fault: Any) -> None:
     own = of(seeded, candidate=f"whole_faults:{fault.__name__}")
     assert failed(of(own, kind="unembed")) == []
     stages, components = whole_faults.FAULTS[fault]
@@ -93,7 +89,7 @@ def test_what_only_a_whole_model_shows_is_found_in_its_layer(seeded: list[CellRe
     assert differ or fault is whole_faults.cache_of_another_layer
 
 
-def test_a_whole_model_that_fails_is_told_in_a_sentence_with_what_follows_behind(seeded: list[CellResult]) -> None:
+def test_failed_whole_model_sentence_counts_later_failures(seeded: list[CellResult]) -> None:
     third, cache = (
         of(seeded, candidate=f"whole_faults:{fault.__name__}", kind="model")[0].blame
         for fault in (whole_faults.third_layer_as_second, whole_faults.cache_of_another_layer)
@@ -102,7 +98,7 @@ def test_a_whole_model_that_fails_is_told_in_a_sentence_with_what_follows_behind
     assert cache == "attn.cache_keys and attn.cache_values never fired; 1 more component fails behind it"
 
 
-def test_a_model_that_does_not_fit_goes_through_the_window_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_model_too_large_for_memory_is_unsupported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(assembled, "SHARE", 1e-6)
     results = verify(cases=["model"], components=["model", "unembed"], prompt=PROMPT)
     (refused,) = of(results, kind="model")
@@ -111,7 +107,7 @@ def test_a_model_that_does_not_fit_goes_through_the_window_alone(monkeypatch: py
     assert of(results, kind="unembed")[0].verdict is Verdict.BITWISE
 
 
-def test_codegen_16b_is_too_large_for_any_machine_of_ours() -> None:
+def test_codegen_16b_in_float64_is_too_large() -> None:
     reason = assembled.too_large(resolve("codegen-16B", "random").config, ModelVariant(torch.float64, CPU, 64))
     assert reason is not None
     assert "the whole model takes 159" in reason

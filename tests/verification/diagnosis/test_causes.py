@@ -31,7 +31,7 @@ EXACT = {
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_causes(dtype: str) -> None:
+def test_fault_has_its_cause(dtype: str) -> None:
     names = {f"faults:{fault.__name__}": fault for fault in faults.STAGES}
     results = verify(candidates=list(names), components=["attn"], cases=["stress"], dtypes=[dtype])
     named = {names[r.cell.candidate]: {finding.cause for finding in failed([r])} - {""} for r in results}
@@ -131,7 +131,7 @@ NAMED_AT_LEAST = {"float32": 75, "bfloat16": 55}
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", NAMED_AT_LEAST)
-def test_over_the_whole_table_every_cause_that_is_named_is_right(dtype: str) -> None:
+def test_every_cause_named_in_the_self_test_is_right(dtype: str) -> None:
     source = resolve(MODEL)
     exam = Exam((*FAULTS, *VARIANTS), (dtype,), ("cpu",), quick=True)
     names = {entry.bridge: entry.name for entry in exam.asked}

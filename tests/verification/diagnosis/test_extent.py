@@ -24,24 +24,24 @@ from cgverify.verification.diagnosis.extent import extent
         ((slice(None), [0, 2, 5, 7]), "all heads, 4 of 8 positions"),
     ],
 )
-def test_heads_positions_and_rows_are_put_together_from_all_elements(place: object, words: str) -> None:
+def test_extent_names_heads_positions_and_rows(place: object, words: str) -> None:
     broken = torch.zeros(2, 8, 8, 4, dtype=torch.bool)
     broken[place] = True
     assert extent(broken, HEADS) == words
 
 
-def test_keys_are_told_apart_from_the_positions_that_look_at_them() -> None:
+def test_extent_of_a_pattern_names_keys() -> None:
     broken = torch.zeros(2, 4, 8, 8, dtype=torch.bool)
     broken[..., :4] = True
     assert extent(broken, PATTERN) == "all heads, keys before position 4"
 
 
-def test_scattered_elements_are_counted() -> None:
+def test_extent_of_scattered_elements_is_a_share() -> None:
     broken = torch.zeros(1, 5, 10, dtype=torch.bool)
     broken[0, 1::2, ::2] = broken[0, 2::2, 1::2] = True
     assert extent(broken, RESIDUAL) == "50% of the elements of all but the first position"
 
 
-def test_nothing_broken_and_a_tensor_of_another_form_are_nowhere() -> None:
+def test_extent_of_nothing_or_another_shape_is_empty() -> None:
     assert extent(torch.zeros(2, 8, 8, 4, dtype=torch.bool), HEADS) == ""
     assert extent(torch.ones(2, 8, dtype=torch.bool), HEADS) == ""

@@ -55,13 +55,13 @@ def told() -> dict[str, CellResult]:
 
 
 @pytest.mark.parametrize("name", TOLD)
-def test_seeded_faults_are_told(told: dict[str, CellResult], name: str) -> None:
+def test_seeded_fault_has_its_sentence(told: dict[str, CellResult], name: str) -> None:
     for part in TOLD[name]:
         assert part in told[name].blame
     assert "\n" not in told[name].blame
 
 
-def test_what_is_no_hook_is_not_patched_and_what_holds_is_not_told() -> None:
+def test_returned_pattern_is_not_confirmed_by_substitution() -> None:
     """The returned pattern cannot be substituted; the correct bridge has no sentence."""
     right, wrong = verify(
         candidates=["faults:ReturnedWeightsZeroed", "cgverify"], components=["attn"], cases=["default"]
@@ -71,7 +71,7 @@ def test_what_is_no_hook_is_not_patched_and_what_holds_is_not_told() -> None:
     assert right.blame == ""
 
 
-def test_the_right_tensor_is_put_into_the_forward_that_broke() -> None:
+def test_substitution_reaches_the_last_step_of_decode() -> None:
     """The chunk is the last of four: the cache that it starts from is filled by those before it."""
     (result,) = verify(candidates=[SEEDED["ChunkSeesItself"].bridge], components=["attn"], cases=["decode"])
     assert {finding.step for finding in failed([result])} == {"chunk"}
@@ -79,6 +79,6 @@ def test_the_right_tensor_is_put_into_the_forward_that_broke() -> None:
     assert result.blame.endswith(HOLDS)
 
 
-def test_a_hook_that_takes_no_heed_is_blamed_for_the_stage_behind_it() -> None:
+def test_ignored_patch_is_blamed_on_its_hook() -> None:
     (result,) = verify(candidates=[SEEDED["pattern_patch_ignored"].bridge], components=["attn"], cases=["patched"])
     assert result.blame.startswith("what hook_pattern returned was not used, or not wholly: mix breaks first")

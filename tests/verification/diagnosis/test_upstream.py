@@ -19,13 +19,13 @@ def told() -> Told:
     return {(result.cell.dtype, result.cell.case): result.blame for result in results}
 
 
-def test_in_float32_hooks_are_dead_and_the_numbers_hold(told: Told) -> None:
+def test_upstream_in_float32_has_dead_hooks_only(told: Told) -> None:
     assert told["float32", "default"] == told["float32", "decode"] == DEAD
     assert told["float32", "gated"] == FLAGGED
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_the_residual_dropout_is_missing_and_nothing_else_is_wrong_in_training(told: Told, dtype: str) -> None:
+def test_upstream_in_training_lacks_residual_dropout(told: Told, dtype: str) -> None:
     sentence = told[dtype, "train"]
     assert sentence.startswith(f"{DEAD}; dropout is missing, ")
     assert "resid_dropout breaks first, everywhere in hook_out" in sentence
@@ -33,7 +33,7 @@ def test_the_residual_dropout_is_missing_and_nothing_else_is_wrong_in_training(t
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_with_a_cache_rotated_keys_are_not_cast_and_the_output_projection_fails(told: Told, dtype: str) -> None:
+def test_upstream_in_decode_does_not_cast_rotated_keys(told: Told, dtype: str) -> None:
     sentence = told[dtype, "decode"]
     assert (
         f"cache_keys is float32 where it must be {dtype}; the candidate raised where the reference did not" in sentence
@@ -41,7 +41,7 @@ def test_with_a_cache_rotated_keys_are_not_cast_and_the_output_projection_fails(
     assert "expected m1 and m2 to have the same dtype" in sentence
 
 
-def test_in_float64_scores_stay_float32_and_the_mask_overflows(told: Told) -> None:
+def test_upstream_in_float64_overflows_the_mask_in_float32(told: Told) -> None:
     sentence = told["float64", "default"]
     assert "scores breaks first, at hook_attn_scores (" in sentence
     assert "which is float32 where it must be float64, with values that are not finite" in sentence

@@ -8,13 +8,13 @@ import faults
 import pytest
 import torch
 from transformer_lens.model_bridge.generalized_components import NormalizationBridge
-from verifying import ALL_DTYPES, failed, findings, verify
+from verifying import ALL_DTYPES, failed, findings, nano_cells, of, verify
 
 from cgverify.checkpoint.resolve import resolve
 from cgverify.common.records import CellResult, Verdict
 from cgverify.observe.candidate import find_candidate
 from cgverify.observe.components import COMPONENTS
-from cgverify.plan.cells import Axes, CheckpointShape, cells
+from cgverify.plan.cells import Axes
 from cgverify.selftest.seeded.block import mlp_reads_the_residual, residual_after_norm
 from cgverify.selftest.seeded.ends import embedding_shifted, unembedding_in_bfloat16
 from cgverify.selftest.seeded.feed_forward import erf_gelu, mlp_in_bias_missing
@@ -34,7 +34,7 @@ def everything() -> list[CellResult]:
     return verify(dtypes=ALL_DTYPES, layers=[0, 4])
 
 
-def test_nothing_fails_and_nothing_is_left_out(everything: list[CellResult]) -> None:
+def test_bridge_passes_with_no_required_tap_left_out(everything: list[CellResult]) -> None:
     assert failed(everything) == []
     assert {result.cell.kind for result in everything} == set(COMPONENTS)
     for result in everything:
@@ -43,20 +43,20 @@ def test_nothing_fails_and_nothing_is_left_out(everything: list[CellResult]) -> 
         assert {stage.tap for stage in stages if stage.required} <= taps, result.cell
 
 
-def test_every_attention_tap_is_bitwise(everything: list[CellResult]) -> None:
+def test_attention_taps_are_bitwise(everything: list[CellResult]) -> None:
     for result in everything:
         if result.cell.kind.startswith("attn") and result.cell.dtype != "float64":
             assert {finding.verdict for finding in result.findings} == {Verdict.BITWISE}, result.cell
 
 
-def test_whole_blocks_are_bitwise_but_for_what_the_reference_has_not(everything: list[CellResult]) -> None:
+def test_block_taps_of_both_sides_are_bitwise(everything: list[CellResult]) -> None:
     for result in everything:
         if result.cell.kind == "block" and result.cell.dtype != "float64":
             other = {finding.tap for finding in result.findings if finding.verdict is not Verdict.BITWISE}
             assert other <= {"ln1.hook_scale", "ln1.hook_normalized"}
 
 
-def test_every_stage_was_held_against_its_oracle(everything: list[CellResult]) -> None:
+def test_every_finding_has_a_ratio_within_its_bound(everything: list[CellResult]) -> None:
     for finding in findings(everything):
         assert finding.r is not None
         assert finding.r <= 1
@@ -64,11 +64,11 @@ def test_every_stage_was_held_against_its_oracle(everything: list[CellResult]) -
 
 
 @pytest.mark.parametrize("axes", [{"batch_size": 1, "seq_len": 1}, {"batch_size": 3, "seq_len": 33}, {"seeds": [1, 2]}])
-def test_other_shapes_and_seeds_hold(axes: dict[str, Any]) -> None:
+def test_other_shapes_and_seeds_pass(axes: dict[str, Any]) -> None:
     assert failed(verify(dtypes=["float32", "bfloat16"], components=["attn", "block"], **axes)) == []
 
 
-def test_other_rotary_dims_hold_and_odd_ones_are_refused() -> None:
+def test_other_rotary_dims_pass_and_odd_ones_are_unsupported() -> None:
     results = verify(rotary_dims=[2, 24, "none", 7], components=["attn"])
     by_dim = {dim: [r for r in results if r.cell.rotary_dim == dim] for dim in (2, 24, "none", 7)}
     assert failed(results) == []
@@ -90,15 +90,13 @@ def seeded() -> list[CellResult]:
 @pytest.mark.parametrize("kind", ["attn", "block"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("fault", faults.STAGES, ids=lambda fault: fault.__name__)
-def test_a_fault_is_found_and_its_stage_alone_is_blamed(
-    seeded: list[CellResult], fault: type, dtype: str, kind: str
-) -> None:
+def test_fault_fails_its_own_stage_only(seeded: list[CellResult], fault: type, dtype: str, kind: str) -> None:
     name = f"faults:{fault.__name__}"
     own = [r for r in seeded if (r.cell.candidate, r.cell.dtype, r.cell.kind) == (name, dtype, kind)]
     assert {finding.stage for finding in failed(own)} == faults.STAGES[fault]
 
 
-def test_positions_off_by_one_are_seen_in_the_cached_keys() -> None:
+def test_shifted_positions_with_dead_hooks_fail_the_cache() -> None:
     """The pattern does not change; where the hooks of the rotation are dead the cache alone shows it."""
     results = verify(candidates=[f"{HERE}:ShiftedAndSilent"], components=["attn"], cases=["decode"])
     assert {(f.stage, f.tap) for f in failed(results)} >= {("cache", "cache_keys"), ("rope", "hook_rot_q")}
@@ -133,20 +131,20 @@ class ShiftedAndSilent(faults.PositionsShifted):
         ("NoInputs", "raised in get_random_inputs: RuntimeError: nothing to give"),
     ],
 )
-def test_what_else_can_be_wrong_is_a_failure_and_told(name: str, told: str) -> None:
+def test_other_faults_fail_with_their_message(name: str, told: str) -> None:
     results = verify(candidates=[SEEDED[name]], dtypes=["bfloat16"], components=["attn"], cases=["default"])
     messages = [finding.message for finding in failed(results)]
     assert any(told in message for message in messages), messages
 
 
 @pytest.mark.parametrize(("name", "stage"), [("CachedPositionsIgnored", "rope"), ("CachedMaskIgnored", "scores")])
-def test_what_goes_wrong_only_with_a_cache_is_seen_in_decode(name: str, stage: str) -> None:
+def test_fault_with_a_cache_fails_in_decode_only(name: str, stage: str) -> None:
     results = verify(candidates=[SEEDED[name]], components=["attn"])
     assert {(r.cell.case, f.stage) for r in results for f in r.findings if f.verdict.fails} == {("decode", stage)}
 
 
 @pytest.mark.parametrize(("name", "tap"), [("CacheNotExtended", "cache_keys"), ("CacheOfAnotherLayer", "cache_values")])
-def test_a_cache_of_another_shape_or_never_filled_is_a_finding_and_no_crash(name: str, tap: str) -> None:
+def test_wrong_or_empty_cache_is_a_finding(name: str, tap: str) -> None:
     found = failed(verify(candidates=[SEEDED[name]], components=["attn"], cases=["decode"]))
     assert tap in {finding.tap for finding in found if finding.stage == "cache"}
     assert not any(finding.tap == "raised" and "'NoneType'" in finding.message for finding in found)
@@ -168,7 +166,7 @@ def test_a_cache_of_another_shape_or_never_filled_is_a_finding_and_no_crash(name
         (mlp_reads_the_residual, "block", {"input"}),
     ],
 )
-def test_faults_outside_attention(fault: Any, kind: str, stages: set[str]) -> None:
+def test_fault_outside_attention_fails_its_stages(fault: Any, kind: str, stages: set[str]) -> None:
     results = verify(candidates=[f"{HERE}:{fault.__name__}"], components=[kind], cases=["default", "stress"])
     assert {finding.stage for finding in failed(results)} == stages
 
@@ -181,17 +179,13 @@ def upstream() -> list[CellResult]:
     return verify(candidates=["transformer_lens"], dtypes=["float32", "bfloat16"])
 
 
-def of(results: list[CellResult], **fields: str) -> list[CellResult]:
-    return [r for r in results if all(getattr(r.cell, name) == value for name, value in fields.items())]
-
-
-def test_upstreams_crash_in_half_precision_is_named(upstream: list[CellResult]) -> None:
+def test_upstream_crash_in_bfloat16_is_named(upstream: list[CellResult]) -> None:
     decode = failed(of(upstream, dtype="bfloat16", case="decode", kind="attn"))
     assert any("expected m1 and m2 to have the same dtype" in finding.message for finding in decode)
     assert any(finding.tap == "cache_keys" and "float32" in finding.message for finding in decode)
 
 
-def test_upstream_holds_in_float32_but_for_its_dead_hooks(upstream: list[CellResult]) -> None:
+def test_upstream_in_float32_fails_only_in_dead_hooks(upstream: list[CellResult]) -> None:
     found = failed(of(upstream, dtype="float32"))
     assert {(f.verdict, f.tap.removeprefix("attn.")) for f in found} == {
         (Verdict.MISSING, "hook_rot_q"),
@@ -204,13 +198,13 @@ def test_upstream_holds_in_float32_but_for_its_dead_hooks(upstream: list[CellRes
     }
 
 
-def test_where_the_rotation_is_not_seen_the_merged_stage_is_held(upstream: list[CellResult]) -> None:
+def test_scores_are_checked_without_the_rotation_hooks(upstream: list[CellResult]) -> None:
     scores = [f for f in findings(of(upstream, dtype="float32", kind="attn")) if f.stage == "scores"]
     assert scores
     assert all(f.r is not None and 0 < f.r <= 1 for f in scores)
 
 
-def test_other_hooks_that_never_fire_are_reported_and_not_gated(upstream: list[CellResult]) -> None:
+def test_optional_silent_hooks_are_reported_and_do_not_fail(upstream: list[CellResult]) -> None:
     (result,) = of(upstream, dtype="float32", case="default", kind="attn")
     assert "qkv.hook_out" in result.silent_hooks
     assert "qkv.hook_out" not in {finding.tap for finding in failed([result])}
@@ -219,7 +213,7 @@ def test_other_hooks_that_never_fire_are_reported_and_not_gated(upstream: list[C
 # --- many candidates --------------------------------------------------------------------------------------------------
 
 
-def test_candidates_cost_one_load_of_the_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_candidates_read_each_tensor_once(monkeypatch: pytest.MonkeyPatch) -> None:
     source = resolve("codegen-nano")
     reads: list[str] = []
     read = source.read
@@ -227,13 +221,13 @@ def test_candidates_cost_one_load_of_the_checkpoint(monkeypatch: pytest.MonkeyPa
     seeded = [f"faults:{fault.__name__}" for fault in list(faults.STAGES)[:4]]
     names = ["cgverify", SEEDED["Raises"], "transformer_lens", *seeded]
     axes = Axes(candidates=names, dtypes=["float32", "bfloat16"], layers=[0, 1], components=["attn", "embed"])
-    plan = cells(CheckpointShape("nano", "d", 5, 16, 512), axes)
+    plan = nano_cells(axes)
     results = list(CheckpointVerifier(source, {name: find_candidate(name) for name in names}).verify_all(plan))
     assert len(results) == len(plan)
     assert len(reads) == len(set(reads))
 
 
-def test_a_candidate_that_breaks_its_weights_does_not_touch_the_next() -> None:
+def test_candidate_that_zeroes_weights_leaves_the_next_alone() -> None:
     names = [f"{HERE}:zeroes_weights", "cgverify"]
     results = verify(candidates=names, components=["attn"], cases=["default"])
     assert failed(of(results, candidate=names[0]))
@@ -246,7 +240,7 @@ def zeroes_weights(bridge: Any) -> Any:
     return bridge
 
 
-def test_native_layer_norm_is_what_makes_blocks_bitwise() -> None:
+def test_default_norm_passes_and_is_not_bitwise() -> None:
     """Guards the reason: with TransformerLens's default norm the block is no longer bitwise, and still holds."""
     results = verify(candidates=[f"{HERE}:default_norm"], components=["block"], cases=["default"])
     assert not failed(results)
