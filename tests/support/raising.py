@@ -1,4 +1,4 @@
-"""Candidates that do not get far."""
+"""Candidates that raise, in their boot, their inputs or their forward."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Raising(CodeGenAttentionBridge):
 
 
 class RaisingLater(CodeGenAttentionBridge):
-    """Runs four times."""
+    """Raises from the fifth forward on."""
 
     runs = 0
 
@@ -33,14 +33,14 @@ def unbootable(_: Any) -> NoReturn:
 
 
 class OwnError(BaseException):
-    """No `Exception`; and it cannot say what it is."""
+    """An error that is not an `Exception` and whose `str` raises."""
 
     def __str__(self) -> str:
         raise RuntimeError("str fails")
 
 
 class SaysSurrogates(CodeGenAttentionBridge):
-    """What it raises can be neither printed nor stored as it is."""
+    """Raises a message that cannot be printed or stored as it is."""
 
     def forward(self, *_: Any, **__: Any) -> NoReturn:
         raise ValueError("\x1b[31mred \ud800")
@@ -66,7 +66,7 @@ def boots_with_its_own(_: Any) -> NoReturn:
 
 
 class Writes(CodeGenAttentionBridge):
-    """Writes to stdout past Python, as a library in C may, at once and through C's own buffer."""
+    """Writes to stdout as a C library may: directly and through C's own buffer."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         os.write(1, b"past Python\n")

@@ -1,4 +1,4 @@
-"""Hugging Face's attention and a bridge of it, with equal weights, side by side."""
+"""Hugging Face's attention and a bridge of it with equal weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cgverify.bridge.booting import adapter_with, bridge_from
 
 
 def small_config(**changes: Any) -> CodeGenConfig:
-    """Two blocks of four heads of size 16, of which 8 dimensions turn, unless told otherwise."""
+    """Two blocks of four heads of size 16 with rotary_dim 8 by default."""
     given = {
         "vocab_size": 101,
         "n_positions": 64,
@@ -39,7 +39,7 @@ def both(
     cast_table: bool = False,
     attention: type[Any] = CodeGenAttentionBridge,
 ) -> tuple[Any, Any]:
-    """Hugging Face's attention and the bridge's. The table stays as `from_pretrained` leaves it, unless it is cast."""
+    """Hugging Face's attention and the bridge's. The sin/cos table stays as `from_pretrained` leaves it by default."""
     tables = [block.attn.embed_positions.clone() for block in model.transformer.h]
     model = model.to(dtype)
     if not cast_table:
@@ -51,7 +51,7 @@ def both(
 
 @cache
 def of_shape(heads: int, head_dim: int, rotary_dim: int, dtype: torch.dtype, **options: Any) -> tuple[Any, Any]:
-    """Both sides of one random attention of that shape; scores spread, so that the pattern is far from uniform."""
+    """Both sides of one random attention of that shape, with scores that spread far from a uniform pattern."""
     torch.manual_seed(heads * head_dim + rotary_dim)
     shape = {"n_head": heads, "n_embd": heads * head_dim, "rotary_dim": rotary_dim}
     config = small_config(**shape, n_layer=1, initializer_range=1.5 / (heads * head_dim) ** 0.5)
@@ -59,7 +59,7 @@ def of_shape(heads: int, head_dim: int, rotary_dim: int, dtype: torch.dtype, **o
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """One token per byte."""
+    """A tokenizer with one token per byte."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     bytes_only = Tokenizer(models.BPE(vocab={"<|end|>": 0, **{c: i for i, c in enumerate(letters, 1)}}, merges=[]))
     bytes_only.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

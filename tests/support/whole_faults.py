@@ -1,4 +1,4 @@
-"""Seeded faults between the layers of a whole model: in a window of one block none of them changes anything."""
+"""Seeded faults between the layers of a whole model. In a window of one block none of them changes anything."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def third_layer_as_second(bridge: Any) -> Any:
 
 
 def layers_exchanged(bridge: Any) -> Any:
-    """Layers 1 and 2 run in the other order."""
+    """Layers 1 and 2 run in reverse order."""
     if _whole(bridge):
         blocks = bridge.original_model.transformer.h
         blocks[1], blocks[2] = blocks[2], blocks[1]
@@ -32,7 +32,7 @@ def layers_exchanged(bridge: Any) -> Any:
 
 
 def norm_left_out(bridge: Any) -> Any:
-    """The unembedding is given the residual stream instead of what the last layer norm made of it."""
+    """The unembedding takes the residual stream instead of the output of the last layer norm."""
     if _whole(bridge):
         kept: list[torch.Tensor] = []
         bridge.ln_final.register_forward_pre_hook(lambda _, args: kept.append(args[0]))
@@ -48,7 +48,7 @@ def tied(bridge: Any) -> Any:
 
 
 def cache_of_another_layer(bridge: Any) -> Any:
-    """Layer 2 keeps its keys and values where layer 4 will."""
+    """Layer 2 caches its keys and values in the place of layer 4's."""
     if _whole(bridge):
         bridge.blocks[2].attn._layer_idx = 4
     return bridge
@@ -61,4 +61,4 @@ FAULTS: dict[Any, tuple[set[str], set[str]]] = {
     tied: ({"unembed"}, {"unembed"}),
     cache_of_another_layer: ({"cache"}, {"blocks.2", "blocks.4"}),
 }
-"""Stages that must be among the failed ones, and the components in which alone something may fail."""
+"""Stages that must fail, and the only components in which anything may fail."""

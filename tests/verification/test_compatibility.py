@@ -1,4 +1,4 @@
-"""A bridge in TransformerLens's compatibility mode beside its reference: it holds, and every fault is seen."""
+"""A bridge in TransformerLens's compatibility mode: a correct one passes, and every fault is found."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PARTS = {
 
 @pytest.fixture(scope="module")
 def reference() -> CodeGenForCausalLM:
-    """Layer norms with gains and shifts that are worth folding."""
+    """A model whose layer norms have gains and shifts that change the folded weights."""
     model = CodeGenForCausalLM.from_pretrained(NANO, dtype=torch.float32).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():

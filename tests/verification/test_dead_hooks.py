@@ -1,4 +1,4 @@
-"""Hooks that never fire: told once a cell, blamed themselves, and not asked for where their flag is off."""
+"""Hooks that never fire: reported once per cell, blamed themselves, and not expected while their flag is off."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ HERE = __name__
 
 
 class SilentPattern(CodeGenAttentionBridge):
-    """`hook_pattern` is dead; everything is computed rightly."""
+    """`hook_pattern` never fires; everything is computed correctly."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""What is reported of two sides on their own ways."""
+"""Drift: what is reported about two sides that each carry their own hidden states."""
 
 from __future__ import annotations
 

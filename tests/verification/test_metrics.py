@@ -79,7 +79,7 @@ def test_difference_from_nan_is_infinite() -> None:
 SAME = Difference(bitwise=True, max_abs=0.0, max_ulp=0.0, index=0)
 
 
-def apart(**figures: Any) -> Difference:
+def differing(**figures: Any) -> Difference:
     return Difference(**{"bitwise": False, "max_abs": 1e-6, "max_ulp": 4.0, "index": 0} | figures)
 
 
@@ -89,13 +89,13 @@ def apart(**figures: Any) -> Difference:
         (0.5, SAME, Verdict.BITWISE),
         (2.0, SAME, Verdict.BITWISE),
         (None, SAME, Verdict.BITWISE),
-        (0.5, apart(), Verdict.ULP),
-        (1.0, apart(max_ulp=5.0), Verdict.BOUNDED),
+        (0.5, differing(), Verdict.ULP),
+        (1.0, differing(max_ulp=5.0), Verdict.BOUNDED),
         (0.5, None, Verdict.BOUNDED),
-        (1.001, apart(), Verdict.DIVERGED),
-        (NAN, apart(), Verdict.DIVERGED),
-        (None, apart(), Verdict.DIVERGED),
-        (0.5, apart(max_abs=INF), Verdict.DIVERGED),
+        (1.001, differing(), Verdict.DIVERGED),
+        (NAN, differing(), Verdict.DIVERGED),
+        (None, differing(), Verdict.DIVERGED),
+        (0.5, differing(max_abs=INF), Verdict.DIVERGED),
     ],
 )
 def test_verdict_is_the_strongest_true_one(r: float | None, against: Difference | None, said: Verdict) -> None:
@@ -128,7 +128,7 @@ def test_trusted_bits_measure_each_head_across_blocks() -> None:
 
 
 def test_faulty_head_has_the_fewest_bits() -> None:
-    """One query of head 1 is left unrotated; in float32 all other heads keep nearly all of their 24 bits."""
+    """One query of head 1 is not rotated. In float32 all other heads keep nearly all of their 24 bits."""
     results = verify(candidates=["faults:OneHeadUnrotated"], components=["attn"], cases=["stress"])
     by_tap = {finding.tap: finding for finding in findings(results)}
     rotated = by_tap["hook_rot_q"]
@@ -143,7 +143,7 @@ def test_faulty_head_has_the_fewest_bits() -> None:
 
 
 def test_hidden_scores_do_not_count_in_trusted_bits() -> None:
-    """The lowest value of a mask, 3e38, is no measure of the scores beside it."""
+    """The lowest value of a mask, 3e38, must not count as the greatest score."""
     (scores,) = (f for f in findings(verify(components=["attn"], cases=["stress"])) if f.tap == "hook_attn_scores")
     assert scores.bits is not None
     assert 18 < scores.bits < 30

@@ -1,4 +1,4 @@
-"""The verdict: correct bridges hold, every seeded fault is found and the right stage blamed."""
+"""Verdicts on whole cells: correct bridges pass, and every seeded fault fails in the right stage."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_fault_fails_its_own_stage_only(seeded: list[CellResult], fault: type, d
 
 
 def test_shifted_positions_with_dead_hooks_fail_the_cache() -> None:
-    """The pattern does not change; where the hooks of the rotation are dead the cache alone shows it."""
+    """The pattern does not change, so without the hooks of the rotation only the cache shows it."""
     results = verify(candidates=[f"{HERE}:ShiftedAndSilent"], components=["attn"], cases=["decode"])
     assert {(f.stage, f.tap) for f in failed(results)} >= {("cache", "cache_keys"), ("rope", "hook_rot_q")}
     assert {f.tap for f in failed(results) if f.verdict is Verdict.MISSING} == {"hook_rot_q", "hook_rot_k"}
@@ -110,7 +110,7 @@ class ShiftedAndSilent(faults.PositionsShifted):
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [
         ("ChangesItsInput", "changed its input hidden_states"),
         ("ChangesWhatAHookSaw", "hook_attn_scores was changed in place after a hook had seen it"),
@@ -131,10 +131,10 @@ class ShiftedAndSilent(faults.PositionsShifted):
         ("NoInputs", "raised in get_random_inputs: RuntimeError: nothing to give"),
     ],
 )
-def test_other_faults_fail_with_their_message(name: str, told: str) -> None:
+def test_other_faults_fail_with_their_message(name: str, message: str) -> None:
     results = verify(candidates=[SEEDED[name]], dtypes=["bfloat16"], components=["attn"], cases=["default"])
     messages = [finding.message for finding in failed(results)]
-    assert any(told in message for message in messages), messages
+    assert any(message in found for found in messages), messages
 
 
 @pytest.mark.parametrize(("name", "stage"), [("CachedPositionsIgnored", "rope"), ("CachedMaskIgnored", "scores")])
@@ -150,7 +150,7 @@ def test_wrong_or_empty_cache_is_a_finding(name: str, tap: str) -> None:
     assert not any(finding.tap == "raised" and "'NoneType'" in finding.message for finding in found)
 
 
-# --- faults outside attention, through functions of a booted bridge ---------------------------------------------------
+# --- faults outside attention, made by functions of a booted bridge ---------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -241,7 +241,7 @@ def zeroes_weights(bridge: Any) -> Any:
 
 
 def test_default_norm_passes_and_is_not_bitwise() -> None:
-    """Guards the reason: with TransformerLens's default norm the block is no longer bitwise, and still holds."""
+    """TransformerLens's default norm passes, but only its native norm is bitwise."""
     results = verify(candidates=[f"{HERE}:default_norm"], components=["block"], cases=["default"])
     assert not failed(results)
     assert any(f.tap == "ln1.hook_out" and f.verdict is not Verdict.BITWISE for f in findings(results))

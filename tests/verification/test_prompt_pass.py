@@ -1,4 +1,4 @@
-"""A prompt's hidden states on their way: what is carried is the model's own, whatever is judged of it."""
+"""A prompt's pass through the model: the carried hidden states are the model's own, whichever cells are judged."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Given = dict[tuple[str, str, str], torch.Tensor]
 
 @pytest.fixture(scope="module")
 def given() -> Given:
-    """By case, component and step: what the reference was given, in float32; every cell was run once for it."""
+    """The float32 inputs of the reference by case, component and step; each cell was run once."""
     return {}
 
 
@@ -98,7 +98,7 @@ def test_model_case_takes_last_tokens_one_by_one(ours: list[CellResult], given: 
 
 
 def test_exact_states_match_hugging_face_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With its scores in float64 as well, which it takes in float32 otherwise."""
+    """Hugging Face's scores are patched to float64; it computes them in float32."""
 
     def attend(self: Any, query: Any, key: Any, value: Any, attention_mask: Any = None) -> Any:
         pattern = ((query @ key.mT + attention_mask) / self.scale_attn).softmax(-1)
@@ -149,7 +149,7 @@ def planned(**axes: Any) -> list[Cell]:
 
 
 def first_row_of_spaces_missing(bridge: Any) -> Any:
-    """The token that text is full of has no row of its own."""
+    """The embedding of the space character is zero."""
     bridge.embed.original_component.weight.data[ord(" ")] = 0
     return bridge
 
@@ -184,7 +184,7 @@ def test_components_behind_one_that_raised_fail_uncompared(upstream: list[CellRe
 
 
 def without_its_last_norm(bridge: Any) -> Any:
-    """The bridge has no ln_final, which a user may ask it for."""
+    """The bridge has no ln_final."""
     del bridge.ln_final
     return bridge
 
@@ -210,7 +210,7 @@ def test_correct_variants_pass_on_real_text(dtype: str) -> None:
 
 
 class Damaged:
-    """codegen-nano, whose second layer cannot be read."""
+    """codegen-nano with a second layer that cannot be read."""
 
     def __init__(self) -> None:
         whole = resolve("codegen-nano")

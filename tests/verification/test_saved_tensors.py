@@ -1,4 +1,4 @@
-"""The tensors behind a finding: a file per failed tap, from which the verdict can be computed again."""
+"""Saved tensors: one file per failed tap, from which the verdict can be computed again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The whole model: our bridge holds in it, and what only a whole model shows is found, in its layer and stage."""
+"""The whole model: our bridge passes, and faults between layers are found in their layer and stage."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_distance_from_float64_grows_with_unit_roundoff(ours: list[CellResult]) 
 
 
 def test_reference_generates_as_transformers_does() -> None:
-    """Token for token what Hugging Face's own `generate` gives."""
+    """The tokens are those of Hugging Face's own `generate`."""
     model = CodeGenForCausalLM.from_pretrained(NANO, dtype=torch.float32).eval()
     tokens = torch.tensor([PROMPT.tokens])
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""A known cause is named for its fault, and no other: over the whole table of the exam."""
+"""Causes: each seeded fault has its known cause or none, over the whole table of the self-test."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_fault_has_its_cause(dtype: str) -> None:
     names = {f"faults:{fault.__name__}": fault for fault in faults.STAGES}
     results = verify(candidates=list(names), components=["attn"], cases=["stress"], dtypes=[dtype])
     named = {names[r.cell.candidate]: {finding.cause for finding in failed([r])} - {""} for r in results}
-    of_softmax = "in" if dtype == "float32" else "from operands rounded to"  # where the pattern is bfloat16 anyhow
+    of_softmax = "in" if dtype == "float32" else "from operands rounded to"  # the pattern is bfloat16 anyway
     assert named.pop(faults.SoftmaxInBfloat16) == {f"computed {of_softmax} bfloat16"}
     assert named == {fault: EXACT.get(fault, set()) for fault in named}
 
@@ -88,7 +88,7 @@ RIGHT = {
     "MaskMadeBoolean": "only what the mask hides is used of it",
     "MaskOfFirstRow": "all rows have the mask of the first",
     "PaddingIgnored": "only the causal part of the mask is used",
-    # One query alone sees all keys, whether its mask is causal or not there at all.
+    # A single query sees all keys, with a causal mask or without a mask.
     "CachedMaskIgnored": "only the causal part of the mask is used|mask ignored",
     "ScoresInBfloat16": "computed from operands rounded to bfloat16",
     "ScoresInModelDtype": "computed from operands rounded to bfloat16",
@@ -125,7 +125,7 @@ RIGHT = {
     "ValueGradientScaled": r"scaled by 1\.01",
     "OutputGradientReversed": "the sign is reversed",
 }
-"""By the name of a fault: what may be named as its cause. Nothing may be named for the others, nor for a variant."""
+"""The cause that may be named for each fault. None may be named for other faults, nor for a variant."""
 NAMED_AT_LEAST = {"float32": 75, "bfloat16": 55}
 
 

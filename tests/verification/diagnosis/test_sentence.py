@@ -1,4 +1,4 @@
-"""A failed cell is told in one sentence: the first stage, where, how far, why, and what the right tensor changes."""
+"""The sentence about a failed cell: the first stage, where, how far, why, and what the right tensor changes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cgverify.selftest.table import FAULTS
 SEEDED = {fault.name: fault for fault in FAULTS}
 HOLDS = "with the right tensor put there, the rest holds"
 
-TOLD: dict[str, tuple[str, ...]] = {
+PARTS: dict[str, tuple[str, ...]] = {
     "QueryKeySwapped": (
         "project_q breaks first, everywhere in hook_q, by ",
         "cause: K stands in the place of Q",
@@ -45,24 +45,24 @@ TOLD: dict[str, tuple[str, ...]] = {
     "NotANumber": ("hook_z", "with values that are not finite, or finite where they must not be"),
     "Raises": ("the candidate raised where the reference did not: RuntimeError: no mixing today",),
 }
-"""By fault: what its sentence must hold."""
+"""The parts that the sentence about each fault must contain."""
 
 
 @pytest.fixture(scope="module")
-def told() -> dict[str, CellResult]:
-    results = verify(candidates=[SEEDED[name].bridge for name in TOLD], components=["attn"], cases=["stress"])
-    return {result.cell.candidate.rpartition(":")[2]: result for result in results}
+def results() -> dict[str, CellResult]:
+    found = verify(candidates=[SEEDED[name].bridge for name in PARTS], components=["attn"], cases=["stress"])
+    return {result.cell.candidate.rpartition(":")[2]: result for result in found}
 
 
-@pytest.mark.parametrize("name", TOLD)
-def test_seeded_fault_has_its_sentence(told: dict[str, CellResult], name: str) -> None:
-    for part in TOLD[name]:
-        assert part in told[name].blame
-    assert "\n" not in told[name].blame
+@pytest.mark.parametrize("name", PARTS)
+def test_seeded_fault_has_its_sentence(results: dict[str, CellResult], name: str) -> None:
+    for part in PARTS[name]:
+        assert part in results[name].blame
+    assert "\n" not in results[name].blame
 
 
 def test_returned_pattern_is_not_confirmed_by_substitution() -> None:
-    """The returned pattern cannot be substituted; the correct bridge has no sentence."""
+    """The returned pattern is not a hook. A correct bridge has no sentence."""
     right, wrong = verify(
         candidates=["faults:ReturnedWeightsZeroed", "cgverify"], components=["attn"], cases=["default"]
     )
@@ -72,7 +72,7 @@ def test_returned_pattern_is_not_confirmed_by_substitution() -> None:
 
 
 def test_substitution_reaches_the_last_step_of_decode() -> None:
-    """The chunk is the last of four: the cache that it starts from is filled by those before it."""
+    """The chunk is the last of four steps, which share one cache."""
     (result,) = verify(candidates=[SEEDED["ChunkSeesItself"].bridge], components=["attn"], cases=["decode"])
     assert {finding.step for finding in failed([result])} == {"chunk"}
     assert "scores breaks first, at hook_attn_scores" in result.blame
