@@ -30,8 +30,8 @@ from cgverify.oracle.arithmetic import Expected
 from cgverify.oracle.parameters import Parameters
 from cgverify.selftest.answer import Outcome
 from cgverify.verification.metrics import assess
-from cgverify.verification.observe_cell import CandidateFailedError, Reference, observe_cell, variant_of
-from cgverify.verification.observed import ObservedCell, ObservedSide, ObservedStep
+from cgverify.verification.observe_cell import Reference, observe_cell, variant_of
+from cgverify.verification.observed import CandidateFailedError, ObservedCell, ObservedSide, ObservedStep
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,10 @@ def _run(
         except BaseException as error:
             raise CandidateFailedError("boot", error) from error
         for cell in together:
-            yield Seen(observe_cell(cell, reference, bridge), reference.parameters)
+            observed = observe_cell(cell, reference, bridge)
+            if observed.failure is not None:
+                raise observed.failure
+            yield Seen(observed, reference.parameters)
 
 
 def _rounded(model: nn.Module, dtype: torch.dtype | None) -> nn.Module:

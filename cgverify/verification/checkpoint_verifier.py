@@ -15,7 +15,7 @@ from cgverify.common.records import Cell, CellResult, Prompt, RotaryDim, Verdict
 from cgverify.observe.candidate import Candidate, visit
 from cgverify.plan.batches import group_into_batches
 from cgverify.plan.cells import WHOLE, WeightsView, weights_view
-from cgverify.verification.judge import DEFAULT_JUDGE, Judge, failed_candidates, uncompared
+from cgverify.verification.judge import DEFAULT_JUDGE, Judge, uncompared
 from cgverify.verification.observe_cell import Reference, observe_candidate, observe_cell, variant_of
 from cgverify.verification.observed import ObservedCell
 from cgverify.verification.prompt_pass import PromptPass, cells_on_the_way, view_of, views
@@ -85,9 +85,9 @@ class CheckpointVerifier:
             return observe_cell(cell, reference, bridge)
 
         watch(cells[0])
-        observed, failures = observe_candidate(self._candidates[cells[0].candidate], self._window, cells, observe)
+        observed = observe_candidate(self._candidates[cells[0].candidate], self._window, cells, observe)
         watch(None)
-        return self._judge.results(observed, reference.parameters) + failed_candidates(failures)
+        return self._judge.results(observed, reference.parameters)
 
     # --- a prompt's cells ---------------------------------------------------------------------------------------------
 
@@ -137,13 +137,11 @@ class CheckpointVerifier:
         def observe(cell: Cell, bridge: nn.Module) -> ObservedCell:
             return prompt_pass.observe(cell, reference, bridge)
 
-        observed, failures = observe_candidate(self._candidates[cells[0].candidate], self._window, cells, observe)
-        for cell, error in failures:
-            prompt_pass.stop(cell, error.cause)
-        return [
-            *self._judge.results([one for one in observed if one.cell.id in asked], reference.parameters),
-            *failed_candidates((cell, error) for cell, error in failures if cell.id in asked),
-        ]
+        observed = observe_candidate(self._candidates[cells[0].candidate], self._window, cells, observe)
+        for one in observed:
+            if one.failure is not None:
+                prompt_pass.stop(one.cell, one.failure.cause)
+        return self._judge.results([one for one in observed if one.cell.id in asked], reference.parameters)
 
 
 def _candidate(cell: Cell) -> str:

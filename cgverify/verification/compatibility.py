@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import nn
@@ -67,26 +67,28 @@ def _set(module: nn.Module, weight: torch.Tensor, bias: torch.Tensor | None) -> 
 
 STAGE = "fold"
 
-PROCESSED: dict[str, tuple[str, ...]] = {
-    "embed": ("embed",),
-    **{kind: (kind,) for kind in ("attn.q", "attn.k", "attn.v", "attn.o", "mlp.in", "mlp.out")},
-    "attn": ("attn.q", "attn.k", "attn.v", "attn.o"),
-    "mlp": ("mlp.in", "mlp.out"),
-    "block": ("attn.q", "attn.k", "attn.v", "attn.o", "mlp.in", "mlp.out"),
-    "unembed": ("unembed",),
-}
-"""The weights that processing changes, by kind of component."""
 
-_NORM = {"attn.q": "ln1", "attn.k": "ln1", "attn.v": "ln1", "mlp.in": "ln1", "unembed": "ln_final"}
-"""The layer norm before a weight, whose gain and shift may be folded into the weight."""
+class _Fold(NamedTuple):
+    norm: str | None
+    """The layer norm before a weight, whose gain and shift may be folded into the weight."""
+    axes: tuple[int, ...]
+    """The axes of the weight over which the mean has no effect."""
 
-_AXES = {
-    **dict.fromkeys(("attn.q", "attn.k", "attn.v", "mlp.in"), (IN,)),
-    **dict.fromkeys(("attn.o", "mlp.out"), (OUT,)),
-    "embed": (IN,),  # its rows are what it writes
-    "unembed": (IN, OUT),
+
+FOLDS = {
+    "embed": _Fold(None, (IN,)),  # its rows are what it writes
+    **dict.fromkeys(("attn.q", "attn.k", "attn.v"), _Fold("ln1", (IN,))),
+    "attn.o": _Fold(None, (OUT,)),
+    "mlp.in": _Fold("ln1", (IN,)),
+    "mlp.out": _Fold(None, (OUT,)),
+    "unembed": _Fold("ln_final", (IN, OUT)),
 }
-"""The axes of a weight over which the mean has no effect."""
+"""The weights that processing changes."""
+
+
+def _weights_of(kind: str) -> list[str]:
+    """Return the weights of a component that processing changes."""
+    return [name for name in FOLDS if name == kind or name.startswith(f"{kind}.") or (kind == "block" and "." in name)]
 
 
 class ProcessedWeights:
@@ -98,10 +100,10 @@ class ProcessedWeights:
 
     def findings(self, kind: str) -> tuple[Finding, ...]:
         """Return the findings about all weights of a component; none if processing changes none."""
-        for name in PROCESSED.get(kind, ()):
+        for name in _weights_of(kind):
             if name not in self._known:
                 self._known[name] = tuple(self._compare(name))
-        return tuple(finding for name in PROCESSED.get(kind, ()) for finding in self._known[name])
+        return tuple(finding for name in _weights_of(kind) for finding in self._known[name])
 
     def _compare(self, name: str) -> Iterator[Finding]:
         theirs, ours = self._reference.tensor(name), self._processed.tensor(name)
@@ -110,8 +112,9 @@ class ProcessedWeights:
             tap, diverged = f"{name}.weight", Verdict.DIVERGED
             yield Finding(step="weights", tap=tap, stage=STAGE, verdict=diverged, r=math.inf, message=message)
             return
-        found = folding.centred(ours, _gain(self._processed, name), _AXES[name])
-        expected = folding.expected_weight(theirs, _gain(self._reference, name), _AXES[name])
+        norm, axes = FOLDS[name]
+        found = folding.centred(ours, None if norm is None else self._processed.tensor(norm), axes)
+        expected = folding.expected_weight(theirs, None if norm is None else self._reference.tensor(norm), axes)
         yield _finding(f"{name}.weight", found, expected, theirs.shape)
         if name not in ("embed", "attn.v"):  # what is left of v's bias is part of the output's
             value, allowed = self._offsets(name)
@@ -120,7 +123,7 @@ class ProcessedWeights:
     def _offsets(self, name: str) -> tuple[torch.Tensor, Expected]:
         """Return a Linear's output for an input of zero, or of the mean of the norm before it, and what it must be."""
         reference, processed = self._reference, self._processed
-        if name in _NORM:
+        if FOLDS[name].norm is not None:
             value, expected = _offset_after_norm(processed, name), _expected_offset_after_norm(reference, name)
         elif name == "attn.o":  # the offset of v passes through a pattern whose rows sum to one
             before = _offset_after_norm(processed, "attn.v")
@@ -133,21 +136,22 @@ class ProcessedWeights:
             weight = reference.tensor(name)
             zeros = weight.new_zeros(weight.shape[1], dtype=torch.float64)
             expected = _expected_offset(reference, name, Expected(zeros, zeros, weight.dtype))
-        if OUT in _AXES[name]:
+        if OUT in FOLDS[name].axes:
             return value - value.mean(), folding.without_mean(expected)
         return value, expected
 
 
-def _gain(parameters: Parameters, name: str) -> torch.Tensor | None:
-    return parameters.tensor(_NORM[name]) if name in _NORM else None
+def _shift(parameters: Parameters, name: str) -> torch.Tensor:
+    """Return the shift of the norm before a weight, which is the norm's mean."""
+    return parameters.required_bias(str(FOLDS[name].norm))
 
 
 def _offset_after_norm(parameters: Parameters, name: str) -> torch.Tensor:
-    return folding.offset(parameters.tensor(name), parameters.bias(name), parameters.required_bias(_NORM[name]))
+    return folding.offset(parameters.tensor(name), parameters.bias(name), _shift(parameters, name))
 
 
 def _expected_offset_after_norm(parameters: Parameters, name: str) -> Expected:
-    shift = parameters.required_bias(_NORM[name]).to(torch.float64)
+    shift = _shift(parameters, name).to(torch.float64)
     return _expected_offset(parameters, name, Expected(shift, torch.zeros_like(shift), torch.float32))
 
 

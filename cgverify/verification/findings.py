@@ -11,10 +11,11 @@ import torch
 from cgverify.common.printable import described
 from cgverify.common.records import Finding, Verdict
 from cgverify.observe.cases import gated
+from cgverify.observe.components import COMPONENTS
 from cgverify.observe.stages import Stage
 from cgverify.verification import messages
 from cgverify.verification.check import visible
-from cgverify.verification.metrics import Difference, difference, verdict
+from cgverify.verification.metrics import difference, verdict
 from cgverify.verification.observed import RAISED_TAP, ObservedCell, ObservedStep, StageCheck
 
 
@@ -75,7 +76,10 @@ def _finding(step: ObservedStep, index: int, stage: Stage) -> Finding:
         fields |= {"max_abs": distance.max_abs, "max_ulp": distance.max_ulp}
     strongest = verdict(check.r if check else None, distance)
     if strongest is not Verdict.BITWISE:
-        fields["at"] = _coordinates(_worst_index(check, distance), ours.shape, stage.axes)
+        # The worst element of the stage if that broke, else the element farthest from the reference.
+        broke = check is not None and (check.r > 1 or distance is None)
+        worst = check if broke else distance
+        fields["at"] = _coordinates(worst.index if worst is not None else 0, ours.shape, stage.axes)
     message = ""
     if strongest is Verdict.DIVERGED:
         message = messages.diverged(step, stage, check, distance, fields["at"])
@@ -89,13 +93,6 @@ def _dead_input(step: ObservedStep, index: int) -> str:
     side = step.candidate
     absent = [name for name in side.read.get(index, ()) if name not in side.tensors and not name.startswith("given.")]
     return absent[-1] if absent else ""
-
-
-def _worst_index(check: StageCheck | None, distance: Difference | None) -> int:
-    """Return the element to point at: the worst of its stage if that broke, else the farthest from the reference."""
-    if check is not None and (check.r > 1 or distance is None):
-        return check.index
-    return distance.index if distance is not None else 0
 
 
 def _wrong_form(stage: Stage, ours: torch.Tensor, theirs: torch.Tensor | None, check: StageCheck | None) -> str:
@@ -148,13 +145,13 @@ def drop_repeated_missing(findings: Iterable[Finding]) -> list[Finding]:
 
 def silent_hooks(observed: ObservedCell) -> tuple[str, ...]:
     """Return the hooks that fired in no completed step, except required ones and those whose flag was off."""
-    stages = [*observed.component.stages(False), *(stage for step in observed.steps for stage in step.stages)]
-    required = {stage.tap for stage in stages if stage.required}
+    component = COMPONENTS.get(observed.cell.kind)
     seen = [step.candidate.observation for step in observed.steps]
     silent = [set(one.silent_hooks) for one in seen if one.raised is None]
-    if not silent:
+    if component is None or not silent:  # no component is the whole model
         return ()
+    stages = [*component.stages(False), *(stage for step in observed.steps for stage in step.stages)]
+    required = {stage.tap for stage in stages if stage.required}
     on = {flag for step in observed.steps for flag in step.conditions.flags}
-    flagged = gated.hooks(observed.component.kind)
-    off = {hook for flag, hooks in flagged.items() if flag not in on for hook in hooks}
+    off = {hook for flag, hooks in gated.hooks(component.kind).items() if flag not in on for hook in hooks}
     return tuple(sorted(set.intersection(*silent) - required - off))

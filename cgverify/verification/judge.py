@@ -15,7 +15,6 @@ from cgverify.verification.diagnosis.confirmation import confirmation
 from cgverify.verification.diagnosis.mismatch import CandidateStage
 from cgverify.verification.findings import drop_repeated_missing, findings_of, silent_hooks
 from cgverify.verification.messages import FirstBreak
-from cgverify.verification.observe_cell import CandidateFailure
 from cgverify.verification.observed import ObservedCell
 
 KeepTensors = Callable[[Finding, CandidateStage], Finding]
@@ -40,6 +39,9 @@ class Judge:
 
     def _result(self, observed: ObservedCell, parameters: Parameters, checking_seconds: float) -> CellResult:
         """Return the result of one cell. To explain a failure is not part of the time of its judging."""
+        failure = observed.failure
+        if failure is not None:
+            return uncompared([observed.cell], Verdict.DIVERGED, str(failure), where=failure.where)[0]
         started = time.perf_counter()
         found = drop_repeated_missing(finding for step in observed.steps for finding in findings_of(step))
         judging_seconds = checking_seconds + time.perf_counter() - started
@@ -100,12 +102,3 @@ def uncompared(cells: Iterable[Cell], verdict: Verdict, message: str, where: str
     """
     finding = Finding(step="", tap=where, stage=where, verdict=verdict, message=message)
     return [CellResult(cell=cell, findings=(finding,), seconds=0.0) for cell in cells]
-
-
-def failed_candidates(failures: Iterable[CandidateFailure]) -> list[CellResult]:
-    """Return the results of cells whose candidate failed before anything was compared."""
-    return [
-        result
-        for cell, error in failures
-        for result in uncompared([cell], Verdict.DIVERGED, str(error), where=error.where)
-    ]

@@ -21,8 +21,8 @@ from cgverify.observe.run import reference_parameters
 from cgverify.plan.batches import group_into_batches
 from cgverify.plan.cells import AFTER, BEFORE, WeightsView, weights_view
 from cgverify.verification.compatibility import ProcessedWeights, processed_reference
-from cgverify.verification.judge import Judge, failed_candidates
-from cgverify.verification.observe_cell import Reference, observe_cell, observe_cells
+from cgverify.verification.judge import DEFAULT_JUDGE
+from cgverify.verification.observe_cell import Reference, observe_cell
 
 COMPATIBLE_CASES = ("default", "stress", "decode", "train", "cast_table", "autocast")
 """The cases in which a bridge in compatibility mode can be verified.
@@ -119,14 +119,16 @@ class LoadedPair:
         model.config, bridge.cfg = config, cast(Any, self._bridge).cfg
         if not self._is_processed:
             reference = Reference(model, config, spread)
-            observed, failures = observe_cells(cells, lambda cell: observe_cell(cell, reference, bridge))
+            observed = [observe_cell(cell, reference, bridge) for cell in cells]
         else:
             processed = processed_reference(model, bridge)
             weights = ProcessedWeights(reference_parameters(model), reference_parameters(processed))
             reference = Reference(processed, config, spread, CaseInputs.with_infinite_masks)
-            observed, failures = observe_cells(cells, lambda cell: observe_cell(cell, reference, bridge))
-            observed = [replace(one, extra_findings=weights.findings(one.cell.kind)) for one in observed]
-        return Judge().results(observed, reference.parameters) + failed_candidates(failures)
+            observed = [
+                replace(observe_cell(cell, reference, bridge), extra_findings=weights.findings(cell.kind))
+                for cell in cells
+            ]
+        return DEFAULT_JUDGE.results(observed, reference.parameters)
 
 
 _PARTS = (*BEFORE, "block", *AFTER)

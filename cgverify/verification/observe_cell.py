@@ -13,7 +13,6 @@ from transformers import CodeGenConfig, DynamicCache
 
 from cgverify.checkpoint.window import ModelVariant, Window
 from cgverify.common.errors import CandidateError
-from cgverify.common.printable import described
 from cgverify.common.records import Cell
 from cgverify.observe.candidate import Candidate
 from cgverify.observe.cases import CASES
@@ -23,15 +22,7 @@ from cgverify.observe.inputs import CaseInputs, InputSpec, Step, checked_inputs,
 from cgverify.observe.run import reference_parameters
 from cgverify.observe.stages import Stage
 from cgverify.observe.taps import Observation
-from cgverify.verification.observed import ObservedCell, ObservedSide, ObservedStep
-
-
-class CandidateFailedError(Exception):
-    """The candidate failed before its forward: in its boot, for lack of a component, or in `get_random_inputs`."""
-
-    def __init__(self, where: str, cause: BaseException) -> None:
-        super().__init__(f"the candidate raised in {where}: {described(cause)}")
-        self.where, self.cause = where, cause
+from cgverify.verification.observed import CandidateFailedError, ObservedCell, ObservedSide, ObservedStep
 
 
 def variant_of(cell: Cell) -> ModelVariant:
@@ -218,12 +209,12 @@ def observe_cell(cell: Cell, reference: Reference, bridge: nn.Module) -> Observe
 
     Args:
         bridge: a one-block bridge with the reference's weights, in memory of its own.
-
-    Raises:
-        CandidateFailedError: the candidate failed before anything could be compared.
     """
     started = time.perf_counter()
-    inputs = _random_inputs(cell, reference, bridge)
+    try:
+        inputs = _random_inputs(cell, reference, bridge)
+    except CandidateFailedError as error:
+        return ObservedCell(cell, failure=error)
     return _observe(cell, reference, bridge, inputs, inputs, started)
 
 
@@ -232,7 +223,10 @@ def observe_prompt_cell(
 ) -> ObservedCell:
     """Run both sides of a cell, each on the inputs that a prompt gives it; see `observe_cell`."""
     started = time.perf_counter()
-    _submodule(bridge, cell)
+    try:
+        _submodule(bridge, cell)
+    except CandidateFailedError as error:
+        return ObservedCell(cell, failure=error)
     return _observe(cell, reference, bridge, theirs, ours, started)
 
 
@@ -245,19 +239,13 @@ def _observe(
     candidate = _CandidateRun(cell, bridge, reference.config, ours, sides)
     steps = list(candidate.run(ours.steps))
     seconds = time.perf_counter() - between
-    return ObservedCell(cell, COMPONENTS[cell.kind], steps, started, seconds, between - before, candidate.rerun)
-
-
-CandidateFailure = tuple[Cell, CandidateFailedError]
+    return ObservedCell(cell, steps, None, started, seconds, between - before, candidate.rerun)
 
 
 def observe_candidate(
     candidate: Candidate, window: Window, cells: Sequence[Cell], observe: Callable[[Cell, Any], ObservedCell]
-) -> tuple[list[ObservedCell], list[CandidateFailure]]:
+) -> list[ObservedCell]:
     """Boot a candidate over the weights in view, and observe cells of one model variant with its bridge.
-
-    Returns:
-        The cells that were observed, and those on which the candidate failed before anything could be compared.
 
     Raises:
         CandidateError: the candidate is a function that does not return a bridge.
@@ -267,18 +255,5 @@ def observe_candidate(
     except (CandidateError, KeyboardInterrupt):
         raise
     except BaseException as error:  # a candidate may fail in any way, and that is a finding
-        return [], [(cell, CandidateFailedError("boot", error)) for cell in cells]
-    return observe_cells(cells, lambda cell: observe(cell, bridge))
-
-
-def observe_cells(
-    cells: Sequence[Cell], observe: Callable[[Cell], ObservedCell]
-) -> tuple[list[ObservedCell], list[CandidateFailure]]:
-    """Observe cells of one candidate; see `observe_candidate`."""
-    observed, failures = [], []
-    for cell in cells:
-        try:
-            observed.append(observe(cell))
-        except CandidateFailedError as error:
-            failures.append((cell, error))
-    return observed, failures
+        return [ObservedCell(cell, failure=CandidateFailedError("boot", error)) for cell in cells]
+    return [observe(cell, bridge) for cell in cells]

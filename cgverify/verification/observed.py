@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
+from cgverify.common.printable import described
 from cgverify.common.records import Cell, Finding
-from cgverify.observe.components import Component
 from cgverify.observe.conditions import Conditions, Substitute
 from cgverify.observe.stages import Stage
 from cgverify.observe.taps import Observation
@@ -89,14 +89,23 @@ Rerun = Callable[[ObservedStep, Substitute], ObservedStep | None]
 """Run the candidate again with another tensor at one tap of one step; None if it raises before that step."""
 
 
+class CandidateFailedError(Exception):
+    """The candidate failed before its forward: in its boot, for lack of a component, or in `get_random_inputs`."""
+
+    def __init__(self, where: str, cause: BaseException) -> None:
+        super().__init__(f"the candidate raised in {where}: {described(cause)}")
+        self.where, self.cause = where, cause
+
+
 @dataclass(frozen=True)
 class ObservedCell:
     """A cell that has been run and is not judged yet."""
 
     cell: Cell
-    component: Component
-    steps: list[ObservedStep]
-    started: float
+    steps: Sequence[ObservedStep] = ()
+    failure: CandidateFailedError | None = None
+    """Why there is nothing to compare, if the candidate failed before its forward."""
+    started: float = 0.0
     """When the cell was begun, by `time.perf_counter`."""
     candidate_seconds: float = 0.0
     reference_seconds: float = 0.0

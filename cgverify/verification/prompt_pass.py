@@ -22,8 +22,8 @@ from cgverify.observe.taps import Observation, Taps
 from cgverify.oracle import exact
 from cgverify.plan.cells import AFTER, BEFORE, WHOLE
 from cgverify.verification import drift
-from cgverify.verification.observe_cell import CandidateFailedError, Reference, observe_prompt_cell
-from cgverify.verification.observed import ObservedCell
+from cgverify.verification.observe_cell import Reference, observe_prompt_cell
+from cgverify.verification.observed import CandidateFailedError, ObservedCell
 
 
 def views(n_layers: int) -> tuple[WeightsView, ...]:
@@ -160,18 +160,16 @@ class PromptPass:
         return Verdict.UNSUPPORTED, f"the reference refuses in {stopped[0]}: {stopped[1]}"
 
     def observe(self, cell: Cell, reference: Reference, bridge: nn.Module) -> ObservedCell:
-        """Observe a cell in the entered view, and carry on what the candidate returned.
-
-        Raises:
-            CandidateFailedError: the candidate failed here or in an earlier view.
-        """
+        """Observe a cell in the entered view, and carry on what the candidate returned."""
         inputs = self._inputs[cell.case][cell.kind]
         if not CASES[cell.case].own_hidden_states:
             return observe_prompt_cell(cell, reference, bridge, inputs, inputs)
         carried = self._candidates[cell.candidate]
         if carried.stopped is not None:
-            raise CandidateFailedError(*carried.stopped)
+            return ObservedCell(cell, failure=CandidateFailedError(*carried.stopped))
         observed = observe_prompt_cell(cell, reference, bridge, inputs, carried.inputs(cell.kind))
+        if observed.failure is not None:
+            return observed
         return replace(observed, extra_findings=self._advance(observed, carried))
 
     def stop(self, cell: Cell, error: BaseException) -> None:

@@ -39,9 +39,9 @@ from cgverify.observe.stages import RESIDUAL, Stage, copy
 from cgverify.observe.taps import Observation, hooks_of, observe
 from cgverify.plan.cells import GENERATED_TOKENS
 from cgverify.verification import drift
-from cgverify.verification.judge import Judge, failed_candidates, uncompared
-from cgverify.verification.observe_cell import CandidateFailedError, cached, variant_of
-from cgverify.verification.observed import ObservedCell, ObservedSide, ObservedStep
+from cgverify.verification.judge import Judge, uncompared
+from cgverify.verification.observe_cell import cached, variant_of
+from cgverify.verification.observed import CandidateFailedError, ObservedCell, ObservedSide, ObservedStep
 from cgverify.verification.prompt_pass import PromptPass, kind_of, name_of, views
 
 
@@ -74,7 +74,8 @@ def verify_whole_model(
         except (CandidateError, KeyboardInterrupt):
             raise
         except BaseException as error:  # a candidate may fail in any way, and that is a finding
-            yield from failed_candidates([(cell, CandidateFailedError("boot of the whole model", error))])
+            failure = CandidateFailedError("boot of the whole model", error)
+            yield from uncompared([cell], Verdict.DIVERGED, str(failure), failure.where)
             continue
         finally:
             del model
@@ -254,7 +255,7 @@ def _judge_components(
         window.show(view)
         parameters = reference_parameters(window.model(variant_of(cell)))
         # Not run again to confirm a diagnosis: the component's cell in the window does that.
-        yield from judge.results([ObservedCell(cell, component, steps, started)], parameters)
+        yield from judge.results([ObservedCell(cell, steps, started=started)], parameters)
 
 
 def _stages(component: Component) -> tuple[Stage, ...]:

@@ -37,7 +37,7 @@ def confirmation(observed: ObservedCell, first: CandidateStage) -> str:
     raised = patched.candidate.observation.raised
     if raised is not None:
         return f"with the right tensor put there, it still raises {described(raised)}"
-    wrong = _still_wrong(patched, stage, observed.component.kind, first.parameters)
+    wrong = _still_wrong(patched, stage, observed.cell.kind, first.parameters)
     if not wrong:
         return "with the right tensor put there, the rest holds"
     named = wrong[:MOST_NAMED] + ([f"{len(wrong) - MOST_NAMED} more"] if len(wrong) > MOST_NAMED else [])
