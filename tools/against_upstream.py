@@ -94,7 +94,7 @@ def write_checkpoint(model: str, folder: Path) -> None:
 
     source = resolve(model)
     setting = ModelVariant(torch.float32, torch.device("cpu"), source.config.rotary_dim)
-    load_model(source, setting, whole=True).save_pretrained(folder)
+    load_model(source, setting, "model").save_pretrained(folder)
     letters = {letter: number for number, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     tokens = Tokenizer(models.BPE(vocab=letters, merges=[]))
     tokens.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

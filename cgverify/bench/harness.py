@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from cgverify.bench.calls import autograd_mode, forward_of, inputs_of, prepared, tensors
-from cgverify.bench.models import WHOLE, Models, bytes_of, load_model, load_models, memory_shortage
+from cgverify.bench.models import WHOLE, Models, bytes_of, load_model, load_models, memory_shortage, reference_module
 from cgverify.bench.peak_memory import MemoryRequest, PeakError, in_fresh_process, one_line
 from cgverify.bench.records import Measured, Point
 from cgverify.bench.timing import Call, Limits, in_rounds, product_flops
@@ -52,20 +52,13 @@ class Harness:
                 elif point.scenario in ("memory", "boot-memory"):
                     yield self._memory(point, variant)
                 else:
-                    models = models or load_models(self.source, variant, self.candidates, whole=whole)
-                    yield self._at(point, models)
-
-    def _at(self, point: Point, models: Models) -> list[Measured]:
-        if point.scenario == "boot":
-            return self._boot(point, models)
-        if point.scenario == "parameters":
-            reference = bytes_of(models.of_reference(point.component))
-            return self._bytes(point, reference, lambda name: bytes_of(models.of_candidate(name, point.component)))
-        return self._forwards(point, models)
+                    models = models or load_models(self.source, variant, point.component, self.candidates)
+                    measure = {"boot": self._boot, "parameters": self._parameters}.get(point.scenario, self._forwards)
+                    yield measure(point, models)
 
     def _forwards(self, point: Point, models: Models) -> list[Measured]:
         inputs = inputs_of(point, models.config)
-        reference = models.of_reference(point.component)
+        reference = reference_module(models.reference, point.component)
         calls: dict[str, Call | str] = {}
         same: dict[str, bool] = {}
         with contextlib.ExitStack() as stack:
@@ -124,6 +117,10 @@ class Harness:
             for name, call in calls.items()
         ]
 
+    def _parameters(self, point: Point, models: Models) -> list[Measured]:
+        reference = bytes_of(reference_module(models.reference, point.component))
+        return self._bytes(point, reference, lambda name: bytes_of(models.of_candidate(name, point.component)))
+
     def _memory(self, point: Point, variant: ModelVariant) -> list[Measured]:
         def peak(candidate: str | None) -> int:
             request = MemoryRequest(
@@ -135,7 +132,7 @@ class Harness:
             if point.scenario == "memory":
                 reference = peak(None)
             else:
-                reference = bytes_of(load_model(self.source, variant, whole=point.component == WHOLE))
+                reference = bytes_of(load_model(self.source, variant, point.component))
         except PeakError as error:
             return self._all(point, f"not measured: {error}")
         return self._bytes(point, reference, peak)
@@ -152,15 +149,10 @@ class Harness:
                 message = str(error) if isinstance(error, PeakError) else f"raised {one_line(error)}"
                 results.append(_unmeasured(point, name, message))
                 continue
-            ratio = value / reference if reference else None
-            given: dict[str, Any] = {
-                "value": value,
-                "reference": reference,
-                "ratio": ratio,
-                "low": ratio,
-                "high": ratio,
-            }
-            results.append(Measured(point=point, candidate=name, unit="B", rounds=1, **given))
+            ratio: dict[str, Any] = dict.fromkeys(("ratio", "low", "high"), value / reference if reference else None)
+            results.append(
+                Measured(point=point, candidate=name, unit="B", value=value, reference=reference, rounds=1, **ratio)
+            )
         return results
 
     def _all(self, point: Point, message: str) -> list[Measured]:

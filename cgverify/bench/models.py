@@ -35,36 +35,40 @@ class Models:
     bridges: Mapping[str, Any]
     """By candidate. An exception if booting raised one."""
 
-    def of_reference(self, component: str) -> Any:
-        """Return Hugging Face's module of a component."""
-        if component == WHOLE:
-            return self.reference
-        return self.reference.get_submodule(COMPONENTS[component].reference_path)
-
     def of_candidate(self, candidate: str, component: str) -> Any:
         """Return a bridge's module of a component. Raises what booting the bridge raised."""
         bridge = self.bridges[candidate]
         if isinstance(bridge, BaseException):
             raise bridge
-        return bridge if component == WHOLE else bridge.get_submodule(COMPONENTS[component].bridge_path)
+        return bridge_module(bridge, component)
 
 
-def load_model(source: Source, variant: ModelVariant, *, whole: bool) -> CodeGenForCausalLM:
-    """Return a model in eval mode in its own memory: all layers, or only the block of layer 0.
+def reference_module(model: nn.Module, component: str) -> Any:
+    """Return Hugging Face's module of a component."""
+    return model if component == WHOLE else model.get_submodule(COMPONENTS[component].reference_path)
+
+
+def bridge_module(bridge: Any, component: str) -> Any:
+    """Return a bridge's module of a component."""
+    return bridge if component == WHOLE else bridge.get_submodule(COMPONENTS[component].bridge_path)
+
+
+def load_model(source: Source, variant: ModelVariant, component: str) -> CodeGenForCausalLM:
+    """Return a model that has a component, in eval mode and in its own memory: the whole one, or only one block.
 
     Raises:
         WeightsError: a tensor cannot be read.
     """
     window = Window(source)
-    if whole:
+    if component == WHOLE:
         return assembled(window, source.config, variant)
     window.show(LAYER)
     return window.model(variant)
 
 
-def load_models(source: Source, variant: ModelVariant, candidates: Mapping[str, Candidate], *, whole: bool) -> Models:
+def load_models(source: Source, variant: ModelVariant, component: str, candidates: Mapping[str, Candidate]) -> Models:
     """Return both sides, each in its own memory."""
-    reference = load_model(source, variant, whole=whole)
+    reference = load_model(source, variant, component)
     bridges = {name: _boot(candidate, copy.deepcopy(reference)) for name, candidate in candidates.items()}
     return Models(source.config, reference, bridges)
 

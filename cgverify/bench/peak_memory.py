@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from cgverify.bench.calls import autograd_mode, forward_of, inputs_of
-from cgverify.bench.models import WHOLE, load_model
+from cgverify.bench.models import bridge_module, load_model, reference_module
 from cgverify.bench.records import Point
 from cgverify.checkpoint.heap import give_back_freed
 from cgverify.checkpoint.resolve import resolve
@@ -28,7 +28,6 @@ from cgverify.common.printable import said
 from cgverify.common.records import Record
 from cgverify.common.streams import stdout_is_ours
 from cgverify.observe.candidate import find_candidate
-from cgverify.observe.components import COMPONENTS
 
 
 class MemoryRequest(Record):
@@ -101,16 +100,16 @@ def measure(request: MemoryRequest) -> int:
     point = request.point
     source = resolve(request.model, request.weights)
     variant = ModelVariant(getattr(torch, point.dtype), torch.device(point.device), source.config.rotary_dim)
-    model: Any = load_model(source, variant, whole=point.component == WHOLE)
+    model: Any = load_model(source, variant, point.component)
     candidate = None if request.candidate is None else find_candidate(request.candidate)
     if point.scenario == "boot-memory":
         assert candidate is not None
-        candidate.boot(load_model(source, variant, whole=False))  # what is imported and set up only once is not counted
+        candidate.boot(load_model(source, variant, "block"))  # what is imported and set up only once is not counted
         return peak(lambda: candidate.boot(model), variant.device)
-    module = model if candidate is None else candidate.boot(model)
-    if point.component != WHOLE:
-        component = COMPONENTS[point.component]
-        module = module.get_submodule(component.reference_path if candidate is None else component.bridge_path)
+    if candidate is None:
+        module = reference_module(model, point.component)
+    else:
+        module = bridge_module(candidate.boot(model), point.component)
 
     def forward(at: Point) -> Callable[[], Any]:
         return forward_of(module, at, inputs_of(at, source.config), source.config)

@@ -13,7 +13,7 @@ from torch import nn
 
 from cgverify.bench import calls, peak_memory, timing
 from cgverify.bench.harness import Harness
-from cgverify.bench.models import Models, load_models
+from cgverify.bench.models import Models, load_models, reference_module
 from cgverify.bench.peak_memory import MemoryRequest, PeakError
 from cgverify.bench.records import Measured, Point
 from cgverify.bench.scenarios import SCENARIOS, Selection, Shape
@@ -35,7 +35,7 @@ def source() -> Source:
 @pytest.fixture(scope="module")
 def models(source: Source) -> Models:
     variant = ModelVariant(torch.float32, torch.device("cpu"), source.config.rotary_dim)
-    return load_models(source, variant, {name: find_candidate(name) for name in BRIDGES[:2]}, whole=False)
+    return load_models(source, variant, "block", {name: find_candidate(name) for name in BRIDGES[:2]})
 
 
 def measure(source: Source, points: Sequence[Point], bridges: Sequence[str] = BRIDGES) -> list[Measured]:
@@ -117,7 +117,7 @@ def test_peak_memory_is_measured_in_a_fresh_process(source: Source) -> None:
 
 
 def test_fresh_process_that_fails_reports_its_error(
-    source: Source, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (point,) = Selection(["memory"], ["attn"], [Shape(2, 8)]).points(512)
     monkeypatch.setattr("sys.argv", ["peak_memory", memory_request(point, "raising:Raising").model_dump_json()])
@@ -159,7 +159,7 @@ def test_decoding_starts_with_the_same_cache_each_time(models: Models) -> None:
     inputs = calls.inputs_of(point, models.config)
     assert inputs["attention_mask"].shape == (2, 1, 1, 8)
     assert inputs["position_ids"].tolist() == [[7], [7]]
-    for side in (models.of_reference("attn"), module(models)):
+    for side in (reference_module(models.reference, "attn"), module(models)):
         run = calls.forward_of(side, point, inputs, models.config)
         with calls.autograd_mode(point):
             first, again = run(), run()

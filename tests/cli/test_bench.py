@@ -118,14 +118,6 @@ def test_baseline_with_other_memory_exits_with_2(cli: Cli) -> None:
     assert "(memory kept, here fresh)" in result.stderr
 
 
-def test_baseline_of_another_machine_exits_with_2(tmp_path: Path) -> None:
-    (tmp_path / "base.json").write_text(run(measured(1.0), machine={"processor": "another"}).model_dump_json())
-    (tmp_path / "now.json").write_text(run(measured(1.0)).model_dump_json())
-    result = bench("--from", "now.json", "--baseline", "base.json")
-    assert result.exit_code == 2
-    assert "another machine" in result.stderr
-
-
 def test_interrupted_benchmark_keeps_its_results(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = Harness.measure
 
