@@ -20,7 +20,7 @@ from cgverify.common.records import CellResult, Run
 from cgverify.common.streams import stdout_is_ours
 from cgverify.plan.cells import Axes
 from cgverify.runs.reading import require_new
-from cgverify.runs.request import ExecutionOptions, PromptSource, RunRequest, one_checkpoint
+from cgverify.runs.request import ExecutionOptions, RunRequest, one_checkpoint
 
 if TYPE_CHECKING:  # what imports torch is imported after `make_ready`
     from cgverify.runs.prepare import PreparedRun
@@ -116,7 +116,7 @@ def run_one(
     from cgverify.verification.checkpoint_verifier import require_devices
 
     require_devices(axes.devices)
-    order = one_checkpoint(command, model, weights, axes, PromptSource(prompt, tokens))
+    order = one_checkpoint(command, model, weights, axes, prompt, tokens)
     return run(order, execution, course, format=format, quiet=quiet)
 
 

@@ -112,11 +112,7 @@ def prepare(request: RunRequest, options: ExecutionOptions) -> PreparedRun:
 
 
 def outline(request: RunRequest, options: ExecutionOptions) -> list[CellBatch]:
-    """Return the batches of a request without weights: nothing is downloaded or read but configs.
-
-    Raises:
-        UsageError: the plan makes no sense.
-    """
+    """Return the batches of a request, as `prepare` plans them, but read only configs and download nothing."""
     with _errors_name_the_plan_file(request):
         found = _with_prompts(request, FoundCheckpoints({one: sketch(*one) for one in request.models}))
         cells = _plan_cells(request, found)
@@ -158,18 +154,14 @@ def _errors_name_the_plan_file(request: RunRequest) -> Iterator[None]:
 
 
 def _with_prompts(request: RunRequest, found: FoundCheckpoints) -> FoundCheckpoints:
-    """Add a prompt, in a checkpoint's own tokens, to each checkpoint that is verified with a prompt.
-
-    Raises:
-        UsageError: see `prompt_for`.
-    """
+    """Add a prompt, in a checkpoint's own tokens, to each checkpoint that is verified with a prompt."""
     checkpoints = dict(found.checkpoints)
     for one in request.checkpoints:
         if not set(PROMPTED) & set(one.axes.cases):
             continue
         key = one.model, one.weights
         source = found.sources.get(key)
-        prompt = UNSEEN if source is None else prompt_for(one.model, source, request.prompt.text, request.prompt.tokens)
+        prompt = UNSEEN if source is None else prompt_for(one.model, source, request.prompt, request.tokens)
         checkpoints[key] = checkpoints[key].model_copy(update={"prompt": prompt})
     return replace(found, checkpoints=checkpoints)
 

@@ -46,14 +46,6 @@ class ExecutionOptions:
 
 
 @dataclass(frozen=True)
-class PromptSource:
-    """Where a prompt comes from: `--prompt`, `--tokens`, or by default a text of the package."""
-
-    text: str | None = None
-    tokens: Path | None = None
-
-
-@dataclass(frozen=True)
 class RunRequest:
     """What is to be verified."""
 
@@ -67,7 +59,10 @@ class RunRequest:
     """The plan of a sweep. None for one checkpoint, which must be available."""
     file: Path | None = None
     """The file of that plan, which error messages name."""
-    prompt: PromptSource = PromptSource()
+    prompt: str | None = None
+    """The text of `--prompt`. Without it and `tokens`, the prompt is a text of the package."""
+    tokens: Path | None = None
+    """The file of `--tokens`."""
 
     @property
     def models(self) -> list[tuple[str, str]]:
@@ -76,16 +71,17 @@ class RunRequest:
 
 
 def one_checkpoint(
-    command: str, model: str, weights: str, axes: Axes, prompt: PromptSource = PromptSource()
+    command: str, model: str, weights: str, axes: Axes, prompt: str | None = None, tokens: Path | None = None
 ) -> RunRequest:
     """Return the request to verify one checkpoint."""
-    tokens = None if prompt.tokens is None else str(prompt.tokens)
+    prompted = {"prompt": prompt, "tokens": None if tokens is None else str(tokens)}
     return RunRequest(
         command=command,
         name=model,
         checkpoints=(CheckpointAxes(model, weights, axes),),
-        settings={"model": model, "weights": weights, **asdict(axes), "prompt": prompt.text, "tokens": tokens},
+        settings={"model": model, "weights": weights, **asdict(axes), **prompted},
         prompt=prompt,
+        tokens=tokens,
     )
 
 

@@ -24,9 +24,6 @@ def verify_batches(
 
     Args:
         folder: the run folder; None keeps no tensors.
-
-    Raises:
-        CgverifyError: see `cgverify.plan.batches.Executor`.
     """
     options = prepared.options
     executor: Executor
@@ -50,20 +47,12 @@ class RunSession:
 
     @classmethod
     def start(cls, prepared: PreparedRun, path: Path) -> RunSession:
-        """Start a new run.
-
-        Raises:
-            RunFolderError: see `RunFolder.create`.
-        """
+        """Start a new run in a folder; see `RunFolder.create`."""
         return cls(prepared, RunFolder.create(path, prepared.run, prepared.plan))
 
     @classmethod
     def resume(cls, prepared: PreparedRun, path: Path) -> RunSession:
-        """Continue the run in a folder, or start a new one if the folder is empty or missing.
-
-        Raises:
-            RunFolderError: see `RunFolder.resume`.
-        """
+        """Continue the run in a folder, see `RunFolder.resume`, or start a new one if it is empty or missing."""
         if not is_occupied(path):
             return cls.start(prepared, path)
         folder, finished = RunFolder.resume(path, prepared.run, prepared.plan)
@@ -73,11 +62,7 @@ class RunSession:
 
     @classmethod
     def rerun_failed(cls, prepared: PreparedRun, path: Path) -> RunSession:
-        """Continue the run in a folder without its failures and errors, so that those cells are run again.
-
-        Raises:
-            RunFolderError: see `RunFolder.resume`.
-        """
+        """Continue the run in a folder without its failures and errors, so that those cells are run again."""
         session = cls.resume(prepared, path)
         failed = [
             result.cell

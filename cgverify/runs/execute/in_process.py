@@ -37,13 +37,7 @@ class BatchVerifier:
     """Verifies one batch after another, and keeps the checkpoint of the last batch open."""
 
     def __init__(self, job: Job, sources: Mapping[CheckpointRequest, Source] | None = None) -> None:
-        """
-        Args:
-            sources: the checkpoints that this process has opened already.
-
-        Raises:
-            CandidateError: a candidate cannot be imported in this process.
-        """
+        """Raises CandidateError if a candidate cannot be imported in this process."""
         pin_numerics(job.threads, job.allow)
         self._sources = sources or {}
         self._candidates = {name: find_candidate(name) for name in job.candidates}
