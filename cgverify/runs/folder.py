@@ -22,23 +22,17 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
 from cgverify.common.errors import RunFolderError, StorageError
 from cgverify.common.records import Cell, CellResult, Run
 from cgverify.runs.atomic import replace_file
+from cgverify.runs.differences import differences, weights_digests
 from cgverify.runs.reading import LOCK, PlannedCell, complete_lines, no_run, read_run, require_new
-
-SAME_ENVIRONMENT = ("versions", "numerics", "machine")
-"""The parts of the environment that must be equal when a run is continued."""
-
-CANDIDATE_SOURCES = "candidate_sources"
-"""The setting with a digest of each candidate's source file."""
 
 CANNOT_LOCK = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 """What some network filesystems answer. There, nothing keeps two processes from writing to one folder."""
@@ -136,19 +130,6 @@ def storage_error(path: Path, error: OSError) -> StorageError:
     )
 
 
-def first_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """Return the first key with different values, and both values; None if the mappings are equal."""
-    for key in sorted({*before, *now}):
-        if before.get(key) != now.get(key):
-            return f"{key} {before.get(key)}, now {now.get(key)}"
-    return None
-
-
-def weights_digests(run: Run) -> dict[str, str]:
-    """Return the digest of each checkpoint's weights, by model and `--weights`; empty for one that is unavailable."""
-    return {f"{one.asked} ({one.weights})": one.digest for one in run.checkpoints}
-
-
 def _write_description(path: Path, run: Run, plan: Sequence[PlannedCell]) -> None:
     """Write plan.jsonl and then run.json, since a folder with run.json counts as a run."""
     replace_file(path / "plan.jsonl", b"".join(planned.model_dump_json().encode() + b"\n" for planned in plan))
@@ -184,27 +165,24 @@ def _locked(path: Path) -> Iterator[FileLock]:
 
 
 def _require_same(path: Path, before: Run, now: Run) -> None:
+    """Raise RunFolderError if a run was made with other weights, settings, candidates, or in another environment."""
     digests = weights_digests(before)
     for checkpoint, digest in weights_digests(now).items():
         if digest and digests.get(checkpoint, digest) not in ("", digest):
             raise RunFolderError(f"{path} is a run of other weights: give another --output.")
-    old, new = before.model_dump(mode="json"), now.model_dump(mode="json")
-    for option, value in new["settings"].items():
-        if option != CANDIDATE_SOURCES and old["settings"].get(option) != value:
+    for difference in differences(before, now):
+        if difference.part == "settings":
             raise RunFolderError(
-                f"{path} was made with {option} {old['settings'].get(option)}, now {value}: continue a run with the "
-                "same options and candidates, or give another --output."
+                f"{path} was made with {difference}: continue a run with the same options and candidates, or give "
+                "another --output."
             )
-    sources = (run["settings"].get(CANDIDATE_SOURCES, {}) for run in (old, new))
-    if (difference := first_difference(*sources)) is not None:
-        raise RunFolderError(
-            f"The source of a candidate has changed since {path} was made ({difference}), so its findings may not be "
-            "true of the new source: begin a new run in another --output."
-        )
-    for part in SAME_ENVIRONMENT:
-        difference = first_difference(*(run["environment"].get(part, {}) for run in (old, new)))
-        if difference is not None:
+        if difference.part == "source":
             raise RunFolderError(
-                f"{path} was made with other {part} ({difference}), so its findings cannot be mixed with new ones: "
-                "run with the old ones, or give another --output."
+                f"The source of a candidate has changed since {path} was made ({difference}), so its findings may not "
+                "be true of the new source: begin a new run in another --output."
+            )
+        if difference.part != "weights":  # a checkpoint that was unavailable before may be available now
+            raise RunFolderError(
+                f"{path} was made with other {difference.part} ({difference}), so its findings cannot be mixed with "
+                "new ones: run with the old ones, or give another --output."
             )

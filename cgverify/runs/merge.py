@@ -12,11 +12,9 @@ from pathlib import Path
 from cgverify.common.errors import RunFolderError, StorageError
 from cgverify.common.records import CellResult, Run, WholePlan
 from cgverify.plan.batches import lost
-from cgverify.runs.folder import RunFolder, first_difference, weights_digests
+from cgverify.runs.differences import differences, weights_digests
+from cgverify.runs.folder import RunFolder
 from cgverify.runs.reading import PlannedCell, is_occupied, read_plan, read_run, reconcile
-
-SAME_ENVIRONMENT = ("versions", "numerics")
-"""The parts of the environment that must be equal in all shards. Machines may differ, and the merged run lists them."""
 
 
 @dataclass(frozen=True)
@@ -113,26 +111,24 @@ def _require_same_sweep(first: ShardRun, other: ShardRun) -> None:
     """Raise RunFolderError if two shards have different plans, versions, numerics or weights."""
     digests = weights_digests(other.run)
     for checkpoint, digest in weights_digests(first.run).items():
-        if checkpoint in digests and bool(digest) != bool(digests[checkpoint]):  # then the shards split the cells apart
+        theirs = digests.get(checkpoint, digest)
+        if bool(digest) != bool(theirs):  # then the two shards split different cells
             having, lacking = (first, other) if digest else (other, first)
             raise RunFolderError(
                 f"{checkpoint} was available to {having.path} but not to {lacking.path}: bring it there, continue "
                 f"{lacking.path} with `sweep --resume`, and merge again."
             )
-    ours, theirs = (shard.run.model_dump(mode="json") for shard in (first, other))
-    for what, before, now in (
-        ("another plan", ours["settings"] | {"shard": None}, theirs["settings"] | {"shard": None}),
-        *(
-            (f"other {part}", ours["environment"].get(part, {}), theirs["environment"].get(part, {}))
-            for part in SAME_ENVIRONMENT
-        ),
-        ("other weights", weights_digests(first.run), digests),
-    ):
-        if (difference := first_difference(before, now)) is not None:
-            raise RunFolderError(
-                f"{first.path} and {other.path} are runs of {what} ({difference}): only shards of one sweep can be "
-                "merged."
-            )
+        if digest != theirs:
+            raise _not_one_sweep(first, other, f"other weights ({checkpoint} {digest}, now {theirs})")
+    for difference in differences(first.run, other.run):
+        if difference.part in ("versions", "numerics", "source"):  # machines may differ: the merged run lists them
+            raise _not_one_sweep(first, other, f"other {difference.part} ({difference})")
+        if difference.part == "settings" and difference.name != "shard":
+            raise _not_one_sweep(first, other, f"another plan ({difference})")
+
+
+def _not_one_sweep(first: ShardRun, other: ShardRun, what: str) -> RunFolderError:
+    return RunFolderError(f"{first.path} and {other.path} are runs of {what}: only shards of one sweep can be merged.")
 
 
 def _require_whole_plan(shards: Sequence[ShardRun], plan: Sequence[PlannedCell]) -> None:

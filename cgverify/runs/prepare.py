@@ -22,7 +22,7 @@ from cgverify.plan.cells import PROMPTED, Shard, plan
 from cgverify.plan.cost.estimate import Estimate
 from cgverify.plan.cost.headroom import forecast, require_room, without_room
 from cgverify.plan.cost.memory import available, taken
-from cgverify.runs.folder import CANDIDATE_SOURCES
+from cgverify.runs.differences import CANDIDATE_SOURCES
 from cgverify.runs.reading import PlannedCell
 from cgverify.runs.request import ExecutionOptions, RunRequest
 

@@ -11,6 +11,7 @@ from cgverify.common.records import Cell, CellResult, Finding, Run, Verdict
 from cgverify.plan.cells import WHOLE
 from cgverify.runs.baseline import StoredRun
 from cgverify.runs.comparison.pairs import FindingPair, Pairing, pair_cells, pair_findings
+from cgverify.runs.differences import Difference, differences
 
 TAP = ("model", "candidate", "dtype", "device", "rotary_dim", "case", "kind")
 """The fields of a cell that identify a tap, with step, tap and stage, over all layers and seeds."""
@@ -91,16 +92,6 @@ class Group:
     axis: str
     value: str
     cells: int
-
-
-@dataclass(frozen=True)
-class Difference:
-    """A version, flag or setting that differs between the runs."""
-
-    part: str
-    name: str
-    before: str
-    after: str
 
 
 @dataclass(frozen=True)
@@ -189,7 +180,7 @@ def compare(baseline: StoredRun, run: StoredRun) -> Comparison:
         vanished=pairing.only_before,
         appeared_groups=_groups(pairing.only_after, baseline.results),
         vanished_groups=_groups(pairing.only_before, run.results),
-        differences=_differences(baseline.run, run.run),
+        differences=differences(baseline.run, run.run),
         times=_times(baseline.run, run.run, pairing),
     )
 
@@ -255,28 +246,6 @@ def _groups(cells: Iterable[CellResult], others: Sequence[CellResult]) -> list[G
 
     counted = Counter(novelty(result.cell) for result in cells)
     return [Group(axis, value, number) for (axis, value), number in counted.items()]
-
-
-def _differences(before: Run, after: Run) -> list[Difference]:
-    """Return the versions, numerics flags, machines, weights, sources of candidates and settings that differ."""
-    old, new = _described(before), _described(after)
-    return [
-        Difference(*key, before=str(old.get(key, "–")), after=str(new.get(key, "–")))
-        for key in dict.fromkeys((*new, *old))
-        if old.get(key, "–") != new.get(key, "–")
-    ]
-
-
-def _described(run: Run) -> dict[tuple[str, str], object]:
-    stored = run.model_dump(mode="json")
-    settings, environment = stored["settings"], stored["environment"]
-    parts = {
-        **{part: environment.get(part, {}) for part in ("versions", "numerics", "machine")},
-        "weights": {"origin": run.weights_origin, "digest": run.weights_digest},
-        "source": settings.pop("candidate_sources", {}),
-        "settings": settings,
-    }
-    return {(part, name): value for part, values in parts.items() for name, value in values.items()}
 
 
 def _times(before: Run, after: Run, pairing: Pairing) -> Times | None:
