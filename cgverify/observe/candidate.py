@@ -22,6 +22,7 @@ from transformer_lens.model_bridge.supported_architectures.codegen import CodeGe
 from cgverify.bridge.booting import CodeGenAdapter, adapter_with, bridge_from
 from cgverify.common.errors import CandidateError
 from cgverify.common.printable import said
+from cgverify.observe.generations import installed
 
 BUILT_IN: dict[str, type[ArchitectureAdapter]] = {
     "cgverify": CodeGenAdapter,
@@ -86,7 +87,9 @@ def find_candidate(name: str) -> Candidate:
 
     Raises:
         CandidateError: it cannot be imported, or is none of these.
+        CgverifyError: Hugging Face's CodeGen is of an unknown generation, with which nothing can be verified.
     """
+    installed()  # before anything that Hugging Face's code raises could count as a finding
     if name in BUILT_IN:
         return Candidate(name, BUILT_IN[name])
     found = _import(name)

@@ -1,7 +1,7 @@
-"""The conditions under which a forward runs, the same on both sides where both have them.
+"""The conditions under which a forward runs, equal on both sides if both have them.
 
-They are what a caller sets up around a model: training mode and the random state, gradients, autocast, a table that was
-cast, flags of the bridge, hooks that intervene. Whatever is changed is put back afterwards.
+They are what a caller sets up around a model: training mode and the random state, gradients, autocast, a sin/cos table
+that was cast, flags of the bridge, hooks that intervene. Everything that they change is restored afterwards.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Patch:
-    """A hook that returns another tensor than the one that it is shown."""
+    """A hook that returns another tensor than the one that it receives."""
 
     tap: str
     seed: int
     rounded_to: torch.dtype | None = None
-    """A narrower dtype that the values go through."""
+    """A narrower dtype that the values are rounded to."""
 
     def __call__(self, seen: torch.Tensor) -> torch.Tensor:
-        """Standard normal values in the shape, dtype and on the device of what was seen; tokens in reverse.
+        """Return standard normal values in the shape and dtype and on the device of `seen`; for tokens, reverse them.
 
-        Drawn on the CPU in float32 from the seed and the tap's name: one seed is one tensor everywhere.
+        The values are drawn on the CPU in float32 from the seed and the tap's name: one seed is one tensor everywhere.
         """
         if not seen.is_floating_point():
             return seen.flatten().flip(0).view_as(seen)
@@ -37,26 +37,26 @@ class Patch:
 
 @dataclass(frozen=True, eq=False)
 class Substitute:
-    """A hook that returns a given tensor, which has been computed for this very forward."""
+    """A hook that returns a given tensor, computed for this very forward."""
 
     tap: str
     tensor: torch.Tensor
 
     def __call__(self, seen: torch.Tensor) -> torch.Tensor:
-        """The tensor in the shape and on the device of what was seen."""
+        """Return the tensor in the shape and on the device of `seen`."""
         return self.tensor.reshape(seen.shape).to(seen.device)
 
 
 @dataclass(frozen=True)
 class Cotangent:
-    """G: the gradients of a component are those of sum(output · G)."""
+    """G, if the gradients of a component are those of sum(output · G)."""
 
     seed: int
     rounded_to: torch.dtype | None = None
-    """A narrower dtype that the values go through."""
+    """A narrower dtype that the values are rounded to."""
 
     def __call__(self, output: torch.Tensor) -> torch.Tensor:
-        """Standard normal values in the shape, dtype and on the device of the output, drawn as a patch is."""
+        """Return standard normal values in the shape and dtype and on the device of the output."""
         return _drawn(f"cotangent {self.seed}", output, self.rounded_to)
 
 
@@ -69,23 +69,22 @@ def _drawn(name: str, like: torch.Tensor, rounded_to: torch.dtype | None) -> tor
 @dataclass(frozen=True)
 class Conditions:
     dropout: float | None = None
-    """p of every dropout, in training mode; None is eval mode."""
+    """p of every dropout, in training mode. None is eval mode."""
     random_state: int | None = None
-    """The seed that torch is given before each side's forward; None leaves the state alone."""
+    """The seed that torch is given before each side's forward. None leaves the state alone."""
     gradients: bool = False
-    """Whether autograd records."""
     cotangent: Cotangent | None = None
-    """Where gradients are asked for: what the output is multiplied with before it is summed."""
+    """If given, gradients of the output along it are taken and become taps."""
     autocast: torch.dtype | None = None
     cast_table: bool = False
     """Whether the sin/cos table was cast with the model, as `model.to(dtype)` does."""
     flags: tuple[str, ...] = ()
     """Settings of the bridge's config that are on. Hugging Face has none of them."""
     patch: Patch | Substitute | None = None
-    """A hook on the candidate; Hugging Face has no hooks."""
+    """A hook on the candidate. Hugging Face has no hooks."""
 
-    def rounded(self, dtype: torch.dtype) -> Conditions:
-        """The same, with what is drawn in values that `dtype` has."""
+    def rounded_to(self, dtype: torch.dtype) -> Conditions:
+        """Return these conditions with drawn values rounded to `dtype`."""
         return replace(
             self,
             cotangent=self.cotangent and replace(self.cotangent, rounded_to=dtype),
@@ -94,20 +93,20 @@ class Conditions:
 
     @property
     def of_reference(self) -> Conditions:
-        """Without what only a bridge can have."""
+        """These conditions without what only a bridge can have."""
         return replace(self, flags=(), patch=None)
 
 
 PLAIN = Conditions()
-"""Eval mode, no gradients, nothing changed: what most cases ask for."""
+"""Eval mode, no gradients, nothing changed: the conditions of most cases."""
 
 
 @contextlib.contextmanager
 def under(conditions: Conditions, module: nn.Module, device: torch.device, config: Any = None) -> Iterator[None]:
-    """Run something on `module` under `conditions`, all but the patch.
+    """Apply all conditions except the patch while `module` runs.
 
     Args:
-        config: a bridge's, which bears the flags; not needed where there are none.
+        config: a bridge's config, which has the flags. Not needed if no flag is on.
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.set_grad_enabled(conditions.gradients))
@@ -116,9 +115,9 @@ def under(conditions: Conditions, module: nn.Module, device: torch.device, confi
         if conditions.dropout is not None:
             stack.enter_context(_training(module, conditions.dropout))
         if conditions.cast_table:
-            stack.enter_context(_cast(module))
+            stack.enter_context(_cast_buffers(module))
         if conditions.flags:
-            stack.enter_context(_switched_on(config, conditions.flags))
+            stack.enter_context(_attributes_set(config, dict.fromkeys(conditions.flags, True)))
         if conditions.random_state is not None:
             stack.enter_context(_seeded(conditions.random_state, device))
         yield
@@ -126,24 +125,23 @@ def under(conditions: Conditions, module: nn.Module, device: torch.device, confi
 
 @contextlib.contextmanager
 def _training(module: nn.Module, p: float) -> Iterator[None]:
-    """Training mode, with `p` in every `nn.Dropout`: CodeGen's attention and MLP ask these, not the config."""
+    """Training mode with `p` in every `nn.Dropout`: CodeGen's attention and MLP read these and not the config."""
     modes = [(part, part.training) for part in module.modules()]
-    rates = [(part, part.p) for part in module.modules() if isinstance(part, nn.Dropout)]
-    module.train()
-    for dropout, _ in rates:
-        dropout.p = p
-    try:
-        yield
-    finally:
-        for dropout, rate in rates:
-            dropout.p = rate
-        for part, mode in modes:
-            part.training = mode
+    with contextlib.ExitStack() as stack:
+        for part in module.modules():
+            if isinstance(part, nn.Dropout):
+                stack.enter_context(_attributes_set(part, {"p": p}))
+        module.train()
+        try:
+            yield
+        finally:
+            for part, mode in modes:
+                part.training = mode
 
 
 @contextlib.contextmanager
-def _cast(module: nn.Module) -> Iterator[None]:
-    """`module.to(dtype)`, dtype being its weights': only buffers can have had another one."""
+def _cast_buffers(module: nn.Module) -> Iterator[None]:
+    """`module.to(dtype)` with the dtype of its weights, which can change no tensor except buffers."""
     kept = [
         (owner, name, buffer)
         for owner in module.modules()
@@ -159,23 +157,21 @@ def _cast(module: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _switched_on(config: Any, flags: tuple[str, ...]) -> Iterator[None]:
-    before = {flag: getattr(config, flag) for flag in flags}
+def _attributes_set(owner: Any, values: dict[str, Any]) -> Iterator[None]:
+    before = {name: getattr(owner, name) for name in values}
     try:
-        for flag in flags:
-            setattr(config, flag, True)
+        for name, value in values.items():
+            setattr(owner, name, value)
         yield
     finally:
-        for flag, value in before.items():
-            setattr(config, flag, value)
+        for name, value in before.items():
+            setattr(owner, name, value)
 
 
 @contextlib.contextmanager
 def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device], device_type=_accelerator(device)):
+    """A random state made from `seed`, on the CPU and on the device."""
+    on_cpu = device.type == "cpu"
+    with torch.random.fork_rng([] if on_cpu else [device], device_type="cuda" if on_cpu else device.type):
         torch.manual_seed(seed)
         yield
-
-
-def _accelerator(device: torch.device) -> str:
-    return "cuda" if device.type == "cpu" else device.type

@@ -7,6 +7,7 @@ roundoff that an operation accumulates in: float32's for 16-bit operands, else t
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -34,6 +35,17 @@ class Expected:
     value: torch.Tensor
     bound: torch.Tensor
     dtype: torch.dtype
+
+
+BLOCK_ELEMENTS = 1 << 20
+"""The number of elements of a weight that are upcast at a time: 8 MiB in float64."""
+
+
+def row_blocks(weight: torch.Tensor, elements: int = BLOCK_ELEMENTS) -> Iterator[slice]:
+    """Slices of the rows of a weight `[m, n]`, each with so many elements that it can be upcast at once."""
+    m, n = weight.shape
+    block = max(1, elements // n)
+    return (slice(start, min(start + block, m)) for start in range(0, m, block))
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:

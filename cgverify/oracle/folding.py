@@ -24,12 +24,9 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 
-from cgverify.oracle.arithmetic import SMALLEST_SUBNORMAL, UNIT_ROUNDOFF, Expected
+from cgverify.oracle.arithmetic import SMALLEST_SUBNORMAL, UNIT_ROUNDOFF, Expected, row_blocks
 from cgverify.oracle.product import product
 from cgverify.oracle.shortcuts import Shortcuts
-
-BLOCK_ELEMENTS = 1 << 20
-"""How much of a weight is in float64 at a time."""
 
 OUT, IN = 0, 1
 """Axes of a weight `[out, in]`, over which a mean may be without effect."""
@@ -127,6 +124,6 @@ def _sum_of_means(means: _Means, axes: Sequence[int], rows: slice) -> torch.Tens
 
 def _scaled(weight: torch.Tensor, gain: torch.Tensor | None) -> Iterator[torch.Tensor]:
     """E in float64, some rows after another."""
-    for rows in weight.detach().split(max(1, BLOCK_ELEMENTS // weight.shape[1])):
-        wide = rows.to(torch.float64)
+    for rows in row_blocks(weight):
+        wide = weight[rows].detach().to(torch.float64)
         yield wide if gain is None else wide * gain.to(torch.float64)

@@ -7,7 +7,7 @@ their operations. `w` is a component's weights by the names of `Parameters`, bia
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +24,8 @@ class Setting:
 
     dtype: torch.dtype
     roundings: Roundings
+    scores: Callable[[torch.Tensor, torch.Tensor, Setting], torch.Tensor]
+    """From rotated queries and keys `[batch, heads, seq, head_dim]` to masked and scaled scores."""
     n_heads: int = 1
     eps: float = 0.0
     table: torch.Tensor | None = None
@@ -70,16 +72,10 @@ def mlp(x: torch.Tensor, w: Leaves, setting: Setting) -> torch.Tensor:
 
 def attention(x: torch.Tensor, w: Leaves, setting: Setting) -> torch.Tensor:
     dtype, roundings = setting.dtype, setting.roundings
-    assert setting.table is not None
-    # Scores are float32 products even of float64 queries and keys.
-    wide = torch.promote_types(dtype, setting.table.dtype)
     query, key, value = (
         linear(x, f"attn.{name}", w, setting).unflatten(-1, (setting.n_heads, -1)).transpose(1, 2) for name in "qkv"
     )
-    query, key = (
-        stored(stored(_rotated(heads, setting), wide, roundings), torch.float32, roundings) for heads in (query, key)
-    )
-    scores = _masked(product(query, key.mT, torch.float32, roundings), setting) / math.sqrt(query.shape[-1])
+    scores = setting.scores(_rotated(query, setting), _rotated(key, setting), setting)
     pattern = stored(softmax(scores, accumulator(dtype), roundings), dtype, roundings)
     z = product(pattern, value, dtype, roundings).transpose(1, 2).flatten(2)
     return linear(z, "attn.o", w, setting)
@@ -91,8 +87,17 @@ def block(x: torch.Tensor, w: Leaves, setting: Setting) -> torch.Tensor:
     return stored(both + x, setting.dtype, setting.roundings)
 
 
+def masked_then_scaled(query: torch.Tensor, key: torch.Tensor, setting: Setting) -> torch.Tensor:
+    """(q·kᵀ + mask) / √D in float32, from queries and keys that the table promoted. An order for `Setting.scores`."""
+    assert setting.table is not None
+    roundings, wide = setting.roundings, torch.promote_types(setting.dtype, setting.table.dtype)
+    # Scores are float32 products even of float64 queries and keys.
+    query, key = (stored(stored(heads, wide, roundings), torch.float32, roundings) for heads in (query, key))
+    return _masked(product(query, key.mT, torch.float32, roundings), setting) / math.sqrt(query.shape[-1])
+
+
 def _masked(scores: torch.Tensor, setting: Setting) -> torch.Tensor:
-    """The sum with the mask, rounded; where the mask is so low that it absorbs every score, all are rounded alike."""
+    """The rounded sum with the mask. Where the mask is so low that it absorbs every score, all are rounded alike."""
     if setting.mask is None:
         return scores
     summed = scores + setting.mask.to(torch.float64)

@@ -73,6 +73,10 @@ class Parameters:
         bias: torch.Tensor | None = self._module(name).bias
         return None if bias is None else bias.detach()
 
+    def gain_and_bias(self, norm: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """The gain and the bias of a layer norm."""
+        return self.tensor(norm), self.required_bias(norm)
+
     def required_bias(self, name: str) -> torch.Tensor:
         bias = self.bias(name)
         if bias is None:

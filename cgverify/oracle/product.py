@@ -21,13 +21,11 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from cgverify.oracle.arithmetic import Expected, bound_after_rounding, bounded_output, gamma
+from cgverify.oracle.arithmetic import Expected, bound_after_rounding, bounded_output, gamma, row_blocks
 from cgverify.oracle.autocast import operand
 from cgverify.oracle.shortcuts import Shortcuts
 
 CHUNK = 64
-BLOCK_ELEMENTS = 1 << 20
-"""Elements of a weight that are upcast at a time: 8 MiB in float64."""
 
 
 def products(
@@ -51,7 +49,7 @@ def products(
         return
     rows = [operand(x.reshape(-1, x.shape[-1]), autocast) for x in inputs]
     stacked = torch.cat([x.to(torch.float64) for x in rows])
-    for columns in _blocks(weight):
+    for columns in row_blocks(weight):
         factor = operand(weight[columns], autocast)
         added = None if bias is None else operand(bias[columns], autocast)
         value, error = _product(stacked, factor, added, shortcuts)
@@ -68,7 +66,7 @@ def product(x: Expected, weight: torch.Tensor, bias: torch.Tensor | None, shortc
     """
     rows, inherited = x.value.flatten(0, -2), x.bound.flatten(0, -2)
     values, errors = [], []
-    for columns in _blocks(weight):
+    for columns in row_blocks(weight):
         value, error = _product(rows, weight[columns], None if bias is None else bias[columns], shortcuts)
         if inherited.any():
             summing = min(gamma(weight.shape[1] + 2, shortcuts.sum_unit(weight.dtype)), 1.0)
@@ -78,13 +76,6 @@ def product(x: Expected, weight: torch.Tensor, bias: torch.Tensor | None, shortc
         errors.append(bound_after_rounding(value, error, x.dtype))
     shape = (*x.value.shape[:-1], len(weight))
     return bounded_output(torch.cat(values, -1).reshape(shape), torch.cat(errors, -1).reshape(shape), x.dtype)
-
-
-def _blocks(weight: torch.Tensor) -> Iterator[slice]:
-    """Slices of the rows of a weight, each of which may be upcast at once."""
-    m, n = weight.shape
-    block = max(1, min(m, BLOCK_ELEMENTS // n))
-    return (slice(start, min(start + block, m)) for start in range(0, m, block))
 
 
 def _sums_of_squares(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

@@ -72,7 +72,7 @@ def _run(
     """
 
     def bend(built: CaseInputs) -> CaseInputs:
-        return built if rounded_to is None else built.rounded(rounded_to)
+        return built if rounded_to is None else built.rounded_to(rounded_to)
 
     window = Window(source)
     for view, in_view in groupby(sorted(cells, key=lambda cell: str(_view(cell))), key=_view):

@@ -10,8 +10,7 @@ import torch
 
 from cgverify.common.printable import described
 from cgverify.common.records import Finding, Verdict
-from cgverify.observe.cases import gated
-from cgverify.observe.components import COMPONENTS
+from cgverify.observe.components import COMPONENTS, FLAGGED_HOOKS
 from cgverify.observe.stages import Stage
 from cgverify.verification import messages
 from cgverify.verification.check import visible
@@ -153,5 +152,5 @@ def silent_hooks(observed: ObservedCell) -> tuple[str, ...]:
     stages = [*component.stages(False), *(stage for step in observed.steps for stage in step.stages)]
     required = {stage.tap for stage in stages if stage.required}
     on = {flag for step in observed.steps for flag in step.conditions.flags}
-    off = {hook for flag, hooks in gated.hooks(component.kind).items() if flag not in on for hook in hooks}
+    off = {hook for flag, hooks in FLAGGED_HOOKS.get(component.kind, {}).items() if flag not in on for hook in hooks}
     return tuple(sorted(set.intersection(*silent) - required - off))

@@ -19,7 +19,7 @@ from cgverify.observe.cases import CASES
 from cgverify.observe.components import COMPONENTS
 from cgverify.observe.conditions import Conditions, Substitute
 from cgverify.observe.inputs import CaseInputs, InputSpec, Step, checked_inputs, convert
-from cgverify.observe.run import reference_parameters
+from cgverify.observe.run import reference_parameters, run_candidate, run_reference
 from cgverify.observe.stages import Stage
 from cgverify.observe.taps import Observation
 from cgverify.verification.observed import CandidateFailedError, ObservedCell, ObservedSide, ObservedStep
@@ -38,12 +38,12 @@ def _random_inputs(cell: Cell, reference: Reference, bridge: nn.Module) -> CaseI
     component, case = COMPONENTS[cell.kind], CASES[cell.case]
     config, dtype = reference.config, getattr(torch, cell.dtype)
     spec = InputSpec(cell.seed, cell.batch_size, cell.seq_len, config.n_positions, dtype, reference.spread)
-    builder, stress = component.random_inputs(config), component.stress(config)
+    builder = component.random_inputs(config)
     own = getattr(_submodule(bridge, cell), "get_random_inputs", None)
     if own is None:
-        return reference.change_inputs(case.build_inputs(component, spec, builder, stress))
+        return reference.change_inputs(case.build_inputs(component, spec, config, builder))
     try:
-        inputs = case.build_inputs(component, spec, checked_inputs(builder, own), stress)
+        inputs = case.build_inputs(component, spec, config, checked_inputs(builder, own))
     except KeyboardInterrupt:
         raise
     except BaseException as error:
@@ -153,7 +153,9 @@ class Reference:
             conditions = forward.step.conditions.of_reference
             key = id(forward.step.inputs), conditions
             if forward.cache is not None or key not in known:
-                known[key] = component.run_reference(self._model, forward.inputs, forward.cache, cell.layer, conditions)
+                known[key] = run_reference(
+                    component, self._model, forward.inputs, forward.cache, cell.layer, conditions
+                )
             observation = known[key]
             shared = case.shared(observation.taps)
             # If a hook replaces a tensor, the reference's taps do not measure what follows from it.
@@ -178,8 +180,8 @@ class _CandidateRun:
         component, case = COMPONENTS[self.cell.kind], CASES[self.cell.case]
         for reference, forward in zip(self.reference, _forwards(self.cell, steps, self.config), strict=False):
             conditions = forward.step.conditions
-            observation = component.run_candidate(
-                self.bridge, forward.inputs, forward.cache, self.cell.layer, conditions
+            observation = run_candidate(
+                component, self.bridge, forward.inputs, forward.cache, self.cell.layer, conditions
             )
             side = ObservedSide(observation, {**forward.given, **reference.shared, **observation.taps})
             stages = _applicable(case.stages(component, forward.step), conditions, observation)

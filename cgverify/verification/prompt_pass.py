@@ -70,8 +70,8 @@ class CarriedStates:
     """The hidden states that one side carries to the next view in one case, for each span of the prompt."""
 
     def __init__(self, prompt: Prompt, case: Case) -> None:
-        assert case.parts is not None, "a case of a prompt"
-        self.spans = case.parts(len(prompt.tokens))
+        assert case.spans is not None, "a case of a prompt"
+        self.spans = case.spans(len(prompt.tokens))
         self.states = tuple(torch.tensor([prompt.tokens[span.start : span.stop]]) for span in self.spans)
         self.stopped: tuple[str, BaseException] | None = None
         """The component that returned no hidden states, and why."""

@@ -30,13 +30,13 @@ from cgverify.common.printable import described, said
 from cgverify.common.records import Cell, CellResult, Finding, Prompt, Verdict
 from cgverify.observe.bits import same_tensor
 from cgverify.observe.candidate import Candidate, restore_working_directory
-from cgverify.observe.cases.model import parts
-from cgverify.observe.components import COMPONENTS, Component, record_cache, record_returned
+from cgverify.observe.cases.model import prompt_spans
+from cgverify.observe.components import COMPONENTS, Component
 from cgverify.observe.conditions import PLAIN
 from cgverify.observe.inputs import PromptSpan, convert, prompt_context
 from cgverify.observe.run import reference_parameters
 from cgverify.observe.stages import RESIDUAL, Stage, copy
-from cgverify.observe.taps import Observation, hooks_of, observe
+from cgverify.observe.taps import Observation, hook_points, observe, record_cache, record_returned, watch_hooks
 from cgverify.plan.cells import GENERATED_TOKENS
 from cgverify.verification import drift
 from cgverify.verification.judge import Judge, uncompared
@@ -147,7 +147,7 @@ class WatchedModel:
         """Run the prompt in its spans, then generate token by token."""
         run, cache, length = ModelRun(), DynamicCache(), len(prompt.tokens)
         generated = (PromptSpan(f"generated {i + 1}", length + i, length + i + 1) for i in range(GENERATED_TOKENS - 1))
-        for span in (*parts(length), *generated):
+        for span in (*prompt_spans(length), *generated):
             tokens = (*prompt.tokens, *run.tokens)[span.start : span.stop]
             forward = self._forward(span, tokens, cache)
             run.forwards.append(forward)
@@ -178,7 +178,7 @@ class WatchedModel:
         for view, seen in forward.seen.items():
             forward.given[view] = given
             if isinstance(view, int):
-                record_cache(cache, view, "attn.", seen.see)
+                record_cache(cache, view, "attn.", seen.record)
                 context = convert(prompt_context(span), given["given.hidden_states"].dtype, tokens.device)
                 forward.given[view] = given | {f"given.{name}": each for name, each in context.items()} | before[view]
             if "returned" not in seen.taps:  # nor did any component behind it return
@@ -189,7 +189,7 @@ class WatchedModel:
             forward.raised = whole.raised
             return forward
         if self.modules:
-            forward.seen["unembed"].see("logits", returned[0])
+            forward.seen["unembed"].record("logits", returned[0])
             forward.seen["embed"].violations += whole.violations
         forward.logits = returned[0].detach()
         return forward
@@ -205,7 +205,11 @@ def run_reference(model: CodeGenForCausalLM, prompt: Prompt) -> ModelRun:
 
 
 def _watch_reference(component: Component, module: Any, seen: Observation) -> contextlib.AbstractContextManager[None]:
-    return component.watch(module, seen.see)
+    return component.reference_taps(module, seen.record)
+
+
+def _watch_candidate(_: Component, node: Any, seen: Observation) -> contextlib.AbstractContextManager[Any]:
+    return watch_hooks(dict(hook_points(node)), seen, {})
 
 
 def _run_candidate(candidate: Candidate, model: CodeGenForCausalLM, prompt: Prompt) -> ModelRun:
@@ -214,7 +218,7 @@ def _run_candidate(candidate: Candidate, model: CodeGenForCausalLM, prompt: Prom
         n_layers, device = model.config.n_layer, model.device
         bridge = candidate.boot(model)
         modules = _modules(bridge, n_layers, lambda component: component.bridge_path)
-        run = WatchedModel(bridge, modules, lambda _, module, seen: hooks_of(module, seen, {}), device).run(prompt)
+        run = WatchedModel(bridge, modules, _watch_candidate, device).run(prompt)
         plain = WatchedModel(bridge, {}, lambda *_: contextlib.nullcontext(), device).run(prompt)
     for forward in run.forwards:
         for view, seen in forward.seen.items():
@@ -273,7 +277,7 @@ def _first_sentence(judged: Sequence[CellResult]) -> str:
 
 def _drift(cell: Cell, reference: ModelRun, candidate: ModelRun, prompt_pass: PromptPass) -> Iterator[Finding]:
     """Compare the candidate's whole model with what it carried through the window, and the generated tokens."""
-    forced = candidate.forwards[: len(parts(len(prompt_pass.prompt.tokens)))]
+    forced = candidate.forwards[: len(prompt_spans(len(prompt_pass.prompt.tokens)))]
     for view in reference.forwards[0].seen:
         name = name_of(view)
         carried = prompt_pass.carried.get((cell.candidate, name))

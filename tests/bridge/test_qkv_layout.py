@@ -10,7 +10,8 @@ from transformers import CodeGenConfig
 from transformers.models.codegen.modeling_codegen import CodeGenAttention
 
 from cgverify.bridge import join_weight, split_qkv_matrix, split_weight
-from cgverify.observe.taps import Observation, attention_taps
+from cgverify.observe.generations import installed
+from cgverify.observe.taps import Observation
 from cgverify.oracle.fused_qkv import projection_weight
 
 
@@ -41,7 +42,7 @@ def test_linears_compute_what_split_heads_returns(config: CodeGenConfig) -> None
     attention = CodeGenAttention(config, layer_idx=0).eval()
     hidden = torch.randn(2, 5, config.n_embd)
     seen = Observation()
-    with torch.no_grad(), attention_taps(attention, seen.see):
+    with torch.no_grad(), installed().attention_taps(attention, seen.record):
         attention(hidden, position_ids=torch.arange(5)[None])
     for linear, which in zip(split_qkv_matrix(attention), "qkv", strict=True):
         assert torch.equal(linear(hidden), seen.taps[f"hook_{which}"].flatten(-2))

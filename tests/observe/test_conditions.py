@@ -96,14 +96,14 @@ def test_a_patch_is_one_tensor_in_every_dtype_and_another_for_every_tap_and_seed
 def test_rounded_conditions_draw_what_the_dtype_would_get() -> None:
     like = torch.zeros(2, 3, 4, dtype=torch.float64)
     plain = Conditions(gradients=True, patch=Patch("hook_q", 1), cotangent=Cotangent(1))
-    rounded = plain.rounded(torch.bfloat16)
+    rounded = plain.rounded_to(torch.bfloat16)
     for before, after in ((plain.patch, rounded.patch), (plain.cotangent, rounded.cotangent)):
         assert before is not None
         assert after is not None
         assert after(like).dtype == torch.float64
         assert torch.equal(after(like), before(like.bfloat16()).double())
         assert not torch.equal(after(like), before(like))
-    assert PLAIN.rounded(torch.bfloat16) == PLAIN
+    assert PLAIN.rounded_to(torch.bfloat16) == PLAIN
 
 
 def test_conditions_that_ask_for_no_flags_need_no_config() -> None:

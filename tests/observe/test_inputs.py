@@ -1,13 +1,15 @@
-"""Matched inputs: reproducible, the same in every dtype, and bent where random ones hide bugs."""
+"""Matched inputs: reproducible, equal in every dtype, and changed where random ones hide bugs."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import CodeGenConfig
 
 from cgverify.observe.cases import CASES
 from cgverify.observe.components import COMPONENTS
@@ -22,45 +24,44 @@ from cgverify.observe.inputs import (
     draw,
     hidden_states,
     leave_unchanged,
-    stress_attention,
-    stress_channels,
     stress_rows,
     stress_tokens,
     token_ids,
 )
 
-RECIPE = InputSpec(seed=3, batch_size=2, seq_len=8, n_positions=64, dtype=torch.float32, spread=2.0)
+SPEC = InputSpec(seed=3, batch_size=2, seq_len=8, n_positions=64, dtype=torch.float32, spread=2.0)
+CPU = torch.device("cpu")
 
 
-def attention(case: str, recipe: InputSpec = RECIPE) -> CaseInputs:
-    return CASES[case].build_inputs(COMPONENTS["attn"], recipe, attention_inputs(32), stress_attention)
+def attention(case: str, spec: InputSpec = SPEC) -> CaseInputs:
+    return CASES[case].build_inputs(COMPONENTS["attn"], spec, CodeGenConfig(), attention_inputs(32))
 
 
 @given(seed=st.integers(0, 1000), case=st.sampled_from(["default", "stress", "decode"]))
-def test_a_seed_is_one_probe_and_leaves_the_global_state(seed: int, case: str) -> None:
-    recipe = InputSpec(seed, 2, 8, 64, torch.float32, 1.0)
+def test_seed_gives_one_input_and_restores_global_state(seed: int, case: str) -> None:
+    spec = replace(SPEC, seed=seed)
     state = torch.get_rng_state()
-    first, second = attention(case, recipe), attention(case, recipe)
+    first, second = attention(case, spec), attention(case, spec)
     assert first.gives_same_inputs(second)
     assert torch.equal(torch.get_rng_state(), state)
-    assert not first.gives_same_inputs(attention(case, InputSpec(seed + 1, 2, 8, 64, torch.float32, 1.0)))
+    assert not first.gives_same_inputs(attention(case, replace(SPEC, seed=seed + 1)))
 
 
-def test_a_component_is_asked_on_the_cpu_in_float32_whatever_the_setting() -> None:
+def test_candidates_own_inputs_are_asked_on_cpu_in_float32() -> None:
     asked: list[Any] = []
 
-    def own(batch_size: int, seq_len: int, device: Any = None, dtype: Any = None) -> dict[str, torch.Tensor]:
-        asked.append((batch_size, seq_len, device, dtype))
-        return {"hidden_states": torch.randn(batch_size, seq_len, 4)}
+    def own(*arguments: Any) -> dict[str, torch.Tensor]:
+        asked.append(arguments)
+        return {"hidden_states": torch.randn(2, 8, 4)}
 
-    draw(own, RECIPE, stress_channels)
-    assert asked == [(2, 8, torch.device("cpu"), torch.float32)]
+    draw(checked_inputs(hidden_states(4), own), SPEC, leave_unchanged)
+    assert asked == [(2, 8, CPU, torch.float32)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
-def test_conversion_casts_values_and_rebuilds_the_masks_minimum(dtype: torch.dtype) -> None:
+def test_conversion_casts_values_and_rebuilds_mask_minimum(dtype: torch.dtype) -> None:
     given = attention("stress").steps[0].inputs
-    converted = convert(given, dtype, torch.device("cpu"))
+    converted = convert(given, dtype, CPU)
     hidden = given["attention_mask"] == LOWEST
     assert hidden.any()
     assert (converted["attention_mask"][hidden] == torch.finfo(dtype).min).all()
@@ -69,37 +70,36 @@ def test_conversion_casts_values_and_rebuilds_the_masks_minimum(dtype: torch.dty
     assert converted["position_ids"].dtype == torch.long
 
 
-def test_a_rounded_probe_is_what_the_dtype_gets_and_keeps_its_mask() -> None:
+def test_rounded_inputs_equal_what_the_dtype_gets() -> None:
     built = attention("stress")
-    (step,) = built.rounded(torch.bfloat16).steps
+    (step,) = built.rounded_to(torch.bfloat16).steps
     for name, value in step.inputs.items():
         assert value.dtype == built.steps[0].inputs[name].dtype
-    narrow = convert(built.steps[0].inputs, torch.bfloat16, torch.device("cpu"))
+    narrow = convert(built.steps[0].inputs, torch.bfloat16, CPU)
     assert torch.equal(step.inputs["hidden_states"], narrow["hidden_states"].float())
     hidden = built.steps[0].inputs["attention_mask"] == LOWEST
     assert torch.equal(step.inputs["attention_mask"] == LOWEST, hidden)
     assert not torch.equal(step.inputs["attention_mask"], built.steps[0].inputs["attention_mask"])
 
 
-def test_stress_bends_what_random_inputs_hide() -> None:
-    plain, bent = attention("default").steps[0].inputs, attention("stress").steps[0].inputs
-    gaps = bent["position_ids"].diff()
+def test_stress_changes_what_random_inputs_hide() -> None:
+    plain, stressed = attention("default").steps[0].inputs, attention("stress").steps[0].inputs
+    gaps = stressed["position_ids"].diff()
     assert (gaps > 0).all()
     assert (gaps > 1).any()
-    assert not torch.equal(bent["position_ids"][0], bent["position_ids"][1])
-    mask, causal = bent["attention_mask"], plain["attention_mask"] == LOWEST
+    assert not torch.equal(stressed["position_ids"][0], stressed["position_ids"][1])
+    mask, causal = stressed["attention_mask"], plain["attention_mask"] == LOWEST
     assert (mask[causal] == LOWEST).all()
     assert (mask[-1, :, :, :2] == LOWEST).all()  # left padding
-    soft = mask[mask > LOWEST]
-    assert soft.std() > 1
-    assert torch.equal(bent["hidden_states"], plain["hidden_states"] * 2.0)
+    assert mask[mask > LOWEST].std() > 1
+    assert torch.equal(stressed["hidden_states"], plain["hidden_states"] * 2.0)
 
 
-def test_decoding_cuts_one_sequence_into_steps_that_see_all_before() -> None:
+def test_decode_cuts_a_sequence_into_steps_that_see_all_before() -> None:
     steps = attention("decode").steps
     assert [step.name for step in steps] == ["prefill", "token 1", "token 2", "chunk"]
     given = [step.inputs["position_ids"] for step in steps]
-    assert [len(positions) for positions in given] == [2, 2, 1, 1]  # the last ones are the whole batch's
+    assert [len(positions) for positions in given] == [2, 2, 1, 1]  # the last ones are shared by the batch
     first = torch.cat([positions[0] for positions in given])
     assert (first.diff() > 0).all()
     assert (first.diff() > 1).any()
@@ -110,46 +110,44 @@ def test_decoding_cuts_one_sequence_into_steps_that_see_all_before() -> None:
     assert (steps[-1].inputs["attention_mask"][1, 0, :, :3] == LOWEST).all()  # left padding
 
 
-def test_tokens_are_first_last_and_repeated() -> None:
-    stress = stress_tokens(50, [7, None])
-    ids = draw(token_ids(50), RECIPE, stress)["input_ids"]
+def test_stressed_tokens_are_first_last_and_repeated() -> None:
+    ids = draw(token_ids(50), SPEC, stress_tokens(50, [7, None]))["input_ids"]
     assert ids[0, :3].tolist() == [0, 49, 7]
     assert len(ids[:, 4:].unique()) == 1
 
 
-def test_a_candidate_may_not_choose_its_exam() -> None:
+def test_candidates_unfit_inputs_are_refused() -> None:
     contract = attention_inputs(4)
 
     def unfit(**changes: Any) -> RandomInputs:
-        return checked_inputs(contract, lambda *shape, **_: {**contract(*shape), **changes})
+        return checked_inputs(contract, lambda batch, seq, *_: {**contract(batch, seq), **changes})
 
     assert unfit()(2, 8)["hidden_states"].shape == (2, 8, 4)
-    for changes, told in (
+    for changes, message in (
         ({"hidden_states": torch.zeros(2, 8, 4)}, "hidden_states is not finite and spread"),
         ({"hidden_states": torch.randn(1, 1, 4)}, "hidden_states is no"),
         ({"attention_mask": torch.zeros(2, 1, 8, 8)}, "attention_mask is not as the contract says"),
         ({"position_ids": torch.zeros(2, 8)}, "position_ids is no torch.int64"),
         ({"extra": 1}, "extra"),
     ):
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=message):
             unfit(**changes)(2, 8)
 
 
-def test_rows_for_layer_norm_have_variance_near_eps_offsets_and_outliers() -> None:
-    rows = draw(hidden_states(200), RECIPE, stress_rows)["hidden_states"].flatten(0, 1)
+def test_stressed_rows_have_small_variance_offset_and_outliers() -> None:
+    rows = draw(hidden_states(200), SPEC, stress_rows)["hidden_states"].flatten(0, 1)
     assert rows[0].var() < 2e-5
     assert rows[1].mean() > 29
     assert rows[2].abs().max() > 20 * rows[2].abs().median()
 
 
-def test_a_draw_seeds_no_other_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`torch.manual_seed` would seed every accelerator, and nothing would put their random states back."""
+def test_draw_seeds_no_other_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`torch.manual_seed` would seed every accelerator, and nothing would restore their random states."""
 
     def seeded(*_: object) -> None:
         pytest.fail("another device was seeded")
 
     monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded)
     monkeypatch.setattr(torch.xpu, "manual_seed_all", seeded)
-    recipe = InputSpec(seed=1, batch_size=1, seq_len=2, n_positions=8, dtype=torch.float32, spread=1.0)
-    first, again = (draw(hidden_states(4), recipe, leave_unchanged) for _ in range(2))
+    first, again = (draw(hidden_states(4), SPEC, leave_unchanged) for _ in range(2))
     assert torch.equal(first["hidden_states"], again["hidden_states"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cgverify.observe.cases import patched
+from cgverify.observe.cases.patched import patched_taps
 from cgverify.observe.components import COMPONENTS
 from cgverify.plan import cells as plan
 from cgverify.selftest.seeded.patches import (
@@ -42,7 +42,7 @@ def deaf(path: str) -> Any:
 
 # A candidate is named by where it can be imported from: `case_faults:DEAF_hook_q` and so on.
 DEAF = {
-    kind: {tap: f"DEAF_{kind}_{tap.replace('.', '_')}" for tap in patched.hooks(COMPONENTS[kind])}
+    kind: {tap: f"DEAF_{kind}_{tap.replace('.', '_')}" for tap in patched_taps(COMPONENTS[kind])}
     for kind in plan.CASE_KINDS["patched"]
 }
 """By kind of component and tap: the name of the candidate whose hook there only shows."""

@@ -6,45 +6,64 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from transformers import CodeGenConfig
 
 from cgverify.observe.components import Component
-from cgverify.observe.inputs import CaseInputs, Inputs, InputSpec, PromptSpan, RandomInputs, Step, Stress, draw
+from cgverify.observe.conditions import PLAIN, Conditions
+from cgverify.observe.inputs import (
+    CaseInputs,
+    Inputs,
+    InputSpec,
+    InputTransform,
+    PromptSpan,
+    RandomInputs,
+    Step,
+    draw,
+)
 from cgverify.observe.stages import Stage, TensorsByName
 
-
-def as_listed(component: Component, _: Step) -> tuple[Stage, ...]:
-    """The component's stages, as they are without a cache."""
-    return component.stages(False)
+Steps = Callable[[Component, Inputs, InputSpec], tuple[Step, ...]]
+StagesOf = Callable[[Component, Step], tuple[Stage, ...]]
 
 
-def nothing(_: TensorsByName) -> dict[str, torch.Tensor]:
+def one_forward(name: str = "forward", conditions: Callable[[InputSpec], Conditions] = lambda _: PLAIN) -> Steps:
+    """A single step under conditions that are made from the cell's numbers."""
+    return lambda _, inputs, spec: (Step(name, inputs, conditions(spec)),)
+
+
+def each_stage(change: Callable[[Stage, Component], Stage]) -> StagesOf:
+    """The component's stages without a cache, each changed."""
+    return lambda component, _: tuple(change(stage, component) for stage in component.stages(False))
+
+
+plain_forward = one_forward()
+plain_stages = each_stage(lambda stage, _: stage)
+
+
+def no_tensors(_: TensorsByName) -> dict[str, torch.Tensor]:
     return {}
-
-
-def one_forward(_: Component, inputs: Inputs, __: InputSpec) -> tuple[Step, ...]:
-    return (Step("forward", inputs),)
 
 
 @dataclass(frozen=True)
 class Case:
-    """A recipe: inputs, bent; the forwards that are made of them, each under its conditions; the stages of each."""
+    """A recipe: inputs, the forwards that are made of them with their conditions, and the stages of each forward."""
 
-    bend: Callable[[Stress], Stress]
-    """Given the component's own stress, what is done to the inputs that were drawn."""
-    steps: Callable[[Component, Inputs, InputSpec], tuple[Step, ...]] = one_forward
-    stages: Callable[[Component, Step], tuple[Stage, ...]] = as_listed
-    shared: Callable[[TensorsByName], dict[str, torch.Tensor]] = nothing
-    """What both sides' stages take from the reference's taps in a step, such as which elements dropout kept."""
+    transform: InputTransform | None = None
+    """What is done to random inputs. None is the component's own stress."""
+    steps: Steps = plain_forward
+    stages: StagesOf = plain_stages
+    shared: Callable[[TensorsByName], dict[str, torch.Tensor]] = no_tensors
+    """What both sides' stages read from the reference's taps, such as which elements dropout kept."""
     extra_tokens: int = 0
-    """How many tokens are drawn beyond `seq_len`."""
-    parts: Callable[[int], tuple[PromptSpan, ...]] | None = None
-    """How a prompt of so many tokens is cut into forwards; None where inputs are random and not a prompt's."""
+    """How many tokens are drawn in addition to `seq_len`."""
+    spans: Callable[[int], tuple[PromptSpan, ...]] | None = None
+    """How a prompt with a number of tokens is cut into forwards. None if the inputs are random."""
     own_hidden_states: bool = False
-    """Whether each side is given the hidden states that it made of the prompt itself, and not both the reference's."""
+    """Whether each side gets the hidden states that it computed from the prompt. Otherwise both get the reference's."""
 
     def build_inputs(
-        self, component: Component, recipe: InputSpec, random_inputs: RandomInputs, stress: Stress
+        self, component: Component, spec: InputSpec, config: CodeGenConfig, random_inputs: RandomInputs
     ) -> CaseInputs:
-        """The forwards of this case on one component."""
-        inputs = draw(random_inputs, recipe, self.bend(stress), self.extra_tokens)
-        return CaseInputs(self.steps(component, inputs, recipe))
+        """Return the forwards of this case on one component."""
+        transform = component.stress(config) if self.transform is None else self.transform
+        return CaseInputs(self.steps(component, draw(random_inputs, spec, transform, self.extra_tokens), spec))

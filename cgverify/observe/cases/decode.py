@@ -1,7 +1,7 @@
 """`decode`: a prefill, then single tokens and a chunk, through one `DynamicCache` whose contents are compared too.
 
-Positions have gaps, the mask is soft under the causal one and pads on the left, as in `stress`. The second token and
-the chunk have one row of positions for the whole batch, which is how Hugging Face's model calls its blocks. Only this
+Positions have gaps, and the mask is soft under the causal one with padding on the left, as in `stress`. The second
+token and the chunk have one row of positions for the whole batch, as Hugging Face's model calls its blocks. Only this
 case sees keys or values that are cast, placed or rotated wrongly on their way into the cache, a uniform offset of all
 positions, and a mask or positions that are ignored once there is a cache.
 """
@@ -16,27 +16,27 @@ from cgverify.observe.inputs import Inputs, InputSpec, Step, slice_tokens, stres
 from cgverify.plan.cells import DECODE_STEPS, DECODED_TOKENS
 
 SHARED_POSITIONS = ("token 2", "chunk")
+"""Steps with one row of positions for the whole batch."""
 
 
-def pieces(inputs: Inputs, recipe: InputSpec) -> Iterator[tuple[str, Inputs]]:
-    """The sequence cut into a prefill, single tokens and a chunk; each sees all keys up to its own.
+def pieces(inputs: Inputs, spec: InputSpec) -> Iterator[tuple[str, Inputs]]:
+    """Cut the sequence into a prefill, single tokens and a chunk. Each sees all keys up to its own.
 
     Positions are `[batch, length]`, or `[1, length]` in `SHARED_POSITIONS`.
     """
     start = 0
-    for name, length in (("prefill", recipe.seq_len), *DECODE_STEPS):
-        now = slice(start, start + length)
+    for name, length in (("prefill", spec.seq_len), *DECODE_STEPS):
         rows = slice(1) if name in SHARED_POSITIONS else slice(None)
-        yield name, slice_tokens(inputs, now, rows)
-        start = now.stop
+        yield name, slice_tokens(inputs, slice(start, start + length), rows)
+        start += length
 
 
-def _steps(_: Component, inputs: Inputs, recipe: InputSpec) -> tuple[Step, ...]:
-    return tuple(Step(name, piece, cache="all") for name, piece in pieces(inputs, recipe))
+def _steps(_: Component, inputs: Inputs, spec: InputSpec) -> tuple[Step, ...]:
+    return tuple(Step(name, piece, cache="all") for name, piece in pieces(inputs, spec))
 
 
 CASE = Case(
-    bend=lambda _: stress_context,
+    transform=stress_context,
     steps=_steps,
     stages=lambda component, _: component.stages(True),
     extra_tokens=DECODED_TOKENS,

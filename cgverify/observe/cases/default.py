@@ -1,10 +1,10 @@
-"""`default`: inputs as they come.
+"""`default`: random inputs as they are.
 
-What a plain forward shows: wrong weights, a wrong order of operations, a wrong dtype. It is also the case in which most
-people run a model, so what is wrong here is wrong for them.
+It shows what a plain forward shows: wrong weights, a wrong order of operations, a wrong dtype. It is also how most
+people run a model, so a fault here is a fault for them.
 """
 
 from cgverify.observe.cases.case import Case
 from cgverify.observe.inputs import leave_unchanged
 
-CASE = Case(bend=lambda _: leave_unchanged)
+CASE = Case(transform=leave_unchanged)

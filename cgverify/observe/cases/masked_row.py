@@ -1,9 +1,9 @@
-"""`masked_row`: a query amid the sequence sees no key at all, and the first half of one batch row is padding.
+"""`masked_row`: a query in the middle of the sequence sees no key, and the first half of one batch row is padding.
 
-A query that sees nothing attends to all keys alike (in float16 not quite: its lowest value keeps a part of q·k). Under
-`stress` the only such queries are padding themselves, and only from four tokens on. This case alone sees a softmax that
-is protected against such rows for real tokens: one that gives NaN or zeros there, one that lets a token see itself
-whatever the mask says, or one that rebuilds the mask from its last row.
+A query that sees nothing attends to all keys equally (in float16 not quite: its lowest value keeps a part of q·k). In
+`stress` the only such queries are padding themselves, and only from four tokens on. Only this case sees a softmax that
+guards against such rows for real tokens: it gives NaN or zeros there, lets a token see itself whatever the mask says,
+or rebuilds the mask from its last row.
 """
 
 from __future__ import annotations
@@ -20,4 +20,4 @@ def _hide(inputs: Inputs, _: InputSpec) -> Inputs:
     return {**inputs, "attention_mask": mask}
 
 
-CASE = Case(bend=lambda _: _hide)
+CASE = Case(transform=_hide)

@@ -10,8 +10,8 @@ from dataclasses import replace
 
 from cgverify.common.printable import described
 from cgverify.common.records import Finding
-from cgverify.observe.cases.patched import after
 from cgverify.observe.conditions import Substitute
+from cgverify.observe.replacement import stages_after_replacing
 from cgverify.observe.stages import Stage
 from cgverify.oracle.parameters import Parameters
 from cgverify.verification.check import check_stages
@@ -48,7 +48,7 @@ def _still_wrong(patched: ObservedStep, stage: Stage, kind: str, parameters: Par
     """Name each stage behind the substituted tap that fails, with its tap if the name is the first stage's."""
     # Without the reference's taps: what follows from another tensor need not match them.
     reference = ObservedSide(patched.reference.observation, {})
-    step = replace(patched, stages=after(stage.tap, patched.stages, kind), reference=reference)
+    step = replace(patched, stages=stages_after_replacing(stage.tap, patched.stages, kind), reference=reference)
     check_stages([step], parameters)
     failing = [finding for finding in findings_of(step) if finding.verdict.fails and finding.stage != "conduct"]
     return list(dict.fromkeys(_name(finding, stage) for finding in failing))

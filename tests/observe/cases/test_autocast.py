@@ -11,7 +11,7 @@ from verifying import ALL_DTYPES, failed, findings, verify
 from cgverify.checkpoint.resolve import resolve
 from cgverify.common.records import CellResult, Verdict
 from cgverify.observe.cases import CASES
-from cgverify.observe.cases.autocast import lows
+from cgverify.observe.cases.autocast import autocast_dtypes
 from cgverify.plan.cells import CASES as KINDS
 from cgverify.selftest.answer import Outcome
 from cgverify.selftest.exam import MODEL, Exam, mark
@@ -56,7 +56,7 @@ def test_every_stage_holds_and_products_come_near_their_bound(ours: list[CellRes
 def test_each_dtype_is_cast_to_those_that_torch_lets_it(
     ours: list[CellResult], dtype: str, expected: tuple[torch.dtype, ...]
 ) -> None:
-    assert lows(getattr(torch, dtype)) == expected
+    assert autocast_dtypes(getattr(torch, dtype)) == expected
     pieces = ["prefill", "token 1", "token 2", "chunk"]
     (attention,) = (r for r in ours if (r.cell.dtype, r.cell.kind) == (dtype, "attn"))
     names = [str(low).removeprefix("torch.") for low in expected]

@@ -14,8 +14,8 @@ from verifying import ALL_DTYPES, failed, findings, verify
 
 from cgverify.bridge import boot
 from cgverify.common.records import CellResult, Verdict
-from cgverify.observe.cases import CASES, gated
-from cgverify.observe.components import COMPONENTS
+from cgverify.observe.cases import CASES
+from cgverify.observe.components import COMPONENTS, FLAGGED_HOOKS
 from cgverify.observe.taps import Observation, hook_points
 from cgverify.plan import cells as plan
 
@@ -66,7 +66,7 @@ def test_attention_is_bitwise_where_hugging_face_does_the_same(ours: list[CellRe
 
 @pytest.mark.parametrize("kind", ["attn", "block"])
 def test_every_gated_hook_is_judged_and_patched(ours: list[CellResult], kind: str) -> None:
-    for flag, hooks in gated.hooks(kind).items():
+    for flag, hooks in FLAGGED_HOOKS[kind].items():
         taps = {f.tap for f in findings(of(ours, case="gated", kind=kind)) if f.step == flag}
         assert set(hooks) <= taps
         steps = {f.step for f in findings(of(ours, case="patched", kind=kind))}
@@ -81,7 +81,7 @@ def test_every_hook_that_a_bridge_registers_is_judged(model: CodeGenForCausalLM,
     bridge = Observation({name: torch.empty(1, 1, 1, 1) for name, _ in hook_points(node)})
     component.name_taps(bridge)
     plain = {stage.tap for stage in component.stages(False)}
-    assert set(bridge.taps) <= plain.union(*gated.hooks(kind).values())
+    assert set(bridge.taps) <= plain.union(*FLAGGED_HOOKS.get(kind, {}).values())
 
 
 def test_every_hook_of_attention_that_fires_is_patched(ours: list[CellResult]) -> None:
@@ -145,7 +145,7 @@ def test_flags_are_put_back() -> None:
     """What comes after `gated` runs plainly again, on the same bridge."""
     verify(candidates=[f"{__name__}:kept"], cases=["gated", "default"], components=["attn"])
     (bridge,) = import_module(__name__).KEPT  # as `--bridge` imports it
-    assert not any(getattr(bridge.cfg, flag) for flag in gated.hooks("block"))
+    assert not any(getattr(bridge.cfg, flag) for flag in FLAGGED_HOOKS["block"])
 
 
 KEPT: list[Any] = []
@@ -168,7 +168,7 @@ def test_upstreams_flags_without_effect_are_named(upstream: list[CellResult]) ->
     missing = {
         (f.step, f.tap) for f in failed(of(upstream, case="gated", kind="attn")) if not f.tap.startswith("hook_rot")
     }
-    assert missing == {(flag, hook) for flag, hooks in gated.hooks("attn").items() for hook in hooks}
+    assert missing == {(flag, hook) for flag, hooks in FLAGGED_HOOKS["attn"].items() for hook in hooks}
 
 
 def test_upstreams_missing_residual_dropout_is_told(upstream: list[CellResult]) -> None:
@@ -178,7 +178,7 @@ def test_upstreams_missing_residual_dropout_is_told(upstream: list[CellResult]) 
 
 
 def test_upstreams_hooks_that_fire_are_used(upstream: list[CellResult]) -> None:
-    dead = {"hook_rot_q", "hook_rot_k", *(hook for hooks in gated.hooks("attn").values() for hook in hooks)}
+    dead = {"hook_rot_q", "hook_rot_k", *(hook for hooks in FLAGGED_HOOKS["attn"].values() for hook in hooks)}
     found = failed(of(upstream, case="patched"))
     assert {finding.verdict for finding in found} == {Verdict.MISSING}
     assert {finding.tap.removeprefix("attn.") for finding in found} == dead

@@ -1,0 +1,133 @@
+"""The generation in which each attention has its own sin/cos table, the buffer `embed_positions`.
+
+Attention and block take `position_ids` and `layer_past`, and return a tuple. Scores are (q·kᵀ + mask) / √D in float32,
+promoted by the mask's dtype. The float32 table promotes q and k; the key is cast back before it is cached.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import CodeGenConfig
+from transformers.models.codegen.modeling_codegen import CodeGenAttention
+
+from cgverify.observe.generations.generation import Generation
+from cgverify.observe.taps import RecordTap, watch_io
+from cgverify.oracle.autocast_scores import autocast_scores
+from cgverify.oracle.forward import masked_then_scaled
+from cgverify.oracle.rope import rope
+from cgverify.oracle.scores import scores
+
+
+def _misfits() -> list[str]:
+    with torch.device("meta"):
+        attention = CodeGenAttention(CodeGenConfig(n_positions=4, n_embd=16, n_head=4, rotary_dim=4), layer_idx=0)
+    arguments = inspect.signature(attention.forward).parameters
+    attributes = ("embed_positions", "_split_heads", "_attn")
+    return [
+        *(f"CodeGenAttention has no {name}" for name in attributes if not hasattr(attention, name)),
+        *(f"its forward takes no {name}" for name in ("position_ids", "layer_past") if name not in arguments),
+    ]
+
+
+def _sin_cos_table(model: Any) -> torch.Tensor:
+    table: torch.Tensor = model.transformer.h[0].attn.embed_positions
+    return table
+
+
+def _call(_: nn.Module, node: nn.Module, kind: str, inputs: dict[str, Any], cache: Any) -> Any:
+    first, *rest = inputs
+    context = {name: inputs[name] for name in rest}
+    if cache is not None:
+        context |= {"layer_past": cache, "use_cache": True}
+    if kind == "attn":  # a block calls its attention with keywords only
+        return node(**{first: inputs[first]}, **context)
+    return node(inputs[first], **context)
+
+
+@contextlib.contextmanager
+def _attention_taps(attention: Any, record: RecordTap) -> Iterator[None]:
+    """Record what a `CodeGenAttention` computes, under the names and in the shapes of the bridge's hooks.
+
+    | tap | where it is seen |
+    |---|---|
+    | `qkv.hook_out` | the output of `qkv_proj` |
+    | `hook_q`, `hook_k`, `hook_v` | what `_split_heads` returns, in the order of its calls: q, k, v |
+    | `hook_rot_q`, `hook_rot_k` | what `_attn` receives; with a cache, the last keys, already cast |
+    | `hook_attn_scores` | the input of `_attn`'s softmax |
+    | `hook_pattern` | what `_attn` returns second |
+    | `hook_z` | the input of `out_proj` |
+    """
+    split_heads, attn = attention._split_heads, attention._attn
+    projections: Iterator[str] = iter(())
+
+    def watched_split(*args: Any, **kwargs: Any) -> torch.Tensor:
+        nonlocal projections
+        heads: torch.Tensor = split_heads(*args, **kwargs)
+        name = next(projections, None)
+        if name is None:
+            projections = iter(("hook_k", "hook_v"))
+            name = "hook_q"
+        record(name, heads)
+        return heads
+
+    def watched_attn(query: torch.Tensor, key: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        record("hook_rot_q", query.transpose(1, 2))
+        record("hook_rot_k", key[:, :, -query.shape[2] :].transpose(1, 2))
+        with _SoftmaxInput(lambda seen: record("hook_attn_scores", seen)):
+            output = attn(query, key, *args, **kwargs)
+        record("hook_pattern", output[1])
+        return output
+
+    def record_z(name: str, z: torch.Tensor) -> None:
+        record(name, z.unflatten(-1, (attention.num_attention_heads, -1)))
+
+    def record_ends(name: str, tensor: torch.Tensor) -> None:
+        """Record the input under the names of the three projections too, and the output under its second name."""
+        inputs = ("hook_in", "qkv.hook_in", "q.hook_in", "k.hook_in", "v.hook_in")
+        for each in inputs if name == "hook_in" else ("hook_out", "hook_hidden_states"):
+            record(each, tensor)
+
+    attention._split_heads, attention._attn = watched_split, watched_attn
+    try:
+        with (
+            watch_io(attention, record_ends, "hook_in", "hook_out"),
+            watch_io(attention.qkv_proj, record, None, "qkv.hook_out"),
+            watch_io(attention.out_proj, record_z, "hook_z", None),
+            watch_io(attention.out_proj, record, None, "o.hook_out"),
+        ):
+            yield
+    finally:
+        del attention._split_heads, attention._attn
+
+
+class _SoftmaxInput(TorchDispatchMode):
+    """Show the input of every softmax."""
+
+    def __init__(self, see: Callable[[torch.Tensor], None]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.see = see
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._softmax.default:
+            self.see(args[0])
+        return func(*args, **(kwargs or {}))
+
+
+EMBED_POSITIONS = Generation(
+    misfits=_misfits,
+    kinds_with_pattern=("attn", "block"),
+    sin_cos_table=_sin_cos_table,
+    call=_call,
+    attention_taps=_attention_taps,
+    rotate=rope,
+    scores=scores,
+    autocast_scores=autocast_scores,
+    sampled_scores=masked_then_scaled,
+)

@@ -1,0 +1,42 @@
+"""What differs between generations of Hugging Face's CodeGen module."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from cgverify.observe.taps import RecordTap
+from cgverify.oracle.arithmetic import Expected
+from cgverify.oracle.forward import Setting
+from cgverify.oracle.shortcuts import Shortcuts
+
+
+@dataclass(frozen=True)
+class Generation:
+    misfits: Callable[[], list[str]]
+    """Return what this generation needs and the installed classes lack, in words; empty if they fit."""
+    kinds_with_pattern: tuple[str, ...]
+    """Kinds of component that return the attention pattern after their output."""
+    sin_cos_table: Callable[[Any], torch.Tensor]
+    """Return a one-block model's table `[positions, rotary_dim]`, sines before cosines, as it is stored."""
+    call: Callable[[nn.Module, nn.Module, str, dict[str, Any], Any], Any]
+    """Call a component of either side and return what it returns.
+
+    Arguments: the model or bridge that the component belongs to, the component, its kind, its inputs by name in the
+    order of its own arguments, and a `DynamicCache` or None.
+    """
+    attention_taps: Callable[[Any, RecordTap], contextlib.AbstractContextManager[None]]
+    """Record what a `CodeGenAttention` computes, under the names and in the shapes of the bridge's hooks."""
+    rotate: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], Expected]
+    """Rotated queries or keys. Arguments as for `cgverify.oracle.rope.rope`."""
+    scores: Callable[[Expected, Expected, torch.Tensor | None, Shortcuts], Expected]
+    """Masked and scaled scores. Arguments as for `cgverify.oracle.scores.scores`."""
+    autocast_scores: Callable[[Expected, Expected, torch.Tensor | None, torch.dtype, Shortcuts], Expected]
+    """Scores under autocast. Arguments as for `cgverify.oracle.autocast_scores.autocast_scores`."""
+    sampled_scores: Callable[[torch.Tensor, torch.Tensor, Setting], torch.Tensor]
+    """Scores of rotated heads for gradients. See `cgverify.oracle.forward.Setting.scores`."""
