@@ -206,6 +206,26 @@ def prompt_context(span: PromptSpan) -> Inputs:
     return {"position_ids": torch.arange(span.start, span.stop).unsqueeze(0), "attention_mask": mask}
 
 
+def block_inputs(block: Inputs, taps: Mapping[str, torch.Tensor]) -> dict[str, Inputs]:
+    """Return the inputs of each component inside a block, by kind, as the block's own forward passed them on.
+
+    Args:
+        block: what the block was given.
+        taps: what was seen of it.
+    """
+    context = {name: block[name] for name in ("position_ids", "attention_mask")}
+    normed = {"hidden_states": taps["attn.hook_in"]}
+    return {
+        "ln1": {"hidden_states": taps["ln1.hook_in"]},
+        "attn": normed | context,
+        **{f"attn.{w}": normed for w in "qkv"},
+        "attn.o": {"hidden_states": taps["attn.hook_z"].flatten(2)},
+        "mlp": {"hidden_states": taps["mlp.hook_in"]},
+        "mlp.in": {"hidden_states": taps["mlp.in.hook_in"]},
+        "mlp.out": {"hidden_states": taps["mlp.out.hook_in"]},
+    }
+
+
 # --- the stress case: what random inputs hide -------------------------------------------------------------------------
 
 

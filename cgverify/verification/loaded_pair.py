@@ -120,14 +120,12 @@ class LoadedPair:
         if not self._is_processed:
             reference = Reference(model, config, spread)
             observed = [observe_cell(cell, reference, bridge) for cell in cells]
-        else:
-            processed = processed_reference(model, bridge)
-            weights = ProcessedWeights(reference_parameters(model), reference_parameters(processed))
-            reference = Reference(processed, config, spread, CaseInputs.with_infinite_masks)
-            observed = [
-                replace(observe_cell(cell, reference, bridge), extra_findings=weights.findings(cell.kind))
-                for cell in cells
-            ]
+            return DEFAULT_JUDGE.results(observed, reference.parameters)
+        processed = processed_reference(model, bridge)
+        reference = Reference(processed, config, spread, CaseInputs.with_infinite_masks)
+        weights = ProcessedWeights(reference_parameters(model), reference.parameters)
+        observed = [observe_cell(cell, reference, bridge) for cell in cells]
+        observed = [replace(one, extra_findings=weights.findings(one.cell.kind)) for one in observed]
         return DEFAULT_JUDGE.results(observed, reference.parameters)
 
 

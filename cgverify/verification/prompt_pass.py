@@ -17,8 +17,8 @@ from cgverify.checkpoint.window import WeightsView
 from cgverify.common.records import Cell, Finding, Prompt, Verdict
 from cgverify.observe.cases import CASES
 from cgverify.observe.cases.case import Case
-from cgverify.observe.inputs import CaseInputs, Step, prompt_context
-from cgverify.observe.taps import Observation, Taps
+from cgverify.observe.inputs import CaseInputs, Step, block_inputs, prompt_context
+from cgverify.observe.taps import Observation
 from cgverify.oracle import exact
 from cgverify.plan.cells import AFTER, BEFORE, WHOLE
 from cgverify.verification import drift
@@ -148,7 +148,9 @@ class PromptPass:
                 self._inputs[name] = {kind: inputs}
                 self._exact = exact.FORWARDS[kind](self._exact, reference.parameters)
             elif carried.stopped is None:
-                self._inputs[name] = _inputs_in_view(kind, inputs, seen[0].taps)
+                (step,), (observation,) = inputs.steps, seen
+                by_kind = {kind: step.inputs} | (block_inputs(step.inputs, observation.taps) if kind == "block" else {})
+                self._inputs[name] = {each: CaseInputs((Step(step.name, own),)) for each, own in by_kind.items()}
 
     def refusal(self, cell: Cell) -> tuple[Verdict, str] | None:
         """Return why the reference has no inputs for a cell; None if it has."""
@@ -191,22 +193,3 @@ class PromptPass:
             self.carried[cell.candidate, cell.component] = ours
         found = drift.carried(ours, theirs, self._exact)
         return (found, drift.top_1(ours, theirs)) if cell.kind == "unembed" else (found,)
-
-
-def _inputs_in_view(kind: str, inputs: CaseInputs, taps: Taps) -> dict[str, CaseInputs]:
-    """Return the inputs of each component in view, by kind, as the reference's own forward passed them on."""
-    (step,) = inputs.steps
-    by_kind = {kind: step.inputs}
-    if kind == "block":
-        context = {name: step.inputs[name] for name in ("position_ids", "attention_mask")}
-        normed = {"hidden_states": taps["attn.hook_in"]}
-        by_kind |= {
-            "ln1": {"hidden_states": taps["ln1.hook_in"]},
-            "attn": normed | context,
-            **{f"attn.{w}": normed for w in "qkv"},
-            "attn.o": {"hidden_states": taps["attn.hook_z"].flatten(2)},
-            "mlp": {"hidden_states": taps["mlp.hook_in"]},
-            "mlp.in": {"hidden_states": taps["mlp.in.hook_in"]},
-            "mlp.out": {"hidden_states": taps["mlp.out.hook_in"]},
-        }
-    return {name: CaseInputs((Step(step.name, inputs),)) for name, inputs in by_kind.items()}
