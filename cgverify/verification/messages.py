@@ -1,4 +1,4 @@
-"""All texts about a failure: the message of a finding, and the sentence about a cell.
+"""Texts about a stage that failed: the message of its finding, with the cause, and the sentence about the cell.
 
     scores breaks first, everywhere in hook_attn_scores, by 4.19e+03 times its bound and 1.67e+04 ULP from the
     reference; the bridge is 2e+04 times as far from the oracle as the reference; cause: scaled by 1.001; with the right
@@ -19,7 +19,7 @@ import torch
 from cgverify.common.records import Finding, Verdict
 from cgverify.observe.stages import Stage
 from cgverify.verification.diagnosis.extent import extent, listed
-from cgverify.verification.diagnosis.mismatch import CandidateStage, Mismatch
+from cgverify.verification.diagnosis.mismatch import CandidateStage
 from cgverify.verification.metrics import Difference
 from cgverify.verification.observed import RAISED_TAP, ObservedStep, StageCheck
 
@@ -108,16 +108,13 @@ def _break(first: FirstBreak) -> Iterator[str]:
     where = extent(mismatch.broken, stage.axes)
     place = f"at {stage.tap} ({where})" if where else f"everywhere in {stage.tap}"
     prefix = _patch_ignored(step, stage) or (f"{stage.meaning}: " if stage.meaning else "")
-    yield f"{prefix}{stage.name} breaks first, {place}{_dtype(mismatch)}, {_size(first.finding)}"
+    dtype, expected = mismatch.tap.dtype, mismatch.expected.dtype
+    form = "" if dtype == expected else f", which is {wrong_dtype(dtype, expected)}"
+    yield f"{prefix}{stage.name} breaks first, {place}{form}, {_size(first.finding)}"
     if farther := _farther(step, step.stages.index(stage)):
         yield farther
     if first.finding.cause:
         yield f"cause: {first.finding.cause}"
-
-
-def _dtype(mismatch: Mismatch) -> str:
-    found, expected = mismatch.tap.dtype, mismatch.expected.dtype
-    return "" if found == expected else f", which is {wrong_dtype(found, expected)}"
 
 
 def _size(finding: Finding) -> str:

@@ -18,10 +18,7 @@ from cgverify.common.errors import UsageError
 
 AXES = {"layers": 1, "components": ["embed", "attn", "mlp", "unembed"], "cases": "default"}
 PARTS = {
-    "fold_ln": False,
-    "center_writing_weights": False,
-    "center_unembed": False,
-    "fold_value_biases": False,
+    **dict.fromkeys(("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases"), False),
     "no_processing": True,
 }
 

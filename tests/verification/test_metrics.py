@@ -102,7 +102,7 @@ def test_verdict_is_the_strongest_true_one(r: float | None, against: Difference 
     assert verdict(r, against) is said
 
 
-# --- trusted bits ----------------------------------------------------------------------------------------------------
+# --- trusted bits -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
