@@ -90,7 +90,9 @@ def _check(side: ObservedSide, index: int, stage: Stage, answer: Expected, colum
         answer = Expected(answer.value, bound_after_rounding(answer.value, answer.bound, tap.dtype), answer.dtype)
     check = side.checks.get(index)
     if check is None:
-        check = side.checks[index] = StageCheck(answer.dtype, TrustedBits(_heads(stage, tap)))
+        has_heads = "head" in stage.axes and tap.dim() == len(stage.axes)
+        bits = TrustedBits(tap.shape[stage.axes.index("head")] if has_heads else 1)
+        check = side.checks[index] = StageCheck(answer.dtype, bits)
     width = answer.value.shape[-1]
     if columns is None:
         part, first, stride = tap, 0, width
@@ -117,10 +119,6 @@ def visible(stage: Stage, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor |
     if mask is None or mask.dtype == torch.bool:
         return mask
     return mask > torch.finfo(mask.dtype).min
-
-
-def _heads(stage: Stage, tap: torch.Tensor) -> int:
-    return tap.shape[stage.axes.index("head")] if "head" in stage.axes and tap.dim() == len(stage.axes) else 1
 
 
 def _add_bits(

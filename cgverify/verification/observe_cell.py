@@ -20,7 +20,6 @@ from cgverify.observe.components import COMPONENTS
 from cgverify.observe.conditions import Conditions, Substitute
 from cgverify.observe.inputs import CaseInputs, InputSpec, Step, checked_inputs, convert
 from cgverify.observe.run import reference_parameters, run_candidate, run_reference
-from cgverify.observe.stages import Stage
 from cgverify.observe.taps import Observation
 from cgverify.verification.observed import CandidateFailedError, ObservedCell, ObservedSide, ObservedStep
 
@@ -184,7 +183,9 @@ class _CandidateRun:
                 component, self.bridge, forward.inputs, forward.cache, self.cell.layer, conditions
             )
             side = ObservedSide(observation, {**forward.given, **reference.shared, **observation.taps})
-            stages = _applicable(case.stages(component, forward.step), conditions, observation)
+            stages, patch = case.stages(component, forward.step), conditions.patch
+            if patch is not None and patch.tap not in observation.taps:  # nothing follows from a hook that never fired
+                stages = tuple(stage for stage in stages if stage.tap == patch.tap)
             yield ObservedStep(forward.step.name, stages, reference, side, conditions)
             if forward.breaks_off(observation):
                 break
@@ -196,14 +197,6 @@ class _CandidateRun:
             for step in self.inputs.steps
         ]
         return next((step for step in self.run(steps) if step.name == observed.name), None)
-
-
-def _applicable(stages: tuple[Stage, ...], conditions: Conditions, observation: Observation) -> tuple[Stage, ...]:
-    """Return all stages, or only the patched one if its hook never fired: then nothing follows from the patch."""
-    patch = conditions.patch
-    if patch is None or patch.tap in observation.taps:
-        return stages
-    return tuple(stage for stage in stages if stage.tap == patch.tap)
 
 
 def observe_cell(cell: Cell, reference: Reference, bridge: nn.Module) -> ObservedCell:

@@ -69,14 +69,16 @@ def test_bridge_passes_in_every_layer(ours: list[CellResult]) -> None:
             assert {f.verdict for f in compared} == {Verdict.BITWISE}, result.cell
 
 
-def test_text_gives_blocks_the_models_hidden_states(ours: list[CellResult], given: Given, hugging_face: Any) -> None:
+@pytest.mark.usefixtures("ours")
+def test_text_gives_blocks_the_models_hidden_states(given: Given, hugging_face: Any) -> None:
     assert given["text", "embed", "forward"].equal(TOKENS)
     for layer in range(5):
         assert given["text", f"blocks.{layer}", "forward"].equal(hugging_face.hidden_states[layer])
     assert given["text", "unembed", "forward"].equal(hugging_face.hidden_states[5])
 
 
-def test_text_gives_components_the_blocks_tensors(ours: list[CellResult], given: Given) -> None:
+@pytest.mark.usefixtures("ours")
+def test_text_gives_components_the_blocks_tensors(given: Given) -> None:
     model = CodeGenForCausalLM.from_pretrained(NANO, dtype=torch.float32).eval()
     block = model.transformer.h[3]
     seen = {}
