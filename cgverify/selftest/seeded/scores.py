@@ -71,7 +71,7 @@ class ScaledByRotaryDim(Scale):
     """Divided by √rotary_dim."""
 
     def factor(self) -> float:
-        return float((self._head_dim() / self._rotary_dim()) ** 0.5)
+        return float((self._head_dim() / self._table().shape[-1]) ** 0.5)
 
 
 class Unscaled(Scale):
