@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 
@@ -74,7 +75,7 @@ class ObservedStep:
     candidate: ObservedSide
     conditions: Conditions
 
-    @property
+    @cached_property
     def stage_of(self) -> dict[tuple[str, str], Stage]:
         """The stages by name and tap, as findings name them."""
         return {(stage.name, stage.tap): stage for stage in self.stages}
