@@ -134,7 +134,7 @@ NAMED_AT_LEAST = {"float32": 75, "bfloat16": 55}
 def test_every_cause_named_in_the_self_test_is_right(dtype: str) -> None:
     source = resolve(MODEL)
     exam = Exam((*FAULTS, *VARIANTS), (dtype,), ("cpu",), quick=True)
-    names = {entry.bridge: entry.name for entry in exam.asked}
+    names = {entry.bridge: entry.name for entry in exam.entries}
     named: dict[str, set[str]] = {}
     for result in CheckpointVerifier(source, exam.candidates(), judge=Judge(with_sentence=False)).verify_all(
         exam.plan(source)
