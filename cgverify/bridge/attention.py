@@ -159,7 +159,10 @@ class CodeGenAttentionBridge(JointQKVAttentionBridge):  # type: ignore[misc]
 
     def drop_fused(self) -> None:
         """Free the fused weight. Q, K and V are copies of it, from which `join_weight` can restore it."""
-        self._fused = self._fused.drop()
+        owner = self._fused.owner
+        if owner is not None:
+            owner._parameters["weight"] = None
+        self._fused = FusedWeightSnapshot(owner)
 
     def setup_hook_compatibility(self) -> None:
         """Let TransformerLens set the shapes that hooks see, but keep a given `qkv_conversion_rule`."""

@@ -5,7 +5,7 @@ A shortcut is taken only if the caller cannot notice it.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -32,9 +32,8 @@ def has_own_forward(module: nn.Module) -> bool:
 
 def call_hook_point(owner: nn.Module, name: str, tensor: Tensor) -> Tensor:
     """Return what a hook point makes of a tensor. A point without hooks is not called, which saves time."""
-    point = owner._modules[name]
-    returned: Tensor = point(tensor) if has_hooks(point) else tensor  # type: ignore[misc, arg-type]
-    return returned
+    point: Any = owner._modules[name]
+    return cast(Tensor, point(tensor)) if has_hooks(point) else tensor
 
 
 def is_plain_linear(bridge: Any) -> bool:
@@ -45,8 +44,7 @@ def is_plain_linear(bridge: Any) -> bool:
 def call_linear(bridge: Any, tensor: Tensor) -> Tensor:
     """Return what a Linear's bridge makes of a tensor, its hooks included."""
     if not is_plain_linear(bridge):
-        returned: Tensor = bridge(tensor)
-        return returned
+        return cast(Tensor, bridge(tensor))
     product = bridge._modules["_original_component"](call_hook_point(bridge, "hook_in", tensor))
     return call_hook_point(bridge, "hook_out", product)
 

@@ -64,12 +64,6 @@ class FusedWeightSnapshot:
         """Carry over how many changes there were since: the weight of a copy counts its own changes from 0."""
         return _with_changes, (self.owner, self.weight, _version(self.weight) - self.version)
 
-    def drop(self) -> FusedWeightSnapshot:
-        """Free the weight. Its owner has none from now on."""
-        if self.owner is not None:
-            self.owner._parameters["weight"] = None
-        return FusedWeightSnapshot(self.owner)
-
 
 def _with_changes(owner: nn.Module | None, weight: Tensor | None, changes: int) -> FusedWeightSnapshot:
     return FusedWeightSnapshot(owner, weight, _version(weight) - changes)
