@@ -1,4 +1,4 @@
-"""The command line. Each command stands in a file of its own and imports what it needs when it is called."""
+"""The command line. Each command has its own file, and imports what it needs when it is called."""
 
 from __future__ import annotations
 
@@ -43,14 +43,8 @@ def cgverify(
     pass
 
 
-app.command()(all_components)
-app.command()(attention)
-app.command()(sweep)
-app.command()(merge)
-app.command()(compare)
-app.command()(report)
+for command in (all_components, attention, sweep, merge, compare, report):
+    app.command()(command)
 app.add_typer(baseline.app, name="baseline")
-app.command()(selftest)
-app.command()(bench)
-app.command()(models)
-app.command()(env)
+for command in (selftest, bench, models, env):
+    app.command()(command)

@@ -1,4 +1,4 @@
-"""`cgverify baseline accept`: make a run what later runs are compared with."""
+"""`cgverify baseline accept`: keep a run as the one that later runs are compared with."""
 
 from __future__ import annotations
 
@@ -8,53 +8,56 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cgverify.cli import options
-from cgverify.cli.exits import exit_codes
+from cgverify.cli.command import command
+from cgverify.cli.options import option
 from cgverify.common.errors import RunFolderError, UsageError
 
 if TYPE_CHECKING:
     from cgverify.runs.baseline import StoredRun
 
-app = typer.Typer(help="Runs kept to compare with.", no_args_is_help=True)
+app = typer.Typer(help="Keep runs to compare with.", no_args_is_help=True)
 
 Folder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 Name = Annotated[
-    str | None, typer.Argument(metavar="NAME", help="Of the baseline; by default MODEL-DEVICE.", show_default=False)
+    str | None,
+    typer.Argument(metavar="NAME", help="The baseline's name. By default MODEL-DEVICE.", show_default=False),
 ]
-Reports = Annotated[Path, typer.Option(help="Folder of the baselines.", envvar="CGVERIFY_REPORTS")]
+Reports = Annotated[Path, option("reports", "The folder of the baselines.")]
 
 
 @app.callback()
 def baseline() -> None:
-    pass
+    pass  # with a callback, typer keeps `accept` a subcommand although it is the only one
 
 
 @app.command()
-def accept(run: Folder, name: Name = None, reports: Reports = Path("reports"), verbose: options.Verbose = 0) -> None:
-    """Keep a run as a baseline, in place of an older one, and tell what differs from that.
+@command
+def accept(*, run: Folder, name: Name = None, reports: Reports = Path("reports"), verbose: options.Verbose = 0) -> int:
+    """Keep a run as a baseline, replace an older one, and report what differs from that one.
 
-    Exit codes: 0 accepted, 2 bad usage, or a run that is not fit to be compared with.
+    Exit codes: 0 accepted, 2 bad usage, or a run that cannot be a baseline.
     """
-    with exit_codes(verbose):
-        from cgverify.report.comparison import sections
-        from cgverify.report.frames import summary_frame
-        from cgverify.report.sections import on_screen
-        from cgverify.runs.baseline import PACKED, load_stored_run, require_finished
-        from cgverify.runs.baseline import accept as keep
-        from cgverify.runs.comparison import compare_runs
+    from cgverify.report.comparison import sections
+    from cgverify.report.frames import summary_frame
+    from cgverify.report.sections import on_screen
+    from cgverify.runs.baseline import PACKED, load_stored_run, require_finished
+    from cgverify.runs.baseline import accept as keep
+    from cgverify.runs.comparison import compare_runs
 
-        require_finished(run)
-        stored = load_stored_run(run)
-        path = reports / (name or _name(stored))
-        before = None
-        if (path / PACKED).exists():
-            try:
-                before = load_stored_run(path)
-            except RunFolderError as error:
-                typer.echo(f"What it replaces is not compared with it: {error}", err=True)
-        keep(stored, path, summary_frame(stored.results).to_csv(index=False))
-        if before is not None:
-            typer.echo(on_screen(sections(compare_runs(before, stored))), nl=False)
-        typer.echo(f"Accepted as {path}: review its summary.csv, and commit the folder.", err=True)
+    require_finished(run)
+    stored = load_stored_run(run)
+    path = reports / (name or _name(stored))
+    before = None
+    if (path / PACKED).exists():
+        try:
+            before = load_stored_run(path)
+        except RunFolderError as error:
+            typer.echo(f"The run is not compared with the baseline that it replaces: {error}", err=True)
+    keep(stored, path, summary_frame(stored.results).to_csv(index=False))
+    if before is not None:
+        typer.echo(on_screen(sections(compare_runs(before, stored))), nl=False)
+    typer.echo(f"Accepted as {path}: review its summary.csv, and commit the folder.", err=True)
+    return 0
 
 
 def _name(stored: StoredRun) -> str:

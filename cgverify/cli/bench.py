@@ -1,9 +1,10 @@
-"""`cgverify bench`: what a bridge costs beside Hugging Face."""
+"""`cgverify bench`: time and memory of bridges, compared with Hugging Face."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,8 +16,8 @@ from cgverify.bench.baseline import FILE, ScenarioChange, changes, over, read, r
 from cgverify.bench.records import BenchRun, Measured, Point
 from cgverify.bench.scenarios import COMPONENTS, SCENARIOS, Selection, Shape
 from cgverify.cli import options
-from cgverify.cli.exits import INTERRUPTED, exit_codes
-from cgverify.cli.options import known, split
+from cgverify.cli.command import INTERRUPTED, command
+from cgverify.cli.options import format_option, known, option, split
 from cgverify.common.environment import hush_libraries, keep_memory, machine, pin_numerics, uncollected, versions
 from cgverify.common.errors import RunFolderError, UsageError
 from cgverify.common.streams import stdout_is_ours
@@ -26,77 +27,48 @@ if TYPE_CHECKING:
     from cgverify.bench.harness import Harness
 
 FORMATS = ("table", "json", "csv", "html")
+MEMORY = ("fresh", "kept")
 FAILED, NOTHING_MEASURED = 1, 5
 
-_WHAT, _HOW = "What to measure", "How to measure"
+what = partial(option, panel="What to measure")
+how = partial(option, panel="How to measure")
 
-Scenarios = Annotated[
-    list[str] | None,
-    typer.Option(help=f"{', '.join(SCENARIOS)}; or all.", envvar="CGVERIFY_SCENARIO", rich_help_panel=_WHAT),
-]
-Shapes = Annotated[
-    list[str] | None,
-    typer.Option(help="BATCHxTOKENS, or 1x1+1000 with a cache.", envvar="CGVERIFY_SHAPE", rich_help_panel=_WHAT),
-]
-Components = Annotated[
-    list[str] | None,
-    typer.Option(help=f"{', '.join(COMPONENTS)}; or all.", envvar="CGVERIFY_COMPONENT", rich_help_panel=_WHAT),
-]
-Seconds = Annotated[
-    float,
-    typer.Option(min=0.0, help="Time limit of one comparison.", envvar="CGVERIFY_SECONDS", rich_help_panel=_HOW),
-]
+Scenarios = Annotated[list[str] | None, what("scenario", f"{', '.join(SCENARIOS)}; or all.")]
+Components = Annotated[list[str] | None, what("component", f"{', '.join(COMPONENTS)}; or all.")]
+Shapes = Annotated[list[str] | None, what("shape", "BATCHxTOKENS, or 1x1+1000 with a cache.")]
+Seconds = Annotated[float, how("seconds", "Time limit of one comparison, in seconds.", min=0.0)]
 Width = Annotated[
-    float,
-    typer.Option(
-        min=0.0,
-        help="Relative width of a ratio's interval at which its comparison stops.",
-        envvar="CGVERIFY_WIDTH",
-        rich_help_panel=_HOW,
-    ),
+    float, how("width", "Stop a comparison when the relative width of its ratio's interval is below this.", min=0.0)
 ]
-MEMORY = ("fresh", "kept")
 Memory = Annotated[
     str,
-    typer.Option(
-        help="fresh: large tensors cost what the system takes to give memory anew, as in any process; kept: nothing is "
-        "given back, and what is left is arithmetic.",
-        envvar="CGVERIFY_MEMORY",
-        rich_help_panel=_HOW,
+    how(
+        "memory",
+        "fresh returns freed memory to the system and pays for new memory, as any process does. kept keeps it, so that "
+        "only arithmetic is measured.",
     ),
 ]
-Baseline = Annotated[
-    Path | None,
-    typer.Option(
-        help=f"An earlier {FILE} of this machine to compare with.", envvar="CGVERIFY_BASELINE", rich_help_panel=_HOW
-    ),
-]
-Measured_ = Annotated[
-    Path | None,
-    typer.Option(
-        "--from", help=f"Measure nothing: report on this {FILE}.", envvar="CGVERIFY_FROM", rich_help_panel=_HOW
-    ),
-]
+Baseline = Annotated[Path | None, how("baseline", f"An earlier {FILE} of this machine to compare with.")]
+From = Annotated[Path | None, how("from", f"Measure nothing, and report on this {FILE}.")]
 FailOver = Annotated[
     float | None,
-    typer.Option(
+    how(
+        "fail-over",
+        "Exit with 1 if a ratio is certainly above this; with --baseline, if it grew by more than this factor.",
         min=0.0,
-        help="Exit 1 where a ratio is surely over this; with --baseline, where it grew by more than this factor.",
-        envvar="CGVERIFY_FAIL_OVER",
-        rich_help_panel=_HOW,
     ),
 ]
-Format = Annotated[
-    str, typer.Option(help=f"On stdout: {', '.join(FORMATS)}.", envvar="CGVERIFY_FORMAT", rich_help_panel=_HOW)
-]
+Format = Annotated[str, format_option(FORMATS, "How to measure")]
 
 
+@command
 def bench(
+    *,
     model: options.Model = "codegen-350M",
     weights: options.Weights = "auto",
-    bridge: options.Bridge = ["cgverify"],  # noqa: B006  typer wants the default as a list
-    dtype: options.Dtype = ["float32"],  # noqa: B006
-    device: options.Device = ["cpu"],  # noqa: B006
+    bridge: options.Bridge = ["cgverify"],
+    dtype: options.Dtype = ["float32"],
+    device: options.Device = ["cpu"],
     scenario: Scenarios = None,
     component: Components = None,
     shape: Shapes = None,
@@ -105,54 +77,56 @@ def bench(
     memory: Memory = "fresh",
     threads: options.Threads = None,
     baseline: Baseline = None,
-    measured: Measured_ = None,
+    measured: From = None,
     fail_over: FailOver = None,
     output: options.Output = None,
     format: Format = "table",
     quiet: options.Quiet = False,
     verbose: options.Verbose = 0,
-) -> None:
-    """Measure time and memory of bridges beside Hugging Face, in pairs, in one process, on the same inputs.
+) -> int:
+    """Measure time and memory of bridges and of Hugging Face, in pairs, in one process, on the same inputs.
 
-    Without --scenario, --component and --shape a selection that takes minutes; --scenario all is everything.
+    Without --scenario, --component and --shape, a selection that takes minutes is measured; --scenario all measures
+    everything.
 
-    Exit codes: 0 measured, 1 over --fail-over, 2 bad usage, 3 something could not be run, 5 nothing was measured,
+    Exit codes: 0 measured, 1 above --fail-over, 2 bad usage, 3 something could not be run, 5 nothing was measured,
     130 interrupted.
     """
-    with exit_codes(verbose):
-        selection = Selection(
-            scenarios=_chosen("scenario", scenario, SCENARIOS),
-            components=_chosen("component", component, COMPONENTS),
-            shapes=[Shape.parse(text) for text in split(shape or ())],
-            dtypes=known("dtype", split(dtype), DTYPES),
-            devices=known("device", split(device), DEVICES),
+    selection = Selection(
+        scenarios=_chosen("scenario", scenario, SCENARIOS),
+        components=_chosen("component", component, COMPONENTS),
+        shapes=[Shape.parse(text) for text in split(shape)],
+        dtypes=known("dtype", split(dtype), DTYPES),
+        devices=known("device", split(device), DEVICES),
+    )
+    known("format", [format], FORMATS)
+    known("memory", [memory], MEMORY)
+    before = None if baseline is None else read(baseline)
+    interrupted = False
+    if measured is not None:
+        run = read(measured)
+    else:
+        if verbose == 0:
+            hush_libraries()
+        run, interrupted = _measure(
+            model, weights, split(bridge), selection, memory, threads, seconds, width, output, quiet
         )
-        known("format", [format], FORMATS)
-        known("memory", [memory], MEMORY)
-        before = None if baseline is None else read(baseline)
-        interrupted = False
-        if measured is not None:
-            run = read(measured)
-        else:
-            if verbose == 0:
-                hush_libraries()
-            run, interrupted = _measure(
-                model, weights, split(bridge), selection, memory, threads, seconds, width, output, quiet
-            )
-        compared = [] if before is None else changes(before, run)
-        _print(run, compared, format)
-        code = INTERRUPTED if interrupted else NOTHING_MEASURED if all(each.message for each in run.measured) else 0
-        if fail_over is not None and not interrupted:
-            found = over(run.measured, fail_over) if before is None else regressions(compared, fail_over)
-            for sentence in found:
-                typer.echo(f"over the limit: {sentence}", err=True)
-            code = FAILED if found else code
-    raise typer.Exit(code)
+    compared = [] if before is None else changes(before, run)
+    _print(run, compared, format)
+    if interrupted:
+        return INTERRUPTED
+    if fail_over is not None:
+        found = over(run.measured, fail_over) if before is None else regressions(compared, fail_over)
+        for sentence in found:
+            typer.echo(f"over the limit: {sentence}", err=True)
+        if found:
+            return FAILED
+    return NOTHING_MEASURED if all(each.message for each in run.measured) else 0
 
 
 def _chosen(kind: str, given: list[str] | None, names: Iterable[str]) -> list[str]:
     names = list(names)
-    asked = split(given or ())
+    asked = split(given)
     return names if asked == ["all"] else known(kind, asked, names) if given else []
 
 
@@ -168,7 +142,7 @@ def _measure(
     output: Path | None,
     quiet: bool,
 ) -> tuple[BenchRun, bool]:
-    """The benchmark, written to its folder; and whether it was interrupted."""
+    """Measure, write the files, and return the benchmark and whether it was interrupted."""
     if not bridges:
         raise UsageError("--bridge names nothing: give cgverify, transformer_lens, or module:name.")
     if memory == "kept":
@@ -215,7 +189,7 @@ def _measure(
 
 
 def _results(harness: Harness, points: Sequence[Point], quiet: bool) -> tuple[list[Measured], bool]:
-    """All that was measured before the end or an interruption, with a bar on stderr where that is a terminal."""
+    """Return what was measured before the end or an interruption. Show a progress bar if stderr is a terminal."""
     console = Console(stderr=True)
     results: list[Measured] = []
     with stdout_is_ours():
@@ -236,7 +210,7 @@ def _results(harness: Harness, points: Sequence[Point], quiet: bool) -> tuple[li
 
 
 def _new_folder(output: Path | None, model: str) -> Path:
-    """A folder for the files, made before anything is measured: an hour's work must not end at a wrong path."""
+    """Make the folder for the files before anything is measured, so that a wrong path costs no time."""
     name = Path(model).resolve().name if Path(model).is_dir() else model.replace("/", "--")
     path = output or Path("reports") / f"bench-{name}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
     try:

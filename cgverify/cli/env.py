@@ -1,28 +1,33 @@
-"""`cgverify env`: what a report says of the place where it was made."""
+"""`cgverify env`: versions, machine and numerics flags."""
 
 from __future__ import annotations
 
 import json
+from typing import Annotated
 
 import typer
 
 from cgverify.cli import options
-from cgverify.cli.exits import exit_codes
-from cgverify.cli.options import known
+from cgverify.cli.command import command
+from cgverify.cli.options import format_option, known
+
+FORMATS = ("table", "json")
+Format = Annotated[str, format_option(FORMATS)]
 
 
-def env(format: options.Format = "table", threads: options.Threads = None) -> None:
-    """Versions, machine, threads and numerics flags, as every run records them."""
-    with exit_codes():
-        known("format", [format], ("table", "json"))
+@command
+def env(*, format: Format = "table", threads: options.Threads = None) -> int:
+    """Show versions, machine, threads and numerics flags, as every run records them."""
+    known("format", [format], FORMATS)
 
-        from cgverify.common.environment import machine, pin_numerics, versions
+    from cgverify.common.environment import machine, pin_numerics, versions
 
-        described = {"versions": versions(), "machine": machine(), "numerics": pin_numerics(threads)}
-        if format == "json":
-            typer.echo(json.dumps(described))
-            return
-        for part, values in described.items():
-            typer.echo(part)
-            for name, value in values.items():
-                typer.echo(f"  {name}: {value}")
+    described = {"versions": versions(), "machine": machine(), "numerics": pin_numerics(threads)}
+    if format == "json":
+        typer.echo(json.dumps(described))
+        return 0
+    for part, values in described.items():
+        typer.echo(part)
+        for name, value in values.items():
+            typer.echo(f"  {name}: {value}")
+    return 0

@@ -8,38 +8,39 @@ from typing import Annotated
 import typer
 
 from cgverify.cli import options
-from cgverify.cli.exits import exit_codes
-from cgverify.cli.options import FORMATS, known
+from cgverify.cli.command import command
+from cgverify.cli.options import known, option
+from cgverify.report.formats import FORMATS
 
 Runs = Annotated[list[Path], typer.Argument(help="Run folders, one for each shard.", metavar="RUN…")]
-Output = Annotated[Path, typer.Option(help="New run folder.", envvar="CGVERIFY_OUTPUT")]
+Output = Annotated[Path, option("output", "A new folder for the merged run.")]
 
 
+@command
 def merge(
+    *,
     runs: Runs,
     output: Output,
     format: options.Format = "table",
     quiet: options.Quiet = False,
     verbose: options.Verbose = 0,
-) -> None:
-    """Put the shards of a sweep together as the run that they are of.
+) -> int:
+    """Merge the shards of a sweep into one run.
 
-    Refused are runs of another plan, other versions or numerics, and a set that lacks a shard. A cell that its shard
-    did not come to is an error.
+    Runs of different plans, versions or numerics are refused, and so is a set that lacks a shard. A cell that its
+    shard did not verify is an error.
 
-    Exit codes: those of the whole run; 2 where the runs do not fit together.
+    Exit codes: those of the merged run; 2 the runs do not fit together.
     """
-    with exit_codes(verbose):
-        known("format", [format], FORMATS)
+    known("format", [format], FORMATS)
 
-        from cgverify.cli.verification import show
-        from cgverify.report.frames import write_csv
-        from cgverify.runs.merge import merge_runs, whole_or_nothing
+    from cgverify.cli.running import show
+    from cgverify.report.frames import write_csv
+    from cgverify.runs.merge import merge_runs, whole_or_nothing
 
-        with whole_or_nothing(output):
-            run, results = merge_runs(runs, output)
-            write_csv(output, results)
-        if not quiet:
-            typer.echo(f"{run.model}: {len(results)} cells of {len(runs)} shards. Run folder {output}", err=True)
-        code = show(run, results, format)
-    raise typer.Exit(code)
+    with whole_or_nothing(output):
+        run, results = merge_runs(runs, output)
+        write_csv(output, results)
+    if not quiet:
+        typer.echo(f"{run.model}: {len(results)} cells of {len(runs)} shards. Run folder {output}", err=True)
+    return show(run, results, format)

@@ -1,190 +1,199 @@
-"""The options that commands share, and what their text means. Lists repeat or take commas."""
+"""The options that commands share, and how their text becomes values. Lists repeat or take commas."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
 from cgverify.common.environment import SHORTCUTS
 from cgverify.common.errors import UnknownNameError, UsageError
 from cgverify.common.records import RotaryDim
-from cgverify.plan.cells import CASE_KINDS, DEVICES, DTYPES, Axes
-from cgverify.report.formats import FORMATS as FORMATS
+from cgverify.plan.cells import CASE_KINDS, DEFAULT_CASES, DEVICES, DTYPES, Axes, Shard
+from cgverify.report.formats import FORMATS
+from cgverify.runs.reading import require_new
+from cgverify.runs.request import ExecutionOptions
 
-KEPT = ("failed", "all", "none")
+KEEP_TENSORS = ("failed", "all", "none")
 MOST_LAYERS = 10_000
 
-_AXES = "What to verify"
-_RUN = "How to run"
 
-Model = Annotated[
-    str, typer.Option(help="A name of `cgverify models`, a folder, or a hub id.", envvar="CGVERIFY_MODEL")
-]
+def option(name: str, help: str, *, short: str | None = None, panel: str | None = None, **settings: Any) -> Any:
+    """Declare the option `--NAME`, which the environment variable `CGVERIFY_NAME` sets as well.
+
+    Args:
+        short: a second name, such as `-q`.
+        panel: the heading in `--help` under which the option appears.
+        settings: other arguments of `typer.Option`.
+    """
+    names = [f"--{name}", *([short] if short else [])]
+    variable = "CGVERIFY_" + name.upper().replace("-", "_")
+    return typer.Option(*names, help=help, envvar=variable, rich_help_panel=panel, **settings)
+
+
+def format_option(formats: Iterable[str], panel: str | None = None) -> Any:
+    """Declare the option `--format`."""
+    return option("format", f"Format of the report on stdout: {', '.join(formats)}.", panel=panel)
+
+
+axis = partial(option, panel="What to verify")
+running = partial(option, panel="How to run")
+
+Model = Annotated[str, option("model", "A name of `cgverify models`, a folder, or a hub id.")]
 Weights = Annotated[
     str,
-    typer.Option(
-        help="auto: what is on this disk, else random. pretrained: download what is missing. random[:SEED].",
-        envvar="CGVERIFY_WEIGHTS",
+    option(
+        "weights",
+        "auto uses the weights on this disk, or random ones. pretrained downloads what is missing. "
+        "random[:SEED] draws them.",
     ),
 ]
-Bridge = Annotated[
-    list[str],
-    typer.Option(
-        help="cgverify, transformer_lens, or module:name of a class or function.",
-        envvar="CGVERIFY_BRIDGE",
-        rich_help_panel=_AXES,
-    ),
-]
-Dtype = Annotated[list[str], typer.Option(help=", ".join(DTYPES), envvar="CGVERIFY_DTYPE", rich_help_panel=_AXES)]
-Device = Annotated[list[str], typer.Option(help=", ".join(DEVICES), envvar="CGVERIFY_DEVICE", rich_help_panel=_AXES)]
+Bridge = Annotated[list[str], axis("bridge", "cgverify, transformer_lens, or module:name of a class or function.")]
+Dtype = Annotated[list[str], axis("dtype", ", ".join(DTYPES))]
+Device = Annotated[list[str], axis("device", ", ".join(DEVICES))]
 RotaryDims = Annotated[
     list[str] | None,
-    typer.Option(
-        help="Other values than the checkpoint's own; none rotates the whole head.",
-        envvar="CGVERIFY_ROTARY_DIM",
-        rich_help_panel=_AXES,
-    ),
+    axis("rotary-dim", "Values to use instead of the checkpoint's own. none rotates the whole head."),
 ]
-Case = Annotated[
-    list[str], typer.Option(help=f"{', '.join(CASE_KINDS)}; or all.", envvar="CGVERIFY_CASE", rich_help_panel=_AXES)
-]
-Layers = Annotated[
-    str | None, typer.Option(help="0,5-7; all by default.", envvar="CGVERIFY_LAYERS", rich_help_panel=_AXES)
-]
+Case = Annotated[list[str], axis("case", f"{', '.join(CASE_KINDS)}; or all.")]
+Layers = Annotated[str | None, axis("layers", "Layer numbers and ranges, such as 0,5-7. All by default.")]
 Components = Annotated[
-    list[str] | None,
-    typer.Option(
-        help="Glob over blocks.3.attn.q or attn.*; all by default.",
-        envvar="CGVERIFY_COMPONENT",
-        rich_help_panel=_AXES,
-    ),
+    list[str] | None, axis("component", "A glob over names such as blocks.3.attn.q or attn.*. All by default.")
 ]
-Seed = Annotated[list[str], typer.Option(help="Of the probes.", envvar="CGVERIFY_SEED", rich_help_panel=_AXES)]
-BatchSize = Annotated[int, typer.Option(min=1, envvar="CGVERIFY_BATCH_SIZE", rich_help_panel=_AXES)]
-SeqLen = Annotated[int, typer.Option(min=1, envvar="CGVERIFY_SEQ_LEN", rich_help_panel=_AXES)]
-PromptText = Annotated[
-    str | None,
-    typer.Option(
-        "--prompt",
-        help="Text for the cases text and model; by default a short piece of Python.",
-        envvar="CGVERIFY_PROMPT",
-        rich_help_panel=_AXES,
-    ),
-]
+Seed = Annotated[list[str], axis("seed", "Seeds of the random inputs.")]
+BatchSize = Annotated[int, axis("batch-size", "Sequences in each random input.", min=1)]
+SeqLen = Annotated[int, axis("seq-len", "Positions in each random input.", min=1)]
+Prompt = Annotated[str | None, axis("prompt", "Text for the cases text and model. By default a short piece of Python.")]
 Tokens = Annotated[
     Path | None,
-    typer.Option(
-        help="Instead of --prompt: a file of token ids, with white space between them or as a JSON list.",
-        envvar="CGVERIFY_TOKENS",
-        rich_help_panel=_AXES,
-    ),
+    axis("tokens", "A file of token ids to use instead of --prompt: separated by white space, or a JSON list."),
 ]
-Threads = Annotated[
-    int | None,
-    typer.Option(min=1, help="Of torch; recorded.", envvar="CGVERIFY_THREADS", rich_help_panel=_RUN),
-]
-Jobs = Annotated[
-    int, typer.Option(min=1, help="Processes that share the work.", envvar="CGVERIFY_JOBS", rich_help_panel=_RUN)
-]
+Threads = Annotated[int | None, running("threads", "Number of torch threads. It is recorded in the run.", min=1)]
+Jobs = Annotated[int, running("jobs", "Number of processes that share the work.", min=1)]
 Scheduler = Annotated[
-    str | None,
-    typer.Option(
-        help="Of a Dask cluster whose workers do the work: tcp://host:8786.",
-        envvar="CGVERIFY_SCHEDULER",
-        rich_help_panel=_RUN,
-    ),
+    str | None, running("scheduler", "The address of a Dask scheduler whose workers do the work: tcp://host:8786.")
 ]
 Allow = Annotated[
     list[str] | None,
-    typer.Option(
-        help=f"Shortcuts of products to leave on, with wider bounds: {', '.join(SHORTCUTS)}. None by default.",
-        envvar="CGVERIFY_ALLOW",
-        rich_help_panel=_RUN,
-    ),
+    running("allow", f"Shortcuts of matrix products to leave on, with wider bounds: {', '.join(SHORTCUTS)}."),
 ]
-Output = Annotated[
-    Path | None,
-    typer.Option(help="Run folder; by default reports/MODEL-TIME.", envvar="CGVERIFY_OUTPUT", rich_help_panel=_RUN),
-]
+Output = Annotated[Path | None, running("output", "The run folder. By default reports/MODEL-TIME.")]
 KeepTensors = Annotated[
-    str,
-    typer.Option(
-        help="Of which findings tensors are kept in the run folder: failed, all, none.",
-        envvar="CGVERIFY_KEEP_TENSORS",
-        rich_help_panel=_RUN,
-    ),
+    str, running("keep-tensors", "Findings whose tensors are kept in the run folder: failed, all, none.")
 ]
-Resume = Annotated[
-    bool,
-    typer.Option(
-        "--resume",
-        help="Continue the run in --output, or begin it there.",
-        envvar="CGVERIFY_RESUME",
-        rich_help_panel=_RUN,
-    ),
-]
-Format = Annotated[
-    str, typer.Option(help=f"On stdout: {', '.join(FORMATS)}.", envvar="CGVERIFY_FORMAT", rich_help_panel=_RUN)
-]
-StopAtFailure = Annotated[
-    bool,
-    typer.Option(
-        "--exitfirst", "-x", help="Stop at the first failure.", envvar="CGVERIFY_EXITFIRST", rich_help_panel=_RUN
-    ),
-]
-Quiet = Annotated[
-    bool, typer.Option("--quiet", "-q", help="No notices, no progress.", envvar="CGVERIFY_QUIET", rich_help_panel=_RUN)
-]
+Resume = Annotated[bool, running("resume", "Continue the run in --output, or start it there.")]
+Format = Annotated[str, format_option(FORMATS, "How to run")]
+ExitFirst = Annotated[bool, running("exitfirst", "Stop at the first failure.", short="-x")]
+Quiet = Annotated[bool, running("quiet", "Print no notices and no progress.", short="-q")]
 Verbose = Annotated[
     int,
-    typer.Option("--verbose", "-v", count=True, help="-v warnings of libraries, -vv tracebacks.", rich_help_panel=_RUN),
+    typer.Option(
+        "--verbose",
+        "-v",
+        count=True,
+        help="-v shows warnings of libraries, -vv shows tracebacks.",
+        rich_help_panel="How to run",
+    ),
 ]
 
 
-def axes(
-    *,
-    bridge: Sequence[str],
-    dtype: Sequence[str],
-    device: Sequence[str],
-    rotary_dim: Sequence[str] | None,
-    case: Sequence[str],
-    layers: str | None,
-    component: Sequence[str] | None,
-    seed: Sequence[str],
-    batch_size: int,
-    seq_len: int,
-) -> Axes:
-    """What the options ask for.
+class AxisOptions(NamedTuple):
+    """What to verify, but for the components."""
 
-    Raises:
-        UsageError: a name that is not known, or text that is no number.
-    """
-    cases = split(case)
-    return Axes(
-        candidates=split(bridge),
-        dtypes=known("dtype", split(dtype), DTYPES),
-        devices=known("device", split(device), DEVICES),
-        rotary_dims=[_rotary_dim(text) for text in split(rotary_dim or ())],
-        cases=list(CASE_KINDS) if cases == ["all"] else known("case", cases, CASE_KINDS),
-        layers=None if layers is None else _layers(layers),
-        components=split(component or ()),
-        seeds=[_number("--seed", text, below=1 << 63) for text in split(seed)],
-        batch_size=batch_size,
-        seq_len=seq_len,
-    )
+    bridge: Bridge = ["cgverify"]
+    dtype: Dtype = ["float32"]
+    device: Device = ["cpu"]
+    rotary_dim: RotaryDims = None
+    case: Case = [*DEFAULT_CASES]
+    layers: Layers = None
+    seed: Seed = ["0"]
+    batch_size: BatchSize = 2
+    seq_len: SeqLen = 8
+    prompt: Prompt = None
+    tokens: Tokens = None
+
+    def axes(self, component: Sequence[str] | None = None) -> Axes:
+        """Return the axes that the options say.
+
+        Raises:
+            UsageError: a name is unknown, or text is not a number.
+        """
+        cases = split(self.case)
+        return Axes(
+            candidates=split(self.bridge),
+            dtypes=known("dtype", split(self.dtype), DTYPES),
+            devices=known("device", split(self.device), DEVICES),
+            rotary_dims=[_rotary_dim(text) for text in split(self.rotary_dim)],
+            cases=list(CASE_KINDS) if cases == ["all"] else known("case", cases, CASE_KINDS),
+            layers=None if self.layers is None else _layers(self.layers),
+            components=split(component),
+            seeds=[_number("--seed", text, below=1 << 63) for text in split(self.seed)],
+            batch_size=self.batch_size,
+            seq_len=self.seq_len,
+        )
 
 
-def split(texts: Iterable[str]) -> list[str]:
-    """`["a,b", "c"]` is a, b and c; each once."""
-    parts = [part.strip() for text in texts for part in text.split(",")]
+class RunOptions(NamedTuple):
+    """How a run is carried out, kept and shown."""
+
+    threads: Threads = None
+    jobs: Jobs = 1
+    allow: Allow = None
+    output: Output = None
+    keep_tensors: KeepTensors = "failed"
+    resume: Resume = False
+    format: Format = "table"
+    exitfirst: ExitFirst = False
+    quiet: Quiet = False
+    verbose: Verbose = 0
+
+    def check(self, *, rerun_failed: bool = False) -> None:
+        """Refuse impossible options before torch is imported, which takes seconds.
+
+        Raises:
+            UsageError: a name is unknown, or --output is missing.
+            RunFolderError: the folder in --output holds a run that is not to be continued.
+        """
+        known("format", [self.format], FORMATS)
+        known("keep-tensors", [self.keep_tensors], KEEP_TENSORS)
+        if self.allow:
+            known("allow", split(self.allow), SHORTCUTS)
+        continues = self.resume or rerun_failed
+        if continues and self.output is None:
+            option = "--resume" if self.resume else "--rerun-failed"
+            raise UsageError(f"{option} continues the run in --output: give that folder.")
+        if self.output is not None and not continues:
+            require_new(self.output)
+
+    def execution(self, *, scheduler: str | None = None, shard: Shard | None = None) -> ExecutionOptions:
+        """Return how the run is carried out; see `ExecutionOptions` for what it raises."""
+        return ExecutionOptions(
+            threads=self.threads,
+            jobs=self.jobs,
+            scheduler=scheduler,
+            allow=tuple(split(self.allow)),
+            shard=shard,
+            keep_tensors=self.keep_tensors,
+            warnings=self.verbose > 0,
+        )
+
+
+def split(texts: Iterable[str] | None) -> list[str]:
+    """Split texts at commas and drop repetitions: `["a,b", "c,a"]` becomes a, b and c."""
+    parts = [part.strip() for text in texts or () for part in text.split(",")]
     return list(dict.fromkeys(part for part in parts if part))
 
 
 def known(kind: str, given: Sequence[str], names: Iterable[str]) -> list[str]:
-    """The given names, or UnknownNameError for the first that is none of `names`."""
+    """Return the given values of an option.
+
+    Raises:
+        UsageError: there are none.
+        UnknownNameError: one of them is not in `names`.
+    """
     names = list(names)
     if not given:
         raise UsageError(f"--{kind} names nothing: known are {', '.join(names)}.")
@@ -194,22 +203,17 @@ def known(kind: str, given: Sequence[str], names: Iterable[str]) -> list[str]:
     return list(given)
 
 
-def shortcuts(allow: Sequence[str] | None) -> list[str]:
-    """The shortcuts of products that `--allow` names."""
-    return known("allow", split(allow), SHORTCUTS) if allow else []
-
-
 def _rotary_dim(text: str) -> RotaryDim:
     return "none" if text.lower() == "none" else _number("--rotary-dim", text)
 
 
 def _layers(text: str) -> list[int]:
-    """`0,5-7` is 0, 5, 6 and 7."""
+    """Parse layer numbers and ranges: `0,5-7` is 0, 5, 6 and 7."""
     layers: list[int] = []
     for part in split([text]):
         first, dash, last = part.partition("-")
         if dash and not first:
-            raise UsageError(f"--layers {part!r} is no layer: they count from 0.")
+            raise UsageError(f"--layers {part!r} is not a layer: layers count from 0.")
         start = _number("--layers", first, below=MOST_LAYERS)
         layers += range(start, _number("--layers", last, below=MOST_LAYERS) + 1) if dash else [start]
     if not layers:

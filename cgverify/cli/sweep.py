@@ -8,101 +8,66 @@ from typing import Annotated
 import typer
 
 from cgverify.cli import options
-from cgverify.cli.exits import exit_codes
-from cgverify.cli.options import FORMATS, KEPT, known
+from cgverify.cli.command import command
+from cgverify.cli.options import running
 from cgverify.common.errors import UsageError
 from cgverify.plan.cells import Shard
 from cgverify.plan.yaml_plan import load_plan
-from cgverify.runs.request import ExecutionOptions, sweep_of
-
-_RUN = "How to run"
+from cgverify.runs.request import sweep_of
 
 Config = Annotated[Path, typer.Argument(help="A plan in YAML, such as configs/smoke.yaml.", metavar="CONFIG")]
-DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="List the cells with their estimated cost, and verify nothing.")
-]
-ShardOption = Annotated[
+DryRun = Annotated[bool, typer.Option("--dry-run", help="List the cells and their estimated cost, and verify nothing.")]
+ShardText = Annotated[
     str | None,
-    typer.Option(
-        "--shard",
-        help="I/N: the I-th of N parts, by layers; `cgverify merge` puts them together.",
-        envvar="CGVERIFY_SHARD",
-        rich_help_panel=_RUN,
-    ),
+    running("shard", "I/N: verify only part I of N. `cgverify merge` merges all parts into one run."),
 ]
 RerunFailed = Annotated[
-    bool,
-    typer.Option(
-        "--rerun-failed",
-        help="Continue the run in --output, and run again what failed in it or could not be run.",
-        envvar="CGVERIFY_RERUN_FAILED",
-        rich_help_panel=_RUN,
-    ),
+    bool, running("rerun-failed", "Continue the run in --output, and run its failures and errors again.")
 ]
 MaxMinutes = Annotated[
-    float | None,
-    typer.Option(min=0, help="Stop then; --resume goes on.", envvar="CGVERIFY_MAX_MINUTES", rich_help_panel=_RUN),
+    float | None, running("max-minutes", "Stop after so many minutes; --resume continues the run.", min=0)
 ]
 
 
+@command
 def sweep(
+    *,
     config: Config,
     dry_run: DryRun = False,
-    shard: ShardOption = None,
-    threads: options.Threads = None,
-    jobs: options.Jobs = 1,
+    shard: ShardText = None,
     scheduler: options.Scheduler = None,
-    allow: options.Allow = None,
-    output: options.Output = None,
-    keep_tensors: options.KeepTensors = "failed",
-    resume: options.Resume = False,
     rerun_failed: RerunFailed = False,
     max_minutes: MaxMinutes = None,
-    format: options.Format = "table",
-    exitfirst: options.StopAtFailure = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = 0,
-) -> None:
-    """Verify what a plan says: checkpoints × candidates × dtypes × devices × rotary_dims × cases × seeds.
+    run: options.RunOptions,
+) -> int:
+    """Verify a plan: checkpoints × candidates × dtypes × devices × rotary_dims × cases × seeds.
 
-    What a checkpoint or a device that is not here leaves undone is an error, and the rest is run.
+    A checkpoint or a device that is missing here is reported as an error, and the rest of the plan is run.
 
-    Exit codes: 0 all held, 1 a parity failure, 2 a plan or an option that cannot be, 3 something could not be run or
-    time was up, 5 nothing was compared, 130 interrupted.
+    Exit codes: 0 all tensors agree, 1 a parity failure, 2 the plan or an option is wrong, 3 something could not be run
+    or time was up, 5 nothing was compared, 130 interrupted.
     """
-    with exit_codes(verbose):
-        planned = load_plan(config)
-        part = None if shard is None else _shard(shard)
-        known("format", [format], FORMATS)
-        known("keep-tensors", [keep_tensors], KEPT)
-        shortcuts = tuple(options.shortcuts(allow))
+    plan = load_plan(config)
+    part = None if shard is None else _shard(shard)
+    run.check(rerun_failed=rerun_failed)
+    request, execution = sweep_of(plan, config.stem, config), run.execution(scheduler=scheduler, shard=part)
 
-        from cgverify.cli.verification import OutputOptions, make_ready, run
+    from cgverify.cli.running import carry_out, import_libraries
 
-        course = OutputOptions(output, resume, rerun_failed, exitfirst, max_minutes)
-        order = sweep_of(planned, config.stem, config)
-        execution = ExecutionOptions(
-            threads=threads,
-            jobs=jobs,
-            scheduler=scheduler,
-            allow=shortcuts,
-            shard=part,
-            keep_tensors=keep_tensors,
-            warnings=verbose > 0,
-        )
-        make_ready(verbose)
-        if dry_run:
-            from cgverify.cli.dry_run import show
+    if dry_run:
+        import_libraries(run.verbose)
 
-            code = show(order, execution, format)
-        else:
-            code = run(order, execution, course, format=format, quiet=quiet)
-    raise typer.Exit(code)
+        from cgverify.report.dry_run import render
+        from cgverify.runs.prepare import outline
+
+        typer.echo(render(run.format, outline(request, execution)), nl=False)
+        return 0
+    return carry_out(request, execution, run, rerun_failed=rerun_failed, max_minutes=max_minutes)
 
 
 def _shard(text: str) -> Shard:
-    """`2/4` is the second of four."""
+    """Parse a shard: `2/4` is the second of four."""
     index, slash, count = text.partition("/")
     if not (slash and index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
-        raise UsageError(f"--shard {text!r} is no part of a plan: write 1/4 to 4/4 for four parts.")
+        raise UsageError(f"--shard {text!r} is not a part of a plan: write 1/4 to 4/4 for four parts.")
     return Shard(int(index), int(count))

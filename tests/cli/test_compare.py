@@ -205,7 +205,10 @@ def test_a_baseline_that_cannot_be_read_is_replaced(invoke: Invoke) -> None:
     packed.write_bytes(good[:12] + good[:-12])
     done = invoke("baseline", "accept", run, "kept")
     assert done.exit_code == 0, done.output
-    assert "What it replaces is not compared with it: Cannot read the baseline in reports/kept" in done.stderr
+    assert (
+        "The run is not compared with the baseline that it replaces: Cannot read the baseline in reports/kept"
+        in done.stderr
+    )
     assert packed.read_bytes() == good
 
 
@@ -259,7 +262,7 @@ def test_runs_without_a_common_cell_are_no_pass(invoke: Invoke) -> None:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (("compare", "one"), "takes a BASELINE and a RUN, and 1 folders are given"),
+        (("compare", "one"), "takes a BASELINE and a RUN, but 1 folders are given"),
         (("compare", "one", "nowhere"), "nowhere holds no run"),
         (("compare", "one", "one", "--fail-on", "wors"), "did you mean 'worse'"),
         (("compare", "one", "one", "--fail-on", "r:0.5x"), "write r:2x"),
@@ -268,13 +271,13 @@ def test_runs_without_a_common_cell_are_no_pass(invoke: Invoke) -> None:
         (("compare", "--across", "dtype", "float32", "one"), "takes two values and one or two run folders"),
         (("compare", "--across", "dtype", "float32", "bfloat16", "one"), "Unknown dtype of the run 'bfloat16'"),
         (("compare", "--across", "run", "one"), "takes two run folders"),
-        (("compare", "--across", "run", "one", "one", "--fail-on", "worse"), "--fail-on is for a baseline"),
+        (("compare", "--across", "run", "one", "one", "--fail-on", "worse"), "--fail-on needs a baseline"),
         (("compare", "--across", "run", "one", "one", "--format", "github"), "Unknown format 'github'"),
         (("report", "nowhere"), "holds no run"),
         (("report", "one", "--by", "dtpye"), "did you mean 'dtype'"),
-        (("report", "one", "--by", "dtype", "--format", "junit"), "and not as junit"),
+        (("report", "one", "--by", "dtype", "--format", "junit"), "--by cannot be shown as junit"),
         (("report", "one", "--format", "xml"), "Unknown format 'xml'"),
-        (("report", "one", "--baseline", "one"), "--baseline is shown as markdown, html"),
+        (("report", "one", "--baseline", "one"), "--baseline needs --format markdown or html"),
         (("report", "one", "--format", "markdown", "--baseline", "nowhere"), "nowhere holds no run"),
         (("report", "one", "--output", "no/where"), "Cannot write no/where"),
         (("baseline", "accept", "nowhere"), "holds no run"),

@@ -145,7 +145,7 @@ def test_interrupted_with_workers_it_leaves_a_run_that_goes_on(here: Path) -> No
     process.join()
     told = (here / "output.txt").read_text()
     assert process.exitcode == 130, told
-    assert "--output run --resume goes on" in told
+    assert "--output run --resume continues the run" in told
     assert 0 < len(read_run(here / "run")[1]) < 18 * 20
 
 
@@ -209,13 +209,16 @@ def test_a_merge_without_room_leaves_nothing_and_can_be_made_again(here: Path) -
 def test_time_that_is_up_and_a_first_failure_stop_it(here: Path) -> None:
     done = invoke("sweep", "plan.yaml", "--output", "run", "--threads", "1", "--max-minutes", "0")
     assert done.exit_code == 3
-    assert "Time is up after 1 of 18 cells: --output run --resume goes on" in done.stderr
+    assert "Time is up after 1 of 18 cells: --output run --resume continues the run" in done.stderr
     assert invoke("sweep", "plan.yaml", "--output", "run", "--threads", "1", "--resume", "-q").exit_code == 0
     plan = written({**SMALL, "candidates": "faults:HeadsSwapped", "components": "attn"}, here / "faulty.yaml")
     for number, more in enumerate(((), ("--resume",), ("--resume",)), start=1):
         stopped = invoke("sweep", str(plan), "--output", "failing", "-x", "-q", *more)
         assert stopped.exit_code == 1
-        assert f"Stopped at a failure after {number} of 8 cells: --output failing --resume goes on" in stopped.stderr
+        assert (
+            f"Stopped at a failure after {number} of 8 cells: --output failing --resume continues the run"
+            in stopped.stderr
+        )
         assert len(read_run(here / "failing")[1]) == number, "each goes on to the next failure"
 
 
@@ -298,7 +301,7 @@ def test_a_dry_run_lists_cells_and_cost_and_runs_nothing(here: Path) -> None:
     assert 0 < len(described["cells"]) < 18
     assert 0 < described["cost"]["longest"] < described["cost"]["seconds"]
     nightly = invoke("sweep", str(ROOT / "configs" / "nightly.yaml"), "--dry-run")
-    assert "Of shailja/fine-tuned-codegen-2B-Verilog" in nightly.stdout
+    assert "The shape of shailja/fine-tuned-codegen-2B-Verilog" in nightly.stdout
     assert not (here / "reports").exists()
 
 
@@ -316,10 +319,10 @@ def test_a_dry_run_lists_cells_and_cost_and_runs_nothing(here: Path) -> None:
         ({"models": "codegen-nano", "exclude": [{"models": "m"}]}, (), 2, "exclude[0] fits no cell"),
         ({"models": "codegen-nano", "limits": {"cells": 5}}, (), 2, "limits.cells allows 5"),
         ({"models": "codegen-nano", "candidates": "no:where"}, (), 2, "cannot be imported"),
-        (SMALL, ("--shard", "5/4"), 2, "is no part of a plan"),
-        (SMALL, ("--shard", "half"), 2, "is no part of a plan"),
-        (SMALL, ("--resume",), 2, "give the folder"),
-        (SMALL, ("--rerun-failed",), 2, "give the folder"),
+        (SMALL, ("--shard", "5/4"), 2, "is not a part of a plan"),
+        (SMALL, ("--shard", "half"), 2, "is not a part of a plan"),
+        (SMALL, ("--resume",), 2, "give that folder"),
+        (SMALL, ("--rerun-failed",), 2, "give that folder"),
         (SMALL, ("--output", ".", "--resume"), 2, "holds no run"),
         (SMALL, ("--dry-run", "--format", "xml"), 2, "Unknown format"),
     ],

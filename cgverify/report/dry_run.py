@@ -1,48 +1,41 @@
-"""`cgverify sweep --dry-run`: what would be run, and what it would cost."""
+"""A plan before it is run, as `cgverify sweep --dry-run` shows it: its cells, and what they would cost."""
 
 from __future__ import annotations
 
-import csv
 import json
-import sys
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import typer
+import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
 from cgverify.common.errors import UsageError
 from cgverify.plan.batches import CellBatch
-from cgverify.plan.cost.of_plan import Cost, cost, seconds
-
-if TYPE_CHECKING:
-    from cgverify.runs.request import ExecutionOptions, RunRequest
+from cgverify.plan.cost.of_plan import cost, seconds
 
 
-def show(order: RunRequest, options: ExecutionOptions, format: str) -> int:
-    """Print the plan: a row per checkpoint and setting as a table, a row per cell as CSV, all as JSON."""
-    from cgverify.runs.prepare import outline
+def render(format: str, batches: Sequence[CellBatch]) -> str:
+    """Return a plan as text: a row for each checkpoint and setting (table), or for each cell (csv, json).
 
-    batches = outline(order, options)
-    total = cost(batches)
+    Raises:
+        UsageError: another format.
+    """
     if format == "csv":
-        cells = _cells(batches)
-        writer = csv.DictWriter(sys.stdout, list(cells[0]) if cells else [], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(cells)
-    elif format == "json":
-        typer.echo(json.dumps({"cells": _cells(batches), "cost": asdict(total)}))
-    elif format == "table":
-        Console().print(_table(batches))
-        typer.echo(_sentence(batches, total))
-    else:
+        return pd.DataFrame(_cells(batches), dtype=object).to_csv(index=False)
+    if format == "json":
+        return json.dumps({"cells": _cells(batches), "cost": asdict(cost(batches))}) + "\n"
+    if format != "table":
         raise UsageError(f"--dry-run prints table, csv or json, not {format}.")
-    return 0
+    console = Console()
+    with console.capture() as captured:
+        console.print(_table(batches))
+    return f"{captured.get()}{_sentence(batches)}\n"
 
 
-def _cells(batches: list[CellBatch]) -> list[dict[str, Any]]:
-    """Every cell, with its share of its batch's time."""
+def _cells(batches: Sequence[CellBatch]) -> list[dict[str, Any]]:
+    """Return every cell, with its share of its batch's time."""
     return [
         {"component": cell.component, **cell.model_dump(), "seconds": round(seconds(batch) / len(batch.cells), 4)}
         for batch in batches
@@ -50,11 +43,8 @@ def _cells(batches: list[CellBatch]) -> list[dict[str, Any]]:
     ]
 
 
-def _table(batches: list[CellBatch]) -> Table:
-    """A row per checkpoint and setting."""
-    table = Table()
-    for heading in ("checkpoint", "dtype", "device", "rotary_dim"):
-        table.add_column(heading)
+def _table(batches: Sequence[CellBatch]) -> Table:
+    table = Table("checkpoint", "dtype", "device", "rotary_dim")
     for heading in ("views", "cells", "weights", "time"):
         table.add_column(heading, justify="right")
     grouped: dict[tuple[str, str, str, str], list[CellBatch]] = {}
@@ -68,16 +58,17 @@ def _table(batches: list[CellBatch]) -> Table:
     return table
 
 
-def _sentence(batches: list[CellBatch], total: Cost) -> str:
+def _sentence(batches: Sequence[CellBatch]) -> str:
+    total = cost(batches)
     number = sum(len(batch.cells) for batch in batches)
-    told = (
+    sentence = (
         f"{number} cells in {len(batches)} batches, about {_time(total.seconds)} of one thread, reading "
         f"{total.read_bytes / 1e9:,.1f} GB; the longest chain, which no number of workers shortens, takes "
         f"{_time(total.longest)}."
     )
     if total.unknown:
-        told += f" Of {', '.join(total.unknown)} the shape is not known here, and nothing is counted."
-    return told
+        sentence += f" The shape of {', '.join(total.unknown)} is not known here, so its cost is not counted."
+    return sentence
 
 
 def _time(value: float) -> str:

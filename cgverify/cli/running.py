@@ -1,0 +1,146 @@
+"""Carry out a run: notices and progress go to stderr, the report goes to stdout."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from cgverify.cli.command import INTERRUPTED
+from cgverify.cli.options import RunOptions
+from cgverify.common.environment import hush_libraries, prefer_huge_pages, uncollected
+from cgverify.common.errors import CgverifyError
+from cgverify.common.records import CellResult, Run
+from cgverify.common.streams import stdout_is_ours
+from cgverify.runs.request import ExecutionOptions, RunRequest
+
+if TYPE_CHECKING:  # these import torch, which `import_libraries` prepares for
+    from cgverify.runs.session import RunSession
+
+
+def import_libraries(verbosity: int) -> None:
+    """Import torch and what builds on it, after the settings that must come first."""
+    prefer_huge_pages()
+    if verbosity == 0:
+        hush_libraries()
+    with uncollected():
+        import cgverify.runs.session  # noqa: F401
+
+
+def carry_out(
+    request: RunRequest,
+    execution: ExecutionOptions,
+    options: RunOptions,
+    *,
+    rerun_failed: bool = False,
+    max_minutes: float | None = None,
+) -> int:
+    """Run a request, print its report, and return the exit code."""
+    deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
+    import_libraries(options.verbose)
+
+    from cgverify.report.frames import write_csv
+    from cgverify.runs.folder import new_folder, storage_error
+    from cgverify.runs.prepare import prepare
+    from cgverify.runs.session import RunSession
+    from cgverify.verification.checkpoint_verifier import require_devices
+
+    if request.config is None:
+        for checkpoint in request.checkpoints:
+            require_devices(checkpoint.axes.devices)
+    with stdout_is_ours():
+        prepared = prepare(request, execution)
+    path = options.output or new_folder(prepared.run.model)
+    start = RunSession.rerun_failed if rerun_failed else RunSession.resume if options.resume else RunSession.start
+    session = start(prepared, path)
+    try:
+        if not options.quiet:
+            _announce(session)
+        prepared.require_cells()
+        ended = _verify(session, options, deadline)
+    finally:
+        session.folder.close()
+    try:
+        write_csv(path, session.ordered)
+    except OSError as error:
+        raise storage_error(path, error) from error
+    code = show(session.folder.run, session.ordered, options.format, detailed=options.verbose > 0)
+    if ended is None:
+        return code
+    typer.echo(
+        f"{ended} after {len(session.ordered)} of {len(prepared.plan)} cells: "
+        f"--output {path} --resume continues the run.",
+        err=True,
+    )
+    return INTERRUPTED if ended == "Interrupted" else code or CgverifyError.exit_code
+
+
+def _announce(session: RunSession) -> None:
+    prepared, finished = session.prepared, len(session.results)
+    note = f"{finished} cells are finished already. " if finished else ""
+    run = prepared.run
+    shard = f", shard {prepared.options.shard}" if prepared.options.shard else ""
+    typer.echo(
+        f"{run.model}, weights {run.weights_origin}{shard}: {len(prepared.plan)} cells, {prepared.forecast}. {note}"
+        f"Run folder {session.folder.path}",
+        err=True,
+    )
+    for checkpoint in run.checkpoints:
+        if checkpoint.problem:
+            typer.echo(f"{checkpoint.asked} is left out: {checkpoint.problem}", err=True)
+
+
+def _verify(session: RunSession, options: RunOptions, deadline: float | None) -> str | None:
+    """Verify the cells that are left. Return why this ended early, or None if every cell has a result."""
+    total = sum(len(batch.cells) for batch in session.remaining)
+    # A batch that was run in part is run whole: a cell of it that failed before must not stop the run again.
+    failed_before = {cell for cell, result in session.results.items() if result.verdict.fails}
+    ended = "Time is up"
+    try:
+        with stdout_is_ours(), contextlib.closing(session.carry_out(deadline)) as results:
+            for result in with_progress(results, total, options.quiet):
+                if options.exitfirst and result.verdict.fails and result.cell.id not in failed_before:
+                    ended = "Stopped at a failure"
+                    break
+    except KeyboardInterrupt:
+        return "Interrupted"
+    return None if len(session.ordered) == len(session.prepared.plan) else ended
+
+
+def show(run: Run, results: Sequence[CellResult], format: str, *, detailed: bool = False) -> int:
+    """Print the report of a run, and return the run's exit code.
+
+    Args:
+        results: in report order.
+        detailed: also report bits by head, and the time that forwards and the oracle took.
+    """
+    from cgverify.report import screen
+    from cgverify.report.formats import render
+    from cgverify.report.outcome import exit_code, times
+
+    if detailed and format == "table" and run.command not in screen.TABLES:
+        typer.echo(screen.render(run, results, screen.VERBOSE), nl=False)
+    else:
+        typer.echo(render(format, run, results), nl=False)
+    if detailed:
+        typer.echo(times(results).sentence, err=True)
+    return exit_code(results)
+
+
+def with_progress(results: Iterator[CellResult], total: int, quiet: bool) -> Iterator[CellResult]:
+    """Pass results on, and show a progress bar if stderr is a terminal."""
+    console = Console(stderr=True)
+    if quiet or not console.is_terminal:
+        yield from results
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=console, transient=True) as progress:
+        task = progress.add_task("verifying", total=total)
+        for result in results:
+            progress.update(task, advance=1, description=result.cell.component)
+            yield result
