@@ -7,12 +7,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import pandas as pd
-from torch import nn
 
-from cgverify.checkpoint.lookup import FoundCheckpoints
 from cgverify.common.environment import pin_numerics
 from cgverify.common.errors import UnknownNameError, UsageError
 from cgverify.common.records import IN_MEMORY, CellResult, Run, Verdict
@@ -22,12 +20,13 @@ from cgverify.report.frames import findings_frame, in_plan_order, summary_frame,
 from cgverify.report.outcome import counts, exit_code, failures
 from cgverify.runs.baseline import load_stored_run
 from cgverify.runs.folder import new_folder
-from cgverify.runs.prepare import describe_run, prepare
 from cgverify.runs.reading import read_plan
 from cgverify.runs.request import ExecutionOptions, one_checkpoint, sweep_of
-from cgverify.runs.session import RunSession, verify_batches
-from cgverify.verification.loaded_pair import LoadedPair
-from cgverify.verification.saved_tensors import KEEP
+
+if TYPE_CHECKING:  # a stored run is read without torch
+    from torch import nn
+
+    from cgverify.verification.loaded_pair import LoadedPair
 
 AXES = ("layers", "components", "cases", "seeds", "batch_size", "seq_len")
 """What of a plan `verify` takes for a pair."""
@@ -61,6 +60,10 @@ def sweep(
         UsageError: an argument that cannot be.
         CgverifyError: see `cgverify.common.errors`.
     """
+    from cgverify.runs.prepare import prepare
+    from cgverify.runs.session import RunSession
+    from cgverify.verification.saved_tensors import KEEP
+
     _require_count("threads", threads)
     _require_count("jobs", jobs)
     if keep_tensors not in KEEP:
@@ -73,14 +76,14 @@ def sweep(
     prepared = prepare(sweep_of(described, name), options)
     prepared.require_cells()
     path = Path(output) if output is not None else new_folder(prepared.run.model)
-    campaign = RunSession.resume(prepared, path) if resume else RunSession.start(prepared, path)
+    session = RunSession.resume(prepared, path) if resume else RunSession.start(prepared, path)
     try:
-        for _ in campaign.carry_out():
+        for _ in session.carry_out():
             pass
     finally:
-        campaign.folder.close()
-    write_csv(path, campaign.ordered)
-    return Result(campaign.folder.run, tuple(campaign.ordered), path, len(prepared.plan))
+        session.folder.close()
+    write_csv(path, session.ordered)
+    return Result(session.folder.run, tuple(session.ordered), path, len(prepared.plan))
 
 
 @overload
@@ -118,6 +121,10 @@ def verify(
         UsageError: a name, an axis or another argument that cannot be; a pair that is none.
         CgverifyError: a checkpoint that cannot be had.
     """
+    from cgverify.runs.prepare import prepare
+    from cgverify.runs.session import verify_batches
+    from cgverify.verification.loaded_pair import LoadedPair
+
     _require_count("threads", threads)
     if isinstance(what, str | os.PathLike):
         if reference is not None:
@@ -138,6 +145,9 @@ def verify(
 
 
 def _verify_pair(pair: LoadedPair, threads: int | None, axes: dict[str, Any]) -> Result:
+    from cgverify.checkpoint.lookup import FoundCheckpoints
+    from cgverify.runs.prepare import describe_run
+
     for key in axes:
         if key in SETTINGS:
             raise UsageError(f"{key} is the pair's own: leave it out.")

@@ -12,7 +12,7 @@ from cgverify.checkpoint.resolve import resolve
 from cgverify.common.records import CellResult, Verdict
 from cgverify.observe.cases import CASES
 from cgverify.observe.cases.autocast import autocast_dtypes
-from cgverify.plan.cells import CASES as KINDS
+from cgverify.plan.cells import CASE_KINDS as KINDS
 from cgverify.selftest.answer import Outcome
 from cgverify.selftest.exam import MODEL, Exam, mark
 from cgverify.selftest.seeded import autocast
