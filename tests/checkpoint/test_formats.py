@@ -113,7 +113,7 @@ def test_tied_embeddings_are_what_from_pretrained_ties(config: CodeGenConfig, tm
     source = resolve(str(tmp_path))
     for name in names:
         assert torch.equal(source.read(name, torch.Size([101, 64])), whole.state_dict()[name])
-    results = verify(str(tmp_path), cases=["default"], components=["*embed"])
+    results = verify(model=str(tmp_path), cases=["default"], components=["*embed"])
     assert len(results) == 2
     assert not failed(results)
 
@@ -121,7 +121,7 @@ def test_tied_embeddings_are_what_from_pretrained_ties(config: CodeGenConfig, tm
 def test_a_resized_vocabulary_is_verified_whole(model: CodeGenForCausalLM, tmp_path: Path) -> None:
     model.resize_token_embeddings(107)
     model.save_pretrained(tmp_path)
-    results = verify(str(tmp_path), cases=["default", "stress"], components=["*embed"])
+    results = verify(model=str(tmp_path), cases=["default", "stress"], components=["*embed"])
     assert {finding.shape[-1] for result in results for finding in result.findings if finding.stage == "unembed"} == {
         107
     }
