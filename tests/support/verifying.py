@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from cgverify.checkpoint.prompt import prompt_for
@@ -24,11 +25,13 @@ def nano_cells(axes: Axes, prompt: Prompt | None = None) -> list[Cell]:
     return cells(shape, axes, prompt)
 
 
-def verify(*, prompt: Prompt | None = None, keep: KeepTensors | None = None, **axes: Any) -> list[CellResult]:
-    """Verify codegen-nano in this process, layer 0 by default."""
-    source, asked = resolve("codegen-nano"), Axes(**{"layers": [0], **axes})
+def verify(
+    model: str | Path = "codegen-nano", *, prompt: Prompt | None = None, keep: KeepTensors | None = None, **axes: Any
+) -> list[CellResult]:
+    """Verify a checkpoint in this process, layer 0 by default."""
+    source, asked = resolve(str(model)), Axes(**{"layers": [0], **axes})
     if prompt is None and set(asked.cases) & set(PROMPTED):
-        prompt = prompt_for("codegen-nano", source)
+        prompt = prompt_for(str(model), source)
     candidates = {name: find_candidate(name) for name in asked.candidates}
     return list(CheckpointVerifier(source, candidates, prompt, Judge(keep)).verify_all(nano_cells(asked, prompt)))
 
