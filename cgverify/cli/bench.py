@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,19 +11,19 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
-from cgverify.bench.baseline import FILE, ScenarioChange, changes, over, read, regressions
-from cgverify.bench.records import BenchRun, Measured, Point
+from cgverify.bench.baseline import FILE, changes, over, read, regressions
+from cgverify.bench.records import Measured
 from cgverify.bench.scenarios import COMPONENTS, SCENARIOS, Selection, Shape
 from cgverify.cli import options
 from cgverify.cli.command import INTERRUPTED, command
 from cgverify.cli.options import format_option, known, option, split
-from cgverify.common.environment import hush_libraries, keep_memory, machine, pin_numerics, uncollected, versions
-from cgverify.common.errors import RunFolderError, UsageError
+from cgverify.common.environment import hush_libraries, keep_memory, uncollected
+from cgverify.common.errors import UsageError
 from cgverify.common.streams import stdout_is_ours
 from cgverify.plan.cells import DEVICES, DTYPES
 
 if TYPE_CHECKING:
-    from cgverify.bench.harness import Harness
+    from cgverify.bench.session import PreparedBench
 
 FORMATS = ("table", "json", "csv", "html")
 MEMORY = ("fresh", "kept")
@@ -106,13 +105,28 @@ def bench(
     if measured is not None:
         run = read(measured)
     else:
+        if not split(bridge):
+            raise UsageError("--bridge names nothing: give cgverify, transformer_lens, or module:name.")
         if verbose == 0:
             hush_libraries()
-        run, interrupted = _measure(
-            model, weights, split(bridge), selection, memory, threads, seconds, width, output, quiet
+        if memory == "kept":
+            keep_memory()
+        with uncollected():
+            from cgverify.bench.session import prepare
+            from cgverify.bench.timing import Limits
+        prepared = prepare(
+            *(model, weights, split(bridge), selection, Limits(width, seconds)),
+            threads=threads,
+            memory=memory,
+            output=output,
         )
+        results, interrupted = _measure(prepared, quiet)
+        run = prepared.finish(results)
+
+    from cgverify.bench.formats import render
+
     compared = [] if before is None else changes(before, run)
-    _print(run, compared, format)
+    typer.echo(render(format, run, compared), nl=False)
     if interrupted:
         return INTERRUPTED
     if fail_over is not None:
@@ -130,66 +144,15 @@ def _chosen(kind: str, given: list[str] | None, names: Iterable[str]) -> list[st
     return names if asked == ["all"] else known(kind, asked, names) if given else []
 
 
-def _measure(
-    model: str,
-    weights: str,
-    bridges: list[str],
-    selection: Selection,
-    memory: str,
-    threads: int | None,
-    seconds: float,
-    width: float,
-    output: Path | None,
-    quiet: bool,
-) -> tuple[BenchRun, bool]:
-    """Measure, write the files, and return the benchmark and whether it was interrupted."""
-    if not bridges:
-        raise UsageError("--bridge names nothing: give cgverify, transformer_lens, or module:name.")
-    if memory == "kept":
-        keep_memory()
-    with uncollected():
-        import torch
-
-        from cgverify.bench.harness import Harness
-        from cgverify.bench.timing import Limits, product_rate
-        from cgverify.checkpoint.resolve import resolve
-        from cgverify.observe.candidate import find_candidate
-        from cgverify.verification.checkpoint_verifier import require_devices
-
-    require_devices(selection.devices)
-    with stdout_is_ours():
-        candidates = {name: find_candidate(name) for name in bridges}
-    source = resolve(model, weights)
-    points = selection.points(source.config.n_positions)
-    numerics = pin_numerics(threads or torch.get_num_threads()) | {"memory": memory}
-    folder = _new_folder(output, model)
+def _measure(prepared: PreparedBench, quiet: bool) -> tuple[list[Measured], bool]:
+    """Return what was measured, and whether it was interrupted. Show a progress bar if stderr is a terminal."""
+    harness, points = prepared.harness, prepared.points
     if not quiet:
         typer.echo(
-            f"{model}, weights {source.origin}: {len(points)} points, up to {seconds:g} s each. {folder}", err=True
+            f"{harness.model}, weights {harness.source.origin}: {len(points)} points, "
+            f"up to {harness.limits.seconds:g} s each. {prepared.folder}",
+            err=True,
         )
-    rates = {
-        f"{dtype} {device}": product_rate(getattr(torch, dtype), torch.device(device))
-        for dtype in selection.dtypes
-        for device in selection.devices
-    }
-    harness = Harness(model, weights, source, candidates, numerics["threads"], Limits(width, seconds))
-    results, interrupted = _results(harness, points, quiet)
-    run = BenchRun(
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        model=model,
-        weights_origin=source.origin,
-        weights_digest=source.digest,
-        settings={"bridge": bridges, "seconds": seconds, "width": width, "weights": weights},
-        environment={"versions": versions(), "machine": machine(), "numerics": numerics},
-        product_rates=rates,
-        measured=tuple(results),
-    )
-    _write(folder, run)
-    return run, interrupted
-
-
-def _results(harness: Harness, points: Sequence[Point], quiet: bool) -> tuple[list[Measured], bool]:
-    """Return what was measured before the end or an interruption. Show a progress bar if stderr is a terminal."""
     console = Console(stderr=True)
     results: list[Measured] = []
     with stdout_is_ours():
@@ -207,41 +170,3 @@ def _results(harness: Harness, points: Sequence[Point], quiet: bool) -> tuple[li
         except KeyboardInterrupt:
             return results, True
     return results, False
-
-
-def _new_folder(output: Path | None, model: str) -> Path:
-    """Make the folder for the files before anything is measured, so that a wrong path costs no time."""
-    name = Path(model).resolve().name if Path(model).is_dir() else model.replace("/", "--")
-    path = output or Path("reports") / f"bench-{name}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
-    try:
-        if path.exists() and any(path.iterdir()):
-            raise RunFolderError(f"{path} exists and is not empty: give another --output.")
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunFolderError(f"Cannot write to {path}: {error.strerror}. Give another --output.") from error
-    return path
-
-
-def _write(folder: Path, run: BenchRun) -> None:
-    from cgverify.bench import page as bench_page
-    from cgverify.bench.table import bench_frame
-
-    (folder / FILE).write_text(run.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    bench_frame(run).to_csv(folder / "bench.csv", index=False)
-    (folder / "bench.html").write_text(bench_page.render(run), encoding="utf-8")
-
-
-def _print(run: BenchRun, compared: Sequence[ScenarioChange], format: str) -> None:
-    from cgverify.bench import page as bench_page
-    from cgverify.bench import table as bench_table
-    from cgverify.bench.table import bench_frame
-    from cgverify.report.sections import on_screen
-
-    if format == "json":
-        typer.echo(run.model_dump_json())
-    elif format == "csv":
-        typer.echo(bench_frame(run).to_csv(index=False), nl=False)
-    elif format == "html":
-        typer.echo(bench_page.render(run, compared))
-    else:
-        typer.echo(on_screen(bench_table.sections(run, compared)), nl=False)
