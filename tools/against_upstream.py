@@ -1,10 +1,10 @@
-"""The main job beside TransformerLens's own verifier: time, memory, and how many tensors each compared.
-
-`cgverify all-components` (three cases, all taps), and TransformerLens's boot with `benchmark_all_components`, each as a
-whole process, in alternation, on the same weights: a folder as `save_pretrained` writes it, made once before.
-TransformerLens needs a tokenizer beside the weights, so the folder gets one of single bytes.
+"""Compare the main job with TransformerLens's own verifier: time, memory, and the number of tensors compared.
 
     python tools/against_upstream.py [--model codegen-350M] [--pairs 3]
+
+One side is `cgverify all-components` (three cases, all taps), the other is TransformerLens's boot with
+`benchmark_all_components`. They run in turn, each as a whole process, on the same folder of weights, made once before.
+TransformerLens needs a tokenizer next to the weights, so the folder gets one of single bytes.
 """
 
 from __future__ import annotations
@@ -12,61 +12,34 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import os
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
+from measuring import Cost, run_process
 
-@dataclass(frozen=True)
-class Cost:
-    """Of one whole process."""
-
-    wall: float
-    cpu: float
-    peak: int
-    """Bytes of resident memory at the height."""
-    tensors: int
-    """How many were compared."""
-
-    def __str__(self) -> str:
-        return f"{self.wall:6.1f} s wall {self.cpu:6.1f} s cpu {self.peak / 1e9:6.2f} GB {self.tensors:6} tensors"
+Measured = tuple[Cost, int]
+"""What a process took, and how many tensors it compared."""
 
 
-def measured(command: Sequence[str], output: Path) -> tuple[float, float, int]:
-    """Wall and processor seconds and peak memory of a command. Exits where the command fails."""
-    started = time.perf_counter()
-    with output.open("w") as file:
-        process = subprocess.Popen(command, stdout=file, env={**os.environ, "HF_HUB_OFFLINE": "1"})
-        _, status, usage = os.wait4(process.pid, 0)
-    wall = time.perf_counter() - started
-    if code := os.waitstatus_to_exitcode(status):
-        sys.exit(f"{' '.join(command)} ended with {code}:\n{output.read_text()[-2000:]}")
-    return wall, usage.ru_utime + usage.ru_stime, 1024 * usage.ru_maxrss
-
-
-def ours(folder: Path, scratch: Path, number: int) -> Cost:
+def run_cgverify(folder: Path, scratch: Path, number: int) -> Measured:
     run = scratch / f"run{number}"
     command = [sys.executable, "-m", "cgverify", "all-components", "--model", str(folder), "-q", "--output", str(run)]
-    wall, cpu, peak = measured(command, scratch / "ours.txt")
+    cost = run_process(command, scratch / "cgverify.txt")
     with (run / "summary.csv").open() as file:
-        return Cost(wall, cpu, peak, sum(int(row["taps"]) for row in csv.DictReader(file)))
+        return cost, sum(int(row["taps"]) for row in csv.DictReader(file))
 
 
-def theirs(folder: Path, scratch: Path) -> Cost:
-    command = [sys.executable, __file__, "--upstream", str(folder)]
-    output = scratch / "theirs.txt"
-    wall, cpu, peak = measured(command, output)
-    return Cost(wall, cpu, peak, json.loads(output.read_text().splitlines()[-1])["components"])
+def run_upstream(folder: Path, scratch: Path) -> Measured:
+    output = scratch / "upstream.txt"
+    cost = run_process([sys.executable, __file__, "--upstream", str(folder)], output)
+    return cost, json.loads(output.read_text().splitlines()[-1])["components"]
 
 
-def run_upstream(folder: str) -> None:
-    """What its benchmark suite does for its components: boot, load Hugging Face's model beside it, compare."""
+def upstream(folder: str) -> None:
+    """Do what TransformerLens's benchmark suite does for components: boot, load Hugging Face's model, compare."""
     import torch
     from transformer_lens.benchmarks.component_benchmark import benchmark_all_components
     from transformer_lens.model_bridge import TransformerBridge
@@ -78,29 +51,50 @@ def run_upstream(folder: str) -> None:
         result = benchmark_all_components(bridge, reference)
     if not result.passed:
         sys.exit(str(result.message))
-    # One output of each is compared, and nothing within.
+    # It compares one output of each component, and nothing inside.
     print(json.dumps({"components": result.details["total_components"]}))
 
 
-def write_checkpoint(model: str, folder: Path) -> None:
-    """Seeded random weights of a named architecture, and a tokenizer of single bytes."""
+def write_folder(model: str, folder: Path) -> None:
+    """Write seeded random weights of a named architecture, and a tokenizer of single bytes."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
+    from write_checkpoint import write
 
-    from cgverify.bench.models import load_model
-    from cgverify.checkpoint.resolve import resolve
-    from cgverify.checkpoint.window import ModelVariant
+    from cgverify.checkpoint.config import named_config
 
-    source = resolve(model)
-    setting = ModelVariant(torch.float32, torch.device("cpu"), source.config.rotary_dim)
-    load_model(source, setting, "model").save_pretrained(folder)
+    write(named_config(model), folder, "safetensors", torch.float32, "100GB")
     letters = {letter: number for number, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     tokens = Tokenizer(models.BPE(vocab=letters, merges=[]))
     tokens.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokens.decoder = decoders.ByteLevel()
     special = dict.fromkeys(("bos_token", "eos_token", "pad_token"), min(letters))
     PreTrainedTokenizerFast(tokenizer_object=tokens, **special).save_pretrained(folder)
+
+
+def compare(model: str, pairs: int) -> None:
+    rows: dict[str, list[float]] = {"wall": [], "cpu": [], "peak": [], "tensors": []}
+    with tempfile.TemporaryDirectory() as name:
+        scratch = Path(name)
+        folder = scratch / model
+        # A separate process writes it, so that its memory is free again when the others are measured.
+        subprocess.run([sys.executable, __file__, "--write", model, str(folder)], check=True)
+        for number in range(pairs):
+            pair = run_cgverify(folder, scratch, number), run_upstream(folder, scratch)
+            for program, (cost, tensors) in zip(("cgverify", "transformer_lens"), pair, strict=True):
+                print(
+                    f"{program:<18}{cost.wall:6.1f} s wall {cost.cpu:6.1f} s cpu {cost.peak / 1e9:6.2f} GB "
+                    f"{tensors:6} tensors",
+                    flush=True,
+                )
+            (ours, our_tensors), (theirs, their_tensors) = pair
+            for what in ("wall", "cpu", "peak"):
+                rows[what].append(getattr(ours, what) / getattr(theirs, what))
+            rows["tensors"].append(our_tensors / their_tensors)
+    for what, ratios in rows.items():
+        middle = statistics.median(ratios)
+        print(f"{what:<8} cgverify / transformer_lens {middle:.3f} ({min(ratios):.3f} to {max(ratios):.3f})")
 
 
 def main() -> None:
@@ -111,26 +105,11 @@ def main() -> None:
     parser.add_argument("--write", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.upstream:
-        run_upstream(arguments.upstream)
-        return
-    if arguments.write:
-        write_checkpoint(arguments.write[0], Path(arguments.write[1]))
-        return
-    with tempfile.TemporaryDirectory() as name:
-        scratch = Path(name)
-        folder = scratch / arguments.model
-        # Written by a process of its own, which leaves its memory to those that are measured.
-        subprocess.run([sys.executable, __file__, "--write", arguments.model, str(folder)], check=True)
-        pairs = []
-        for number in range(arguments.pairs):
-            pair = ours(folder, scratch, number), theirs(folder, scratch)
-            for who, cost in zip(("cgverify", "transformer_lens"), pair, strict=True):
-                print(f"{who:<18}{cost}", flush=True)
-            pairs.append(pair)
-    for what in ("wall", "cpu", "peak", "tensors"):
-        ratios = sorted(getattr(one, what) / getattr(two, what) for one, two in pairs)
-        middle = statistics.median(ratios)
-        print(f"{what:<8} cgverify / transformer_lens {middle:.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f})")
+        upstream(arguments.upstream)
+    elif arguments.write:
+        write_folder(arguments.write[0], Path(arguments.write[1]))
+    else:
+        compare(arguments.model, arguments.pairs)
 
 
 if __name__ == "__main__":

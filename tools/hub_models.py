@@ -1,27 +1,28 @@
-"""Cut a plan to the checkpoints of the hub that there is room for, and fetch them, so that all else can be offline.
+"""Cut a plan to the hub checkpoints that there is room for, and fetch them, so that every later step can be offline.
 
     python tools/hub_models.py cut configs/nightly.yaml --most-gb 4 --into tonight
     python tools/hub_models.py fetch tonight
 
-`cut` writes `tonight/plan.yaml`, the plan without the checkpoints that find no room (the smallest come first), and
-`tonight/models.txt`, a line `ID REVISION` per checkpoint: what a cache of weights is keyed by.
+`cut` writes `tonight/plan.yaml`, the plan without the checkpoints that do not fit (the smallest are taken first), and
+`tonight/models.txt`, with a line `ID REVISION` per checkpoint, which is the key for a cache of weights.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Collection, Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import typer
 import yaml
 from huggingface_hub import HfApi, snapshot_download
 
 from cgverify.checkpoint.names import ARCHITECTURES
 
 WEIGHTS = (".safetensors", ".bin")
+app = typer.Typer(help=(__doc__ or "").splitlines()[0])
 
 
 class Published(NamedTuple):
@@ -32,21 +33,21 @@ class Published(NamedTuple):
     size: int
     """Bytes of its weights, in the one format that is fetched."""
     suffix: str
-    """Of that format."""
+    """The file name's end in that format."""
 
 
 def hub_ids(plan: dict[str, Any]) -> list[str]:
-    """The checkpoints that a plan (see `cgverify sweep`) takes from the hub, each once, in its order."""
+    """Return the checkpoints that a plan of `cgverify sweep` takes from the hub, each once, in the plan's order."""
     products = [plan, *({**plan, **further} for further in plan.get("include", ()))]
-    places = [_place(entry, product) for product in products for entry in _models(product)]
-    return list(dict.fromkeys(place for place in places if place is not None))
+    ids = [_hub_id(entry, product) for product in products for entry in _models(product)]
+    return list(dict.fromkeys(one for one in ids if one is not None))
 
 
 def without(plan: dict[str, Any], absent: Collection[str]) -> dict[str, Any]:
-    """The plan without some of the hub's checkpoints, and without the rules that were about none but these."""
+    """Return the plan without some of its hub checkpoints, and without the rules that concern only these."""
 
     def present(product: dict[str, Any]) -> list[Any]:
-        return [entry for entry in _models(product) if _place(entry, {**plan, **product}) not in absent]
+        return [entry for entry in _models(product) if _hub_id(entry, {**plan, **product}) not in absent]
 
     products = [
         {**product, "models": present(product)} if "models" in product else product
@@ -63,8 +64,8 @@ def without(plan: dict[str, Any], absent: Collection[str]) -> dict[str, Any]:
     return {key: value for key, value in cut.items() if value}
 
 
-def _place(entry: str | dict[str, str], product: dict[str, Any]) -> str | None:
-    """A checkpoint's id on the hub; None where it is a folder, ships with cgverify, or is to be random."""
+def _hub_id(entry: str | dict[str, str], product: dict[str, Any]) -> str | None:
+    """Return a checkpoint's id on the hub; None if it is a folder, ships with cgverify, or gets random weights."""
     name, weights = _name(entry), product.get("weights", "auto")
     if not isinstance(entry, str):
         weights = entry.get("weights", weights)
@@ -95,7 +96,7 @@ def published(hub_id: str) -> Published:
 
 
 def within(checkpoints: Iterable[Published], most_bytes: float) -> list[Published]:
-    """The smallest of them, as many as have room together."""
+    """Return the smallest checkpoints, as many as fit together."""
     taken, total = [], 0
     for checkpoint in sorted(checkpoints, key=lambda each: (each.size, each.hub_id)):
         total += checkpoint.size
@@ -105,7 +106,9 @@ def within(checkpoints: Iterable[Published], most_bytes: float) -> list[Publishe
     return taken
 
 
-def cut(config: Path, most_gb: float, into: Path) -> None:
+@app.command()
+def cut(config: Path, into: Path = Path("tonight"), most_gb: float = float("inf")) -> None:
+    """Write the plan without the checkpoints that do not fit, and the list of the others."""
     plan = yaml.safe_load(config.read_text())
     found = [published(hub_id) for hub_id in hub_ids(plan)]
     taken = within(found, most_gb * 1e9)
@@ -118,29 +121,16 @@ def cut(config: Path, most_gb: float, into: Path) -> None:
         print(f"no room for {checkpoint.hub_id}: {checkpoint.size / 1e9:.1f} GB", file=sys.stderr)
 
 
+@app.command()
 def fetch(folder: Path) -> None:
+    """Fetch the checkpoints that `cut` listed."""
     for line in (folder / "models.txt").read_text().splitlines():
         hub_id, revision = line.split()
-        # By branch, since a cache without the branch's own entry is not found by name when offline.
+        # By branch: offline, a cache without an entry for the branch is not found by name.
         fetched = snapshot_download(hub_id, allow_patterns=["*.json", f"*{published(hub_id).suffix}"])
         if Path(fetched).name != revision:
-            sys.exit(f"{hub_id} has moved on from {revision} since the plan was cut: start again.")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    commands = parser.add_subparsers(dest="command", required=True)
-    cutting = commands.add_parser("cut")
-    cutting.add_argument("config", type=Path)
-    cutting.add_argument("--most-gb", type=float, default=float("inf"))
-    cutting.add_argument("--into", type=Path, required=True)
-    commands.add_parser("fetch").add_argument("folder", type=Path)
-    arguments = parser.parse_args()
-    if arguments.command == "cut":
-        cut(arguments.config, arguments.most_gb, arguments.into)
-    else:
-        fetch(arguments.folder)
+            sys.exit(f"{hub_id} has changed since the plan was cut at {revision}: start again.")
 
 
 if __name__ == "__main__":
-    main()
+    app()

@@ -1,6 +1,8 @@
-"""Make the pictures in docs/images: reports of a bridge that holds, of one that fails, and of one beside its baseline.
+"""Make the pictures in docs/images: reports of a correct bridge, of a faulty one, and of one with its baseline.
 
-python tools/picture_reports.py
+    python tools/picture_reports.py
+
+It needs playwright and Debian's Chromium.
 """
 
 from __future__ import annotations
@@ -28,34 +30,33 @@ class Experiment(CodeGenAttentionBridge):
 
 
 def run(folder: Path, name: str, *options: str, broken: str = "False") -> Path:
-    """A run folder of codegen-nano, with the experiment at hand as `my_bridges:Experiment`.
+    """Verify codegen-nano, with the experiment available as `my_bridges:Experiment`, and return the run folder.
 
     Args:
-        broken: an expression of the attention's `self`: whether it multiplies its scores.
+        broken: an expression of the attention's `self`, which says whether it multiplies its scores.
     """
     (folder / "my_bridges.py").write_text(EXPERIMENT.format(broken=broken))
-    asked = ["all-components", "--model", "codegen-nano", "-q", "--output", name, *options]
-    _cgverify(folder, asked, may_fail=True)
+    cgverify(folder, "all-components", "--model", "codegen-nano", "-q", "--output", name, *options)
     return folder / name
 
 
 def page(folder: Path, *options: str) -> Path:
-    """The report of a run folder."""
-    made = folder.with_suffix(".html")
-    _cgverify(folder.parent, ["report", str(folder), "--format", "html", "--output", str(made), *options])
-    return made
+    """Write the HTML report of a run folder."""
+    report = folder.with_suffix(".html")
+    cgverify(folder.parent, "report", str(folder), "--format", "html", "--output", str(report), *options)
+    return report
 
 
-def _cgverify(folder: Path, asked: list[str], may_fail: bool = False) -> None:
-    environment = os.environ | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-m", "cgverify", *asked]
+def cgverify(folder: Path, *arguments: str) -> None:
+    environment = os.environ | {"PYTHONPATH": f"{folder}:{IMAGES.parents[1]}", "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-m", "cgverify", *arguments]
     done = subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL)
-    if done.returncode not in ((0, 1) if may_fail else (0,)):
+    if done.returncode not in (0, 1):  # 1: the experiment fails on purpose
         raise SystemExit(done.returncode)
 
 
 def picture(browser: Any, page: Path, name: str, width: int, height: int, scheme: str = "light") -> None:
-    """What a reader sees first, in a window of that size."""
+    """Take a picture of the top of a page, in a window of the given size."""
     tab = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
     tab.goto(page.as_uri())
     tab.screenshot(path=IMAGES / f"report-{name}.png")

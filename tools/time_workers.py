@@ -1,19 +1,19 @@
-"""How much sooner N workers of one thread are done than one, on this machine.
+"""Measure how much sooner N workers of one thread finish a plan than one worker, on this machine.
 
     python tools/time_workers.py configs/rotary.yaml --workers 2 --rounds 3
 
-A cluster on loopback is started before time is taken. Rounds alternate, and the least times are compared. On a machine
-that does something else as well they say little; the processor time of the busiest worker still tells how work was
-shared.
+A cluster on loopback is started before time is taken. Rounds alternate, and the shortest times are compared. If the
+machine does other work as well, wall times say little; the processor time of the busiest worker still shows how the
+work was shared.
 """
 
 from __future__ import annotations
 
-import argparse
 import time
 from pathlib import Path
 
-import distributed
+import typer
+from measuring import loopback_cluster
 
 from cgverify.plan.yaml_plan import load_plan
 from cgverify.runs.execute.dask import Dask
@@ -22,39 +22,31 @@ from cgverify.runs.request import ExecutionOptions, sweep_of
 
 
 def seconds_on(workers: int, prepared: PreparedRun) -> tuple[float, float]:
-    """Of the whole plan, nothing of which is kept: on the clock, and of the busiest worker's processor."""
-    with (
-        distributed.LocalCluster(n_workers=workers, threads_per_worker=1, host="127.0.0.1") as cluster,
-        distributed.Client(cluster, set_as_default=False) as client,
-    ):
-        client.wait_for_workers(workers)
+    """Run the whole plan, and return its seconds on the clock and on the busiest worker's processor."""
+    with loopback_cluster(workers) as (address, client):
         before = client.run(time.process_time)
         started = time.perf_counter()
-        for _ in Dask(cluster.scheduler_address).run(prepared.batches, prepared.job()):
+        for _ in Dask(address).run(prepared.batches, prepared.job()):
             pass
         taken = time.perf_counter() - started
         after = client.run(time.process_time)
     return taken, max(after[worker] - before[worker] for worker in before)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("plan", type=Path)
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=3)
-    options = parser.parse_args()
-    prepared = prepare(sweep_of(load_plan(options.plan), options.plan.stem), ExecutionOptions(threads=1))
-    times: dict[int, list[tuple[float, float]]] = {1: [], options.workers: []}
-    for _ in range(options.rounds):
-        for workers, taken in times.items():
-            taken.append(seconds_on(workers, prepared))
-            print(f"{workers} workers: {taken[-1][0]:.1f} s, the busiest {taken[-1][1]:.1f} s of processor", flush=True)
+def main(plan: Path, workers: int = 2, rounds: int = 3) -> None:
+    prepared = prepare(sweep_of(load_plan(plan), plan.stem), ExecutionOptions(threads=1))
+    times: dict[int, list[tuple[float, float]]] = {1: [], workers: []}
+    for _ in range(rounds):
+        for number, taken in times.items():
+            wall, busiest = seconds_on(number, prepared)
+            taken.append((wall, busiest))
+            print(f"{number} workers: {wall:.1f} s, busiest worker {busiest:.1f} s of processor time", flush=True)
     (one, one_busy), (many, many_busy) = (map(min, zip(*taken, strict=True)) for taken in times.values())
     print(
-        f"{options.workers} workers take {many / one:.2f} of the time of one ({many:.1f} s, {one:.1f} s), and the "
-        f"busiest {many_busy / one_busy:.2f} of its processor time"
+        f"{workers} workers take {many / one:.2f} of the time of one ({many:.1f} s, {one:.1f} s); the busiest "
+        f"takes {many_busy / one_busy:.2f} of the processor time of one"
     )
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

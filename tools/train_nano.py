@@ -1,21 +1,21 @@
 """Train codegen-nano, the small CodeGen that ships with cgverify.
 
-A byte-level model (vocabulary 256) of the CodeGen architecture, trained on the Python source of the
-standard library that runs this script, so that tests and offline runs have weights with the outliers
-and peaked attention that random ones lack. The result is a Hugging Face folder, stored in float16.
+    python tools/train_nano.py cgverify/checkpoint/codegen-nano
 
-    python tools/train_nano.py --output cgverify/checkpoint/codegen-nano
+It is a byte-level model (vocabulary 256), trained on the Python source of the standard library that runs this script.
+Tests and offline runs thus have weights with outliers and peaked attention, which random weights lack. The result is a
+Hugging Face folder, stored in float16.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
 import sysconfig
 import time
 from pathlib import Path
 
 import torch
+import typer
 from transformers import CodeGenConfig, CodeGenForCausalLM
 
 CONFIG = CodeGenConfig(
@@ -32,7 +32,7 @@ CONFIG = CodeGenConfig(
 
 
 def corpus() -> torch.Tensor:
-    """Every byte of the standard library's Python files, a NUL between files: uint8 `[bytes]`."""
+    """Return the bytes of the standard library's Python files, with a NUL between files: uint8 `[bytes]`."""
     root = Path(sysconfig.get_paths()["stdlib"])
     files = sorted(
         path
@@ -43,7 +43,7 @@ def corpus() -> torch.Tensor:
 
 
 def learning_rate(progress: float, peak: float) -> float:
-    """Linear warm-up over the first 5 %, then a cosine down to a tenth of the peak."""
+    """Return a linear warm-up over the first 5 %, then a cosine down to a tenth of the peak."""
     if progress < 0.05:
         return peak * progress / 0.05
     return peak * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * (progress - 0.05) / 0.95)))
@@ -75,17 +75,9 @@ def train(steps: int, batch: int, context: int, seed: int) -> CodeGenForCausalLM
     return model.eval()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--context", type=int, default=192)
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    model = train(arguments.steps, arguments.batch, arguments.context, arguments.seed)
-    model.half().save_pretrained(arguments.output)
+def main(output: Path, steps: int = 1500, batch: int = 16, context: int = 192, seed: int = 0) -> None:
+    train(steps, batch, context, seed).half().save_pretrained(output)
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -1,37 +1,37 @@
-"""Write a CodeGen checkpoint with seeded random weights, in shards, holding no more than one of them in memory.
+"""Write a CodeGen checkpoint with seeded random weights, in shards, with one shard in memory at a time.
 
     python tools/write_checkpoint.py codegen-2B /tmp/two --layers 10 --format bin --shard-size 500MB
 
-The same name and depth are the same weights in either format.
+The same name and depth give the same weights in either format.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+import typer
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
 from transformers import CodeGenForCausalLM
 
 from cgverify.checkpoint.config import named_config
 from cgverify.checkpoint.files import STEMS
-from cgverify.checkpoint.names import ARCHITECTURES
 from cgverify.checkpoint.source import RandomWeights
 
-SAVE = {"safetensors": save_file, "bin": torch.save}
+SAVE: dict[str, Callable[[Any, Path], None]] = {"safetensors": save_file, "bin": torch.save}
 
 
 def write(config: Any, folder: Path, format: str, dtype: torch.dtype, shard_size: str) -> None:
-    """A folder as the hub has them: config.json, shards and their index.
+    """Write a folder as the hub has them: config.json, shards and their index.
 
     Args:
         config: a `CodeGenConfig`.
         format: `safetensors` or `bin`.
-        shard_size: the most that a file holds, `500MB`.
+        shard_size: the largest size of a file, such as `500MB`.
     """
     source = RandomWeights(config, seed=0)
     with torch.device("meta"):
@@ -51,20 +51,18 @@ def write(config: Any, folder: Path, format: str, dtype: torch.dtype, shard_size
     config.save_pretrained(folder)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", choices=list(ARCHITECTURES))
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--layers", type=int)
-    parser.add_argument("--format", choices=list(SAVE), default="safetensors")
-    parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float16")
-    parser.add_argument("--shard-size", default="500MB")
-    arguments = parser.parse_args()
-    config = named_config(arguments.model)
-    config.n_layer = arguments.layers or config.n_layer
-    dtype = getattr(torch, arguments.dtype)
-    write(config, arguments.folder, arguments.format, dtype, arguments.shard_size)
+def main(
+    model: str,
+    folder: Path,
+    layers: int | None = None,
+    format: str = "safetensors",
+    dtype: str = "float16",
+    shard_size: str = "500MB",
+) -> None:
+    config = named_config(model)
+    config.n_layer = layers or config.n_layer
+    write(config, folder, format, getattr(torch, dtype), shard_size)
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)
