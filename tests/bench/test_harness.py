@@ -135,7 +135,7 @@ def test_fresh_process_that_fails_reports_its_error(
 )
 def test_message_of_a_failed_process_is_passed_on(script: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     run = subprocess.run
-    monkeypatch.setattr(peak_memory.subprocess, "run", lambda _, **how: run([sys.executable, "-c", script], **how))
+    monkeypatch.setattr(subprocess, "run", lambda _, **how: run([sys.executable, "-c", script], **how))
     with pytest.raises(PeakError, match=message):
         peak_memory.in_fresh_process(memory_request(at("memory"), None))
 

@@ -145,7 +145,7 @@ def test_rotation_and_scores_merged(seed: int, dtype: torch.dtype) -> None:
     expected = [rope(x, table, positions) for x in (query, key)]
     seen = [Expected(e.value.transpose(1, 2), e.bound.transpose(1, 2), e.dtype) for e in expected]
     tap = turned[0] @ turned[1].transpose(-1, -2) / 4
-    assert r(tap, scores(*seen, None, NO_SHORTCUTS)) <= 1
+    assert r(tap, scores(seen[0], seen[1], None, NO_SHORTCUTS)) <= 1
 
 
 @settings(deadline=None, max_examples=20)

@@ -171,7 +171,7 @@ def test_flags_are_set_recorded_and_taken_back(
     )
     assert recorded["reduced_precision_reduction"] is reduction
     assert recorded["fp16_accumulation"] is products.allow_fp16_accumulation is False
-    assert recorded["onednn_float32"] == torch.backends.mkldnn.matmul.fp32_precision
+    assert recorded["onednn_float32"] == torch.backends.mkldnn.matmul.fp32_precision  # type: ignore[attr-defined]
     assert allowed() == frozenset(names)
     allow()
     assert allowed() == frozenset()
