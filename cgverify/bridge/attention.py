@@ -200,11 +200,11 @@ class CodeGenAttentionBridge(JointQKVAttentionBridge):  # type: ignore[misc]
         layer_past: Any = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        use_cache: bool | None = False,
-        output_attentions: bool | None = False,
+        use_cache: bool | None = False,  # noqa: ARG002  Hugging Face passes it
+        output_attentions: bool | None = False,  # noqa: ARG002  the pattern is always returned
         *,
         past_key_values: Any = None,
-        cache_position: Tensor | None = None,
+        cache_position: Tensor | None = None,  # noqa: ARG002  Hugging Face passes it
     ) -> TwoTensors:
         """Compute attention. The arguments have the order of Hugging Face's.
 

@@ -32,7 +32,13 @@ def baseline() -> None:
 
 @app.command()
 @command
-def accept(*, run: Folder, name: Name = None, reports: Reports = Path("reports"), verbose: options.Verbose = 0) -> int:
+def accept(
+    *,
+    run: Folder,
+    name: Name = None,
+    reports: Reports = Path("reports"),
+    verbose: options.Verbose = 0,  # noqa: ARG001  read by @command
+) -> int:
     """Keep a run as a baseline, replace an older one, and report what differs from that one.
 
     Exit codes: 0 accepted, 2 bad usage, or a run that cannot be a baseline.

@@ -36,7 +36,7 @@ def compare(
     across: AcrossAxis = None,
     fail_on: FailOn = None,
     format: Format = "table",
-    verbose: options.Verbose = 0,
+    verbose: options.Verbose = 0,  # noqa: ARG001  read by @command
 ) -> int:
     """Report what got worse, what got better and what is missing between a baseline and a run.
 

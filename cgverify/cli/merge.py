@@ -23,7 +23,7 @@ def merge(
     output: Output,
     format: options.Format = "table",
     quiet: options.Quiet = False,
-    verbose: options.Verbose = 0,
+    verbose: options.Verbose = 0,  # noqa: ARG001  read by @command
 ) -> int:
     """Merge the shards of a sweep into one run.
 

@@ -32,7 +32,7 @@ def report(
     by: By = None,
     baseline: Baseline = None,
     output: Output = None,
-    verbose: options.Verbose = 0,
+    verbose: options.Verbose = 0,  # noqa: ARG001  read by @command
 ) -> int:
     """Render a finished run again, whole or along one axis.
 

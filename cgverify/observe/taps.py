@@ -120,7 +120,7 @@ def watch_hooks(
     fired: Counter[str] = Counter()
 
     def listener(name: str) -> Callable[..., torch.Tensor | None]:
-        def listen(tensor: torch.Tensor, hook: HookPoint) -> torch.Tensor | None:
+        def listen(tensor: torch.Tensor, hook: HookPoint) -> torch.Tensor | None:  # noqa: ARG001  passed by name
             if observation.forward_done:
                 return None
             patch = patches.get(name)

@@ -15,7 +15,7 @@ from cgverify.report.figures import bits
 Setting = tuple[str, ...]
 
 
-def by_head(run: Run, results: Sequence[CellResult], width: int) -> list[RenderableType]:
+def by_head(_: Run, results: Sequence[CellResult], width: int) -> list[RenderableType]:
     """For each setting, the fewest bits and the greatest error of each head over all cells of attention by itself."""
     settings: dict[Setting, list[Finding]] = {}
     for result in results:
