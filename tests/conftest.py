@@ -1,4 +1,4 @@
-"""What the tests share: a small random model, the trained one that ships, and the command line."""
+"""Fixtures of all tests: a small random model, the trained one that ships, and the command line."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _quiet_hub() -> None:
 
 @pytest.fixture
 def config() -> CodeGenConfig:
-    """Two blocks of four heads of size 16, of which 8 dimensions turn."""
+    """Return a config of two blocks with four heads of size 16, of which 8 dimensions are rotated."""
     return CodeGenConfig(
         vocab_size=101,
         n_positions=64,
@@ -44,7 +44,7 @@ def model(config: CodeGenConfig) -> CodeGenForCausalLM:
 
 @pytest.fixture
 def folder(model: CodeGenForCausalLM, tmp_path: Path) -> Path:
-    """The small model as `save_pretrained` writes it."""
+    """Return the folder of the small model, as `save_pretrained` writes it."""
     path = tmp_path / "small"
     model.save_pretrained(path)
     return path
@@ -57,8 +57,7 @@ def nano() -> Path:
 
 @pytest.fixture
 def cli(tmp_path: Path) -> Cli:
-    """Run cgverify as a real process in an empty folder, with the tests' modules importable."""
-
+    """Run cgverify as a process in an empty folder, from which the modules in tests/support can be imported."""
     python_path = os.pathsep.join([str(ROOT / "tests" / "support"), os.environ.get("PYTHONPATH", "")])
 
     def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -1,4 +1,4 @@
-"""What runs in CI: workflows that GitHub accepts, and the script that lists a plan's checkpoints."""
+"""CI: the workflows, their options, and the script that cuts a plan."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def schema_holds(*paths: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_github_accepts_the_workflows_and_the_recipe(tmp_path: Path) -> None:
+def test_workflows_and_recipe_match_githubs_schema(tmp_path: Path) -> None:
     (recipe,) = fenced("yaml")
     (tmp_path / "recipe.yml").write_text(recipe)
     schema_holds(*WORKFLOWS, tmp_path / "recipe.yml")
 
 
-def test_the_nightly_lanes_are_sharded_as_the_plan_is() -> None:
+def test_nightly_matrix_has_as_many_shards_as_the_plan() -> None:
     nightly = yaml.safe_load((ROOT / ".github" / "workflows" / "nightly.yml").read_text())
     matrix = nightly["jobs"]["verify"]["strategy"]["matrix"]
     assert matrix["lane"] == ["pinned", "latest"]
@@ -60,7 +60,7 @@ esac
         (0, False, 0, "", True),
         (1, False, 0, "", False),  # the first night, or the first after the cache was evicted
         (1, False, 0, "true", True),
-        (1, True, 0, "", True),  # what fails is known
+        (1, True, 0, "", True),  # the failures are known
         (1, True, 1, "false", False),
         (0, True, 1, "", False),
         (0, True, 1, "true", True),
@@ -68,14 +68,14 @@ esac
         (3, False, 0, "true", False),
     ],
 )
-def test_a_night_that_failed_is_no_green_one(
+def test_failed_night_is_not_kept_as_green(
     tmp_path: Path, merged: int, green_before: bool, compared: int, accept: str, saved: bool
 ) -> None:
-    """The shell steps of the pinned lane between the shards and the cache, with cgverify's exit codes made up."""
+    """Run the shell steps of the pinned lane between shards and cache, with a program that only has exit codes."""
     steps = yaml.safe_load((ROOT / ".github" / "workflows" / "nightly.yml").read_text())["jobs"]["pinned"]["steps"]
     (first,) = (place for place, step in enumerate(steps) if "cgverify merge" in step.get("run", ""))
     assert "actions/cache/save" in steps[-1]["uses"]
-    assert "if" not in steps[-1], "skipped where a step before it failed"
+    assert "if" not in steps[-1], "it is skipped if a step before it failed"
     (tmp_path / "cgverify").write_text(FAKE_CGVERIFY)
     (tmp_path / "cgverify").chmod(0o755)
     (tmp_path / "shards" / "pinned-1").mkdir(parents=True)
@@ -86,8 +86,8 @@ def test_a_night_that_failed_is_no_green_one(
             (tmp_path / "last-green").mkdir()
         if "run" not in step or (failed and step.get("if") != "${{ !cancelled() }}"):
             continue
-        told = outputs.read_text().partition("=")[2].strip() if outputs.exists() else ""
-        values = {"${{ inputs.accept }}": accept, "${{ steps.merge.outputs.status }}": told}
+        merged_status = outputs.read_text().partition("=")[2].strip() if outputs.exists() else ""
+        values = {"${{ inputs.accept }}": accept, "${{ steps.merge.outputs.status }}": merged_status}
         done = subprocess.run(
             ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", step["run"]],
             cwd=tmp_path,
@@ -106,7 +106,7 @@ def test_a_night_that_failed_is_no_green_one(
 
 
 def commands() -> list[list[str]]:
-    """Every call of cgverify in the workflows and on the page about them, as its arguments."""
+    """Return the arguments of every call of cgverify in the workflows and in docs/ci.md."""
     texts = [*fenced("sh"), *fenced("yaml")]
     for path in WORKFLOWS:
         for job in yaml.safe_load(path.read_text())["jobs"].values():
@@ -117,15 +117,13 @@ def commands() -> list[list[str]]:
     return [shlex.split(call) for call in calls if not call.startswith("-e ")]
 
 
-def test_every_option_that_ci_gives_exists() -> None:
+def test_every_option_in_ci_exists() -> None:
     from cgverify.cli.app import app
 
     group = typer.main.get_command(app)
-    told = commands()
-    assert {call[0] for call in told} >= {"all-components", "compare", "report", "baseline"}
-    for call in told:
-        if call[0] in ("sweep", "merge") and call[0] not in group.commands:  # type: ignore[attr-defined]
-            continue
+    calls = commands()
+    assert {call[0] for call in calls} >= {"all-components", "compare", "report", "baseline"}
+    for call in calls:
         command = group.commands[call[0]]  # type: ignore[attr-defined]
         if call[0] == "baseline":
             command = command.commands[call[1]]
@@ -143,7 +141,7 @@ def hub_models() -> ModuleType:
     return module
 
 
-def test_the_hub_ids_of_a_plan(hub_models: ModuleType, tmp_path: Path) -> None:
+def test_hub_ids_of_a_plan_leave_out_local_and_random(hub_models: ModuleType, tmp_path: Path) -> None:
     plan = {
         "models": ["codegen-nano", "codegen-350M", {"model": "codegen-2B", "weights": "random"}, "someone/tuned"],
         "include": [{"models": "codegen-350M-mono"}, {"models": ["a/b", str(tmp_path)], "weights": "pretrained"}],
@@ -152,7 +150,7 @@ def test_the_hub_ids_of_a_plan(hub_models: ModuleType, tmp_path: Path) -> None:
     assert hub_models.hub_ids({"models": "a/b", "weights": "random:3"}) == []
 
 
-def test_a_plan_is_cut_to_the_checkpoints_that_have_room(hub_models: ModuleType) -> None:
+def test_cut_plan_has_only_the_checkpoints_that_fit(hub_models: ModuleType) -> None:
     plan = {
         "models": ["codegen-nano", "codegen-350M", "codegen-2B-mono", "codegen-6B-nl"],
         "dtypes": ["float32"],
@@ -171,7 +169,7 @@ def test_a_plan_is_cut_to_the_checkpoints_that_have_room(hub_models: ModuleType)
     }
 
 
-def test_the_smallest_checkpoints_that_have_room_are_taken(hub_models: ModuleType) -> None:
+def test_smallest_checkpoints_that_fit_are_taken(hub_models: ModuleType) -> None:
     sized = [hub_models.Published(name, "r", size, ".bin") for name, size in (("a", 5), ("b", 1), ("c", 3))]
     assert [checkpoint.hub_id for checkpoint in hub_models.within(sized, 4)] == ["b", "c"]
     assert len(hub_models.within(sized, 100)) == 3

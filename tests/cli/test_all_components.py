@@ -1,4 +1,4 @@
-"""`cgverify all-components` as a process: what it prints, what it writes, how it ends."""
+"""`cgverify all-components`: output, files and exit codes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from cgverify.runs.reading import read_run
 QUICK = ("all-components", "--model", "codegen-nano", "--layers", "1", "--case", "default")
 
 
-def test_the_table_and_the_run_folder(cli: Cli, tmp_path: Path) -> None:
+def test_run_prints_the_table_and_writes_the_folder(cli: Cli, tmp_path: Path) -> None:
     done = cli(*QUICK, "--output", "run")
     assert done.returncode == 0, done.stderr
     for kind in ("embed", "ln1", "attn.q", "mlp.in", "block", "ln_final", "unembed"):
@@ -42,7 +42,7 @@ def test_the_table_and_the_run_folder(cli: Cli, tmp_path: Path) -> None:
     assert run["environment"]["versions"]["torch"].startswith("2")
 
 
-def test_all_cases_hold_and_a_plain_run_has_the_default_ones(cli: Cli, tmp_path: Path) -> None:
+def test_plain_run_has_default_cases_and_all_has_every_case(cli: Cli, tmp_path: Path) -> None:
     for options, cases in (("--case", "all"), set(CASE_KINDS)), ((), set(DEFAULT_CASES)):
         arguments = ("all-components", "--model", "codegen-nano", "--layers", "1", *options, "--format", "json", "-q")
         done = cli(*arguments, "--output", f"run{len(cases)}")
@@ -50,7 +50,7 @@ def test_all_cases_hold_and_a_plain_run_has_the_default_ones(cli: Cli, tmp_path:
         assert {finding["case"] for finding in json.loads(done.stdout)["findings"]} == cases
 
 
-def test_json_is_one_object_with_every_field(cli: Cli) -> None:
+def test_json_report_is_one_object_with_every_field(cli: Cli) -> None:
     done = cli(*QUICK, "--dtype", "float32,bfloat16", "--dtype", "float16", "--format", "json", "-q")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
@@ -68,14 +68,14 @@ def test_json_is_one_object_with_every_field(cli: Cli) -> None:
     assert done.stderr == ""
 
 
-def test_the_same_command_writes_the_same_bytes(cli: Cli, tmp_path: Path) -> None:
+def test_same_command_writes_the_same_bytes(cli: Cli, tmp_path: Path) -> None:
     for name in ("first", "second"):
         assert cli(*QUICK, "--bridge", "cgverify,transformer_lens", "--output", name).returncode == 1
     for file in ("findings.csv", "summary.csv"):
         assert (tmp_path / "first" / file).read_bytes() == (tmp_path / "second" / file).read_bytes()
 
 
-def test_a_failure_is_told_first_with_the_command_that_repeats_it(cli: Cli) -> None:
+def test_failure_comes_first_with_the_command_that_repeats_it(cli: Cli) -> None:
     done = cli(*QUICK, "--bridge", "faults:OneHeadUnrotated", "--component", "attn", "--component", "block")
     assert done.returncode == 1
     first, second = done.stdout.splitlines()[:2]
@@ -91,14 +91,14 @@ def test_a_failure_is_told_first_with_the_command_that_repeats_it(cli: Cli) -> N
     assert "rope breaks first, at hook_rot_q (" in again.stdout
 
 
-def test_an_infinite_figure_is_valid_json_and_keeps_the_exit_code(cli: Cli) -> None:
+def test_infinite_figure_is_valid_json_and_keeps_the_exit_code(cli: Cli) -> None:
     done = cli(*QUICK, "--bridge", "faults:ReturnedWeightsZeroed", "--component", "attn", "--format", "json")
     assert done.returncode == 1
     report = json.loads(done.stdout, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     assert "Infinity" in {finding["r"] for finding in report["findings"]}
 
 
-def test_what_a_candidate_prints_or_exits_with_does_not_reach_the_report(cli: Cli, tmp_path: Path) -> None:
+def test_candidate_output_and_exit_stay_out_of_the_report(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "loud.py").write_text(
         "print('at import')\ndef loud(bridge):\n    print('at boot')\n    return bridge\n"
     )
@@ -111,15 +111,15 @@ def test_what_a_candidate_prints_or_exits_with_does_not_reach_the_report(cli: Cl
     assert "cannot be imported: SystemExit" in leaves.stderr
 
 
-def test_whatever_a_candidate_raises_is_a_finding(cli: Cli) -> None:
-    told = {
+def test_exception_of_a_candidate_is_a_finding(cli: Cli) -> None:
+    reasons = {
         "SaysSurrogates": r"raised where the reference did not: ValueError: \x1b[31mred \ud800",
         "RaisesItsOwn": "raised where the reference did not: OwnError",
         "LeavesAsGenerator": "raised where the reference did not: GeneratorExit: gone",
         "HasNoInputs": "raised in get_random_inputs: OwnError",
         "boots_with_its_own": "raised in boot: OwnError",
     }
-    bridges = ",".join(f"raising:{name}" for name in told)
+    bridges = ",".join(f"raising:{name}" for name in reasons)
     cases = ("--component", "attn", "--component", "model", "--case", "default,model")
     done = cli(*QUICK[:-2], *cases, "--format", "json", "--bridge", bridges)
     assert done.returncode == 1, done.stderr
@@ -129,30 +129,30 @@ def test_whatever_a_candidate_raises_is_a_finding(cli: Cli) -> None:
         for one in report["findings"]
         if "raised in" in one["message"] or "raised where" in one["message"]
     }
-    for name, why in told.items():
+    for name, why in reasons.items():
         assert why in messages[f"raising:{name}", "default"]
     assert messages["raising:boots_with_its_own", "model"].endswith("OwnError")
 
 
-def test_what_is_written_past_python_does_not_reach_the_report(cli: Cli) -> None:
+def test_output_that_bypasses_python_stays_out_of_the_report(cli: Cli) -> None:
     done = cli(*QUICK, "--bridge", "raising:Writes", "--component", "attn", "--case", "default", "--format", "json")
     assert json.loads(done.stdout)["summary"]["cells"]
     assert "past Python\n" in done.stderr
     assert "through C's buffer\n" in done.stderr
 
 
-def test_csv_on_stdout_is_that_of_the_run_folder(cli: Cli, tmp_path: Path) -> None:
+def test_csv_on_stdout_equals_the_file_in_the_run_folder(cli: Cli, tmp_path: Path) -> None:
     done = cli(*QUICK, "--component", "embed", "--format", "csv", "--output", "run")
     assert done.stdout == (tmp_path / "run" / "findings.csv").read_text()
 
 
-def test_a_run_that_compared_nothing_is_no_pass(cli: Cli) -> None:
+def test_run_that_compared_nothing_exits_with_5(cli: Cli) -> None:
     done = cli(*QUICK, "--rotary-dim", "7")
     assert done.returncode == 5
     assert "Hugging Face refuses rotary_dim 7" in done.stdout
 
 
-def test_the_default_folder_bears_model_and_time(cli: Cli, tmp_path: Path) -> None:
+def test_default_folder_is_named_after_model_and_time(cli: Cli, tmp_path: Path) -> None:
     for _ in range(2):
         assert cli(*QUICK, "--component", "embed").returncode == 0
     folders = list((tmp_path / "reports").iterdir())
@@ -160,12 +160,12 @@ def test_the_default_folder_bears_model_and_time(cli: Cli, tmp_path: Path) -> No
     assert all(folder.name.startswith("codegen-nano-20") for folder in folders)
 
 
-def test_options_come_from_the_environment(cli: Cli) -> None:
+def test_options_are_read_from_the_environment(cli: Cli) -> None:
     done = cli(*QUICK, "--component", "embed", "--format", "json", CGVERIFY_DTYPE="float16", CGVERIFY_SEED="3")
     assert {(finding["dtype"], finding["seed"]) for finding in json.loads(done.stdout)["findings"]} == {("float16", 3)}
 
 
-def test_no_colour_where_there_is_no_terminal(cli: Cli) -> None:
+def test_output_without_a_terminal_has_no_colour(cli: Cli) -> None:
     assert "\x1b[" not in cli(*QUICK, "--component", "embed").stdout
 
 
@@ -175,7 +175,7 @@ def test_exitfirst_stops_at_the_first_failure(cli: Cli, tmp_path: Path) -> None:
     assert len(read_run(tmp_path / "run")[1]) == 1
 
 
-def test_resume_runs_what_is_left(cli: Cli, tmp_path: Path) -> None:
+def test_resume_runs_the_remaining_cells(cli: Cli, tmp_path: Path) -> None:
     arguments = (*QUICK, "--output", "run")
     assert cli(*arguments).returncode == 0
     whole = {file: (tmp_path / "run" / file).read_bytes() for file in ("findings.csv", "summary.csv")}
@@ -188,11 +188,11 @@ def test_resume_runs_what_is_left(cli: Cli, tmp_path: Path) -> None:
     assert {file: (tmp_path / "run" / file).read_bytes() for file in whole} == whole
 
 
-def test_interrupted_it_keeps_what_was_found_and_can_go_on(tmp_path: Path) -> None:
+def test_interrupted_run_keeps_its_findings_and_resumes(tmp_path: Path) -> None:
     arguments = command(
         "all-components", "--model", "codegen-nano", "--case", "default,stress", "--seed", "0,1,2", "--output", "run"
     )
-    whole = (5 * 10 + 3) * 2 * 3  # layers, kinds, cases and seeds: enough to be still at it
+    whole = (5 * 10 + 3) * 2 * 3  # layers, kinds, cases and seeds: enough that it is still running
     process = subprocess.Popen(arguments, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     findings = tmp_path / "run" / "findings.jsonl"
     deadline = time.monotonic() + 120
@@ -218,7 +218,7 @@ def damaged(folder: Path, name: str, value: float) -> None:
     save_file(tensors, path, metadata={"format": "pt"})
 
 
-def test_nan_in_the_weights_is_no_pass_and_the_rest_is_verified(cli: Cli, folder: Path) -> None:
+def test_nan_in_weights_is_an_error_and_the_rest_is_verified(cli: Cli, folder: Path) -> None:
     damaged(folder, "transformer.h.1.attn.out_proj.weight", float("nan"))
     done = cli("all-components", "--model", str(folder), "--case", "default", "--format", "json")
     assert done.returncode == 3
@@ -230,7 +230,7 @@ def test_nan_in_the_weights_is_no_pass_and_the_rest_is_verified(cli: Cli, folder
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "told"),
+    ("arguments", "code", "message"),
     [
         (("--model", "codegen-340M"), 2, "did you mean 'codegen-350M'"),
         (("--model", "./nowhere"), 2, "no folder"),
@@ -257,10 +257,10 @@ def test_nan_in_the_weights_is_no_pass_and_the_rest_is_verified(cli: Cli, folder
         (("--resume",), 2, "--output"),
     ],
 )
-def test_bad_input_is_told_in_one_sentence(
-    arguments: tuple[str, ...], code: int, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_bad_input_is_reported_in_one_sentence(
+    arguments: tuple[str, ...], code: int, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In this process: seventeen more would spend two minutes on imports."""
+    """Run in this process, since a new one for each input would take minutes to import."""
     from typer.testing import CliRunner
 
     from cgverify.cli.app import app
@@ -271,13 +271,13 @@ def test_bad_input_is_told_in_one_sentence(
     flags = [argument for argument in arguments if argument == "--resume"]
     result = CliRunner().invoke(app, ["all-components", *(x for pair in given.items() for x in pair), *flags])
     assert result.exit_code == code, result.output
-    assert told in result.stderr
+    assert message in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
     assert "Traceback" not in result.output
     assert result.stdout == ""
 
 
-def test_a_folder_that_is_taken_is_told_before_anything_slow_is_imported(tmp_path: Path) -> None:
+def test_occupied_folder_is_refused_before_torch_is_imported(tmp_path: Path) -> None:
     (tmp_path / "something").write_text("")
     arguments = [*QUICK, "--output", str(tmp_path)]
     script = (
@@ -298,7 +298,7 @@ def test_python_dash_m_and_the_script_are_one_program() -> None:
         assert done.stdout.startswith("cgverify ")
 
 
-def test_models_tells_what_is_here(cli: Cli) -> None:
+def test_models_lists_sizes_and_what_is_on_this_disk(cli: Cli) -> None:
     rows: list[dict[str, Any]] = json.loads(cli("models", "--format", "json").stdout)
     by_name = {row["name"]: row for row in rows}
     assert by_name["codegen-nano"]["on_this_disk"] is True
@@ -307,7 +307,7 @@ def test_models_tells_what_is_here(cli: Cli) -> None:
     assert "codegen-350M" in cli("models").stdout
 
 
-def test_env_tells_what_a_run_records(cli: Cli) -> None:
+def test_env_prints_what_a_run_records(cli: Cli) -> None:
     described = json.loads(cli("env", "--format", "json", "--threads", "1").stdout)
     assert described["numerics"]["threads"] == 1
     assert described["numerics"]["tf32"] is False
@@ -315,7 +315,7 @@ def test_env_tells_what_a_run_records(cli: Cli) -> None:
     assert "torch" in cli("env").stdout
 
 
-def test_a_prompt_is_recorded_reported_and_carried_again_when_a_run_goes_on(cli: Cli, tmp_path: Path) -> None:
+def test_prompt_is_recorded_reported_and_carried_again_on_resume(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "ids").write_text("[100, 101, 102, 32, 102, 40, 41, 58]")
     arguments = ("all-components", "--model", "codegen-nano", "--layers", "3", "--case", "text,model")
     options = ("--bridge", "transformer_lens", "--dtype", "float32", "--tokens", "ids", "--output", "run")

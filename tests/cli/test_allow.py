@@ -1,4 +1,4 @@
-"""`--allow`: what a run may leave out is recorded, told, and needed again to repeat a failure."""
+"""`--allow`: the shortcuts are recorded, reported, and repeated with a failure."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def invoke(*arguments: str) -> Any:
     return CliRunner().invoke(app, [*PLAN, *arguments])
 
 
-def test_it_is_recorded_and_the_report_says_so(tmp_path: Path) -> None:
+def test_allowed_shortcuts_are_recorded_and_reported(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     done = invoke("--component", "attn.q", "--allow", "tf32,reduction", "--output", str(folder))
     assert done.exit_code == 0, done.output
@@ -40,7 +40,7 @@ def test_it_is_recorded_and_the_report_says_so(tmp_path: Path) -> None:
     assert "was made with other numerics (allowed" in strict.stderr
 
 
-def test_the_default_is_strict_and_says_nothing(tmp_path: Path) -> None:
+def test_default_allows_no_shortcut_and_reports_none(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     done = invoke("--component", "attn.q", "--output", str(folder))
     assert "widened" not in done.stdout
@@ -48,14 +48,14 @@ def test_the_default_is_strict_and_says_nothing(tmp_path: Path) -> None:
     assert (numerics["allowed"], numerics["float32_matmul_precision"]) == ([], "highest")
 
 
-def test_a_failure_is_repeated_with_what_was_allowed(tmp_path: Path) -> None:
+def test_command_that_repeats_a_failure_names_the_shortcuts(tmp_path: Path) -> None:
     arguments = ("--component", "attn.q", "--bridge", "cgverify.selftest.seeded.precision:projections_in_bfloat16")
     done = invoke(*arguments, "--allow", "reduction", "--output", str(tmp_path / "run"))
     assert done.exit_code == 1, done.output
     assert "--allow reduction" in done.stdout
 
 
-def test_an_unknown_shortcut_is_told_with_the_nearest(tmp_path: Path) -> None:
+def test_unknown_shortcut_is_refused_with_a_suggestion(tmp_path: Path) -> None:
     done = invoke("--allow", "tf23", "--output", str(tmp_path / "run"))
     assert done.exit_code == 2
     assert "did you mean 'tf32'" in done.stderr

@@ -1,4 +1,4 @@
-"""`cgverify attention` as a process."""
+"""`cgverify attention`: tables, files and exit codes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pandas as pd
 from command_line import Cli
 
 
-def test_one_attention_by_taps_and_heads_with_what_it_cost(cli: Cli, tmp_path: Path) -> None:
+def test_attention_is_shown_by_tap_and_head_with_its_cost(cli: Cli, tmp_path: Path) -> None:
     done = cli("attention", "--model", "codegen-nano", "--layers", "3", "--output", "run", "-v")
     assert done.returncode == 0, done.stderr
     assert re.search(r"hook_attn_scores +scores +bitwise", done.stdout)
@@ -24,7 +24,7 @@ def test_one_attention_by_taps_and_heads_with_what_it_cost(cli: Cli, tmp_path: P
     assert (times[["candidate_seconds", "reference_seconds", "judging_seconds"]] > 0).all(axis=None)
 
 
-def test_a_fault_fails_it_and_is_told_in_every_format(cli: Cli, tmp_path: Path) -> None:
+def test_fault_fails_attention_and_is_in_every_report(cli: Cli, tmp_path: Path) -> None:
     fault = ("--bridge", "faults:HeadsSwapped", "--layers", "1", "--case", "default")
     done = cli("attention", "--model", "codegen-nano", *fault, "--format", "json", "--output", "run")
     assert done.returncode == 1, done.stderr

@@ -1,4 +1,4 @@
-"""`cgverify compare`, `report` and `baseline accept`: what they print, what they keep, how they end."""
+"""`cgverify compare`, `report` and `baseline accept`: output, files and exit codes."""
 
 from __future__ import annotations
 
@@ -30,16 +30,15 @@ class Bridge(ScaleSlightlyOff):
     def factor(self):
         return super().factor() if self._layer_idx == self.faulty else 1.0
 """
-"""A bridge of one's own, whose scores can be made wrong in one layer."""
-
+"""A bridge whose scores can be made wrong in one layer."""
 
 SHOWN_AS = {"baseline": "junit", "again": "markdown", "faulty": "github", "threads": "json"}
-"""The runs that are made, each with another format on stdout."""
+"""The format that each run prints to stdout."""
 
 
 @pytest.fixture
 def invoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Invoke:
-    """cgverify in this process, in a folder of its own, with room for a table."""
+    """Run cgverify in this process, in an empty folder, with a wide terminal."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "160")
     return lambda *arguments: CliRunner().invoke(app, [str(argument) for argument in arguments])
@@ -52,7 +51,7 @@ def kept(name: str, *results: CellResult, **run: object) -> str:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
-    """Real runs on two layers of codegen-nano: twice alike, with a fault in layer 1, and with two threads."""
+    """Return runs on two layers of codegen-nano: two equal ones, one with a fault in layer 1, one with two threads."""
     folder = tmp_path_factory.mktemp("runs")
     (folder / "gated.py").write_text(GATED)
     made = {name: folder / name for name in SHOWN_AS}
@@ -74,14 +73,14 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
     os.environ.pop("THP_MEM_ALLOC_ENABLE", None)
 
 
-def test_upgrading_nothing_keeps_the_gate_green(invoke: Invoke, runs: dict[str, Path]) -> None:
+def test_equal_runs_pass_the_gate(invoke: Invoke, runs: dict[str, Path]) -> None:
     everything = "worse,diverged,missing-cells,r:1.01x"
     done = invoke("compare", runs["baseline"], runs["again"], "--fail-on", everything)
     assert done.exit_code == 0, done.output
     assert done.stdout.startswith("No change: 8 cells and ")
 
 
-def test_a_fault_in_one_layer_turns_the_gate_red_and_is_named(invoke: Invoke, runs: dict[str, Path]) -> None:
+def test_fault_in_one_layer_fails_the_gate_and_is_named(invoke: Invoke, runs: dict[str, Path]) -> None:
     done = invoke("compare", runs["baseline"], runs["faulty"])
     assert done.exit_code == 1
     assert done.stdout.startswith("Regression: 8 cells")
@@ -98,32 +97,32 @@ def test_a_fault_in_one_layer_turns_the_gate_red_and_is_named(invoke: Invoke, ru
     assert annotated[1].startswith("::error title=blocks.1.attn%3A bitwise → diverged::blocks.1.attn, ")
 
 
-def test_two_dtypes_of_a_run_side_by_side(invoke: Invoke, runs: dict[str, Path]) -> None:
+def test_two_dtypes_of_a_run_are_compared(invoke: Invoke, runs: dict[str, Path]) -> None:
     arguments = ("compare", "--across", "dtype", "float32", "bfloat16", runs["baseline"])
     frame = pd.read_csv(StringIO(invoke(*arguments, "--format", "csv").stdout)).set_index("tap")
     assert (frame.loc["hook_q", "ratio"] > 100).all(), "bfloat16 has 16 bits fewer"
     assert (frame.loc["hook_q", "bits_second"] < frame.loc["hook_q", "bits_first"] - 10).all()
-    told = json.loads(invoke(*arguments, "--format", "json").stdout)
-    assert (told["cells"], told["only_first"], told["only_second"]) == (4, 0, 0)
-    assert {each["error"] for each in told["first_differences"]} == {"project_q"}
+    compared = json.loads(invoke(*arguments, "--format", "json").stdout)
+    assert (compared["cells"], compared["only_first"], compared["only_second"]) == (4, 0, 0)
+    assert {each["error"] for each in compared["first_differences"]} == {"project_q"}
     shown = invoke(*arguments)
     assert shown.exit_code == 0
     assert "dtype: float32 and bfloat16, 4 cells of each" in shown.stdout
     assert "codegen-nano · gated:Bridge · cpu · rotary_dim 16: where the sides part" in shown.stdout
 
 
-def test_two_thread_counts_side_by_side(invoke: Invoke, runs: dict[str, Path]) -> None:
-    told = invoke("compare", "--across", "run", runs["baseline"], runs["threads"], "--format", "json")
-    taps = json.loads(told.stdout)["taps"]
+def test_runs_with_other_thread_counts_are_compared(invoke: Invoke, runs: dict[str, Path]) -> None:
+    compared = invoke("compare", "--across", "run", runs["baseline"], runs["threads"], "--format", "json")
+    taps = json.loads(compared.stdout)["taps"]
     assert {tap["verdict_second"] for tap in taps} <= {"bitwise", "ulp", "bounded"}
-    assert json.loads(told.stdout)["cells"] == 8
+    assert json.loads(compared.stdout)["cells"] == 8
     differs = invoke("compare", runs["baseline"], runs["threads"], "--fail-on", "diverged")
     assert differs.exit_code == 0
     assert "numerics.threads" in differs.stdout
     assert "equal machine" not in differs.stdout
 
 
-def test_a_run_is_shown_again_byte_for_byte(invoke: Invoke, runs: dict[str, Path]) -> None:
+def test_report_repeats_the_output_byte_for_byte(invoke: Invoke, runs: dict[str, Path]) -> None:
     for name, format in SHOWN_AS.items():
         assert invoke("report", runs[name], "--format", format).stdout == runs[name].with_suffix(".txt").read_text()
     shown = invoke("report", runs["faulty"], "--format", "csv")
@@ -133,7 +132,7 @@ def test_a_run_is_shown_again_byte_for_byte(invoke: Invoke, runs: dict[str, Path
     assert Path("again.csv").read_bytes() == (runs["faulty"] / "findings.csv").read_bytes()
 
 
-def test_a_report_is_written_whole_or_not_at_all(invoke: Invoke) -> None:
+def test_report_file_is_written_whole_or_not_at_all(invoke: Invoke) -> None:
     kept("one", a_result())
     Path("report").write_text("as it was")
     Path("link").symlink_to("report")
@@ -155,9 +154,7 @@ def test_a_report_is_written_whole_or_not_at_all(invoke: Invoke) -> None:
     assert Path(os.devnull).is_char_device()
 
 
-def test_a_baseline_of_the_environment_is_for_the_formats_that_show_one(
-    invoke: Invoke, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_baseline_from_the_environment_is_ignored_if_unusable(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
     kept("one", a_result())
     kept("two", a_result(a_finding(verdict=Verdict.DIVERGED)))
     monkeypatch.setenv("CGVERIFY_BASELINE", "one")
@@ -166,14 +163,14 @@ def test_a_baseline_of_the_environment_is_for_the_formats_that_show_one(
     assert "bitwise → diverged" in invoke("report", "two", "--format", "markdown").stdout
 
 
-def test_a_summary_shows_what_changed_since_a_baseline(invoke: Invoke, runs: dict[str, Path]) -> None:
+def test_report_shows_changes_since_a_baseline(invoke: Invoke, runs: dict[str, Path]) -> None:
     shown = invoke("report", runs["faulty"], "--format", "markdown", "--baseline", runs["baseline"])
     assert shown.exit_code == 0, shown.output
     assert shown.stdout.startswith("## codegen-nano: parity failure\n")
     assert "bitwise → diverged" in shown.stdout.split("### Worse: ")[1]
 
 
-def test_a_run_is_shown_along_an_axis(invoke: Invoke, runs: dict[str, Path]) -> None:
+def test_report_by_layer_has_a_row_per_layer(invoke: Invoke, runs: dict[str, Path]) -> None:
     shown = invoke("report", runs["faulty"], "--by", "layer").stdout
     assert [line.split()[:3:2] for line in shown.splitlines() if line.startswith((" 0", " 1"))] == [
         ["0", shown.splitlines()[4].split()[2]],
@@ -181,7 +178,7 @@ def test_a_run_is_shown_along_an_axis(invoke: Invoke, runs: dict[str, Path]) -> 
     ]
 
 
-def test_accepting_a_baseline_and_renewing_it(invoke: Invoke, runs: dict[str, Path]) -> None:
+def test_baseline_is_accepted_and_renewed(invoke: Invoke, runs: dict[str, Path]) -> None:
     first = invoke("baseline", "accept", runs["baseline"])
     assert first.exit_code == 0, first.output
     folder = Path("reports/codegen-nano-cpu")
@@ -192,12 +189,12 @@ def test_accepting_a_baseline_and_renewing_it(invoke: Invoke, runs: dict[str, Pa
     assert invoke("compare", folder, runs["faulty"]).exit_code == 1
     renewed = invoke("baseline", "accept", runs["faulty"])
     assert renewed.exit_code == 0
-    assert "blocks.1.attn" in renewed.stdout, "what is accepted is told"
+    assert "blocks.1.attn" in renewed.stdout, "accepting reports the changes"
     assert "egression" not in renewed.stdout
     assert invoke("compare", folder, runs["faulty"]).exit_code == 0
 
 
-def test_a_baseline_that_cannot_be_read_is_replaced(invoke: Invoke) -> None:
+def test_damaged_baseline_is_replaced(invoke: Invoke) -> None:
     run = kept("run", a_result())
     assert invoke("baseline", "accept", run, "kept").exit_code == 0
     packed = Path("reports/kept/findings.jsonl.gz")
@@ -212,28 +209,28 @@ def test_a_baseline_that_cannot_be_read_is_replaced(invoke: Invoke) -> None:
     assert packed.read_bytes() == good
 
 
-def test_json_and_csv_of_a_comparison(invoke: Invoke) -> None:
+def test_comparison_as_json_and_csv_lists_every_change(invoke: Invoke) -> None:
     before = kept("before", a_result(), a_result(layer=1), a_result(layer=2))
     found = a_finding(verdict=Verdict.DIVERGED, r=float("inf"), message="mix is off")
     after = kept(
         "after", a_result(found), a_result(layer=1), a_result(layer=3), environment={**ENVIRONMENT, "machine": {}}
     )
-    told = json.loads(invoke("compare", before, after, "--format", "json").stdout)
-    assert told["ok"] is False
-    assert told["regressions"] == ["1 verdict got worse", "1 cell is no longer compared"]
-    assert told["times"] is None
-    assert [(row["change"], row["component"], row["message"]) for row in told["changes"]] == [
+    compared = json.loads(invoke("compare", before, after, "--format", "json").stdout)
+    assert compared["ok"] is False
+    assert compared["regressions"] == ["1 verdict got worse", "1 cell is no longer compared"]
+    assert compared["times"] is None
+    assert [(row["change"], row["component"], row["message"]) for row in compared["changes"]] == [
         ("worse", "blocks.0.attn", "mix is off"),
         ("grown", "blocks.0.attn", "mix is off"),
         ("appeared", "blocks.3.attn", ""),
         ("vanished", "blocks.2.attn", ""),
     ]
-    assert told["changes"][0]["r_after"] == "Infinity"
+    assert compared["changes"][0]["r_after"] == "Infinity"
     frame = pd.read_csv(StringIO(invoke("compare", before, after, "--format", "csv").stdout))
     assert frame["change"].tolist() == ["worse", "grown", "appeared", "vanished"]
 
 
-def test_the_annotations_name_the_versions_that_differ(invoke: Invoke) -> None:
+def test_annotations_name_the_versions_that_differ(invoke: Invoke) -> None:
     newer = {**ENVIRONMENT, "versions": {"torch": "2.13.0", "transformers": "5.24.0rc1"}}
     before, after = kept("before", a_result()), kept("after", a_result(), environment=newer)
     assert invoke("compare", before, after, "--format", "github").stdout == (
@@ -242,7 +239,7 @@ def test_the_annotations_name_the_versions_that_differ(invoke: Invoke) -> None:
     )
 
 
-def test_a_diff_stays_readable_when_a_run_gained_a_kind_of_cell(invoke: Invoke) -> None:
+def test_new_kinds_of_cells_are_counted_not_listed(invoke: Invoke) -> None:
     before = kept("before", *(a_result(layer=layer) for layer in range(20)))
     gained = (a_result(layer=layer, case=case) for layer in range(20) for case in ("default", "text", "autocast"))
     done = invoke("compare", before, kept("after", *gained))
@@ -251,7 +248,7 @@ def test_a_diff_stays_readable_when_a_run_gained_a_kind_of_cell(invoke: Invoke) 
     assert len(done.stdout.splitlines()) < 10
 
 
-def test_runs_without_a_common_cell_are_no_pass(invoke: Invoke) -> None:
+def test_runs_without_a_common_cell_exit_with_5(invoke: Invoke) -> None:
     before, after = kept("before", a_result()), kept("after", a_result(dtype="float16"))
     done = invoke("compare", before, after, "--fail-on", "worse")
     assert done.exit_code == 5
@@ -260,7 +257,7 @@ def test_runs_without_a_common_cell_are_no_pass(invoke: Invoke) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (("compare", "one"), "takes a BASELINE and a RUN, but 1 folders are given"),
         (("compare", "one", "nowhere"), "nowhere holds no run"),
@@ -286,12 +283,12 @@ def test_runs_without_a_common_cell_are_no_pass(invoke: Invoke) -> None:
         (("baseline", "accept", "one", "--reports", "/proc/nowhere"), "Cannot write"),
     ],
 )
-def test_bad_input_is_told_in_one_sentence(arguments: tuple[str, ...], told: str, invoke: Invoke) -> None:
+def test_bad_input_is_reported_in_one_sentence(arguments: tuple[str, ...], message: str, invoke: Invoke) -> None:
     kept("one", a_result())
     kept("run", a_result())
     kept("two", a_result(), a_result(device="cuda"))
     done = invoke(*arguments)
     assert done.exit_code == 2, done.output
-    assert told in done.stderr
+    assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert done.stdout == ""

@@ -1,4 +1,4 @@
-"""`cgverify sweep` and `merge` as processes: what survives, what fits together, how they end."""
+"""`cgverify sweep` and `merge`: interruptions, shards, exit codes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from cgverify.runs.reading import read_run
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty current folder with the small plan in it."""
+    """Change to an empty folder with the small plan in it."""
     monkeypatch.chdir(tmp_path)
     written(SMALL, tmp_path / "plan.yaml")
     return tmp_path
@@ -38,14 +38,14 @@ def written(described: dict[str, Any], path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small plan carried out without a break."""
+    """Return a run of the small plan that was not interrupted."""
     path = tmp_path_factory.mktemp("whole") / "run"
     swept(SMALL, path)
     return path
 
 
 def invoke(*arguments: str) -> Result:
-    """In this process: another would spend its time on imports."""
+    """Run cgverify in this process, where torch is already imported."""
     from cgverify.cli.app import app
 
     return CliRunner().invoke(app, list(arguments))
@@ -55,7 +55,7 @@ def same(one: Path, other: Path) -> bool:
     return all((one / file).read_bytes() == (other / file).read_bytes() for file in ("findings.csv", "summary.csv"))
 
 
-def test_the_smoke_plan_holds(here: Path) -> None:
+def test_smoke_plan_passes(here: Path) -> None:
     done = invoke("sweep", str(ROOT / "configs" / "smoke.yaml"), "--output", "run", "--threads", "1")
     assert done.exit_code == 0, done.output
     assert "100 cells" in done.stderr
@@ -69,7 +69,7 @@ LONGER = {**SMALL, "layers": "all", "dtypes": ["float64", "float32", "bfloat16",
 
 
 @pytest.mark.parametrize(("plan", "kills"), [(SMALL, 3), pytest.param(LONGER, 20, marks=pytest.mark.slow)])
-def test_killed_at_random_and_resumed_each_time_it_finds_the_same(here: Path, plan: dict[str, Any], kills: int) -> None:
+def test_sweep_killed_at_random_and_resumed_finds_the_same(here: Path, plan: dict[str, Any], kills: int) -> None:
     swept(plan, here / "whole")
     written(plan, here / "plan.yaml")
     arguments = ("sweep", "plan.yaml", "--output", "run", "--threads", "1", "-q", "--resume")
@@ -79,7 +79,7 @@ def test_killed_at_random_and_resumed_each_time_it_finds_the_same(here: Path, pl
     for _ in range(kills):
         before = size_of(findings)
         process = command_line(*arguments)
-        if draw.random() < 0.5:  # before there is a run, or while it is planned, or somewhere in a cell
+        if draw.random() < 0.5:  # before the run starts, while it is planned, or within a cell
             time.sleep(draw.uniform(0, 0.2))
         else:  # while cells are written
             while process.is_alive() and size_of(findings) == before:
@@ -90,30 +90,30 @@ def test_killed_at_random_and_resumed_each_time_it_finds_the_same(here: Path, pl
         killed += process.exitcode == -signal.SIGKILL
         if (here / "run" / "run.json").exists():
             now = len(read_run(here / "run")[1])
-            assert now >= finished, "what was finished is kept"
+            assert now >= finished, "finished cells are kept"
             finished = now
     last = command_line(*arguments)
     last.join()
     assert last.exitcode == 0, (here / "output.txt").read_text()
-    assert killed > kills / 2, "it was at work when it was killed"
+    assert killed > kills / 2, "most kills hit a running process"
     assert same(here / "run", here / "whole")
     cells = [json.loads(line)["cell"] for line in findings.read_text().splitlines()]
-    assert len(cells) == len(read_run(here / "run")[1]), "nothing stands there twice"
+    assert len(cells) == len(read_run(here / "run")[1]), "no cell is there twice"
 
 
 def size_of(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def test_a_full_disk_ends_it_with_a_sentence_and_it_goes_on_when_there_is_room(here: Path, whole: Path) -> None:
+def test_full_disk_stops_a_sweep_that_resumes_with_room(here: Path, whole: Path) -> None:
     arguments = ("sweep", "plan.yaml", "--output", "run", "--threads", "1", "-q")
     size = (whole / "findings.jsonl").stat().st_size
     process = command_line(*arguments, limit=size // 2)
     process.join()
-    told = (here / "output.txt").read_text()
-    assert process.exitcode == 3, told
-    assert "make room, and --resume goes on" in told
-    assert "Traceback" not in told
+    message = (here / "output.txt").read_text()
+    assert process.exitcode == 3, message
+    assert "make room, and --resume goes on" in message
+    assert "Traceback" not in message
     assert 0 < len(read_run(here / "run")[1]) < 18
     again = command_line(*arguments, "--resume")
     again.join()
@@ -121,19 +121,19 @@ def test_a_full_disk_ends_it_with_a_sentence_and_it_goes_on_when_there_is_room(h
     assert same(here / "run", whole)
 
 
-def test_a_disk_that_is_full_of_tensors_ends_it_with_a_sentence_too(here: Path) -> None:
+def test_disk_full_of_tensors_stops_a_sweep_with_a_sentence(here: Path) -> None:
     plan = {**SMALL, "candidates": "faults:HeadsSwapped", "components": "attn", "cases": "default", "layers": 0}
     written(plan, here / "plan.yaml")
     process = command_line("sweep", "plan.yaml", "--output", "run", "-q", limit=20_000)
     process.join()
-    told = (here / "output.txt").read_text()
-    assert process.exitcode == 3, told
-    assert "tensors" in told
-    assert "make room, and --resume goes on" in told
-    assert len(told.strip().splitlines()) == 1
+    message = (here / "output.txt").read_text()
+    assert process.exitcode == 3, message
+    assert "tensors" in message
+    assert "make room, and --resume goes on" in message
+    assert len(message.strip().splitlines()) == 1
 
 
-def test_interrupted_with_workers_it_leaves_a_run_that_goes_on(here: Path) -> None:
+def test_interrupted_sweep_with_workers_can_be_resumed(here: Path) -> None:
     plan = written({**SMALL, "seeds": list(range(20))}, here / "long.yaml")
     process = command_line("sweep", str(plan), "--output", "run", "--threads", "1", "--jobs", "2")
     findings = here / "run" / "findings.jsonl"
@@ -143,13 +143,13 @@ def test_interrupted_with_workers_it_leaves_a_run_that_goes_on(here: Path) -> No
     assert process.pid is not None
     os.kill(process.pid, signal.SIGINT)
     process.join()
-    told = (here / "output.txt").read_text()
-    assert process.exitcode == 130, told
-    assert "--output run --resume continues the run" in told
+    message = (here / "output.txt").read_text()
+    assert process.exitcode == 130, message
+    assert "--output run --resume continues the run" in message
     assert 0 < len(read_run(here / "run")[1]) < 18 * 20
 
 
-def test_four_shards_merged_are_the_run_that_was_not_split(here: Path, whole: Path) -> None:
+def test_four_merged_shards_equal_the_whole_run(here: Path, whole: Path) -> None:
     for index in range(1, 5):
         swept(SMALL, here / f"shard{index}", shard=Shard(index, 4))
     parts = [f"shard{index}" for index in (3, 1, 4, 2)]
@@ -162,7 +162,7 @@ def test_four_shards_merged_are_the_run_that_was_not_split(here: Path, whole: Pa
     twice = invoke("merge", *parts[:3], "shard1", "--output", "lacking")
     assert (twice.exit_code, "are both shard 1/4" in twice.stderr) == (2, True)
     assert not (here / "lacking").exists()
-    for change, told in (
+    for change, message in (
         (("environment", "versions", "torch"), "other versions (torch"),
         (("environment", "numerics", "threads"), "other numerics (threads 1, now changed)"),
         (("settings", "seeds"), "another plan (seeds [0], now changed)"),
@@ -177,7 +177,7 @@ def test_four_shards_merged_are_the_run_that_was_not_split(here: Path, whole: Pa
         owner[change[-1]] = "changed"
         path.write_text(json.dumps(described))
         refused = invoke("merge", *parts, "--output", "lacking")
-        assert (refused.exit_code, told in refused.stderr) == (2, True), refused.stderr
+        assert (refused.exit_code, message in refused.stderr) == (2, True), refused.stderr
         path.write_text(before)
     (here / "shard1" / "findings.jsonl").write_text("")
     unfinished = invoke("merge", *parts, "--output", "unfinished", "--format", "json")
@@ -185,7 +185,7 @@ def test_four_shards_merged_are_the_run_that_was_not_split(here: Path, whole: Pa
     assert "shard 1/4 ended before it" in unfinished.output
 
 
-def test_a_merge_without_room_leaves_nothing_and_can_be_made_again(here: Path) -> None:
+def test_merge_without_room_leaves_nothing_and_can_be_repeated(here: Path) -> None:
     plan = {**SMALL, "candidates": "faults:HeadsSwapped", "components": "attn", "cases": "default"}
     for index in (1, 2):
         swept(plan, here / f"shard{index}", shard=Shard(index, 2))
@@ -195,10 +195,10 @@ def test_a_merge_without_room_leaves_nothing_and_can_be_made_again(here: Path) -
     for limit in (findings - 1, tensors - 1):  # no room for a cell, no room for tensors
         process = command_line("merge", "shard1", "shard2", "--output", "whole", limit=limit)
         process.join()
-        told = (here / "output.txt").read_text()
-        assert process.exitcode == 3, told
-        assert "The shards are unchanged: make room, and merge again." in told
-        assert len(told.strip().splitlines()) == 1
+        message = (here / "output.txt").read_text()
+        assert process.exitcode == 3, message
+        assert "The shards are unchanged: make room, and merge again." in message
+        assert len(message.strip().splitlines()) == 1
         assert not (here / "whole").exists()
         (here / "output.txt").unlink()
     assert invoke("merge", "shard1", "shard2", "--output", "whole", "-q").exit_code == 1
@@ -206,7 +206,7 @@ def test_a_merge_without_room_leaves_nothing_and_can_be_made_again(here: Path) -
     assert (again.exit_code, "not empty: give another --output.\n" in again.stderr) == (2, True)
 
 
-def test_time_that_is_up_and_a_first_failure_stop_it(here: Path) -> None:
+def test_time_limit_and_first_failure_stop_a_sweep(here: Path) -> None:
     done = invoke("sweep", "plan.yaml", "--output", "run", "--threads", "1", "--max-minutes", "0")
     assert done.exit_code == 3
     assert "Time is up after 1 of 18 cells: --output run --resume continues the run" in done.stderr
@@ -219,10 +219,10 @@ def test_time_that_is_up_and_a_first_failure_stop_it(here: Path) -> None:
             f"Stopped at a failure after {number} of 8 cells: --output failing --resume continues the run"
             in stopped.stderr
         )
-        assert len(read_run(here / "failing")[1]) == number, "each goes on to the next failure"
+        assert len(read_run(here / "failing")[1]) == number, "each run continues to the next failure"
 
 
-def test_a_candidate_that_goes_elsewhere_leaves_paths_as_they_were_given(with_mine: Path) -> None:
+def test_candidate_that_changes_folder_leaves_paths_valid(with_mine: Path) -> None:
     (with_mine / "elsewhere").mkdir()
     (with_mine / "wandering.py").write_text(
         "import os\n"
@@ -248,7 +248,7 @@ def test_a_candidate_that_goes_elsewhere_leaves_paths_as_they_were_given(with_mi
     assert all((with_mine / "run" / path).exists() for path in kept)
 
 
-def test_what_failed_can_be_run_again_alone(here: Path) -> None:
+def test_rerun_failed_runs_only_the_failures_again(here: Path) -> None:
     plan = {**SMALL, "candidates": ["cgverify", "moody:moody"], "cases": "default", "layers": 0}
     (here / "moody.py").write_text(
         "from pathlib import Path\n"
@@ -268,10 +268,10 @@ def test_what_failed_can_be_run_again_alone(here: Path) -> None:
     assert {before[cell].verdict.fails for cell in before if before[cell] != after[cell]} == {True}
     assert {result.seconds for result in after.values() if not before[result.cell.id].verdict.fails} == {
         result.seconds for result in before.values() if not result.verdict.fails
-    }, "what held was not run again"
+    }, "cells that passed were not run again"
 
 
-def test_a_checkpoint_or_a_device_that_is_not_here_leaves_the_rest_to_be_run(here: Path) -> None:
+def test_missing_checkpoint_or_device_leaves_the_rest_to_run(here: Path) -> None:
     plan = written(
         {**SMALL, "models": ["codegen-nano", "./nowhere"], "devices": ["cpu", "mps"], "layers": 0, "cases": "default"},
         here / "absent.yaml",
@@ -290,7 +290,7 @@ def test_a_checkpoint_or_a_device_that_is_not_here_leaves_the_rest_to_be_run(her
     assert any("no mps device" in one["message"] for one in found)
 
 
-def test_a_dry_run_lists_cells_and_cost_and_runs_nothing(here: Path) -> None:
+def test_dry_run_lists_cells_and_cost_and_runs_nothing(here: Path) -> None:
     done = invoke("sweep", "plan.yaml", "--dry-run")
     assert done.exit_code == 0, done.output
     assert "18 cells in 6 batches" in done.stdout
@@ -306,7 +306,7 @@ def test_a_dry_run_lists_cells_and_cost_and_runs_nothing(here: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("plan", "arguments", "code", "told"),
+    ("plan", "arguments", "code", "message"),
     [
         ({"model": "codegen-nano"}, (), 2, "did you mean 'models'"),
         ({"models": "codegen-340M"}, (), 2, "did you mean 'codegen-350M'"),
@@ -327,15 +327,15 @@ def test_a_dry_run_lists_cells_and_cost_and_runs_nothing(here: Path) -> None:
         (SMALL, ("--dry-run", "--format", "xml"), 2, "Unknown format"),
     ],
 )
-def test_bad_plans_and_options_are_told_in_one_sentence(
-    here: Path, plan: dict[str, Any], arguments: tuple[str, ...], code: int, told: str
+def test_bad_plan_or_option_is_reported_in_one_sentence(
+    here: Path, plan: dict[str, Any], arguments: tuple[str, ...], code: int, message: str
 ) -> None:
     done = invoke("sweep", str(written(plan, here / "bad.yaml")), "-q", *arguments)
     assert done.exit_code == code, done.output
-    assert told in done.stderr
+    assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     if plan is not SMALL and not arguments:
-        assert done.stderr.startswith(f"Error: {here / 'bad.yaml'}: "), "what is wrong with a plan is told of its file"
+        assert done.stderr.startswith(f"Error: {here / 'bad.yaml'}: "), "the message names the file of the plan"
 
 
 @pytest.mark.slow
@@ -348,7 +348,7 @@ def test_dtype_regression_is_complete(cli: Cli, tmp_path: Path) -> None:
 
 @pytest.fixture
 def with_mine(here: Path, nano: Path) -> Path:
-    """A folder with a plan of two checkpoints, of which one can be moved away."""
+    """Write a plan of two checkpoints, one of which is a folder that can be moved away."""
     shutil.copytree(nano, here / "mine")
     plan = {"models": ["codegen-nano", "./mine"], "layers": 0, "components": ["ln1", "embed"], "cases": "default"}
     written(plan, here / "two.yaml")
@@ -359,11 +359,11 @@ def swept_two(output: str, *arguments: str) -> Result:
     return invoke("sweep", "two.yaml", "--output", output, "--threads", "1", "-q", *arguments)
 
 
-def test_a_checkpoint_that_only_one_shard_had_makes_no_whole(with_mine: Path) -> None:
+def test_checkpoint_that_only_one_shard_had_prevents_merging(with_mine: Path) -> None:
     codes = [swept_two("s1", "--shard", "1/3").exit_code]
     (with_mine / "mine").rename(with_mine / "away")
     codes += [swept_two(f"s{index}", "--shard", f"{index}/3").exit_code for index in (2, 3)]
-    assert codes == [0, 3, 3], "no shard passes without it, whichever its cells are dealt to"
+    assert codes == [0, 3, 3], "no shard passes without the checkpoint"
     for shards in (("s1", "s2", "s3"), ("s3", "s2", "s1")):
         refused = invoke("merge", *shards, "--output", "whole")
         assert refused.exit_code == 2, refused.output
@@ -375,7 +375,7 @@ def test_a_checkpoint_that_only_one_shard_had_makes_no_whole(with_mine: Path) ->
     assert len(read_run(with_mine / "whole")[1]) == 4
 
 
-def test_a_checkpoint_that_no_shard_had_is_an_error_of_the_whole(with_mine: Path) -> None:
+def test_checkpoint_that_no_shard_had_is_an_error_when_merged(with_mine: Path) -> None:
     shutil.rmtree(with_mine / "mine")
     assert [swept_two(f"s{index}", "--shard", f"{index}/2").exit_code for index in (1, 2)] == [3, 3]
     merged = invoke("merge", "s1", "s2", "--output", "whole", "--format", "json")
@@ -383,7 +383,7 @@ def test_a_checkpoint_that_no_shard_had_is_an_error_of_the_whole(with_mine: Path
     assert json.loads(merged.stdout)["summary"]["cells"] == 3
 
 
-def test_shards_whose_plans_are_not_parts_of_one_are_refused(here: Path) -> None:
+def test_shards_of_different_plans_are_refused(here: Path) -> None:
     for index in (1, 2):
         swept({**SMALL, "components": "ln1"}, here / f"shard{index}", shard=Shard(index, 2))
     plan = here / "shard2" / "plan.jsonl"
@@ -393,7 +393,7 @@ def test_shards_whose_plans_are_not_parts_of_one_are_refused(here: Path) -> None
     assert "is a part of a plan of 4 cells" in refused.stderr
 
 
-def test_a_run_whose_checkpoint_came_later_can_be_shown_compared_and_accepted(with_mine: Path) -> None:
+def test_run_whose_checkpoint_came_later_can_be_used(with_mine: Path) -> None:
     (with_mine / "mine").rename(with_mine / "away")
     assert swept_two("run").exit_code == 3
     (with_mine / "away").rename(with_mine / "mine")
@@ -403,7 +403,7 @@ def test_a_run_whose_checkpoint_came_later_can_be_shown_compared_and_accepted(wi
         assert done.exit_code == 0, done.output
 
 
-def test_rules_about_a_checkpoint_that_is_not_here_leave_the_rest_to_be_run(here: Path) -> None:
+def test_rules_about_a_missing_checkpoint_leave_the_rest_to_run(here: Path) -> None:
     absent = "shailja/fine-tuned-codegen-2B-Verilog"
     plan = {
         "models": ["codegen-nano", absent],
@@ -421,5 +421,5 @@ def test_rules_about_a_checkpoint_that_is_not_here_leave_the_rest_to_be_run(here
     assert done.exit_code == 3, done.output
     _, results = read_run(here / "run")
     (stand_in,) = [result.cell for result in results if result.cell.model == absent]
-    assert stand_in.dtype == "float32", "a rule takes a whole setting, or what stands for it stays"
+    assert stand_in.dtype == "float32", "a rule removes a whole setting, or its error cell stays"
     assert len(results) == 1 + 4

@@ -1,4 +1,4 @@
-"""Whole checkpoints, as a user verifies them."""
+"""Whole checkpoints, verified as a user does it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from command_line import Cli
 
 
 @pytest.mark.parity
-def test_the_main_job_holds(cli: Cli) -> None:
+def test_codegen_350m_passes(cli: Cli) -> None:
     done = cli("all-components", "--model", "codegen-350M", "--format", "json", "-q")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
@@ -19,7 +19,7 @@ def test_the_main_job_holds(cli: Cli) -> None:
 
 
 @pytest.mark.parity
-def test_the_shipped_checkpoint_holds_in_every_dtype_and_its_attention_is_bitwise(cli: Cli) -> None:
+def test_codegen_nano_passes_in_every_dtype_bitwise_in_attention(cli: Cli) -> None:
     dtypes = "float64,float32,bfloat16,float16"
     done = cli("all-components", "--model", "codegen-nano", "--dtype", dtypes, "--format", "json", "-q")
     assert done.returncode == 0, done.stderr
@@ -29,7 +29,7 @@ def test_the_shipped_checkpoint_holds_in_every_dtype_and_its_attention_is_bitwis
 
 
 @pytest.mark.slow
-def test_rotary_dims_of_a_real_size_hold(cli: Cli) -> None:
+def test_other_rotary_dims_of_a_real_size_pass(cli: Cli) -> None:
     arguments = ("--rotary-dim", "16,32,64,none", "--layers", "0,7,19", "--component", "attn", "--component", "block")
     done = cli("all-components", "--model", "codegen-350M", *arguments, "--format", "json", "-q")
     assert done.returncode == 0, done.stderr

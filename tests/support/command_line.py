@@ -1,4 +1,4 @@
-"""Run cgverify as a process of its own."""
+"""The command line of cgverify as a separate process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A small Hugging Face hub on this machine: as much of its protocol as a download needs, and its ways to refuse."""
+"""A small Hugging Face hub on this machine: the part of its protocol that a download needs, and its refusals."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ REFUSALS = {
     "some/busy": (429, {}),
     "some/broken": (500, {}),
 }
-"""By repository: the status and the headers with which the real hub answers."""
+"""The status and the headers with which the real hub answers, by repository."""
 
 
 @contextlib.contextmanager
 def serving(folder: Path, repository: str) -> Iterator[str]:
-    """Serve a folder as a repository with branches `main` and `v2`, both at one commit. Yields the address."""
+    """Serve a folder as a repository with branches `main` and `v2` at one commit, and yield the address."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
