@@ -208,7 +208,7 @@ def test_interrupted_sweep_on_a_cluster_can_be_resumed(
     process.join(60)
     output = Path("output.txt").read_text()
     assert process.exitcode == 130, output
-    assert "--output run --resume goes on" in output
+    assert "--output run --resume continues" in output
     assert "Traceback" not in output
     assert 0 < len(read_run(Path("run"))[1]) < 18 * 20
 
