@@ -16,8 +16,9 @@ from cgverify.bridge.huge_pages import result_buffer, to_dtype
 from cgverify.bridge.joint_projection import make_adjacent, project_jointly
 from cgverify.bridge.mask import additive_mask
 from cgverify.bridge.qkv_layout import join_features, split_features
-from cgverify.bridge.rotary import check_positions, rotate_both, sin_cos
+from cgverify.bridge.rotary import check_position_embeddings, check_positions, rotate_both, sin_cos, twice
 from cgverify.bridge.weight_snapshot import FusedWeightSnapshot
+from cgverify.bridge.wrapped_attention import PositionEmbeddings, form_of
 
 Split = Callable[[nn.Module], tuple[nn.Linear, nn.Linear, nn.Linear]]
 TwoTensors = tuple[Tensor, Tensor]
@@ -33,11 +34,14 @@ class CodeGenAttentionBridge(JointQKVAttentionBridge):  # type: ignore[misc]
     |---|---|---|---|
     | input | `hook_in` | `[B, S, d_model]` | model's |
     | projections | `hook_q`, `hook_k`, `hook_v` | `[B, S, H, D]` | model's |
-    | rotation | `hook_rot_q`, `hook_rot_k` | `[B, S, H, D]` | promoted with the sin/cos table's |
-    | (q·kᵀ + mask) / √D | `hook_attn_scores` | `[B, H, S, K]` | float32, or the mask's if wider |
+    | rotation | `hook_rot_q`, `hook_rot_k` | `[B, S, H, D]` | promoted with the sin/cos table's, or the model's |
+    | q·kᵀ, masked and scaled | `hook_attn_scores` | `[B, H, S, K]` | float32, or the mask's if wider |
     | softmax, dropout | `hook_pattern` | `[B, H, S, K]` | model's |
     | pattern · v | `hook_z` | `[B, S, H, D]` | model's |
     | output projection, dropout | `hook_out` | `[B, S, d_model]` | model's |
+
+    The order of mask and scale, and the dtype after the rotation, are those of the module that is wrapped: see
+    `cgverify.bridge.wrapped_attention`.
 
     The next step uses what a hook returns. With `use_attn_result` the output is the sum of `hook_result`
     (`[B, S, H, d_model]`). With `use_split_qkv_input` or `use_attn_in` the input is forked before ln1 into
@@ -94,13 +98,15 @@ class CodeGenAttentionBridge(JointQKVAttentionBridge):  # type: ignore[misc]
         """Wrap a `CodeGenAttention`: split its fused weight, and make `out_proj` the original of `o`.
 
         Raises:
-            ValueError: the heads do not fill the partitions, or the sin/cos table is not `rotary_dim` wide.
+            ValueError: the heads do not fill the partitions, the sin/cos table is not `rotary_dim` wide, or the module
+                has a form that is not known.
         """
+        self._form = form_of(original_component)
         super().set_original_component(original_component)
         if hasattr(self, "o"):
             self.o.set_original_component(original_component.out_proj)
         rotary_dim = self.config.d_head if original_component.rotary_dim is None else original_component.rotary_dim
-        width = cast(Tensor, original_component.embed_positions).shape[-1]
+        width = self._table().shape[-1]
         if width != rotary_dim:
             raise ValueError(f"embed_positions has {width} columns, but rotary_dim is {rotary_dim}.")
         self._remember_fused()
@@ -183,16 +189,20 @@ class CodeGenAttentionBridge(JointQKVAttentionBridge):  # type: ignore[misc]
         Returns:
             `hidden_states` `[batch, seq, d_model]`, standard normal; `position_ids` `[batch, seq]`, 0, 1, 2, …;
             `attention_mask` `[batch, 1, seq, seq]`, 0 where a query may attend and the dtype's lowest finite value
-            elsewhere.
+            elsewhere. A module that takes `position_embeddings` gets those of the positions as well.
         """
         device, dtype = device or torch.device("cpu"), dtype or torch.float32
         d_model = int(getattr(self.config, "d_model", 0) or self.config.n_heads * self.config.d_head)
         hidden_states = torch.randn(batch_size, seq_len, d_model, device=device, dtype=dtype)
-        return {
+        inputs: dict[str, Any] = {
             "hidden_states": hidden_states,
             "position_ids": torch.arange(seq_len, device=device).expand(batch_size, -1),
             "attention_mask": additive_mask(None, hidden_states, heads=1, keys=seq_len).expand(batch_size, -1, -1, -1),
         }
+        if self._form.takes_position_embeddings:
+            rows = self._table().to(device)[inputs["position_ids"]]
+            inputs["position_embeddings"] = rows.chunk(2, dim=-1)
+        return inputs
 
     def forward(
         self,
@@ -203,28 +213,42 @@ class CodeGenAttentionBridge(JointQKVAttentionBridge):  # type: ignore[misc]
         use_cache: bool | None = False,  # noqa: ARG002  Hugging Face passes it
         output_attentions: bool | None = False,  # noqa: ARG002  the pattern is always returned
         *,
+        position_embeddings: PositionEmbeddings | None = None,
+        cache: Any = None,
         past_key_values: Any = None,
         cache_position: Tensor | None = None,  # noqa: ARG002  Hugging Face passes it
+        **others: Any,
     ) -> TwoTensors:
-        """Compute attention. The arguments have the order of Hugging Face's.
+        """Compute attention. Positional arguments have the order that they had in Hugging Face up to transformers 5.23.
 
         Args:
             hidden_states: `[batch, seq, d_model]`.
-            layer_past: a `transformers` cache, extended in place; `past_key_values` is another name for it.
+            layer_past: a `transformers` cache, extended in place; `cache` and `past_key_values` are other names for it.
             attention_mask: see `cgverify.bridge.mask`; None is causal.
-            position_ids: integers `[batch or 1, seq]`, rows of `embed_positions`.
+            position_ids: integers `[batch or 1, seq]`, rows of the sin/cos table.
+            position_embeddings: sine and cosine of the positions, `[batch or 1, seq, rotary_dim / 2]` each, which are
+                used instead of the table's.
             use_cache, output_attentions, cache_position: accepted without effect, as in Hugging Face.
+            others: accepted without effect if Hugging Face's module accepts them.
 
         Returns:
             The output `[batch, seq, d_model]` and the pattern `[batch, heads, seq, keys]` that was used.
 
         Raises:
-            ValueError: `position_ids` are missing or outside the table (checked on the CPU; on other devices indexing
-                raises its own error), or the mask has the wrong shape.
+            TypeError: a keyword that Hugging Face's module does not accept.
+            ValueError: there are neither positions nor their embeddings, `position_ids` are outside the table (checked
+                on the CPU; on other devices indexing raises its own error), or a shape is wrong.
         """
+        if others and not self._form.takes_any_keyword:
+            raise TypeError(
+                f"CodeGenAttentionBridge.forward() got an unexpected keyword argument {next(iter(others))!r}"
+            )
         self._fused.warn_if_changed()
-        cache = layer_past if layer_past is not None else past_key_values
-        check_positions(position_ids, hidden_states, self._table())
+        cache = next((given for given in (layer_past, cache, past_key_values) if given is not None), None)
+        if position_embeddings is None:
+            check_positions(position_ids, hidden_states, self._table())
+        else:
+            check_position_embeddings(position_embeddings, hidden_states, self._table().shape[-1])
         cached, keys = 0, hidden_states.shape[1]
         if cache is not None:
             cached = int(cache.get_seq_length(self._layer_idx))
@@ -235,23 +259,40 @@ class CodeGenAttentionBridge(JointQKVAttentionBridge):  # type: ignore[misc]
             layer_past=cache,
             attention_mask=mask,
             position_ids=position_ids,
+            position_embeddings=position_embeddings,
             cache_dtype=hidden_states.dtype,
         )
-        return self._process_output(output)
+        returned = self._process_output(output)
+        hooks = self.original_component._forward_hooks
+        return self._call_forward_hooks(hidden_states, returned) if hooks else returned
+
+    def _call_forward_hooks(self, hidden_states: Tensor, returned: TwoTensors) -> TwoTensors:
+        """Call torch's forward hooks on the wrapped module, which is not called itself.
+
+        transformers collects `output_attentions` by such hooks from 5.24 on.
+        """
+        wrapped = self.original_component
+        for key, hook in list(wrapped._forward_hooks.items()):
+            keywords = ({},) if key in wrapped._forward_hooks_with_kwargs else ()
+            changed = hook(wrapped, (hidden_states,), *keywords, returned)
+            returned = returned if changed is None else changed
+        return returned
 
     def _reconstruct_attention(self, q: Tensor, k: Tensor, v: Tensor, **kwargs: Any) -> TwoTensors:
         """Return the output and the pattern from q, k and v, `[batch, seq, heads, head_dim]`.
 
-        Keywords: `position_ids`, `attention_mask` (additive), `layer_past` (the cache or None), and `cache_dtype`, in
-        which keys are cached: the dtype of the hidden states.
+        Keywords: `position_ids`, `position_embeddings` or None, `attention_mask` (additive), `layer_past` (the cache or
+        None), and `cache_dtype`, the dtype of the hidden states.
         """
-        cache = kwargs["layer_past"]
-        query, key = self._rotate(q, k, kwargs["position_ids"])
-        query = call_hook_point(self, "hook_rot_q", query.transpose(1, 2))
-        key = call_hook_point(self, "hook_rot_k", key.transpose(1, 2))
-        value = v.transpose(1, 2)
+        cache, value = kwargs["layer_past"], v.transpose(1, 2)
+        query, key = (
+            self._form.cast_rotated(rotated.transpose(1, 2), value)
+            for rotated in self._rotate(q, k, kwargs["position_ids"], kwargs.get("position_embeddings"))
+        )
+        query = call_hook_point(self, "hook_rot_q", query)
+        key = call_hook_point(self, "hook_rot_k", key)
         if cache is not None:
-            key, value = self._extend_cache(cache, key.to(kwargs["cache_dtype"]), value)
+            key, value = self._extend_cache(cache, self._form.cast_cached(key, kwargs["cache_dtype"]), value)
         mask = self._normalize_compatibility_mask_sentinel(kwargs["attention_mask"])
         pattern = self._pattern_of(self._hooked_scores(query, key, mask), value.dtype)
         pattern = call_hook_point(self, "hook_pattern", pattern)
@@ -263,7 +304,7 @@ class CodeGenAttentionBridge(JointQKVAttentionBridge):  # type: ignore[misc]
 
     def _table(self) -> Tensor:
         """Return sines and cosines of all positions, `[positions, rotary_dim]`."""
-        return cast(Tensor, self.original_component.embed_positions)
+        return self._form.table(self.original_component)
 
     def _project(self, hidden_states: Tensor) -> ThreeTensors:
         """Return q, k and v, each `[batch, seq, heads, head_dim]`."""
@@ -303,27 +344,27 @@ class CodeGenAttentionBridge(JointQKVAttentionBridge):  # type: ignore[misc]
             for bridge, is_plain, part in zip(bridges, plain, parts, strict=True)
         )
 
-    def _rotate(self, query: Tensor, key: Tensor, position_ids: Tensor) -> TwoTensors:
+    def _rotate(
+        self, query: Tensor, key: Tensor, position_ids: Tensor, position_embeddings: PositionEmbeddings | None = None
+    ) -> TwoTensors:
         """Return rotated q and k, `[batch, seq, heads, head_dim]`."""
-        table = self._table()
-        if table.device != position_ids.device:  # moved once and kept, as in Hugging Face
-            table = self.original_component.embed_positions = table.to(position_ids.device)
-        return rotate_both(query, key, *sin_cos(table, position_ids))
+        if position_embeddings is not None:
+            return rotate_both(query, key, *(twice(half) for half in position_embeddings))
+        if self._table().device != position_ids.device:  # moved once and kept, as in Hugging Face
+            self._form.move_table(self.original_component, position_ids.device)
+        return rotate_both(query, key, *sin_cos(self._table(), position_ids))
 
     def _extend_cache(self, cache: Any, key: Tensor, value: Tensor) -> TwoTensors:
         """Return keys and values of all positions so far, `[batch, heads, keys, head_dim]`, in the model's dtype."""
         return cast(TwoTensors, self._update_kv_cache(key, value, layer_past=cache))
 
     def _scores(self, query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
-        """Return (q·kᵀ + mask) / √head_dim, in float32 whatever the model's dtype, or in the mask's dtype if wider."""
+        """Return the masked and scaled scores, in float32 in every model, or in the mask's dtype if that is wider."""
         query, key = query.to(torch.float32), key.to(torch.float32).transpose(-1, -2)
         out = None
         if not key.requires_grad:  # `result_buffer` would find this too, but later
             out = result_buffer(*query.shape[:-1], key.shape[-1], dtype=query.dtype, inputs=(query, key))
-        scores = torch.matmul(query, key, out=out)
-        promoted = torch.promote_types(scores.dtype, mask.dtype)
-        scores = scores.add_(mask) if promoted == scores.dtype else scores + mask
-        return scores.div_(cast(float, self.original_component.scale_attn))
+        return self._form.mask_and_scale(torch.matmul(query, key, out=out), mask, self.original_component)
 
     def _hooked_scores(self, query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
         """Return what `hook_attn_scores` makes of the scores."""
@@ -337,7 +378,10 @@ class CodeGenAttentionBridge(JointQKVAttentionBridge):  # type: ignore[misc]
     def _pattern_of(self, scores: Tensor, dtype: torch.dtype) -> Tensor:
         """Return the softmax over the keys, cast to the values' dtype, after the module's dropout."""
         pattern = self._scrub_compatibility_pattern_nans(to_dtype(self._masked_softmax(scores), dtype))
-        return cast(Tensor, self._apply_attn_dropout(pattern))
+        return self._apply_attn_dropout(pattern)
+
+    def _apply_attn_dropout(self, attn_weights: Tensor) -> Tensor:
+        return self._form.drop_attention(attn_weights, self.original_component)
 
     def _masked_softmax(self, attn_scores: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """Overwrite scores that no hook has seen and autograd does not need.

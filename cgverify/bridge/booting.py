@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoTokenizer, CodeGenForCausalLM, PreTrain
 
 from cgverify.bridge.attention import CodeGenAttentionBridge
 from cgverify.bridge.qkv_layout import split_qkv_matrix
+from cgverify.bridge.wrapped_attention import prepare_shared_table
 
 ARCHITECTURE = "CodeGenForCausalLM"
 
@@ -89,6 +90,11 @@ def adapter_with(attention: type[Any]) -> type[ArchitectureAdapter]:
                 split_qkv_matrix=split_qkv_matrix,
                 submodules={"qkv": LinearBridge(name="qkv_proj"), "o": LinearBridge(name="out_proj")},
             )
+
+        def prepare_model(self, hf_model: Any) -> None:
+            """Prepare the model before its modules are wrapped."""
+            super().prepare_model(hf_model)
+            prepare_shared_table(hf_model)
 
     Adapter.__name__ = f"{attention.__name__}Adapter"
     return Adapter

@@ -30,7 +30,8 @@ def check_positions(position_ids: Tensor | None, hidden_states: Tensor, table: T
     """
     if position_ids is None:
         raise ValueError(
-            "CodeGenAttentionBridge needs position_ids, integers of shape [batch or 1, seq], for the rotary embedding."
+            "CodeGenAttentionBridge needs position_ids, integers of shape [batch or 1, seq], or position_embeddings, "
+            "for the rotary embedding."
         )
     batch, seq, _ = hidden_states.shape
     if position_ids.shape not in ((1, seq), (batch, seq)):
@@ -42,9 +43,22 @@ def check_positions(position_ids: Tensor | None, hidden_states: Tensor, table: T
     lowest, highest = map(int, torch.aminmax(position_ids) if position_ids.numel() > 1 else [position_ids] * 2)
     if lowest < 0 or highest >= table.shape[0]:
         raise ValueError(
-            f"position_ids are between {lowest} and {highest}, but embed_positions has rows for 0 to "
+            f"position_ids are between {lowest} and {highest}, but the sin/cos table has rows for 0 to "
             f"{table.shape[0] - 1}."
         )
+
+
+def check_position_embeddings(
+    position_embeddings: tuple[Tensor, Tensor], hidden_states: Tensor, rotary_dim: int
+) -> None:
+    """Raise ValueError unless sine and cosine are `[batch or 1, seq, rotary_dim / 2]` for `[batch, seq, d_model]`."""
+    batch, seq, _ = hidden_states.shape
+    for half in position_embeddings:
+        if half.shape not in ((1, seq, rotary_dim // 2), (batch, seq, rotary_dim // 2)):
+            raise ValueError(
+                f"position_embeddings must be a sine and a cosine [batch or 1, seq, rotary_dim / 2] = [{batch} or 1, "
+                f"{seq}, {rotary_dim // 2}], not {list(half.shape)}."
+            )
 
 
 def sin_cos(table: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -54,9 +68,13 @@ def sin_cos(table: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         table: `embed_positions`, `[positions, rotary_dim]`, sines before cosines.
         position_ids: integers `[batch or 1, seq]`.
     """
-    rows = table[position_ids]
-    sin, cos = rows.repeat_interleave(2, dim=-1).unsqueeze(-2).chunk(2, dim=-1)
+    sin, cos = twice(table[position_ids]).chunk(2, dim=-1)
     return sin, cos
+
+
+def twice(angles: Tensor) -> Tensor:
+    """Return `[…, seq, 1, 2n]` with every value of `[…, seq, n]` twice in a row."""
+    return angles.repeat_interleave(2, dim=-1).unsqueeze(-2)
 
 
 def rotate_every_two(x: Tensor) -> Tensor:
