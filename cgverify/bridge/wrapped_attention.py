@@ -95,7 +95,10 @@ class _TablePerAttention(WrappedAttention):
         return _add(product, mask).div_(attention.scale_attn)
 
     def drop_attention(self, pattern: Tensor, attention: Any) -> Tensor:
-        return cast(Tensor, attention.attn_dropout(pattern))
+        dropout = getattr(
+            attention, "attn_dropout", None
+        )  # a minimal stand-in has none, as in TransformerLens's bridge
+        return pattern if dropout is None else cast(Tensor, dropout(pattern))
 
 
 class _TablePerModel(WrappedAttention):

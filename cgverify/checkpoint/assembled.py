@@ -8,6 +8,7 @@ import os
 import torch
 from transformers import CodeGenConfig, CodeGenForCausalLM
 
+from cgverify.checkpoint.sin_cos_table import share_table
 from cgverify.checkpoint.window import ModelVariant, Window
 
 SHARE = 0.5
@@ -29,7 +30,9 @@ def assembled(window: Window, config: CodeGenConfig, setting: ModelVariant) -> C
     model.transformer.wte = embedded.transformer.wte
     for layer in range(config.n_layer):
         window.show(layer)
-        model.transformer.h[layer] = window.model(setting).transformer.h[0]
+        one_block = window.model(setting)
+        model.transformer.h[layer] = one_block.transformer.h[0]
+        share_table(model, one_block)
     window.show("ln_final")
     model.transformer.ln_f = window.model(setting).transformer.ln_f
     window.show("unembed")

@@ -12,15 +12,15 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import cast
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import CodeGenConfig, CodeGenForCausalLM
-from transformers.models.codegen.modeling_codegen import CodeGenAttention, create_sinusoidal_positions
 
 from cgverify.bridge.qkv_layout import split_weight
 from cgverify.checkpoint.heap import give_back_freed
+from cgverify.checkpoint.sin_cos_table import set_table
 from cgverify.checkpoint.source import Source
 from cgverify.common.errors import WeightsError
 from cgverify.common.records import RotaryDim
@@ -48,6 +48,7 @@ class Window:
         self._config = copy.deepcopy(source.config)
         self._config.n_layer = 1
         self._config.use_cache = True
+        self._config._attn_implementation = "eager"
         self._config.architectures = ["CodeGenForCausalLM"]
         self._stored: dict[str, torch.Tensor] = {}
         self.view: WeightsView | None = None
@@ -118,16 +119,12 @@ class Window:
             weight = held(stored, device=setting.device, dtype=setting.dtype)
             setattr(module.get_submodule(owner), leaf, nn.Parameter(weight, requires_grad=False))
         if isinstance(self.view, int):
-            self._complete_attention(cast(CodeGenAttention, module.attn), config, setting)
+            set_table(model, setting.device, setting.dtype)
+            attention: Any = module.attn
+            attention.layer_idx = self.view  # by which a cache is addressed
+            if setting.rotary_dim == "none":
+                attention.rotary_dim = None
         return model.eval()
-
-    def _complete_attention(self, attention: CodeGenAttention, config: CodeGenConfig, setting: ModelVariant) -> None:
-        """The table, and the layer's true number, by which a cache is addressed."""
-        table = create_sinusoidal_positions(config.n_positions, config.rotary_dim)
-        attention.embed_positions = table.to(setting.device, torch.promote_types(torch.float32, setting.dtype))
-        attention.layer_idx = self.view
-        if setting.rotary_dim == "none":
-            attention.rotary_dim = None
 
     @staticmethod
     def _skeleton(config: CodeGenConfig) -> CodeGenForCausalLM:
@@ -138,16 +135,15 @@ class Window:
 def refusal(config: CodeGenConfig, rotary_dim: RotaryDim) -> str | None:
     """Why Hugging Face refuses a rotary_dim for this architecture; None if it does not.
 
-    Asked of its own attention, on the meta device: shapes are checked and nothing is computed.
+    Asked of its own model of one block, on the meta device: shapes are checked and nothing is computed.
     """
     if rotary_dim == "none":
         return None
     changed = copy.deepcopy(config)
     try:
-        changed.rotary_dim = rotary_dim
+        changed.rotary_dim, changed.n_layer = rotary_dim, 1
         with torch.device("meta"):
-            attention = CodeGenAttention(changed, layer_idx=0)
-            attention(torch.empty(1, 2, changed.n_embd), position_ids=torch.zeros(1, 2, dtype=torch.long))
+            CodeGenForCausalLM(changed).transformer(inputs_embeds=torch.empty(1, 2, changed.n_embd))
     except Exception as error:  # the reference may refuse in any way
         return f"Hugging Face refuses rotary_dim {rotary_dim}: {str(error).splitlines()[0]}"
     return None

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from cgverify.observe.conditions import PLAIN, Conditions
+from cgverify.observe.generations import installed
 
 Inputs = dict[str, torch.Tensor]
 LOWEST = torch.finfo(torch.float32).min
@@ -149,11 +150,13 @@ def checked_inputs(contract: RandomInputs, own: Callable[..., Mapping[str, Any]]
     """Return a candidate's own `get_random_inputs`, checked against our builder: a candidate must not ease its test.
 
     Keys, shapes and dtypes must be equal, positions and mask too. Hidden states must be finite and not constant. The
-    result raises ValueError otherwise.
+    result raises ValueError otherwise. What the model derives from the inputs is left out.
     """
 
     def random_inputs(batch_size: int, seq_len: int) -> Inputs:
         given = dict(own(batch_size, seq_len, torch.device("cpu"), torch.float32))
+        for name in installed().derived_inputs:
+            given.pop(name, None)
         with torch.random.fork_rng(devices=[]):
             wanted = contract(batch_size, seq_len)
         if given.keys() != wanted.keys():

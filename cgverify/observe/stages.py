@@ -264,12 +264,15 @@ def attention(prefix: str, source: str, with_cache: bool) -> tuple[Stage, ...]:
     def rotated(which: str) -> TapFunction:
         return TapFunction(lambda side, parameters: heads.rotate(which, side, parameters))
 
+    def cached_dtype(side: TensorsByName) -> torch.dtype:
+        return installed().cached_dtype(side[into].dtype, side[f"{prefix}hook_v"].dtype)
+
     def cached_keys(side: TensorsByName, parameters: Parameters) -> Expected:
-        return cached(side.get("given.cache_keys"), heads.rotated("k", side, parameters), side[into].dtype)
+        return cached(side.get("given.cache_keys"), heads.rotated("k", side, parameters), cached_dtype(side))
 
     def cached_values(side: TensorsByName, _: Parameters) -> Expected:
         value = exact_input(side[f"{prefix}hook_v"].transpose(1, 2))
-        return cached(side.get("given.cache_values"), value, side[into].dtype)
+        return cached(side.get("given.cache_values"), value, cached_dtype(side))
 
     def scored(side: TensorsByName, parameters: Parameters) -> Expected:
         query, key = heads.query(side, parameters), heads.key(side, parameters)

@@ -47,13 +47,13 @@ def autocast_scores(
     error = bound_after_rounding(product, gamma(head_dim + 1, summing) * magnitudes + inherited, low)
     largest = torch.finfo(dtype).max
     overflows = summed.abs() + error > largest * (1 + UNIT_ROUNDOFF[dtype] / 2)
-    error = _both_rounded(summed, error, dtype)
+    error = both_rounded(summed, error, dtype)
     value = summed / scale
-    bound = _both_rounded(value, (error + 2 * a * (summed.abs() + error)) / scale, dtype)
+    bound = both_rounded(value, (error + 2 * a * (summed.abs() + error)) / scale, dtype)
     return Expected(value, bound.masked_fill(overflows, largest), dtype)
 
 
-def _both_rounded(value: torch.Tensor, bound: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def both_rounded(value: torch.Tensor, bound: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """R(o, b), twice in float64, which the oracle rounds to as well."""
     once = bound_after_rounding(value, bound, dtype)
     return bound_after_rounding(value, once, dtype) if dtype == torch.float64 else once

@@ -96,6 +96,16 @@ def masked_then_scaled(query: torch.Tensor, key: torch.Tensor, setting: Setting)
     return _masked(product(query, key.mT, torch.float32, roundings), setting) / math.sqrt(query.shape[-1])
 
 
+def scaled_then_masked(query: torch.Tensor, key: torch.Tensor, setting: Setting) -> torch.Tensor:
+    """q·kᵀ · D^−½ + mask in float32, from queries and keys cast back to v's dtype. An order for `Setting.scores`."""
+    assert setting.table is not None
+    roundings, wide = setting.roundings, torch.promote_types(setting.dtype, setting.table.dtype)
+    for dtype in (wide, setting.dtype, torch.float32):
+        query, key = stored(query, dtype, roundings), stored(key, dtype, roundings)
+    scaled = product(query, key.mT, torch.float32, roundings) / math.sqrt(query.shape[-1])
+    return _masked(stored(scaled, torch.float32, roundings), setting)
+
+
 def _masked(scores: torch.Tensor, setting: Setting) -> torch.Tensor:
     """The rounded sum with the mask. Where the mask is so low that it absorbs every score, all are rounded alike."""
     if setting.mask is None:

@@ -11,7 +11,14 @@ from __future__ import annotations
 
 import torch
 
-from cgverify.oracle.arithmetic import SMALLEST_SUBNORMAL, UNIT_ROUNDOFF, Expected, bounded_output, gamma
+from cgverify.oracle.arithmetic import (
+    SMALLEST_SUBNORMAL,
+    UNIT_ROUNDOFF,
+    Expected,
+    bound_after_rounding,
+    bounded_output,
+    gamma,
+)
 
 
 def rope(x: torch.Tensor, table: torch.Tensor, position_ids: torch.Tensor) -> Expected:
@@ -35,3 +42,15 @@ def rope(x: torch.Tensor, table: torch.Tensor, position_ids: torch.Tensor) -> Ex
     bound[..., 0 : 2 * half : 2] = rounding * ((even * cos).abs() + (odd * sin).abs()) + 2 * SMALLEST_SUBNORMAL[dtype]
     bound[..., 1 : 2 * half : 2] = rounding * ((odd * cos).abs() + (even * sin).abs()) + 2 * SMALLEST_SUBNORMAL[dtype]
     return bounded_output(value, bound, dtype)
+
+
+def rope_in_own_dtype(x: torch.Tensor, table: torch.Tensor, position_ids: torch.Tensor) -> Expected:
+    """Return x, rotated and cast back to its own dtype: R(o, B) for the rotated dimensions, 0 for the others.
+
+    The arguments are those of `rope`.
+    """
+    rotated = rope(x, table, position_ids)
+    if rotated.dtype == x.dtype:
+        return rotated
+    bound = torch.where(rotated.bound > 0, bound_after_rounding(rotated.value, rotated.bound, x.dtype), 0.0)
+    return Expected(rotated.value, bound, x.dtype)

@@ -14,8 +14,9 @@ from importlib.metadata import version
 from cgverify.common.errors import CgverifyError
 from cgverify.observe.generations.embed_positions import EMBED_POSITIONS
 from cgverify.observe.generations.generation import Generation
+from cgverify.observe.generations.position_embeddings import POSITION_EMBEDDINGS
 
-KNOWN = (EMBED_POSITIONS,)
+KNOWN = (EMBED_POSITIONS, POSITION_EMBEDDINGS)
 
 
 @cache

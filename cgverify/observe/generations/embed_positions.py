@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import CodeGenConfig
 from transformers.models.codegen.modeling_codegen import CodeGenAttention
 
 from cgverify.observe.generations.generation import Generation
+from cgverify.observe.generations.softmax_input import SoftmaxInput
 from cgverify.observe.taps import RecordTap, watch_io
 from cgverify.oracle.autocast_scores import autocast_scores
 from cgverify.oracle.forward import masked_then_scaled
@@ -80,7 +80,7 @@ def _attention_taps(attention: Any, record: RecordTap) -> Iterator[None]:
     def watched_attn(query: torch.Tensor, key: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         record("hook_rot_q", query.transpose(1, 2))
         record("hook_rot_k", key[:, :, -query.shape[2] :].transpose(1, 2))
-        with _SoftmaxInput(lambda seen: record("hook_attn_scores", seen)):
+        with SoftmaxInput(lambda seen: record("hook_attn_scores", seen)):
             output = attn(query, key, *args, **kwargs)
         record("hook_pattern", output[1])
         return output
@@ -107,26 +107,15 @@ def _attention_taps(attention: Any, record: RecordTap) -> Iterator[None]:
         del attention._split_heads, attention._attn
 
 
-class _SoftmaxInput(TorchDispatchMode):
-    """Show the input of every softmax."""
-
-    def __init__(self, see: Callable[[torch.Tensor], None]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.see = see
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten._softmax.default:
-            self.see(args[0])
-        return func(*args, **(kwargs or {}))
-
-
 EMBED_POSITIONS = Generation(
     misfits=_misfits,
     kinds_with_pattern=("attn", "block"),
     sin_cos_table=_sin_cos_table,
+    derived_inputs=(),
     call=_call,
     attention_taps=_attention_taps,
     rotate=rope,
+    cached_dtype=lambda hidden, _: hidden,
     scores=scores,
     autocast_scores=autocast_scores,
     sampled_scores=masked_then_scaled,

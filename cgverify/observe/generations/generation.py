@@ -24,6 +24,8 @@ class Generation:
     """Kinds of component that return the attention pattern after their output."""
     sin_cos_table: Callable[[Any], torch.Tensor]
     """Return a one-block model's table `[positions, rotary_dim]`, sines before cosines, as it is stored."""
+    derived_inputs: tuple[str, ...]
+    """Arguments of attention and block that the model computes from their other inputs, and `call` with it."""
     call: Callable[[nn.Module, nn.Module, str, dict[str, Any], Any], Any]
     """Call a component of either side and return what it returns.
 
@@ -34,6 +36,8 @@ class Generation:
     """Record what a `CodeGenAttention` computes, under the names and in the shapes of the bridge's hooks."""
     rotate: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], Expected]
     """Rotated queries or keys. Arguments as for `cgverify.oracle.rope.rope`."""
+    cached_dtype: Callable[[torch.dtype, torch.dtype], torch.dtype]
+    """Return the dtype of a cache, from the dtypes of the hidden states and of v."""
     scores: Callable[[Expected, Expected, torch.Tensor | None, Shortcuts], Expected]
     """Masked and scaled scores. Arguments as for `cgverify.oracle.scores.scores`."""
     autocast_scores: Callable[[Expected, Expected, torch.Tensor | None, torch.dtype, Shortcuts], Expected]

@@ -1,0 +1,26 @@
+"""Where a CodeGen model keeps its sin/cos table: in each attention, or once in the model.
+
+transformers has both forms. The table is a buffer that no checkpoint stores, so a model that was built on the meta
+device needs one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers.models.codegen.modeling_codegen import create_sinusoidal_positions
+
+
+def set_table(model: Any, device: torch.device, dtype: torch.dtype) -> None:
+    """Give a `CodeGenForCausalLM` of one block its table, as `from_pretrained(dtype=…)` does: float32 or wider."""
+    config = model.config
+    table = create_sinusoidal_positions(config.n_positions, config.rotary_dim)
+    owner = model.transformer.rotary_emb if hasattr(model.transformer, "rotary_emb") else model.transformer.h[0].attn
+    owner.embed_positions = table.to(device, torch.promote_types(torch.float32, dtype))
+
+
+def share_table(whole: Any, block: Any) -> None:
+    """Give a whole model the table of a model of one block, if the table is kept once in the model."""
+    if hasattr(whole.transformer, "rotary_emb"):
+        whole.transformer.rotary_emb = block.transformer.rotary_emb
