@@ -85,10 +85,41 @@ def _attention_taps(attention: Any, record: RecordTap) -> Iterator[None]:
     | `hook_pattern` | what the attention interface returns second; the eager implementation alone has it |
     | `hook_z` | the input of `out_proj` |
     """
+    forward = attention.forward
+
+    def watched_forward(*args: Any, **kwargs: Any) -> Any:
+        with _SplitHeads(record), _watched_interface(record):
+            return forward(*args, **kwargs)
+
+    def record_z(name: str, z: torch.Tensor) -> None:
+        record(name, z.unflatten(-1, (attention.num_attention_heads, -1)))
+
+    def record_ends(name: str, tensor: torch.Tensor) -> None:
+        """Record the input under the names of the three projections too, and the output under its second name."""
+        inputs = ("hook_in", "qkv.hook_in", "q.hook_in", "k.hook_in", "v.hook_in")
+        for each in inputs if name == "hook_in" else ("hook_out", "hook_hidden_states"):
+            record(each, tensor)
+
+    attention.forward = watched_forward
+    try:
+        with (
+            watch_io(attention, record_ends, "hook_in", "hook_out"),
+            watch_io(attention.qkv_proj, record, None, "qkv.hook_out"),
+            watch_io(attention.out_proj, record_z, "hook_z", None),
+            watch_io(attention.out_proj, record, None, "o.hook_out"),
+        ):
+            yield
+    finally:
+        del attention.forward
+
+
+@contextlib.contextmanager
+def _watched_interface(record: RecordTap) -> Iterator[None]:
+    """Record what goes into and comes out of the attention implementation that is called meanwhile."""
     interfaces = modeling_codegen.ALL_ATTENTION_FUNCTIONS
     get_interface = interfaces.get_interface
 
-    def watched_interface(implementation: str, default: Callable[..., Any]) -> Callable[..., Any]:
+    def watched_get(implementation: str, default: Callable[..., Any]) -> Callable[..., Any]:
         interface = get_interface(implementation, default)
 
         def watched(module: Any, query: torch.Tensor, key: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -102,25 +133,9 @@ def _attention_taps(attention: Any, record: RecordTap) -> Iterator[None]:
 
         return watched
 
-    def record_z(name: str, z: torch.Tensor) -> None:
-        record(name, z.unflatten(-1, (attention.num_attention_heads, -1)))
-
-    def record_ends(name: str, tensor: torch.Tensor) -> None:
-        """Record the input under the names of the three projections too, and the output under its second name."""
-        inputs = ("hook_in", "qkv.hook_in", "q.hook_in", "k.hook_in", "v.hook_in")
-        for each in inputs if name == "hook_in" else ("hook_out", "hook_hidden_states"):
-            record(each, tensor)
-
-    interfaces.get_interface = watched_interface
+    interfaces.get_interface = watched_get
     try:
-        with (
-            watch_io(attention, record_ends, "hook_in", "hook_out"),
-            watch_io(attention.qkv_proj, record, None, "qkv.hook_out"),
-            watch_io(attention.out_proj, record_z, "hook_z", None),
-            watch_io(attention.out_proj, record, None, "o.hook_out"),
-            _SplitHeads(record),
-        ):
-            yield
+        yield
     finally:
         del interfaces.get_interface
 
