@@ -199,7 +199,7 @@ class CodeGenAttentionBridge(JointQKVAttentionBridge):  # type: ignore[misc]
             "position_ids": torch.arange(seq_len, device=device).expand(batch_size, -1),
             "attention_mask": additive_mask(None, hidden_states, heads=1, keys=seq_len).expand(batch_size, -1, -1, -1),
         }
-        if self._form.takes_position_embeddings:
+        if self._form.takes_position_embeddings and seq_len <= len(self._table()):
             rows = self._table().to(device)[inputs["position_ids"]]
             inputs["position_embeddings"] = rows.chunk(2, dim=-1)
         return inputs
@@ -212,7 +212,6 @@ class CodeGenAttentionBridge(JointQKVAttentionBridge):  # type: ignore[misc]
         position_ids: Tensor | None = None,
         use_cache: bool | None = False,  # noqa: ARG002  Hugging Face passes it
         output_attentions: bool | None = False,  # noqa: ARG002  the pattern is always returned
-        *,
         position_embeddings: PositionEmbeddings | None = None,
         cache: Any = None,
         past_key_values: Any = None,
@@ -224,6 +223,7 @@ class CodeGenAttentionBridge(JointQKVAttentionBridge):  # type: ignore[misc]
         Args:
             hidden_states: `[batch, seq, d_model]`.
             layer_past: a `transformers` cache, extended in place; `cache` and `past_key_values` are other names for it.
+                `position_embeddings` are accepted here too, since they are Hugging Face's second argument from 5.24 on.
             attention_mask: see `cgverify.bridge.mask`; None is causal.
             position_ids: integers `[batch or 1, seq]`, rows of the sin/cos table.
             position_embeddings: sine and cosine of the positions, `[batch or 1, seq, rotary_dim / 2]` each, which are
@@ -244,6 +244,8 @@ class CodeGenAttentionBridge(JointQKVAttentionBridge):  # type: ignore[misc]
                 f"CodeGenAttentionBridge.forward() got an unexpected keyword argument {next(iter(others))!r}"
             )
         self._fused.warn_if_changed()
+        if isinstance(layer_past, tuple):
+            layer_past, position_embeddings = None, layer_past
         cache = next((given for given in (layer_past, cache, past_key_values) if given is not None), None)
         if position_embeddings is None:
             check_positions(position_ids, hidden_states, self._table())

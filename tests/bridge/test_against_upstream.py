@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from hugging_face import TABLE_PER_MODEL, callable_by_positions, to_dtype, without_embeddings
 from sides import small_config
 from transformer_lens.model_bridge.supported_architectures.codegen import CodeGenArchitectureAdapter
 from transformers import CodeGenForCausalLM
@@ -31,17 +32,13 @@ class Sides:
 
     def boot(self, dtype: torch.dtype = torch.float32, **config: Any) -> tuple[Any, Any]:
         torch.manual_seed(0)
-        model = CodeGenForCausalLM(small_config(initializer_range=0.2, **config)).eval()
-        tables = [block.attn.embed_positions for block in model.transformer.h]
-        model = model.to(dtype)
-        for block, table in zip(model.transformer.h, tables, strict=True):
-            block.attn.embed_positions = table  # float32, as after from_pretrained
+        model = to_dtype(CodeGenForCausalLM(small_config(initializer_range=0.2, **config)).eval(), dtype)
         return model, bridge_from(copy.deepcopy(model), self.adapter)
 
     def attentions(self, dtype: torch.dtype = torch.float32, **config: Any) -> tuple[Any, Any, dict[str, Any]]:
         model, bridge = self.boot(dtype, **config)
-        theirs, ours = model.transformer.h[0].attn, bridge.blocks[0].attn
-        return theirs, ours, ours.get_random_inputs(2, 9, dtype=dtype)
+        theirs, ours = callable_by_positions(model.transformer.h[0].attn, model), bridge.blocks[0].attn
+        return theirs, ours, without_embeddings(ours.get_random_inputs(2, 9, dtype=dtype))
 
 
 def feature(name: str) -> Callable[[Check], Check]:
@@ -190,6 +187,7 @@ def test_our_bridge_has_the_feature(name: str) -> None:
         FEATURES[name](Sides(CodeGenAdapter))
 
 
+@pytest.mark.skipif(TABLE_PER_MODEL, reason="TransformerLens 4.3 cannot boot this version of CodeGen")
 @pytest.mark.parametrize("name", FEATURES)
 @torch.no_grad()
 def test_upstream_lacks_the_feature(name: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from sides import of_shape
+from sides import both, of_shape
 from transformers import CodeGenConfig, CodeGenForCausalLM
 
 from cgverify.bridge import boot, huge_pages
@@ -82,8 +82,7 @@ def test_no_buffer_if_an_operation_cannot_have_an_out(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.no_grad()
 def test_forwards_with_buffers_do_not_overwrite_results(model: CodeGenForCausalLM, dtype: torch.dtype) -> None:
-    theirs, bridge = copy.deepcopy(model).to(dtype).transformer.h[1].attn, boot(copy.deepcopy(model).to(dtype))
-    ours = bridge.blocks[1].attn
+    theirs, ours = both(model, dtype, cast_table=True)
     runs = [ours.get_random_inputs(2, 9, dtype=dtype) for _ in range(3)]
     found = [ours(**given) for given in runs]  # all kept until all have run
     places = {pattern.data_ptr() for _, pattern in found}

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hugging_face import eager
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import CodeGenConfig
+from transformers import CodeGenConfig, CodeGenForCausalLM
 from transformers.models.codegen.modeling_codegen import CodeGenAttention
 
 from cgverify.bridge import join_weight, split_qkv_matrix, split_weight
@@ -39,11 +40,12 @@ def test_split_agrees_with_the_oracles(heads: int, head_dim: int) -> None:
 
 
 def test_linears_compute_what_split_heads_returns(config: CodeGenConfig) -> None:
-    attention = CodeGenAttention(config, layer_idx=0).eval()
-    hidden = torch.randn(2, 5, config.n_embd)
+    model = eager(CodeGenForCausalLM(config).eval())
+    attention, hidden = model.transformer.h[0].attn, torch.randn(2, 5, config.n_embd)
+    inputs = {"hidden_states": hidden, "position_ids": torch.arange(5)[None]}
     seen = Observation()
     with torch.no_grad(), installed().attention_taps(attention, seen.record):
-        attention(hidden, position_ids=torch.arange(5)[None])
+        installed().call(model, attention, "attn", inputs, None)
     for linear, which in zip(split_qkv_matrix(attention), "qkv", strict=True):
         assert torch.equal(linear(hidden), seen.taps[f"hook_{which}"].flatten(-2))
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from hugging_face import eager
 from sides import both, small_config
 from transformers import CodeGenForCausalLM
 
@@ -117,7 +118,7 @@ def parameters(model: torch.nn.Module) -> int:
 
 @torch.no_grad()
 def test_bridge_without_fused_weights_has_no_more_parameters(lively: CodeGenForCausalLM, tokens: torch.Tensor) -> None:
-    expected, count = lively(tokens).logits, parameters(lively)
+    expected, count = eager(lively)(tokens).logits, parameters(lively)
     assert parameters(boot(copy.deepcopy(lively))) == count + 2 * 3 * 64 * 64
     bridge = boot(lively, keep_fused=False)
     assert parameters(bridge) == count
@@ -149,7 +150,7 @@ def test_export_loads_to_the_same_logits(
     bridge.blocks[0].attn.v.original_component.weight.mul_(1.5)
     bridge.original_model.generation_config.max_new_tokens = 7
     save_pretrained(bridge, tmp_path)
-    again = CodeGenForCausalLM.from_pretrained(tmp_path).eval()
+    again = eager(CodeGenForCausalLM.from_pretrained(tmp_path)).eval()
     assert torch.equal(again(tokens).logits, bridge(tokens))
     assert again.generation_config.max_new_tokens == 7
     assert again.config.to_diff_dict().keys() <= {*lively.config.to_diff_dict(), "dtype", "transformers_version"}

@@ -7,6 +7,7 @@ from functools import cache
 from typing import Any
 
 import torch
+from hugging_face import callable_by_positions, to_dtype
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import CodeGenConfig, CodeGenForCausalLM, PreTrainedTokenizerFast
 
@@ -40,13 +41,9 @@ def both(
     attention: type[Any] = CodeGenAttentionBridge,
 ) -> tuple[Any, Any]:
     """Hugging Face's attention and the bridge's. The sin/cos table stays as `from_pretrained` leaves it by default."""
-    tables = [block.attn.embed_positions.clone() for block in model.transformer.h]
-    model = model.to(dtype)
-    if not cast_table:
-        for block, table in zip(model.transformer.h, tables, strict=True):
-            block.attn.embed_positions = table.to(torch.promote_types(torch.float32, dtype))
+    model = to_dtype(model, dtype, cast_table=cast_table)
     bridge: Any = bridge_from(copy.deepcopy(model), adapter_with(attention))
-    return model.transformer.h[layer].attn, bridge.blocks[layer].attn
+    return callable_by_positions(model.transformer.h[layer].attn, model), bridge.blocks[layer].attn
 
 
 @cache
