@@ -275,8 +275,10 @@ class CodeGenAttentionBridge(JointQKVAttentionBridge):  # type: ignore[misc]
         """
         wrapped = self.original_component
         for key, hook in list(wrapped._forward_hooks.items()):
-            keywords = ({},) if key in wrapped._forward_hooks_with_kwargs else ()
-            changed = hook(wrapped, (hidden_states,), *keywords, returned)
+            arguments: tuple[Any, ...] = (wrapped, (hidden_states,))
+            if key in wrapped._forward_hooks_with_kwargs:
+                arguments = (*arguments, {})
+            changed = hook(*arguments, returned)
             returned = returned if changed is None else changed
         return returned
 

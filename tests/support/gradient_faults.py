@@ -14,7 +14,7 @@ from cgverify.bridge import CodeGenAttentionBridge
 class KeyDetached(CodeGenAttentionBridge):
     """No gradient reaches k, neither its weight nor what it was projected from."""
 
-    def _rotate(self, query: Any, key: Any, position_ids: Any) -> Any:
+    def _rotate(self, query: Any, key: Any, position_ids: Any, position_embeddings: Any = None) -> Any:
         return super()._rotate(query, key.detach(), position_ids)
 
 

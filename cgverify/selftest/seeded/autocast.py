@@ -48,9 +48,11 @@ class ScoresRoundedLate(CodeGenAttentionBridge):
 class RotatedInLowPrecision(CodeGenAttentionBridge):
     """Rotated q and k are rounded, which their product does again: nothing behind the rotation changes."""
 
-    def _rotate(self, query: Any, key: Any, position_ids: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def _rotate(
+        self, query: Any, key: Any, position_ids: Any, position_embeddings: Any = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         low = _low(query)
-        query, key = super()._rotate(query, key, position_ids)
+        query, key = super()._rotate(query, key, position_ids, position_embeddings)
         return through(query, low), through(key, low)
 
 

@@ -15,9 +15,11 @@ Pair = tuple[torch.Tensor, torch.Tensor]
 class CachedKeysUnrotated(CodeGenAttentionBridge):
     """Keys go into the cache as they were before the rotation."""
 
-    def _rotate(self, query: torch.Tensor, key: torch.Tensor, position_ids: torch.Tensor) -> Pair:
+    def _rotate(
+        self, query: torch.Tensor, key: torch.Tensor, position_ids: torch.Tensor, position_embeddings: Any = None
+    ) -> Pair:
         self._unrotated = key.transpose(1, 2)
-        return super()._rotate(query, key, position_ids)
+        return super()._rotate(query, key, position_ids, position_embeddings)
 
     def _extend_cache(self, cache: Any, key: torch.Tensor, value: torch.Tensor) -> Pair:
         return super()._extend_cache(cache, self._unrotated.to(key.dtype), value)
@@ -26,8 +28,10 @@ class CachedKeysUnrotated(CodeGenAttentionBridge):
 class CacheNotCast(CodeGenAttentionBridge):
     """Rotated keys are cached in float32, whatever the model's dtype."""
 
-    def _rotate(self, query: torch.Tensor, key: torch.Tensor, position_ids: torch.Tensor) -> Pair:
-        query, key = super()._rotate(query, key, position_ids)
+    def _rotate(
+        self, query: torch.Tensor, key: torch.Tensor, position_ids: torch.Tensor, position_embeddings: Any = None
+    ) -> Pair:
+        query, key = super()._rotate(query, key, position_ids, position_embeddings)
         self._wide = key.transpose(1, 2)
         return query, key
 

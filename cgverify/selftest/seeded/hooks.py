@@ -63,9 +63,9 @@ class ShowsRotatedKeysAsQueries(CodeGenAttentionBridge):
     """`hook_rot_q` sees the keys."""
 
     def _rotate(
-        self, query: torch.Tensor, key: torch.Tensor, position_ids: torch.Tensor
+        self, query: torch.Tensor, key: torch.Tensor, position_ids: torch.Tensor, position_embeddings: Any = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        self._query, key = super()._rotate(query, key, position_ids)
+        self._query, key = super()._rotate(query, key, position_ids, position_embeddings)
         return key, key
 
     def _scores(self, query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -76,9 +76,9 @@ class ShowsUnrotatedQueries(CodeGenAttentionBridge):
     """`hook_rot_q` sees the queries before the rotation."""
 
     def _rotate(
-        self, query: torch.Tensor, key: torch.Tensor, position_ids: torch.Tensor
+        self, query: torch.Tensor, key: torch.Tensor, position_ids: torch.Tensor, position_embeddings: Any = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        self._query, key = super()._rotate(query, key, position_ids)
+        self._query, key = super()._rotate(query, key, position_ids, position_embeddings)
         return query.to(key.dtype), key
 
     def _scores(self, query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -55,9 +55,9 @@ class OneRowRotated(CodeGenAttentionBridge):
     """Positions that the batch shares turn its first row alone."""
 
     def _rotate(
-        self, query: torch.Tensor, key: torch.Tensor, position_ids: torch.Tensor
+        self, query: torch.Tensor, key: torch.Tensor, position_ids: torch.Tensor, position_embeddings: Any = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        turned = super()._rotate(query, key, position_ids)
+        turned = super()._rotate(query, key, position_ids, position_embeddings)
         if len(position_ids) == len(query):
             return turned
         query, key = (
@@ -73,9 +73,9 @@ class DeafWithACache(CodeGenAttentionBridge):
         return super()._extend_cache(cache, self._before.to(key.dtype), value)
 
     def _rotate(
-        self, query: torch.Tensor, key: torch.Tensor, position_ids: torch.Tensor
+        self, query: torch.Tensor, key: torch.Tensor, position_ids: torch.Tensor, position_embeddings: Any = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        query, key = super()._rotate(query, key, position_ids)
+        query, key = super()._rotate(query, key, position_ids, position_embeddings)
         self.__dict__["_before"] = key.transpose(1, 2)
         return query, key
 

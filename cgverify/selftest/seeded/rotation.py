@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from cgverify.bridge import CodeGenAttentionBridge
@@ -18,7 +20,9 @@ class Rotation(CodeGenAttentionBridge):
         table: torch.Tensor = self.original_component.embed_positions
         return table
 
-    def _rotate(self, query: torch.Tensor, key: torch.Tensor, position_ids: torch.Tensor) -> Pair:
+    def _rotate(
+        self, query: torch.Tensor, key: torch.Tensor, position_ids: torch.Tensor, position_embeddings: Any = None
+    ) -> Pair:
         sin, cos = sin_cos(self._table(), position_ids)
         return self.turn(query, sin, cos), self.turn(key, sin, cos)
 
@@ -39,24 +43,30 @@ class HalfRotation(Rotation):
 class QueryOnlyRotated(Rotation):
     """Keys pass through."""
 
-    def _rotate(self, query: torch.Tensor, key: torch.Tensor, position_ids: torch.Tensor) -> Pair:
-        query, turned = super()._rotate(query, key, position_ids)
+    def _rotate(
+        self, query: torch.Tensor, key: torch.Tensor, position_ids: torch.Tensor, position_embeddings: Any = None
+    ) -> Pair:
+        query, turned = super()._rotate(query, key, position_ids, position_embeddings)
         return query, key.to(turned.dtype)
 
 
 class KeyOnlyRotated(Rotation):
     """Queries pass through."""
 
-    def _rotate(self, query: torch.Tensor, key: torch.Tensor, position_ids: torch.Tensor) -> Pair:
-        turned, key = super()._rotate(query, key, position_ids)
+    def _rotate(
+        self, query: torch.Tensor, key: torch.Tensor, position_ids: torch.Tensor, position_embeddings: Any = None
+    ) -> Pair:
+        turned, key = super()._rotate(query, key, position_ids, position_embeddings)
         return query.to(turned.dtype), key
 
 
 class OneHeadUnrotated(CodeGenAttentionBridge):
     """Head 1 at position 2 keeps its unrotated query."""
 
-    def _rotate(self, query: torch.Tensor, key: torch.Tensor, position_ids: torch.Tensor) -> Pair:
-        turned, key = super()._rotate(query, key, position_ids)
+    def _rotate(
+        self, query: torch.Tensor, key: torch.Tensor, position_ids: torch.Tensor, position_embeddings: Any = None
+    ) -> Pair:
+        turned, key = super()._rotate(query, key, position_ids, position_embeddings)
         if query.shape[1] > 2:
             turned[:, 2, 1] = query[:, 2, 1]
         return turned, key
@@ -133,7 +143,9 @@ class SineSlightlyOff(Rotation):
 class PositionsIgnored(CodeGenAttentionBridge):
     """Positions are counted, but for short sequences: decoding is as a careless cache test wants it."""
 
-    def _rotate(self, query: torch.Tensor, key: torch.Tensor, position_ids: torch.Tensor) -> Pair:
+    def _rotate(
+        self, query: torch.Tensor, key: torch.Tensor, position_ids: torch.Tensor, position_embeddings: Any = None
+    ) -> Pair:
         counted = torch.arange(query.shape[1], device=query.device) + position_ids[:, :1] * 0
         return super()._rotate(query, key, position_ids if query.shape[1] < 8 else counted)
 
@@ -141,7 +153,9 @@ class PositionsIgnored(CodeGenAttentionBridge):
 class PositionsOfFirstRow(CodeGenAttentionBridge):
     """Every row of a batch has the positions of the first."""
 
-    def _rotate(self, query: torch.Tensor, key: torch.Tensor, position_ids: torch.Tensor) -> Pair:
+    def _rotate(
+        self, query: torch.Tensor, key: torch.Tensor, position_ids: torch.Tensor, position_embeddings: Any = None
+    ) -> Pair:
         return super()._rotate(query, key, position_ids[:1])
 
 
@@ -150,7 +164,9 @@ class PositionOffset(Rotation):
 
     offset = 0
 
-    def _rotate(self, query: torch.Tensor, key: torch.Tensor, position_ids: torch.Tensor) -> Pair:
+    def _rotate(
+        self, query: torch.Tensor, key: torch.Tensor, position_ids: torch.Tensor, position_embeddings: Any = None
+    ) -> Pair:
         last = self._table().shape[0] - 1
         return super()._rotate(query, key, (position_ids + self.offset).clamp(0, last))
 
@@ -176,8 +192,10 @@ class PositionsShiftedByMany(PositionOffset):
 class KeysShifted(Rotation):
     """Keys stand one position behind their queries."""
 
-    def _rotate(self, query: torch.Tensor, key: torch.Tensor, position_ids: torch.Tensor) -> Pair:
-        query, _ = super()._rotate(query, key, position_ids)
+    def _rotate(
+        self, query: torch.Tensor, key: torch.Tensor, position_ids: torch.Tensor, position_embeddings: Any = None
+    ) -> Pair:
+        query, _ = super()._rotate(query, key, position_ids, position_embeddings)
         return query, super()._rotate(key, key, (position_ids - 1).clamp(min=0))[0]
 
 

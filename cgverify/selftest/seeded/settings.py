@@ -74,12 +74,12 @@ class TableOfItsOwn(CodeGenAttentionBridge):
         table: Any = original_component.embed_positions
         object.__setattr__(self, "_kept", table.clone())
 
-    def _rotate(self, query: Any, key: Any, position_ids: Any) -> Any:
+    def _rotate(self, query: Any, key: Any, position_ids: Any, position_embeddings: Any = None) -> Any:
         original: Any = self.original_component
         current = original.embed_positions
         original.embed_positions = self._kept
         try:
-            return super()._rotate(query, key, position_ids)
+            return super()._rotate(query, key, position_ids, position_embeddings)
         finally:
             original.embed_positions = current
 
