@@ -7,7 +7,7 @@ that was cast, flags of the bridge, hooks that intervene. Everything that they c
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from zlib import crc32
@@ -102,10 +102,17 @@ PLAIN = Conditions()
 
 
 @contextlib.contextmanager
-def under(conditions: Conditions, module: nn.Module, device: torch.device, config: Any = None) -> Iterator[None]:
+def under(
+    conditions: Conditions,
+    module: nn.Module,
+    device: torch.device,
+    config: Any = None,
+    shared: Sequence[nn.Module] = (),
+) -> Iterator[None]:
     """Apply all conditions except the patch while `module` runs.
 
     Args:
+        shared: modules of the model that `module` depends on and that are not inside it.
         config: a bridge's config, which has the flags. Not needed if no flag is on.
     """
     with contextlib.ExitStack() as stack:
@@ -115,7 +122,7 @@ def under(conditions: Conditions, module: nn.Module, device: torch.device, confi
         if conditions.dropout is not None:
             stack.enter_context(_training(module, conditions.dropout))
         if conditions.cast_table:
-            stack.enter_context(_cast_buffers(module))
+            stack.enter_context(_cast_buffers(module, shared))
         if conditions.flags:
             stack.enter_context(_attributes_set(config, dict.fromkeys(conditions.flags, True)))
         if conditions.random_state is not None:
@@ -125,12 +132,13 @@ def under(conditions: Conditions, module: nn.Module, device: torch.device, confi
 
 @contextlib.contextmanager
 def _training(module: nn.Module, p: float) -> Iterator[None]:
-    """Training mode with `p` in every `nn.Dropout`: CodeGen's attention and MLP read these and not the config."""
+    """Training mode with `p` as every dropout rate: CodeGen's attention and MLP read their own and not the config's."""
     modes = [(part, part.training) for part in module.modules()]
     with contextlib.ExitStack() as stack:
         for part in module.modules():
-            if isinstance(part, nn.Dropout):
-                stack.enter_context(_attributes_set(part, {"p": p}))
+            rate = "p" if isinstance(part, nn.Dropout) else "attention_dropout"
+            if rate in vars(part):
+                stack.enter_context(_attributes_set(part, {rate: p}))
         module.train()
         try:
             yield
@@ -140,15 +148,17 @@ def _training(module: nn.Module, p: float) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _cast_buffers(module: nn.Module) -> Iterator[None]:
-    """`module.to(dtype)` with the dtype of its weights, which can change no tensor except buffers."""
+def _cast_buffers(module: nn.Module, shared: Sequence[nn.Module]) -> Iterator[None]:
+    """`model.to(dtype)` with the dtype of the module's weights, which can change no tensor except buffers."""
     kept = [
         (owner, name, buffer)
-        for owner in module.modules()
+        for each in (module, *shared)
+        for owner in each.modules()
         for name, buffer in owner.named_buffers(recurse=False)
         if buffer.is_floating_point()
     ]
-    module.to(next(module.parameters()).dtype)
+    for each in (module, *shared):
+        each.to(next(module.parameters()).dtype)
     try:
         yield
     finally:

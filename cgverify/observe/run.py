@@ -54,13 +54,14 @@ def run_candidate(
     node = bridge.get_submodule(component.bridge_path)
     device = _device(inputs)
     points = dict(hook_points(node))
+    shared = installed().shared_modules(bridge)
     patches = {} if conditions.patch is None else {component.hook_path(conditions.patch.tap): conditions.patch}
 
     def forward(
         inputs: dict[str, Any], cache: Any, points: Mapping[str, HookPoint], observation: Observation
     ) -> tuple[Taps, Taps]:
         """The tensors that hooks showed, by path, and those that the component returned."""
-        with under(conditions, node, device, bridge.cfg), watch_hooks(points, observation, patches) as shown:
+        with under(conditions, node, device, bridge.cfg, shared), watch_hooks(points, observation, patches) as shown:
             try:
                 if conditions.cotangent is None:
                     returned = installed().call(bridge, node, component.kind, inputs, cache)
@@ -114,14 +115,14 @@ def run_reference(
 ) -> Observation:
     """Run Hugging Face's module on inputs and observe it. Flags and patches of the conditions do not apply to it."""
     module = model.get_submodule(component.reference_path)
-    plain = conditions.of_reference
+    plain, shared = conditions.of_reference, installed().shared_modules(model)
 
     def run(observation: Observation) -> None:
         if component.projection is not None:
-            with under(plain, module, _device(inputs)):
+            with under(plain, module, _device(inputs), shared=shared):
                 _run_projection(component.projection, model, module, inputs["hidden_states"], observation)
             return
-        with under(plain, module, _device(inputs)), component.reference_taps(module, observation.record):
+        with under(plain, module, _device(inputs), shared=shared), component.reference_taps(module, observation.record):
             if plain.cotangent is None:
                 returned = installed().call(model, module, component.kind, inputs, cache)
             else:

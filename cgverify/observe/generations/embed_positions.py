@@ -111,6 +111,7 @@ EMBED_POSITIONS = Generation(
     misfits=_misfits,
     kinds_with_pattern=("attn", "block"),
     sin_cos_table=_sin_cos_table,
+    shared_modules=lambda _: (),
     derived_inputs=(),
     call=_call,
     attention_taps=_attention_taps,

@@ -24,6 +24,8 @@ class Generation:
     """Kinds of component that return the attention pattern after their output."""
     sin_cos_table: Callable[[Any], torch.Tensor]
     """Return a one-block model's table `[positions, rotary_dim]`, sines before cosines, as it is stored."""
+    shared_modules: Callable[[Any], tuple[nn.Module, ...]]
+    """Modules of a model or bridge that attention depends on and that are not inside it."""
     derived_inputs: tuple[str, ...]
     """Arguments of attention and block that the model computes from their other inputs, and `call` with it."""
     call: Callable[[nn.Module, nn.Module, str, dict[str, Any], Any], Any]

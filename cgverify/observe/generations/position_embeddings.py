@@ -161,6 +161,7 @@ POSITION_EMBEDDINGS = Generation(
     misfits=_misfits,
     kinds_with_pattern=("attn",),
     sin_cos_table=_sin_cos_table,
+    shared_modules=lambda root: (_rotary_emb(root),),
     derived_inputs=("position_embeddings",),
     call=_call,
     attention_taps=_attention_taps,
