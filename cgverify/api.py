@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, overload
 
 import pandas as pd
 
-from cgverify.common.environment import pin_numerics
 from cgverify.common.errors import UnknownNameError, UsageError
+from cgverify.common.numerics import pin_numerics
 from cgverify.common.records import IN_MEMORY, CellResult, Run, Verdict
 from cgverify.plan.cells import plan
 from cgverify.plan.yaml_plan import SweepConfig, load_plan, parse_plan

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from measuring import run_process
 
-from cgverify.common.environment import machine, versions
+from cgverify.common.numerics import machine, versions
 
 UPSTREAM = """
 import torch

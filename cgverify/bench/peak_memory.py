@@ -22,8 +22,8 @@ from cgverify.bench.records import Point
 from cgverify.checkpoint.heap import give_back_freed
 from cgverify.checkpoint.resolve import resolve
 from cgverify.checkpoint.window import ModelVariant
-from cgverify.common.environment import pin_numerics
 from cgverify.common.errors import CgverifyError
+from cgverify.common.numerics import pin_numerics
 from cgverify.common.printable import said
 from cgverify.common.records import Record
 from cgverify.common.streams import stdout_is_ours

@@ -18,8 +18,8 @@ from cgverify.bench.scenarios import Selection
 from cgverify.bench.table import bench_frame
 from cgverify.bench.timing import Limits, product_rate
 from cgverify.checkpoint.resolve import resolve
-from cgverify.common.environment import machine, pin_numerics, versions
 from cgverify.common.errors import RunFolderError
+from cgverify.common.numerics import machine, pin_numerics, versions
 from cgverify.common.streams import stdout_is_ours
 from cgverify.observe.candidate import find_candidate
 from cgverify.runs.folder import new_folder

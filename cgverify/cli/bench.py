@@ -17,8 +17,8 @@ from cgverify.bench.scenarios import COMPONENTS, SCENARIOS, Selection, Shape
 from cgverify.cli import options
 from cgverify.cli.command import INTERRUPTED, command
 from cgverify.cli.options import format_option, known, option, split
-from cgverify.common.environment import hush_libraries, keep_memory, uncollected
 from cgverify.common.errors import UsageError
+from cgverify.common.process import hush_libraries, keep_memory, uncollected
 from cgverify.common.streams import stdout_is_ours
 from cgverify.plan.cells import DEVICES, DTYPES
 

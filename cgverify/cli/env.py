@@ -20,7 +20,7 @@ def env(*, format: Format = "table", threads: options.Threads = None) -> int:
     """Show versions, machine, threads and numerics flags, as every run records them."""
     known("format", [format], FORMATS)
 
-    from cgverify.common.environment import machine, pin_numerics, versions
+    from cgverify.common.numerics import machine, pin_numerics, versions
 
     described = {"versions": versions(), "machine": machine(), "numerics": pin_numerics(threads)}
     if format == "json":

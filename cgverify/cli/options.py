@@ -9,8 +9,8 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from cgverify.common.environment import SHORTCUTS
 from cgverify.common.errors import UnknownNameError, UsageError
+from cgverify.common.numerics import SHORTCUTS
 from cgverify.common.records import RotaryDim
 from cgverify.plan.cells import CASE_KINDS, DEFAULT_CASES, DEVICES, DTYPES, Axes, Shard
 from cgverify.report.formats import FORMATS

@@ -13,8 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from cgverify.cli.command import INTERRUPTED
 from cgverify.cli.options import RunOptions
-from cgverify.common.environment import hush_libraries, prefer_huge_pages, uncollected
 from cgverify.common.errors import CgverifyError
+from cgverify.common.process import hush_libraries, prefer_huge_pages, uncollected
 from cgverify.common.records import CellResult, Run
 from cgverify.common.streams import stdout_is_ours
 from cgverify.runs.request import ExecutionOptions, RunRequest

@@ -11,8 +11,8 @@ from rich.console import Console
 from cgverify.cli import options
 from cgverify.cli.command import command
 from cgverify.cli.options import format_option, known, option, split
-from cgverify.common.environment import pin_numerics
 from cgverify.common.errors import RunFolderError
+from cgverify.common.numerics import pin_numerics
 from cgverify.common.streams import stdout_is_ours
 from cgverify.plan.cells import DEVICES, DTYPES
 

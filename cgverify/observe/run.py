@@ -10,7 +10,6 @@ import torch
 from torch import nn
 from transformer_lens.hook_points import HookPoint
 
-from cgverify.common.environment import allowed
 from cgverify.observe import gradients
 from cgverify.observe.components import HOOK_ALIASES, Component
 from cgverify.observe.conditions import PLAIN, Conditions, Cotangent, under
@@ -25,16 +24,16 @@ from cgverify.observe.taps import (
     watch_hooks,
 )
 from cgverify.oracle.parameters import Parameters
-from cgverify.oracle.shortcuts import Shortcuts
+from cgverify.oracle.shortcuts import NO_SHORTCUTS, Shortcuts
 
 
-def reference_parameters(model: Any) -> Parameters:
-    """The weights of a one-block `CodeGenForCausalLM`, with the shortcuts that this process allows products.
+def reference_parameters(model: Any, shortcuts: Shortcuts = NO_SHORTCUTS) -> Parameters:
+    """Return the weights of a one-block `CodeGenForCausalLM`, with the shortcuts that its products may take.
 
     Raises:
         CgverifyError: Hugging Face's CodeGen is of an unknown generation.
     """
-    return Parameters(model, installed().sin_cos_table, Shortcuts(allowed()))
+    return Parameters(model, installed().sin_cos_table, shortcuts)
 
 
 def run_candidate(

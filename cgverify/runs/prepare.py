@@ -13,8 +13,8 @@ from typing import Any
 from cgverify.checkpoint.lookup import FoundCheckpoints, find_checkpoint, find_checkpoints, sketch
 from cgverify.checkpoint.prompt import UNSEEN, prompt_for
 from cgverify.checkpoint.source import Source
-from cgverify.common.environment import machine, pin_numerics, versions
 from cgverify.common.errors import NothingToVerifyError, UsageError
+from cgverify.common.numerics import machine, pin_numerics, versions
 from cgverify.common.records import Cell, Checkpoint, Run, WholePlan
 from cgverify.observe.candidate import find_candidate
 from cgverify.plan.batches import CellBatch, Job, batches

@@ -13,6 +13,7 @@ from cgverify.checkpoint.window import Window, refusal
 from cgverify.common.errors import DeviceError, WeightsError
 from cgverify.common.records import Cell, CellResult, Prompt, RotaryDim, Verdict
 from cgverify.observe.candidate import Candidate, visit
+from cgverify.oracle.shortcuts import NO_SHORTCUTS, Shortcuts
 from cgverify.plan.batches import group_into_batches
 from cgverify.plan.cells import WHOLE, WeightsView, weights_view
 from cgverify.verification.judge import DEFAULT_JUDGE, Judge, uncompared
@@ -37,13 +38,16 @@ class CheckpointVerifier:
         candidates: Mapping[str, Candidate],
         prompt: Prompt | None = None,
         judge: Judge = DEFAULT_JUDGE,
+        shortcuts: Shortcuts = NO_SHORTCUTS,
     ) -> None:
         """
         Args:
             candidates: by the name that cells give them.
             prompt: for the cells of a prompt.
+            shortcuts: that products of both sides may take.
         """
         self._source, self._candidates, self._prompt, self._judge = source, candidates, prompt, judge
+        self._shortcuts = shortcuts
         self._window = Window(source)
         self._spread = 1.0
         self._refusals: dict[RotaryDim, str | None] = {}
@@ -74,7 +78,7 @@ class CheckpointVerifier:
         except (DeviceError, WeightsError) as error:
             yield from uncompared(cells, Verdict.ERROR, str(error))
             return
-        reference = Reference(self._window.reference(variant_of(first)), self._source.config, self._spread)
+        reference = self._reference(first, self._spread)
         for _, own in groupby(sorted(cells, key=_candidate), key=_candidate):
             yield from self._verify_candidate(list(own), reference, watch)
 
@@ -88,6 +92,11 @@ class CheckpointVerifier:
         observed = observe_candidate(self._candidates[cells[0].candidate], self._window, cells, observe)
         watch(None)
         return self._judge.results(observed, reference.parameters)
+
+    def _reference(self, cell: Cell, spread: float) -> Reference:
+        """Return the reference in view, in a cell's model variant."""
+        model = self._window.reference(variant_of(cell))
+        return Reference(model, self._source.config, spread, shortcuts=self._shortcuts)
 
     # --- a prompt's cells ---------------------------------------------------------------------------------------------
 
@@ -106,7 +115,7 @@ class CheckpointVerifier:
             here = [cell for cell in every if view_of(cell) == view]
             if view in WHOLE:
                 yield from verify_whole_model(
-                    here, self._source, self._window, self._candidates, prompt_pass, self._judge
+                    here, self._source, self._window, self._candidates, prompt_pass, self._judge, self._shortcuts
                 )
             else:
                 yield from self._verify_prompt_in(view, here, cells[0], prompt_pass, asked)
@@ -120,7 +129,7 @@ class CheckpointVerifier:
             prompt_pass.lost = str(error)
             yield from uncompared([cell for cell in cells if cell.id in asked], Verdict.ERROR, str(error))
             return
-        reference = Reference(self._window.reference(variant_of(first)), self._source.config, spread=1.0)
+        reference = self._reference(first, spread=1.0)
         if prompt_pass.lost is None:
             prompt_pass.enter(view, reference)
         refusals = {cell: reason for cell in cells if (reason := prompt_pass.refusal(cell))}

@@ -21,6 +21,7 @@ from cgverify.observe.conditions import Conditions, Substitute
 from cgverify.observe.inputs import CaseInputs, InputSpec, Step, checked_inputs, convert
 from cgverify.observe.run import reference_parameters, run_candidate, run_reference
 from cgverify.observe.taps import Observation
+from cgverify.oracle.shortcuts import NO_SHORTCUTS, Shortcuts
 from cgverify.verification.observed import CandidateFailedError, ObservedCell, ObservedSide, ObservedStep
 
 
@@ -120,6 +121,7 @@ class Reference:
         config: CodeGenConfig,
         spread: float,
         change_inputs: Callable[[CaseInputs], CaseInputs] = lambda inputs: inputs,
+        shortcuts: Shortcuts = NO_SHORTCUTS,
     ) -> None:
         """
         Args:
@@ -127,8 +129,9 @@ class Reference:
             config: the whole model's.
             spread: see `InputSpec`.
             change_inputs: how random inputs are changed for both sides.
+            shortcuts: that products of both sides may take.
         """
-        self.parameters = reference_parameters(model)
+        self.parameters = reference_parameters(model, shortcuts)
         self.config = config
         self.spread = spread
         self.change_inputs = change_inputs

@@ -37,6 +37,7 @@ from cgverify.observe.inputs import PromptSpan, convert, prompt_context
 from cgverify.observe.run import reference_parameters
 from cgverify.observe.stages import RESIDUAL, Stage, copy
 from cgverify.observe.taps import Observation, hook_points, observe, record_cache, record_returned, watch_hooks
+from cgverify.oracle.shortcuts import Shortcuts
 from cgverify.plan.cells import GENERATED_TOKENS
 from cgverify.verification import drift
 from cgverify.verification.judge import Judge, uncompared
@@ -52,6 +53,7 @@ def verify_whole_model(
     candidates: Mapping[str, Candidate],
     prompt_pass: PromptPass,
     judge: Judge,
+    shortcuts: Shortcuts,
 ) -> Iterator[CellResult]:
     """Yield the results of the whole model's cells in one model variant, after the pass through the window.
 
@@ -84,7 +86,7 @@ def verify_whole_model(
             message = f"the reference refuses: {said(reference.raised)}"
             yield from uncompared([cell], Verdict.UNSUPPORTED, message)
             continue
-        judged = list(_judge_components(cell, reference, candidate, window, judge, started))
+        judged = list(_judge_components(cell, reference, candidate, window, judge, shortcuts, started))
         findings = [finding for one in judged for finding in one.findings]
         yield CellResult(
             cell=cell,
@@ -244,7 +246,13 @@ def _modules(model: Any, n_layers: int, path_of: Callable[[Component], str]) -> 
 
 
 def _judge_components(
-    cell: Cell, reference: ModelRun, candidate: ModelRun, window: Window, judge: Judge, started: float
+    cell: Cell,
+    reference: ModelRun,
+    candidate: ModelRun,
+    window: Window,
+    judge: Judge,
+    shortcuts: Shortcuts,
+    started: float,
 ) -> Iterator[CellResult]:
     """Yield the result of each component in all forwards, up to the component in which the candidate raised."""
     for view in reference.forwards[0].seen:
@@ -257,7 +265,7 @@ def _judge_components(
         if not steps:
             return
         window.show(view)
-        parameters = reference_parameters(window.model(variant_of(cell)))
+        parameters = reference_parameters(window.model(variant_of(cell)), shortcuts)
         # Not run again to confirm a diagnosis: the component's cell in the window does that.
         yield from judge.results([ObservedCell(cell, steps, started=started)], parameters)
 

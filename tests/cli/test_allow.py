@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cgverify.cli.app import app
-from cgverify.common.environment import pin_numerics
+from cgverify.common.numerics import pin_numerics
 
 PLAN = ["all-components", "--model", "codegen-nano", "--layers", "0", "--case", "default", "-q"]
 

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 from verifying import failed, findings, verify
 
-from cgverify.common.environment import SHORTCUTS, allowed, pin_numerics
+from cgverify.common.numerics import SHORTCUTS, pin_numerics
 from cgverify.common.records import Verdict
 from cgverify.oracle.monte_carlo import Drawn
 from cgverify.oracle.product import products
@@ -22,9 +22,8 @@ TF32, REDUCTION = Shortcuts(["tf32"]), Shortcuts(["reduction"])
 
 
 @pytest.fixture
-def allow() -> Iterator[Callable[..., None]]:
-    """Pin this process to some shortcuts, and to none afterwards."""
-    yield lambda *names: pin_numerics(None, names)
+def _strict_afterwards() -> Iterator[None]:
+    yield
     pin_numerics(None)
 
 
@@ -128,20 +127,18 @@ def test_gradient_spread_includes_lost_operand_bits() -> None:
 # --- candidates -------------------------------------------------------------------------------------------------------
 
 
-def test_tf32_candidates_diverge_unless_it_is_allowed(allow: Callable[..., None]) -> None:
+def test_tf32_candidates_diverge_unless_it_is_allowed() -> None:
     plan = {"candidates": TF32_FAULTS, "components": ["attn"], "cases": ["default", "decode"]}
     strict = verify(**plan)
     assert {result.cell.candidate for result in strict if result.verdict.fails} == set(TF32_FAULTS)
-    allow("tf32")
-    widened = verify(**plan)
+    widened = verify(**plan, shortcuts=TF32)
     assert failed(widened) == []
     assert Verdict.BOUNDED in {finding.verdict for finding in findings(widened)}
 
 
-def test_other_faults_diverge_where_tf32_is_allowed(allow: Callable[..., None]) -> None:
-    allow("tf32")
+def test_other_faults_diverge_where_tf32_is_allowed() -> None:
     names = ["HeadsSwapped", "MaskAfterScaling", "OnePartition", "PositionsIgnored"]
-    results = verify(candidates=[f"faults:{name}" for name in names], components=["attn"])
+    results = verify(candidates=[f"faults:{name}" for name in names], components=["attn"], shortcuts=TF32)
     assert {r.cell.candidate.partition(":")[2] for r in results if r.verdict.fails} == set(names)
 
 
@@ -158,8 +155,9 @@ def test_other_faults_diverge_where_tf32_is_allowed(allow: Callable[..., None]) 
         (SHORTCUTS, "medium", True, True),
     ],
 )
+@pytest.mark.usefixtures("_strict_afterwards")
 def test_flags_are_set_recorded_and_taken_back(
-    allow: Callable[..., None], names: tuple[str, ...], precision: str, tf32: bool, reduction: bool
+    names: tuple[str, ...], precision: str, tf32: bool, reduction: bool
 ) -> None:
     recorded = pin_numerics(None, names)
     assert recorded["allowed"] == sorted(names)
@@ -172,7 +170,5 @@ def test_flags_are_set_recorded_and_taken_back(
     assert recorded["reduced_precision_reduction"] is reduction
     assert recorded["fp16_accumulation"] is products.allow_fp16_accumulation is False
     assert recorded["onednn_float32"] == torch.backends.mkldnn.matmul.fp32_precision  # type: ignore[attr-defined]
-    assert allowed() == frozenset(names)
-    allow()
-    assert allowed() == frozenset()
+    assert pin_numerics(None)["allowed"] == []
     assert torch.get_float32_matmul_precision() == "highest"

@@ -10,6 +10,7 @@ from cgverify.checkpoint.prompt import prompt_for
 from cgverify.checkpoint.resolve import resolve
 from cgverify.common.records import Cell, CellResult, Finding, Prompt
 from cgverify.observe.candidate import find_candidate
+from cgverify.oracle.shortcuts import NO_SHORTCUTS, Shortcuts
 from cgverify.plan.cells import PROMPTED, Axes, CheckpointShape, cells
 from cgverify.verification.checkpoint_verifier import CheckpointVerifier
 from cgverify.verification.judge import Judge, KeepTensors
@@ -26,14 +27,20 @@ def nano_cells(axes: Axes, prompt: Prompt | None = None) -> list[Cell]:
 
 
 def verify(
-    model: str | Path = "codegen-nano", *, prompt: Prompt | None = None, keep: KeepTensors | None = None, **axes: Any
+    model: str | Path = "codegen-nano",
+    *,
+    prompt: Prompt | None = None,
+    keep: KeepTensors | None = None,
+    shortcuts: Shortcuts = NO_SHORTCUTS,
+    **axes: Any,
 ) -> list[CellResult]:
     """Verify a checkpoint in this process, layer 0 by default."""
     source, asked = resolve(str(model)), Axes(**{"layers": [0], **axes})
     if prompt is None and set(asked.cases) & set(PROMPTED):
         prompt = prompt_for(str(model), source)
     candidates = {name: find_candidate(name) for name in asked.candidates}
-    return list(CheckpointVerifier(source, candidates, prompt, Judge(keep)).verify_all(nano_cells(asked, prompt)))
+    verifier = CheckpointVerifier(source, candidates, prompt, Judge(keep), shortcuts)
+    return list(verifier.verify_all(nano_cells(asked, prompt)))
 
 
 def findings(results: Sequence[CellResult]) -> Iterator[Finding]:

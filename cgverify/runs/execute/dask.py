@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cgverify.common import environment
+from cgverify.common import numerics
 from cgverify.common.errors import CgverifyError
 from cgverify.common.records import CellResult
 from cgverify.plan.batches import CellBatch, Job, lost
@@ -107,8 +107,8 @@ class _Driver:
         self._events: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         """What Dask's threads report: `cell`, `worker` or `done`, each with its content."""
         self._topic = f"cgverify-{uuid.uuid4().hex[:8]}"
-        self._versions = environment.versions()
-        self._numerics = environment.pin_numerics(job.threads, job.allow)
+        self._versions = numerics.versions()
+        self._numerics = numerics.pin_numerics(job.threads, job.allow)
         self._lost_at_set_up = 0
         self._warned: set[str] = set()
         self._last_seen = time.monotonic()

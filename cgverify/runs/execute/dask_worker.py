@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from cgverify.common import environment
+from cgverify.common import numerics, process
 from cgverify.common.errors import CgverifyError
 from cgverify.common.records import Cell, CellResult
 from cgverify.plan.batches import CellBatch, Job
@@ -56,14 +56,14 @@ def set_up(job: Job, expected: dict[str, str]) -> WorkerReport | CgverifyError:
     import distributed
 
     memory = distributed.get_worker().state.total_resources.get(MEMORY)
-    versions = environment.versions()
+    versions = numerics.versions()
 
     def report() -> WorkerReport:
-        numerics: dict[str, Any] = {}
+        flags: dict[str, Any] = {}
         if versions == expected:
             _verifier_of(job)
-            numerics = environment.pin_numerics(job.threads, job.allow)
-        return WorkerReport(versions, numerics, memory, _sees_folder(job))
+            flags = numerics.pin_numerics(job.threads, job.allow)
+        return WorkerReport(versions, flags, memory, _sees_folder(job))
 
     return _alone(report)
 
@@ -102,7 +102,7 @@ def _verifier_of(job: Job) -> BatchVerifier:
         from cgverify.runs.execute.in_process import BatchVerifier
 
         if not job.warnings:
-            environment.hush_libraries()
+            process.hush_libraries()
         _current = None  # free the old weights before new ones are read
         _current = job, BatchVerifier(job if _sees_folder(job) else replace(job, folder=None))
     return _current[1]

@@ -7,10 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from cgverify.checkpoint.lookup import CheckpointRequest
 from cgverify.checkpoint.resolve import resolve
 from cgverify.checkpoint.source import Source
-from cgverify.common.environment import pin_numerics
 from cgverify.common.errors import CgverifyError
+from cgverify.common.numerics import pin_numerics
 from cgverify.common.records import CellResult, Checkpoint, Verdict
 from cgverify.observe.candidate import find_candidate
+from cgverify.oracle.shortcuts import Shortcuts
 from cgverify.plan.batches import CellBatch, Job
 from cgverify.verification.checkpoint_verifier import CheckpointVerifier, Watch
 from cgverify.verification.judge import Judge, uncompared
@@ -39,6 +40,7 @@ class BatchVerifier:
     def __init__(self, job: Job, sources: Mapping[CheckpointRequest, Source] | None = None) -> None:
         """Raises CandidateError if a candidate cannot be imported in this process."""
         pin_numerics(job.threads, job.allow)
+        self._shortcuts = Shortcuts(job.allow)
         self._sources = sources or {}
         self._candidates = {name: find_candidate(name) for name in job.candidates}
         self._judge = Judge(None if job.folder is None else SavedTensors(job.folder, job.keep_tensors))
@@ -69,4 +71,4 @@ class BatchVerifier:
                 f"{checkpoint.asked} has other weights here ({source.digest}) than where the run was planned "
                 f"({checkpoint.digest}): bring the same checkpoint to every machine."
             )
-        return CheckpointVerifier(source, self._candidates, checkpoint.prompt, self._judge)
+        return CheckpointVerifier(source, self._candidates, checkpoint.prompt, self._judge, self._shortcuts)

@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
 from typing import Any
 
-from cgverify.common.environment import hush_libraries
+from cgverify.common.process import hush_libraries
 from cgverify.common.records import CellResult
 from cgverify.plan.batches import CellBatch, Job
 from cgverify.runs.execute.batch_queue import BatchQueue, Worker

@@ -19,7 +19,7 @@ from sweeping import SMALL, command_line, prepared, swept
 from typer.testing import CliRunner
 
 import cgverify
-from cgverify.common import environment
+from cgverify.common import numerics
 from cgverify.common.errors import CgverifyError
 from cgverify.common.records import Verdict
 from cgverify.plan.batches import Job
@@ -103,11 +103,11 @@ def test_worker_with_other_versions_gets_no_work(
     scheduler: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     plan = prepared({**SMALL, "components": "ln1", "cases": "default"}, scheduler=scheduler)
-    ours = environment.versions()
+    ours = numerics.versions()
     theirs = {**ours, "torch": "1.13.1"}
 
     def report(versions: dict[str, str]) -> None:
-        environment.versions = lambda: versions  # type: ignore[assignment]
+        numerics.versions = lambda: versions  # type: ignore[assignment]
 
     with distributed.Client(scheduler, set_as_default=False) as client:
         first, second = client.scheduler_info()["workers"]
@@ -185,8 +185,8 @@ def test_workers_that_differ_from_the_driver_are_reported(
     plan = prepared(
         {**SMALL, "components": "attn", "candidates": "faults:HeadsSwapped", "cases": "default", "layers": 0}
     )
-    pinned = environment.pin_numerics
-    monkeypatch.setattr(environment, "pin_numerics", lambda *a: {**pinned(*a), "cpu_capability": "AVX1024"})
+    pinned = numerics.pin_numerics
+    monkeypatch.setattr(numerics, "pin_numerics", lambda *a: {**pinned(*a), "cpu_capability": "AVX1024"})
     results = list(Dask(scheduler).run(plan.batches, plan.job(tmp_path / "nowhere")))
     assert {result.verdict for result in results} == {Verdict.DIVERGED}
     assert not any(finding.tensors for result in results for finding in result.findings)

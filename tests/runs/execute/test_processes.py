@@ -10,8 +10,8 @@ import pytest
 import torch
 from sweeping import SMALL, prepared, swept
 
-from cgverify.common.environment import machine
 from cgverify.common.errors import CgverifyError
+from cgverify.common.numerics import machine
 from cgverify.common.records import Verdict
 from cgverify.plan.batches import BatchWeights, CellBatch, Job, unfinished_batches
 from cgverify.plan.yaml_plan import parse_plan

@@ -8,11 +8,11 @@ import sys
 
 import pytest
 
-from cgverify.common.environment import uncollected
+from cgverify.common.process import uncollected
 
 SCRIPT = """
 import gc
-from cgverify.common.environment import uncollected
+from cgverify.common.process import uncollected
 passes = []
 gc.callbacks.append(lambda phase, info: passes.append(phase))
 with uncollected():
@@ -34,7 +34,7 @@ def test_imports_are_not_collected_and_are_left_out_of_later_passes() -> None:
 
 FAULTS = """
 import resource, sys
-from cgverify.common.environment import keep_memory
+from cgverify.common.process import keep_memory
 if sys.argv[1] == "kept": keep_memory()
 import torch
 def faults():
