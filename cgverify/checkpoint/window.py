@@ -6,9 +6,10 @@ embeddings while a block is, the block while the embeddings are) stays on the me
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +24,7 @@ from cgverify.checkpoint.heap import give_back_freed
 from cgverify.checkpoint.sin_cos_table import set_table
 from cgverify.checkpoint.source import Source
 from cgverify.common.errors import WeightsError
+from cgverify.common.printable import described
 from cgverify.common.records import RotaryDim
 
 WeightsView = int | str
@@ -57,7 +59,7 @@ class Window:
         """Bring a view into the window, dropping the one before.
 
         Raises:
-            WeightsError: a tensor that cannot be read, or that holds NaN or infinity.
+            WeightsError: a tensor that cannot be read, that holds NaN or infinity, or that memory has no room for.
         """
         self._stored, self.view = {}, None
         if isinstance(view, str):  # the largest view of a small model, after the layers have torn the heap
@@ -72,7 +74,7 @@ class Window:
             return tensor
 
         # Reading a file and drawing random numbers use one processor each, however many torch may use.
-        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        with _memory_reported(view), ThreadPoolExecutor(torch.get_num_threads()) as pool:
             self._stored = dict(zip(shapes, pool.map(read, shapes), strict=True))
         self.view = view
 
@@ -96,6 +98,9 @@ class Window:
         """A fresh model in eval mode whose weights in view are copies in memory of their own: it may be changed.
 
         As after `from_pretrained(dtype=…)`: weights in the dtype, the sin/cos table in float32 unless that is wider.
+
+        Raises:
+            WeightsError: memory has no room for it.
         """
         return self._model(setting, partial(torch.Tensor.to, copy=True))
 
@@ -112,24 +117,34 @@ class Window:
         config = copy.deepcopy(self._config)
         head_dim = config.n_embd // config.n_head
         config.rotary_dim = head_dim if setting.rotary_dim == "none" else setting.rotary_dim
-        model = self._skeleton(config)
-        module = _in_view(model, self.view)
-        for name, stored in self._stored.items():
-            owner, _, leaf = name.rpartition(".")
-            weight = held(stored, device=setting.device, dtype=setting.dtype)
-            setattr(module.get_submodule(owner), leaf, nn.Parameter(weight, requires_grad=False))
-        if isinstance(self.view, int):
-            set_table(model, setting.device, setting.dtype)
-            attention: Any = module.attn
-            attention.layer_idx = self.view  # by which a cache is addressed
-            if setting.rotary_dim == "none":
-                attention.rotary_dim = None
+        with _memory_reported(self.view):
+            model = self._skeleton(config)
+            module = _in_view(model, self.view)
+            for name, stored in self._stored.items():
+                owner, _, leaf = name.rpartition(".")
+                weight = held(stored, device=setting.device, dtype=setting.dtype)
+                setattr(module.get_submodule(owner), leaf, nn.Parameter(weight, requires_grad=False))
+            if isinstance(self.view, int):
+                set_table(model, setting.device, setting.dtype)
+                attention: Any = module.attn
+                attention.layer_idx = self.view  # by which a cache is addressed
+                if setting.rotary_dim == "none":
+                    attention.rotary_dim = None
         return model.eval()
 
     @staticmethod
     def _skeleton(config: CodeGenConfig) -> CodeGenForCausalLM:
         with torch.device("meta"):
             return CodeGenForCausalLM(config)
+
+
+@contextlib.contextmanager
+def _memory_reported(view: WeightsView) -> Iterator[None]:
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # torch raises RuntimeError if it has too little memory
+        name = f"blocks.{view}" if isinstance(view, int) else view
+        raise WeightsError(f"The weights of {name} cannot be put into memory: {described(error)}") from error
 
 
 def refusal(config: CodeGenConfig, rotary_dim: RotaryDim) -> str | None:

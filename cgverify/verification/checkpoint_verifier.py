@@ -19,7 +19,7 @@ from cgverify.plan.cells import WHOLE, WeightsView, weights_view
 from cgverify.verification.judge import DEFAULT_JUDGE, Judge, uncompared
 from cgverify.verification.observe_cell import Reference, observe_candidate, observe_cell, variant_of
 from cgverify.verification.observed import ObservedCell
-from cgverify.verification.prompt_pass import PromptPass, cells_on_the_way, view_of, views
+from cgverify.verification.prompt_pass import PromptPass, view_of, views
 from cgverify.verification.whole_model import verify_whole_model
 
 Watch = Callable[[Cell | None], None]
@@ -49,7 +49,7 @@ class CheckpointVerifier:
         self._source, self._candidates, self._prompt, self._judge = source, candidates, prompt, judge
         self._shortcuts = shortcuts
         self._window = Window(source)
-        self._spread = 1.0
+        self._spreads: dict[WeightsView, float] = {}
         self._refusals: dict[RotaryDim, str | None] = {}
 
     def verify_all(self, cells: Sequence[Cell]) -> Iterator[CellResult]:
@@ -68,19 +68,28 @@ class CheckpointVerifier:
             return
         try:
             require_devices([first.device])
-            if first.prompt:
-                watch(first)
-                yield from self._verify_prompt(cells)
-                return
-            if self._window.view != weights_view(first):
-                self._window.show(weights_view(first))
-                self._spread = self._window.spread()
+            reference = None if first.prompt else self._reference(weights_view(first), first)
         except (DeviceError, WeightsError) as error:
             yield from uncompared(cells, Verdict.ERROR, str(error))
             return
-        reference = self._reference(first, self._spread)
+        if reference is None:
+            yield from self._verify_prompt(cells, watch)
+            return
         for _, own in groupby(sorted(cells, key=_candidate), key=_candidate):
             yield from self._verify_candidate(list(own), reference, watch)
+
+    def _reference(self, view: WeightsView, cell: Cell) -> Reference:
+        """Return the reference with the weights of a view, in the model variant of a cell.
+
+        Raises:
+            WeightsError: a tensor cannot be read, or memory has no room for it.
+        """
+        if self._window.view != view:
+            self._window.show(view)
+        if view not in self._spreads:
+            self._spreads[view] = self._window.spread()
+        model = self._window.reference(variant_of(cell))
+        return Reference(model, self._source.config, self._spreads[view], shortcuts=self._shortcuts)
 
     @visit()
     def _verify_candidate(self, cells: Sequence[Cell], reference: Reference, watch: Watch) -> list[CellResult]:
@@ -89,68 +98,81 @@ class CheckpointVerifier:
             return observe_cell(cell, reference, bridge)
 
         watch(cells[0])
-        observed = observe_candidate(self._candidates[cells[0].candidate], self._window, cells, observe)
+        try:
+            model = self._window.model(variant_of(cells[0]))
+        except WeightsError as error:
+            return uncompared(cells, Verdict.ERROR, str(error))
+        observed = observe_candidate(self._candidates[cells[0].candidate], model, cells, observe)
         watch(None)
         return self._judge.results(observed, reference.parameters)
 
-    def _reference(self, cell: Cell, spread: float) -> Reference:
-        """Return the reference in view, in a cell's model variant."""
-        model = self._window.reference(variant_of(cell))
-        return Reference(model, self._source.config, spread, shortcuts=self._shortcuts)
-
     # --- a prompt's cells ---------------------------------------------------------------------------------------------
 
-    def _verify_prompt(self, cells: Sequence[Cell]) -> Iterator[CellResult]:
+    def _verify_prompt(self, cells: Sequence[Cell], watch: Watch) -> Iterator[CellResult]:
         """Pass the prompt's hidden states through the views of the weights, and verify the cells on the way.
 
         In a view without a cell of its own, cells are run and not judged.
         """
         assert self._prompt is not None, "a prompt's cells are planned with a prompt"
-        n_layers, asked = self._source.config.n_layer, {cell.id for cell in cells}
-        every = sorted([*cells, *cells_on_the_way(cells, n_layers)], key=_candidate)
-        prompt_pass = PromptPass(self._prompt, every)
+        n_layers = self._source.config.n_layer
+        prompt_pass = PromptPass(self._prompt, cells, n_layers)
         order = [*views(n_layers), *WHOLE]
-        last = max(order.index(view_of(cell)) for cell in every)
+        last = max(order.index(view_of(cell)) for cell in prompt_pass.cells)
         for view in order[: last + 1]:
-            here = [cell for cell in every if view_of(cell) == view]
+            here = [cell for cell in prompt_pass.cells if view_of(cell) == view]
             if view in WHOLE:
                 yield from verify_whole_model(
-                    here, self._source, self._window, self._candidates, prompt_pass, self._judge, self._shortcuts
+                    here,
+                    self._source,
+                    self._window,
+                    self._candidates,
+                    prompt_pass,
+                    self._judge,
+                    self._shortcuts,
+                    watch,
                 )
             else:
-                yield from self._verify_prompt_in(view, here, cells[0], prompt_pass, asked)
+                yield from self._verify_prompt_in(view, here, cells[0], prompt_pass, watch)
 
     def _verify_prompt_in(
-        self, view: WeightsView, cells: Sequence[Cell], first: Cell, prompt_pass: PromptPass, asked: set[str]
+        self, view: WeightsView, cells: Sequence[Cell], first: Cell, prompt_pass: PromptPass, watch: Watch
     ) -> Iterator[CellResult]:
         try:
-            self._window.show(view)
+            reference = self._reference(view, first)
         except WeightsError as error:
             prompt_pass.lost = str(error)
-            yield from uncompared([cell for cell in cells if cell.id in asked], Verdict.ERROR, str(error))
+            yield from uncompared(filter(prompt_pass.is_asked, cells), Verdict.ERROR, str(error))
             return
-        reference = self._reference(first, spread=1.0)
         if prompt_pass.lost is None:
             prompt_pass.enter(view, reference)
         refusals = {cell: reason for cell in cells if (reason := prompt_pass.refusal(cell))}
         for cell, (verdict, message) in refusals.items():
-            yield from uncompared([cell] if cell.id in asked else [], verdict, message)
+            yield from uncompared(filter(prompt_pass.is_asked, [cell]), verdict, message)
         ready = [cell for cell in cells if cell not in refusals]
         for _, own in groupby(ready, key=_candidate):
-            yield from self._verify_prompt_candidate(list(own), reference, prompt_pass, asked)
+            yield from self._verify_prompt_candidate(list(own), reference, prompt_pass, watch)
 
     @visit()
     def _verify_prompt_candidate(
-        self, cells: Sequence[Cell], reference: Reference, prompt_pass: PromptPass, asked: set[str]
+        self, cells: Sequence[Cell], reference: Reference, prompt_pass: PromptPass, watch: Watch
     ) -> list[CellResult]:
         def observe(cell: Cell, bridge: nn.Module) -> ObservedCell:
+            watch(prompt_pass.asked_for(cell))
             return prompt_pass.observe(cell, reference, bridge)
 
-        observed = observe_candidate(self._candidates[cells[0].candidate], self._window, cells, observe)
+        watch(prompt_pass.asked_for(cells[0]))
+        try:
+            model = self._window.model(variant_of(cells[0]))
+        except WeightsError as error:
+            prompt_pass.lost = str(error)
+            return uncompared(filter(prompt_pass.is_asked, cells), Verdict.ERROR, str(error))
+        observed = observe_candidate(self._candidates[cells[0].candidate], model, cells, observe)
+        watch(None)
         for one in observed:
             if one.failure is not None:
                 prompt_pass.stop(one.cell, one.failure.cause)
-        return self._judge.results([one for one in observed if one.cell.id in asked], reference.parameters)
+        asked = [one for one in observed if prompt_pass.is_asked(one.cell)]
+        return self._judge.results(asked, reference.parameters)
 
 
 def _candidate(cell: Cell) -> str:

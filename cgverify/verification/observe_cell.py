@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import CodeGenConfig, DynamicCache
 
-from cgverify.checkpoint.window import ModelVariant, Window
+from cgverify.checkpoint.window import ModelVariant
 from cgverify.common.errors import CandidateError
 from cgverify.common.records import Cell
 from cgverify.observe.candidate import Candidate
@@ -241,15 +241,15 @@ def _observe(
 
 
 def observe_candidate(
-    candidate: Candidate, window: Window, cells: Sequence[Cell], observe: Callable[[Cell, Any], ObservedCell]
+    candidate: Candidate, model: nn.Module, cells: Sequence[Cell], observe: Callable[[Cell, Any], ObservedCell]
 ) -> list[ObservedCell]:
-    """Boot a candidate over the weights in view, and observe cells of one model variant with its bridge.
+    """Boot a candidate over a one-block model, which is changed in place, and observe cells with its bridge.
 
     Raises:
         CandidateError: the candidate is a function that does not return a bridge.
     """
     try:
-        bridge = candidate.boot(window.model(variant_of(cells[0])))
+        bridge = candidate.boot(model)
     except (CandidateError, KeyboardInterrupt):
         raise
     except BaseException as error:  # a candidate may fail in any way, and that is a finding

@@ -93,8 +93,8 @@ Rerun = Callable[[ObservedStep, Substitute], ObservedStep | None]
 class CandidateFailedError(Exception):
     """The candidate failed before its forward: in its boot, for lack of a component, or in `get_random_inputs`."""
 
-    def __init__(self, where: str, cause: BaseException) -> None:
-        super().__init__(f"the candidate raised in {where}: {described(cause)}")
+    def __init__(self, where: str, cause: BaseException, message: str = "") -> None:
+        super().__init__(message or f"the candidate raised in {where}: {described(cause)}")
         self.where, self.cause = where, cause
 
 

@@ -114,12 +114,18 @@ class CarriedStates:
 class PromptPass:
     """One pass of a prompt through the model: what every side carries in one model variant."""
 
-    def __init__(self, prompt: Prompt, cells: Sequence[Cell]) -> None:
+    def __init__(self, prompt: Prompt, asked: Sequence[Cell], n_layers: int) -> None:
         """
         Args:
-            cells: a prompt's cells in one model variant, with those on the way to them.
+            asked: a prompt's cells in one model variant, which are to be judged.
+            n_layers: the checkpoint's.
         """
         self.prompt = prompt
+        cells = [*asked, *cells_on_the_way(asked, n_layers)]
+        self.cells = sorted(cells, key=lambda cell: cell.candidate)
+        """All cells that must be run, by candidate."""
+        self._asked = {cell.id: cell for cell in asked}
+        self._needs = {cell.candidate: cell for cell in asked if CASES[cell.case].own_hidden_states}
         self.lost: str | None = None
         """Why the pass ends, if weights could not be read."""
         self.carried: dict[tuple[str, str], torch.Tensor] = {}
@@ -132,6 +138,13 @@ class PromptPass:
         self._inputs: dict[str, dict[str, CaseInputs]] = {}
         """The reference's inputs in the entered view, by case and kind of component."""
         self._keeps_carried = any(cell.kind in WHOLE for cell in cells)
+
+    def is_asked(self, cell: Cell) -> bool:
+        return cell.id in self._asked
+
+    def asked_for(self, cell: Cell) -> Cell:
+        """Return a cell if it is asked for, or else the last cell of its candidate, which needs it."""
+        return self._asked.get(cell.id) or self._needs[cell.candidate]
 
     def enter(self, view: WeightsView, reference: Reference) -> None:
         """Run the reference on its states in a view."""

@@ -25,7 +25,7 @@ from transformers import CodeGenForCausalLM, DynamicCache
 from cgverify.checkpoint.assembled import assembled, too_large
 from cgverify.checkpoint.source import Source
 from cgverify.checkpoint.window import WeightsView, Window
-from cgverify.common.errors import CandidateError
+from cgverify.common.errors import CandidateError, WeightsError
 from cgverify.common.printable import described, said
 from cgverify.common.records import Cell, CellResult, Finding, Prompt, Verdict
 from cgverify.observe.bits import same_tensor
@@ -45,6 +45,9 @@ from cgverify.verification.observe_cell import cached, variant_of
 from cgverify.verification.observed import CandidateFailedError, ObservedCell, ObservedSide, ObservedStep
 from cgverify.verification.prompt_pass import PromptPass, kind_of, name_of, views
 
+WHOLE_BOOT = "boot of the whole model"
+"""Where a candidate fails before its forward."""
+
 
 def verify_whole_model(
     cells: Sequence[Cell],
@@ -54,11 +57,12 @@ def verify_whole_model(
     prompt_pass: PromptPass,
     judge: Judge,
     shortcuts: Shortcuts,
+    watch: Callable[[Cell | None], None],
 ) -> Iterator[CellResult]:
     """Yield the results of the whole model's cells in one model variant, after the pass through the window.
 
-    Raises:
-        WeightsError: a tensor that cannot be read.
+    Args:
+        watch: called with each cell before it is run, and with None before it is judged.
     """
     variant, prompt = variant_of(cells[0]), prompt_pass.prompt
     refusal, reason = prompt_pass.refusal(cells[0]), too_large(source.config, variant)
@@ -68,25 +72,27 @@ def verify_whole_model(
     reference: ModelRun | None = None
     for cell in cells:
         started = time.perf_counter()
-        model = assembled(window, source.config, variant)
-        if reference is None:
-            reference = run_reference(model, prompt)
+        watch(cell)
         try:
-            candidate = _run_candidate(candidates[cell.candidate], model, prompt)
-        except (CandidateError, KeyboardInterrupt):
-            raise
-        except BaseException as error:  # a candidate may fail in any way, and that is a finding
-            failure = CandidateFailedError("boot of the whole model", error)
+            model = assembled(window, source.config, variant)
+            reference = reference or run_reference(model, prompt)
+            try:
+                candidate = _run_candidate(candidates[cell.candidate], model, prompt)
+            finally:
+                del model
+                gc.collect()  # a bridge and its components refer to each other
+            if reference.raised is not None:
+                message = f"the reference refuses: {said(reference.raised)}"
+                yield from uncompared([cell], Verdict.UNSUPPORTED, message)
+                continue
+            watch(None)
+            judged = list(_judge_components(cell, reference, candidate, window, judge, shortcuts, started))
+        except WeightsError as error:
+            yield from uncompared([cell], Verdict.ERROR, str(error))
+            continue
+        except CandidateFailedError as failure:
             yield from uncompared([cell], Verdict.DIVERGED, str(failure), failure.where)
             continue
-        finally:
-            del model
-            gc.collect()  # a bridge and its components refer to each other
-        if reference.raised is not None:
-            message = f"the reference refuses: {said(reference.raised)}"
-            yield from uncompared([cell], Verdict.UNSUPPORTED, message)
-            continue
-        judged = list(_judge_components(cell, reference, candidate, window, judge, shortcuts, started))
         findings = [finding for one in judged for finding in one.findings]
         yield CellResult(
             cell=cell,
@@ -180,7 +186,7 @@ class WatchedModel:
         for view, seen in forward.seen.items():
             forward.given[view] = given
             if isinstance(view, int):
-                record_cache(cache, view, "attn.", seen.record)
+                record_cache(cache, view, COMPONENTS["block"].attention_prefix, seen.record)
                 context = convert(prompt_context(span), given["given.hidden_states"].dtype, tokens.device)
                 forward.given[view] = given | {f"given.{name}": each for name, each in context.items()} | before[view]
             if "returned" not in seen.taps:  # nor did any component behind it return
@@ -215,13 +221,23 @@ def _watch_candidate(_: Component, node: Any, seen: Observation) -> contextlib.A
 
 
 def _run_candidate(candidate: Candidate, model: CodeGenForCausalLM, prompt: Prompt) -> ModelRun:
-    """Run a candidate with all its hooks, then without any hook, which must give the same logits."""
-    with restore_working_directory():
-        n_layers, device = model.config.n_layer, model.device
-        bridge = candidate.boot(model)
-        modules = _modules(bridge, n_layers, lambda component: component.bridge_path)
-        run = WatchedModel(bridge, modules, _watch_candidate, device).run(prompt)
-        plain = WatchedModel(bridge, {}, lambda *_: contextlib.nullcontext(), device).run(prompt)
+    """Run a candidate with all its hooks, then without any hook, which must give the same logits.
+
+    Raises:
+        CandidateError: the candidate is a function that does not return a bridge.
+        CandidateFailedError: its boot raises, or the bridge has too few components.
+    """
+    n_layers, device = model.config.n_layer, model.device
+    try:
+        with restore_working_directory():
+            bridge = candidate.boot(model)
+            modules = _bridge_modules(bridge, n_layers)
+            run = WatchedModel(bridge, modules, _watch_candidate, device).run(prompt)
+            plain = WatchedModel(bridge, {}, lambda *_: contextlib.nullcontext(), device).run(prompt)
+    except (CandidateError, CandidateFailedError, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # a candidate may fail in any way, and that is a finding
+        raise CandidateFailedError(WHOLE_BOOT, error) from error
     for forward in run.forwards:
         for view, seen in forward.seen.items():
             COMPONENTS[kind_of(view)].name_taps(seen)
@@ -230,6 +246,16 @@ def _run_candidate(candidate: Candidate, model: CodeGenForCausalLM, prompt: Prom
         what = "the logits are others" if plain.raised is None else described(plain.raised)
         run.forwards[-1].seen["unembed"].violations.append(("logits", f"{what} when no hook is attached"))
     return run
+
+
+def _bridge_modules(bridge: Any, n_layers: int) -> dict[WeightsView, nn.Module]:
+    try:
+        return _modules(bridge, n_layers, lambda component: component.bridge_path)
+    except AttributeError as error:
+        names = dict(bridge.named_modules(remove_duplicate=False))
+        missing = next(name for name in map(name_of, views(n_layers)) if name not in names)
+        message = f"the bridge over the whole model of {n_layers} blocks has no {missing}"
+        raise CandidateFailedError(WHOLE_BOOT, error, message) from error
 
 
 def _modules(model: Any, n_layers: int, path_of: Callable[[Component], str]) -> dict[WeightsView, nn.Module]:

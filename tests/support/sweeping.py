@@ -5,9 +5,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+from cgverify.common.records import Verdict
 from cgverify.plan.yaml_plan import parse_plan
 from cgverify.report.frames import write_csv
 from cgverify.runs.prepare import PreparedRun, prepare
@@ -23,6 +25,9 @@ SMALL: dict[str, Any] = {
 }
 """A plan of 18 cells in 6 batches."""
 
+DEADLY = {**SMALL, "candidates": "deadly:Deadly", "dtypes": "float32", "cases": ["default", "text"]}
+"""A plan whose candidate kills every worker that runs its attention, alone or among the cells of a prompt."""
+
 
 def prepared(plan: dict[str, Any], **options: Any) -> PreparedRun:
     """Prepare a plan, with one torch thread and the given `ExecutionOptions`."""
@@ -37,6 +42,15 @@ def swept(plan: dict[str, Any], path: Path, **options: Any) -> RunSession:
     session.folder.close()
     write_csv(path, session.ordered)
     return session
+
+
+def require_errors_in_attention(session: RunSession) -> None:
+    """Assert that in the plan `DEADLY` exactly the cells of attention are errors, and name the lost workers."""
+    assert len(session.ordered) == 14
+    errors = [result for result in session.ordered if result.verdict is Verdict.ERROR]
+    places = {(result.cell.component, result.cell.case) for result in errors}
+    assert places == set(product(("blocks.0.attn", "blocks.3.attn"), ("default", "text")))
+    assert all("2 workers were lost at it (" in result.findings[0].message for result in errors)
 
 
 def command_line(*arguments: str, limit: int | None = None) -> multiprocessing.process.BaseProcess:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
+from itertools import count
 from typing import Any
 
 import pytest
@@ -212,25 +215,81 @@ def test_correct_variants_pass_on_real_text(dtype: str) -> None:
 
 
 class Damaged:
-    """codegen-nano with a second layer that cannot be read."""
+    """codegen-nano with a second layer that can only be read a few times."""
 
-    def __init__(self) -> None:
+    def __init__(self, readings: int) -> None:
         whole = resolve("codegen-nano")
         self.config, self.origin, self.digest, self._read = whole.config, whole.origin, whole.digest, whole.read
+        self._readings, self._left = Counter[str](), readings
 
     def read(self, name: str, shape: torch.Size) -> torch.Tensor:
-        if name.startswith("transformer.h.1."):
+        self._readings[name] += 1
+        if name.startswith("transformer.h.1.") and self._readings[name] > self._left:
             raise WeightsError(f"Cannot read {name}.")
         return self._read(name, shape)
 
 
+def verified(source: Any, plan: Sequence[Cell], *candidates: str) -> list[CellResult]:
+    found = {name: find_candidate(name) for name in candidates or ("cgverify",)}
+    results = list(CheckpointVerifier(source, found, prompt=PROMPT).verify_all(plan))
+    assert Counter(result.cell.id for result in results) == Counter(cell.id for cell in plan)
+    return results
+
+
 def test_unreadable_weights_end_the_prompt_pass() -> None:
-    plan = planned(cases=["default", "text", "model"], layers=[0, 1, 2])
-    results = list(
-        CheckpointVerifier(Damaged(), {"cgverify": find_candidate("cgverify")}, prompt=PROMPT).verify_all(plan)
-    )
-    assert {result.cell.id for result in results} == {cell.id for cell in plan}
-    for result in results:
+    for result in verified(Damaged(0), planned(cases=["default", "text", "model"], layers=[0, 1, 2])):
         behind = result.cell.layer in (1, 2) or result.cell.kind in ("ln_final", "unembed", "model")
         lost = result.cell.layer == 1 or (behind and result.cell.case != "default")
         assert (result.verdict is Verdict.ERROR) == lost, result.cell
+
+
+def test_weights_unreadable_for_the_whole_model_are_its_error() -> None:
+    results = verified(Damaged(1), planned(cases=["text", "model"], layers=[0], components=["attn", "model"]))
+    assert [result.cell.kind for result in results if result.verdict is Verdict.ERROR] == ["model"]
+
+
+@pytest.mark.parametrize(("case", "lost"), [("default", 1), ("model", 3)])
+def test_own_model_that_cannot_be_built_is_an_error(case: str, lost: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory is short when the first candidate's copy of the weights is made, after the reference's."""
+    skeleton, built = Window._skeleton, count(1)
+
+    def short(config: Any) -> Any:
+        if next(built) == 3:
+            raise MemoryError
+        return skeleton(config)
+
+    monkeypatch.setattr(Window, "_skeleton", staticmethod(short))
+    names = ("cgverify", "transformer_lens")
+    plan = planned(cases=[case], layers=[0], components=["embed", "unembed"], candidates=names)
+    results = verified(resolve("codegen-nano"), plan, *names)
+    errors = [result.findings[0].message for result in results if result.verdict is Verdict.ERROR]
+    assert set(errors) == {"The weights of embed cannot be put into memory: MemoryError"}
+    assert len(errors) == lost
+
+
+# --- order and progress -----------------------------------------------------------------------------------------------
+
+
+def test_each_cell_is_reported_before_it_is_run() -> None:
+    """Cells on the way are reported as the cell that needs them, and nothing while cells are judged."""
+    plan = planned(cases=["text", "model"], layers=[1], components=["attn", "block", "ln_final", "model"])
+    reported: list[Cell | None] = []
+    candidates = {"cgverify": find_candidate("cgverify")}
+    verifier = CheckpointVerifier(resolve("codegen-nano"), candidates, prompt=PROMPT)
+    results = list(verifier.verify(plan, reported.append))
+    assert len(results) == len(plan)
+    assert set(reported) == {None, *plan}
+    order = list(dict.fromkeys(cell for cell in reported if cell is not None))
+    assert [cell.kind for cell in order] == ["model", "attn", "block", "block", "ln_final", "ln_final"]
+    assert reported[-1] is None
+
+
+def test_cells_behind_a_prompt_batch_have_their_own_inputs() -> None:
+    """The scale of stress inputs follows from the weights in view, whatever was in view before."""
+    prompted = planned(cases=["text"], layers=[4], components=["block"])
+    stressed = planned(cases=["stress"], layers=[4], components=["attn"])
+    verifier = CheckpointVerifier(resolve("codegen-nano"), {"cgverify": find_candidate("cgverify")}, prompt=PROMPT)
+    list(verifier.verify(prompted))
+    (behind,) = verifier.verify(stressed)
+    (alone,) = verified(resolve("codegen-nano"), stressed)
+    assert behind.findings == alone.findings

@@ -98,6 +98,20 @@ def test_failed_whole_model_sentence_counts_later_failures(seeded: list[CellResu
     assert cache == "attn.cache_keys and attn.cache_values never fired; 1 more component fails behind it"
 
 
+def without_its_last_block(bridge: Any) -> Any:
+    if len(bridge.blocks) > 1:
+        del bridge.blocks[-1]
+    return bridge
+
+
+def test_bridge_with_too_few_blocks_fails_in_a_sentence() -> None:
+    (result,) = verify(
+        cases=["model"], components=["model"], candidates=[f"{__name__}:without_its_last_block"], prompt=PROMPT
+    )
+    (found,) = failed([result])
+    assert found.message == "the bridge over the whole model of 5 blocks has no blocks.4"
+
+
 def test_model_too_large_for_memory_is_unsupported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(assembled, "SHARE", 1e-6)
     results = verify(cases=["model"], components=["model", "unembed"], prompt=PROMPT)

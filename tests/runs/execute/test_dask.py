@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 from dask_clusters import JOB, dask_cluster, separate_cluster
-from sweeping import SMALL, command_line, prepared, swept
+from sweeping import DEADLY, SMALL, command_line, prepared, require_errors_in_attention, swept
 from typer.testing import CliRunner
 
 import cgverify
@@ -88,15 +88,9 @@ def test_batch_of_a_lost_worker_goes_to_another(
 
 
 def test_cell_that_stops_two_workers_is_an_error(scheduler: str, tmp_path: Path) -> None:
-    plan = {**SMALL, "candidates": "deadly:Deadly", "cases": "default", "dtypes": "float32"}
-    session = swept(plan, tmp_path / "run", scheduler=scheduler)
-    verdicts = {result.cell.component: result.verdict for result in session.ordered}
-    failed = {"blocks.0.attn", "blocks.3.attn"}
-    assert {component for component, verdict in verdicts.items() if verdict is Verdict.ERROR} == failed
-    assert set(verdicts) == failed | {"embed", "blocks.0.ln1", "blocks.3.ln1", "blocks.0.mlp.out", "blocks.3.mlp.out"}
+    session = swept(DEADLY, tmp_path / "run", scheduler=scheduler)
+    require_errors_in_attention(session)
     assert exit_code(session.ordered) == 3
-    errors = [result for result in session.ordered if result.verdict is Verdict.ERROR]
-    assert all("2 workers were lost at it" in result.findings[0].message for result in errors)
 
 
 def test_worker_with_other_versions_gets_no_work(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from sweeping import SMALL, prepared, swept
+from sweeping import DEADLY, SMALL, prepared, require_errors_in_attention, swept
 
 from cgverify.common.errors import CgverifyError
 from cgverify.common.numerics import machine
@@ -63,15 +63,9 @@ def test_batch_of_a_lost_worker_goes_to_another(
 
 
 def test_cell_that_stops_two_workers_is_an_error(tmp_path: Path) -> None:
-    plan = {**SMALL, "candidates": "deadly:Deadly", "cases": "default", "dtypes": "float32"}
-    session = swept(plan, tmp_path / "run", jobs=2)
-    verdicts = {result.cell.component: result.verdict for result in session.ordered}
-    failed = {"blocks.0.attn", "blocks.3.attn"}
-    assert {component for component, verdict in verdicts.items() if verdict is Verdict.ERROR} == failed
-    assert set(verdicts) == failed | {"embed", "blocks.0.ln1", "blocks.3.ln1", "blocks.0.mlp.out", "blocks.3.mlp.out"}
+    session = swept(DEADLY, tmp_path / "run", jobs=2)
+    require_errors_in_attention(session)
     assert exit_code(session.ordered) == 3
-    errors = [result for result in session.ordered if result.verdict is Verdict.ERROR]
-    assert all("2 workers were lost at it (killed by SIGKILL)" in result.findings[0].message for result in errors)
 
 
 def test_candidate_missing_in_a_worker_ends_the_run() -> None:
