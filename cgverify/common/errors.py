@@ -4,7 +4,7 @@ CgverifyError                 3  something could not be run
 ├── UsageError                2  the command or its arguments are wrong
 │   ├── UnknownNameError         a name that is none of the known ones
 │   ├── CheckpointMissingError   no checkpoint there, or one of another architecture
-│   ├── CandidateError           --bridge cannot be imported, or is no bridge
+│   ├── CandidateError           --bridge cannot be imported, or is not a bridge
 │   ├── ConfigError              a plan's file that cannot be read, or does not say what a plan may say
 │   └── RunFolderError           the output folder exists, cannot be written, or does not fit
 ├── NothingToVerifyError      5  a plan without a cell

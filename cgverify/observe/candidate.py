@@ -1,4 +1,4 @@
-"""From `--bridge` to something that can stand beside the reference."""
+"""The candidate that `--bridge` names: find it, boot it, and clean up after its code."""
 
 from __future__ import annotations
 
@@ -37,40 +37,40 @@ class Candidate:
     name: str
     adapter: type[ArchitectureAdapter]
     change: Callable[[Any], Any] | None = None
-    """Applied to the booted bridge."""
+    """A function that changes the booted bridge and returns it."""
     source: str = ""
-    """Digest of the file that it was imported from; empty for the built-in ones, whose version says enough."""
+    """The digest of the file that it was imported from; empty if it is built in and so identified by its version."""
 
     def boot(self, model: nn.Module) -> Any:
-        """A bridge over a model, which is changed in place.
+        """Boot a bridge over a model, which is changed in place.
 
         Raises:
-            CandidateError: a function that does not return a bridge.
-            BaseException: whatever the candidate raises.
+            CandidateError: the function returned something that is not a bridge.
+            BaseException: the candidate raised it.
         """
         bridge: Any = bridge_from(model, self.adapter)
         if self.change is not None:
             bridge = self.change(bridge)
         if not isinstance(bridge, TransformerBridge):
             raise CandidateError(
-                f"--bridge {self.name} returned no bridge but {type(bridge).__name__}: return the bridge."
+                f"--bridge {self.name} returned {type(bridge).__name__} instead of a bridge: return the bridge."
             )
         return bridge
 
 
 @contextlib.contextmanager
 def restore_working_directory() -> Iterator[None]:
-    """Let a candidate do what it does, and be in the current folder again: paths that were given are relative to it."""
+    """Restore the working directory after candidate code has run: the user's paths are relative to it."""
     with contextlib.chdir(os.curdir):
         yield
 
 
 @contextlib.contextmanager
-def visit() -> Iterator[None]:
-    """Let a candidate boot and run, be here again, and free what it booted.
+def free_bridge_afterwards() -> Iterator[None]:
+    """Restore the working directory after a candidate was booted and run, and free its bridge.
 
-    A bridge and its components hold each other, and with them its copy of the weights in view: by chance alone they
-    would stay for many views.
+    A bridge and its components refer to each other, so that they and their copy of the weights in view would otherwise
+    be freed only by chance, many views later.
     """
     with restore_working_directory():
         yield
@@ -78,7 +78,7 @@ def visit() -> Iterator[None]:
 
 
 def find_candidate(name: str) -> Candidate:
-    """The candidate of a `--bridge`.
+    """Return the candidate of a `--bridge`.
 
     Args:
         name: `cgverify`, `transformer_lens`, or `module:name`, where name is an attention bridge class, an
@@ -102,13 +102,13 @@ def find_candidate(name: str) -> Candidate:
     elif callable(found):
         return Candidate(name, CodeGenAdapter, change=found, source=source)
     raise CandidateError(
-        f"--bridge {name} is no bridge: give an attention bridge class, an ArchitectureAdapter subclass, or a function "
-        "that takes a booted bridge and returns it."
+        f"--bridge {name} is not a bridge: give an attention bridge class, an ArchitectureAdapter subclass, or a "
+        "function that takes a booted bridge and returns it."
     )
 
 
 def _digest(found: object) -> str:
-    """Of the source file in which something was defined."""
+    """Return the digest of the source file in which an object was defined; empty if it has none."""
     try:
         file = inspect.getsourcefile(found)  # type: ignore[arg-type]
     except TypeError:  # built into Python
@@ -123,7 +123,7 @@ def _import(name: str) -> Any:
         raise CandidateError(f"--bridge {name}: give {', '.join(BUILT_IN)}, or module:name.")
     here = str(Path.cwd())
     if here not in sys.path:
-        sys.path.append(here)  # last: a file of the user's must not stand for a library's module
+        sys.path.append(here)  # last: a file of the user must not replace a library's module
     try:
         found: Any = importlib.import_module(module_name)
         for part in attribute.split("."):

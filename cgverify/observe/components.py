@@ -109,7 +109,7 @@ class Component:
         """The path in the component of the hook at which a tap is seen."""
         return next((path for path in _ATTENTION_PATHS if self._tap_name(path) == tap), tap)
 
-    def name_taps(self, observation: Observation) -> None:
+    def rename_taps(self, observation: Observation) -> None:
         """Rename what was seen at a bridge's hooks as the stages do, and give it the shape that they expect."""
         observation.taps = {self._tap_name(path): tap for path, tap in observation.taps.items()}
         if self.kind == "attn.o" and "hook_in" in observation.taps:  # shown by heads, as hook_z

@@ -15,6 +15,8 @@ from zlib import crc32
 import torch
 from torch import nn
 
+from cgverify.observe.generations import installed
+
 
 @dataclass(frozen=True)
 class Patch:
@@ -49,7 +51,7 @@ class Substitute:
 
 @dataclass(frozen=True)
 class Cotangent:
-    """G, if the gradients of a component are those of sum(output · G)."""
+    """The tensor G in sum(output · G), of which the gradients are taken."""
 
     seed: int
     rounded_to: torch.dtype | None = None
@@ -71,10 +73,10 @@ class Conditions:
     dropout: float | None = None
     """p of every dropout, in training mode. None is eval mode."""
     random_state: int | None = None
-    """The seed that torch is given before each side's forward. None leaves the state alone."""
+    """The seed of torch's random state before each side's forward. None leaves the state unchanged."""
     gradients: bool = False
     cotangent: Cotangent | None = None
-    """If given, gradients of the output along it are taken and become taps."""
+    """If given, the gradients of sum(output · cotangent) become taps."""
     autocast: torch.dtype | None = None
     cast_table: bool = False
     """Whether the sin/cos table was cast with the model, as `model.to(dtype)` does."""
@@ -92,8 +94,8 @@ class Conditions:
         )
 
     @property
-    def of_reference(self) -> Conditions:
-        """These conditions without what only a bridge can have."""
+    def for_reference(self) -> Conditions:
+        """These conditions without those that only a bridge can have."""
         return replace(self, flags=(), patch=None)
 
 
@@ -102,18 +104,13 @@ PLAIN = Conditions()
 
 
 @contextlib.contextmanager
-def under(
-    conditions: Conditions,
-    module: nn.Module,
-    device: torch.device,
-    config: Any = None,
-    shared: Sequence[nn.Module] = (),
+def apply_conditions(
+    conditions: Conditions, module: nn.Module, root: nn.Module, device: torch.device
 ) -> Iterator[None]:
-    """Apply all conditions except the patch while `module` runs.
+    """Apply all conditions except the patch while a component's module runs.
 
     Args:
-        shared: modules of the model that `module` depends on and that are not inside it.
-        config: a bridge's config, which has the flags. Not needed if no flag is on.
+        root: the model or bridge that the module belongs to. Flags are set in its `cfg`.
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.set_grad_enabled(conditions.gradients))
@@ -122,9 +119,9 @@ def under(
         if conditions.dropout is not None:
             stack.enter_context(_training(module, conditions.dropout))
         if conditions.cast_table:
-            stack.enter_context(_cast_buffers(module, shared))
+            stack.enter_context(_cast_buffers([module, *installed().shared_modules(root)]))
         if conditions.flags:
-            stack.enter_context(_attributes_set(config, dict.fromkeys(conditions.flags, True)))
+            stack.enter_context(_attributes_set([(root.cfg, flag) for flag in conditions.flags], True))
         if conditions.random_state is not None:
             stack.enter_context(_seeded(conditions.random_state, device))
         yield
@@ -132,13 +129,9 @@ def under(
 
 @contextlib.contextmanager
 def _training(module: nn.Module, p: float) -> Iterator[None]:
-    """Training mode with `p` as every dropout rate: CodeGen's attention and MLP read their own and not the config's."""
+    """Set training mode with dropout `p`. The rates are set in the modules, which do not read them from the config."""
     modes = [(part, part.training) for part in module.modules()]
-    with contextlib.ExitStack() as stack:
-        for part in module.modules():
-            rate = "p" if isinstance(part, nn.Dropout) else "attention_dropout"
-            if rate in vars(part):
-                stack.enter_context(_attributes_set(part, {rate: p}))
+    with _attributes_set(installed().dropout_rates(module), p):
         module.train()
         try:
             yield
@@ -148,17 +141,18 @@ def _training(module: nn.Module, p: float) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _cast_buffers(module: nn.Module, shared: Sequence[nn.Module]) -> Iterator[None]:
-    """`model.to(dtype)` with the dtype of the module's weights, which can change no tensor except buffers."""
+def _cast_buffers(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Call `to(dtype)` of modules with the dtype of the first one's weights: only buffers can change."""
+    dtype = next(modules[0].parameters()).dtype
     kept = [
         (owner, name, buffer)
-        for each in (module, *shared)
-        for owner in each.modules()
+        for module in modules
+        for owner in module.modules()
         for name, buffer in owner.named_buffers(recurse=False)
         if buffer.is_floating_point()
     ]
-    for each in (module, *shared):
-        each.to(next(module.parameters()).dtype)
+    for module in modules:
+        module.to(dtype)
     try:
         yield
     finally:
@@ -167,20 +161,21 @@ def _cast_buffers(module: nn.Module, shared: Sequence[nn.Module]) -> Iterator[No
 
 
 @contextlib.contextmanager
-def _attributes_set(owner: Any, values: dict[str, Any]) -> Iterator[None]:
-    before = {name: getattr(owner, name) for name in values}
+def _attributes_set(attributes: Sequence[tuple[Any, str]], value: object) -> Iterator[None]:
+    """Set attributes, each given with its owner, to a value."""
+    before = [(owner, name, getattr(owner, name)) for owner, name in attributes]
     try:
-        for name, value in values.items():
+        for owner, name in attributes:
             setattr(owner, name, value)
         yield
     finally:
-        for name, value in before.items():
-            setattr(owner, name, value)
+        for owner, name, old in before:
+            setattr(owner, name, old)
 
 
 @contextlib.contextmanager
 def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """A random state made from `seed`, on the CPU and on the device."""
+    """Seed the random state of the CPU and of the device."""
     on_cpu = device.type == "cpu"
     with torch.random.fork_rng([] if on_cpu else [device], device_type="cuda" if on_cpu else device.type):
         torch.manual_seed(seed)

@@ -1,103 +1,97 @@
 """Gradients of a component of either side, as taps: `grad.hidden_states`, `grad.attn.q`, `grad.mlp.in.bias`, …
 
-They are of sum(output · G). The weights of q, k and v have one gradient `[3 * d_model, d_model]` in Hugging Face; the
-bridge's three are joined into that layout, and both are then taken apart by the oracle's own count of its rows. A
-weight that no gradient reaches has the gradient 0.
+They are those of sum(output · G). The weights of q, k and v have one gradient `[3 * d_model, d_model]` in Hugging Face.
+The bridge's three are joined into that layout, and the oracle splits both by its own count of the rows. A weight that
+no gradient reaches has the gradient 0.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
 from cgverify.bridge import join_weight
-from cgverify.oracle.fused_qkv import projection_weight
-
-FUSED = "attn.qkv"
-
-_NORM, _ATTENTION, _MLP = ("ln1",), (FUSED, "attn.o"), ("mlp.in", "mlp.out")
-
-MODULES: dict[str, tuple[str, ...]] = {
-    "ln1": _NORM,
-    "attn": _ATTENTION,
-    "attn.o": ("attn.o",),
-    "mlp": _MLP,
-    "mlp.in": ("mlp.in",),
-    "mlp.out": ("mlp.out",),
-    "block": _NORM + _ATTENTION + _MLP,
-}
-"""By kind of component: the modules whose weights have gradients, by names of a block."""
+from cgverify.observe.conditions import Cotangent
+from cgverify.observe.taps import Observation
+from cgverify.oracle.fused_qkv import projection
 
 _REFERENCE = {
     "ln1": "ln_1",
-    FUSED: "attn.qkv_proj",
+    "attn.qkv": "attn.qkv_proj",
     "attn.o": "attn.out_proj",
     "mlp.in": "mlp.fc_in",
     "mlp.out": "mlp.fc_out",
 }
+"""The modules of a Hugging Face block whose weights have gradients."""
 
-Weights = dict[str, tuple[nn.Parameter, ...]]
-"""By name; three for the fused weight of a bridge, q, k and v."""
-
-
-def reference_weights(block: nn.Module, kind: str) -> Weights:
-    """Those of a Hugging Face block."""
-    return {
-        name: (weight,) for each in MODULES[kind] for name, weight in _own(each, block.get_submodule(_REFERENCE[each]))
-    }
+_PROJECTIONS = ("attn.q", "attn.k", "attn.v")
 
 
-def candidate_weights(block: Any, kind: str) -> Weights:
-    """Those of a bridge of a block."""
-    found: Weights = {}
-    for each in MODULES[kind]:
-        if each == FUSED:
-            found[FUSED] = tuple(block.get_submodule(f"attn.{w}").original_component.weight for w in "qkv")
-        else:
-            found |= {name: (weight,) for name, weight in _own(each, block.get_submodule(each).original_component)}
+def modules_with_gradients(kind: str) -> tuple[str, ...]:
+    """Return the bridge's modules in a kind of component whose weights have gradients, by names of a block."""
+    every = ("ln1", *_PROJECTIONS, "attn.o", "mlp.in", "mlp.out")
+    return tuple(name for name in every if kind in ("block", name) or name.startswith(f"{kind}."))
+
+
+def reference_weights(block: nn.Module, kind: str) -> dict[str, nn.Parameter]:
+    """Return the weights of a component of a Hugging Face block that have gradients, by name; q, k and v as one."""
+    names = ["attn.qkv" if name in _PROJECTIONS else name for name in modules_with_gradients(kind)]
+    return _weights({name: block.get_submodule(_REFERENCE[name]) for name in names})
+
+
+def candidate_weights(block: nn.Module, kind: str) -> dict[str, nn.Parameter]:
+    """Return the weights of a component of a bridge of a block that have gradients, by name."""
+    nodes: dict[str, Any] = {name: block.get_submodule(name) for name in modules_with_gradients(kind)}
+    return _weights({name: node.original_component for name, node in nodes.items()})
+
+
+def _weights(modules: dict[str, Any]) -> dict[str, nn.Parameter]:
+    found: dict[str, nn.Parameter] = {}
+    for name, module in modules.items():
+        found[name] = module.weight
+        if getattr(module, "bias", None) is not None:
+            found[f"{name}.bias"] = module.bias
     return found
 
 
-def _own(name: str, module: Any) -> Iterator[tuple[str, nn.Parameter]]:
-    yield name, module.weight
-    if module.bias is not None:
-        yield f"{name}.bias", module.bias
+def call_and_differentiate(
+    call: Callable[[dict[str, Any]], Any],
+    inputs: dict[str, Any],
+    weights: dict[str, nn.Parameter],
+    n_heads: int,
+    cotangent: Cotangent,
+    observation: Observation,
+) -> Any:
+    """Call a component and record the gradients of sum(output · cotangent) in the hidden states and the weights.
 
+    Whether the weights require gradients is restored.
 
-@contextmanager
-def recorded(weights: Weights) -> Iterator[None]:
-    """Have autograd record what becomes of the weights, and leave them as they were."""
-    before = [(weight, weight.requires_grad) for parts in weights.values() for weight in parts]
-    for weight, _ in before:
+    Returns:
+        What the component returned.
+    """
+    leaf = inputs["hidden_states"].detach().clone().requires_grad_()
+    before = {name: weight.requires_grad for name, weight in weights.items()}
+    for weight in weights.values():
         weight.requires_grad_()
     try:
-        yield
+        returned = call(inputs | {"hidden_states": leaf})
+        observation.forward_done = True
+        output = returned[0] if isinstance(returned, tuple) else returned
+        leaves = [leaf, *weights.values()]
+        found = torch.autograd.grad(output, leaves, cotangent(output), allow_unused=True, materialize_grads=True)
     finally:
-        for weight, required in before:
-            weight.requires_grad_(required)
-
-
-def taps(
-    output: torch.Tensor, cotangent: torch.Tensor, leaf: torch.Tensor, weights: Weights, n_heads: int
-) -> Mapping[str, torch.Tensor]:
-    """The gradients of sum(output · cotangent), by tap."""
-    names = [name for name, parts in weights.items() for _ in parts]
-    leaves = [weight for parts in weights.values() for weight in parts]
-    found = torch.autograd.grad(output, [leaf, *leaves], cotangent, allow_unused=True, materialize_grads=True)
-    gradients: dict[str, list[torch.Tensor]] = {}
-    for name, gradient in zip(names, found[1:], strict=True):
-        gradients.setdefault(name, []).append(gradient)
-    by_name = {"hidden_states": found[0]}
-    for name, parts in gradients.items():
-        by_name |= _apart(parts, n_heads) if name == FUSED else {name: parts[0]}
-    return {f"grad.{name}": gradient for name, gradient in by_name.items()}
-
-
-def _apart(parts: Sequence[torch.Tensor], n_heads: int) -> dict[str, torch.Tensor]:
-    """By head: `[heads, head_dim, d_model]` each."""
-    fused = parts[0] if len(parts) == 1 else join_weight(*parts)
-    return {f"attn.{w}": projection_weight(fused, w, n_heads).unflatten(0, (n_heads, -1)) for w in "qkv"}
+        for name, weight in weights.items():
+            weight.requires_grad_(before[name])
+    gradients = dict(zip(("hidden_states", *weights), found, strict=True))
+    if "attn.qkv" in weights or "attn.q" in weights:
+        fused = gradients.get("attn.qkv")
+        if fused is None:
+            fused = join_weight(*(gradients[name] for name in _PROJECTIONS))
+        for name in _PROJECTIONS:
+            gradients[name] = projection(fused, name[-1], n_heads).unflatten(0, (n_heads, -1))
+    for name, gradient in gradients.items():
+        observation.record(f"grad.{name}", gradient)
+    return returned

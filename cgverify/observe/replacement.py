@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from cgverify.observe.stages import Compute, Oracle, Stage, TapFunction, TensorsByName, WeightProduct, unchanged
 from cgverify.oracle.arithmetic import Expected, exact_input, exact_output
-from cgverify.oracle.fused_qkv import part_of
+from cgverify.oracle.fused_qkv import projected_heads
 from cgverify.oracle.layer_norm import affine, normalized_by
 from cgverify.oracle.parameters import Parameters
 
@@ -53,7 +53,7 @@ def _attention_steps(prefix: str) -> dict[str, dict[str, Oracle]]:
 
     def part(w: str) -> TapFunction:
         def compute(side: TensorsByName, parameters: Parameters) -> Expected:
-            own = part_of(side[fused_out], w, parameters.n_heads)
+            own = projected_heads(side[fused_out], w, parameters.n_heads)
             return exact_output(own, own.dtype)
 
         return TapFunction(compute)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 from transformer_lens.hook_points import HookPoint
 
-from cgverify.observe import gradients
 from cgverify.observe.components import HOOK_ALIASES, Component
-from cgverify.observe.conditions import PLAIN, Conditions, Cotangent, under
+from cgverify.observe.conditions import PLAIN, Conditions, apply_conditions
 from cgverify.observe.generations import installed
+from cgverify.observe.gradients import call_and_differentiate, candidate_weights, reference_weights
 from cgverify.observe.taps import (
     Observation,
     Taps,
@@ -44,38 +45,39 @@ def run_candidate(
     layer: int | None,
     conditions: Conditions = PLAIN,
 ) -> Observation:
-    """Run the bridge's component on inputs and observe it. Note as violations what further forwards reveal.
+    """Run the bridge's component on inputs and observe it. Add the violations that further forwards show.
 
     A second forward has no hooks except the one that patches, and must give the same tensors. After a third one on
     other inputs, the tensors of the first must be unchanged. Components inside attention or MLP get these checks as a
     part of their parent.
     """
     node = bridge.get_submodule(component.bridge_path)
-    device = _device(inputs)
     points = dict(hook_points(node))
-    shared = installed().shared_modules(bridge)
     patches = {} if conditions.patch is None else {component.hook_path(conditions.patch.tap): conditions.patch}
+    call = partial(installed().call, bridge, node, component.kind)
 
     def forward(
         inputs: dict[str, Any], cache: Any, points: Mapping[str, HookPoint], observation: Observation
     ) -> tuple[Taps, Taps]:
-        """The tensors that hooks showed, by path, and those that the component returned."""
-        with under(conditions, node, device, bridge.cfg, shared), watch_hooks(points, observation, patches) as shown:
+        """Return the tensors that hooks received, by path, and those that the component returned."""
+        with (
+            apply_conditions(conditions, node, bridge, _device(inputs)),
+            watch_hooks(points, observation, patches) as shown,
+        ):
             try:
                 if conditions.cotangent is None:
-                    returned = installed().call(bridge, node, component.kind, inputs, cache)
+                    returned = call(inputs, cache)
                 else:
-                    weights = gradients.candidate_weights(bridge.blocks[0], component.kind)
-                    returned = _call_and_differentiate(
-                        component, bridge, node, inputs, weights, bridge.cfg.n_heads, conditions.cotangent, observation
+                    weights, n_heads = candidate_weights(bridge.blocks[0], component.kind), bridge.cfg.n_heads
+                    returned = call_and_differentiate(
+                        lambda inputs: call(inputs, None), inputs, weights, n_heads, conditions.cotangent, observation
                     )
                 return shown, record_returned(returned, observation)
-            finally:  # a candidate may fail on what it put into the cache
+            finally:  # a candidate may fail because of what it put into the cache
                 record_cache(cache, layer, component.attention_prefix, observation.record)
 
     def run(observation: Observation) -> None:
-        whole = not component.is_part
-        spare = copy.deepcopy((inputs, cache)) if whole else None
+        spare = None if component.is_part else copy.deepcopy((inputs, cache))
         shown, returned = forward(inputs, cache, points, observation)
         if conditions.cotangent is not None:
             required = {component.hook_path(stage.tap) for stage in component.stages(False) if stage.required}
@@ -86,12 +88,11 @@ def run_candidate(
             ]
         if spare is None:
             return
-        unheard = Observation()
-        forward(*spare, {name: point for name, point in points.items() if name in patches}, unheard)
-        observation.violations += unheard.differences_from(observation)
+        unhooked = Observation()
+        forward(*spare, {name: point for name, point in points.items() if name in patches}, unhooked)
+        observation.violations += unhooked.differences_from(observation)
         if conditions == PLAIN and cache is None:
-            others = {name: value.flip(1) for name, value in inputs.items()}
-            installed().call(bridge, node, component.kind, others, None)
+            call({name: value.flip(1) for name, value in inputs.items()}, None)
             observation.violations += observation.overwritten({**shown, **returned})
 
     observation = observe(run, inputs)
@@ -100,7 +101,7 @@ def run_candidate(
         for alias, path in HOOK_ALIASES.get(component.kind, {}).items()
         if getattr(node, alias, None) is not node.get_submodule(path)
     ]
-    component.name_taps(observation)
+    component.rename_taps(observation)
     return observation
 
 
@@ -114,28 +115,25 @@ def run_reference(
 ) -> Observation:
     """Run Hugging Face's module on inputs and observe it. Flags and patches of the conditions do not apply to it."""
     module = model.get_submodule(component.reference_path)
-    plain, shared = conditions.of_reference, installed().shared_modules(model)
+    plain = conditions.for_reference
+    call = partial(installed().call, model, module, component.kind)
 
     def run(observation: Observation) -> None:
         if component.projection is not None:
-            with under(plain, module, _device(inputs), shared=shared):
+            with apply_conditions(plain, module, model, _device(inputs)):
                 _run_projection(component.projection, model, module, inputs["hidden_states"], observation)
             return
-        with under(plain, module, _device(inputs), shared=shared), component.reference_taps(module, observation.record):
+        with (
+            apply_conditions(plain, module, model, _device(inputs)),
+            component.reference_taps(module, observation.record),
+        ):
             if plain.cotangent is None:
-                returned = installed().call(model, module, component.kind, inputs, cache)
+                returned = call(inputs, cache)
             else:
                 block: Any = model.get_submodule("transformer.h.0")
-                weights = gradients.reference_weights(block, component.kind)
-                returned = _call_and_differentiate(
-                    component,
-                    model,
-                    module,
-                    inputs,
-                    weights,
-                    block.attn.num_attention_heads,
-                    plain.cotangent,
-                    observation,
+                weights, n_heads = reference_weights(block, component.kind), block.attn.num_attention_heads
+                returned = call_and_differentiate(
+                    lambda inputs: call(inputs, None), inputs, weights, n_heads, plain.cotangent, observation
                 )
         record_returned(returned, observation)
         record_cache(cache, layer, component.attention_prefix, observation.record)
@@ -147,31 +145,10 @@ def _device(inputs: Mapping[str, torch.Tensor]) -> torch.device:
     return next(value.device for value in inputs.values())
 
 
-def _call_and_differentiate(
-    component: Component,
-    root: nn.Module,
-    node: nn.Module,
-    inputs: dict[str, Any],
-    weights: gradients.Weights,
-    n_heads: int,
-    cotangent: Cotangent,
-    observation: Observation,
-) -> Any:
-    """Call, and record the gradients of sum(output · cotangent) in the hidden states and the weights."""
-    leaf = inputs["hidden_states"].detach().clone().requires_grad_()
-    with gradients.recorded(weights):
-        returned = installed().call(root, node, component.kind, inputs | {"hidden_states": leaf}, None)
-        observation.forward_done = True
-        output = returned[0] if isinstance(returned, tuple) else returned
-        for name, tap in gradients.taps(output, cotangent(output), leaf, weights, n_heads).items():
-            observation.record(name, tap)
-    return returned
-
-
 def _run_projection(
     projection: str, model: nn.Module, attention: nn.Module, hidden: torch.Tensor, observation: Observation
 ) -> None:
-    """Run the whole attention for a tensor that comes before mask and positions: without a mask, at positions 0."""
+    """Run the whole attention to get a tensor that depends on no mask or position: without a mask, at positions 0."""
     observation.returned = "a tensor"
 
     def record(name: str, tensor: torch.Tensor) -> None:

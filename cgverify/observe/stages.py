@@ -15,7 +15,7 @@ from cgverify.observe.generations import installed
 from cgverify.oracle.arithmetic import Expected, exact_input, exact_output
 from cgverify.oracle.block_sum import block_sum
 from cgverify.oracle.cache import cached
-from cgverify.oracle.fused_qkv import joined
+from cgverify.oracle.fused_qkv import fused_output
 from cgverify.oracle.gelu import gelu_new
 from cgverify.oracle.layer_norm import layer_norm, normalized, scale
 from cgverify.oracle.mix import mix
@@ -259,7 +259,7 @@ def attention(prefix: str, source: str, with_cache: bool) -> tuple[Stage, ...]:
 
     def fused(side: TensorsByName, _: Parameters) -> Expected:
         parts = {w: side[f"{prefix}hook_{w}"] for w in "qkv"}
-        return exact_output(joined(parts), parts["q"].dtype)
+        return exact_output(fused_output(parts), parts["q"].dtype)
 
     def rotated(which: str) -> TapFunction:
         return TapFunction(lambda side, parameters: heads.rotate(which, side, parameters))

@@ -1,4 +1,4 @@
-"""The float64 value of every stage, with the largest error that correct arithmetic can make. One stage a file.
+"""The float64 value of every stage, with the largest error that correct arithmetic can make. One file per stage.
 
-Every function takes tensors as one side really had them, and returns `Expected`.
+Every function takes the tensors that one side really had, and returns `Expected`.
 """

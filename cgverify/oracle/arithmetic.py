@@ -2,7 +2,7 @@
 
 Notation as in Higham, *Accuracy and Stability of Numerical Algorithms*: u is the unit roundoff of a dtype, η its
 smallest subnormal, and γ_n(u) = n·u / (1 − n·u) bounds the relative error of n roundings in a row. `a` is the unit
-roundoff that an operation accumulates in: float32's for 16-bit operands, else the operands' own.
+roundoff that an operation accumulates in: that of float32 for 16-bit operands, otherwise the operands' own.
 """
 
 from __future__ import annotations
@@ -42,46 +42,51 @@ BLOCK_ELEMENTS = 1 << 20
 
 
 def row_blocks(weight: torch.Tensor, elements: int = BLOCK_ELEMENTS) -> Iterator[slice]:
-    """Slices of the rows of a weight `[m, n]`, each with so many elements that it can be upcast at once."""
+    """Yield slices of the rows of a weight `[m, n]`, each with at most `elements` elements or a single row."""
     m, n = weight.shape
     block = max(1, elements // n)
     return (slice(start, min(start + block, m)) for start in range(0, m, block))
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which an operation on `dtype` operands accumulates."""
+    """Return the dtype in which an operation on `dtype` operands accumulates."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def gamma(n: int, unit: float) -> float:
-    """γ_n(u); infinite where n roundings may lose every digit."""
+    """Return γ_n(u); infinity if n roundings may lose every digit."""
     return n * unit / (1 - n * unit) if n * unit < 1 else float("inf")
 
 
 def bound_after_rounding(value: torch.Tensor, bound: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """R(o, b) = b + u(|o| + b) + η: the bound after a final rounding to `dtype`."""
+    """Return R(o, b) = b + u(|o| + b) + η: the bound after a final rounding to `dtype`."""
     return bound + UNIT_ROUNDOFF[dtype] * (value.abs() + bound) + SMALLEST_SUBNORMAL[dtype]
 
 
 def bounded_output(value: torch.Tensor, bound: torch.Tensor, dtype: torch.dtype) -> Expected:
-    """The stage's result. In float64 the oracle errs as much as the tap, so the bound is doubled."""
+    """Return a stage's result. In float64 the oracle errs as much as the tap, so the bound is doubled."""
     return Expected(value, 2 * bound if dtype == torch.float64 else bound, dtype)
 
 
+def rounded_output(value: torch.Tensor, error: torch.Tensor, dtype: torch.dtype) -> Expected:
+    """Return the result of a stage that rounds to `dtype` last, B = R(o, error)."""
+    return bounded_output(value, bound_after_rounding(value, error, dtype), dtype)
+
+
 def exact_output(value: torch.Tensor, dtype: torch.dtype) -> Expected:
-    """A stage that moves or casts values and may not change a bit: `value`, rounded once to `dtype`."""
+    """Return the result of a stage that may only move or cast values: `value`, rounded once to `dtype`."""
     kept = value.to(dtype).to(torch.float64)
     return Expected(kept, torch.zeros_like(kept), dtype)
 
 
 def cast(value: Expected, dtype: torch.dtype) -> Expected:
-    """What was seen or computed, cast to `dtype`: exactly one rounding of what was seen, R(o, β) of what was not."""
+    """Cast to `dtype`: exactly one rounding if the value was observed, R(o, β) if it was computed with bound β."""
     if value.bound.any():
         return Expected(value.value, bound_after_rounding(value.value, value.bound, dtype), dtype)
     return exact_output(value.value.to(value.dtype), dtype)
 
 
 def exact_input(tensor: torch.Tensor) -> Expected:
-    """A tensor that was seen, as the input of a stage: its own value, without error."""
+    """Return an observed tensor as the input of a stage: its own value, without error."""
     value = tensor.to(torch.float64)
     return Expected(value, torch.zeros_like(value), tensor.dtype)

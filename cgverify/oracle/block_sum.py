@@ -1,7 +1,7 @@
 """The block's sum, in any order: o = attn + mlp + residual, B = γ₂(u)(|attn| + |mlp| + |residual|).
 
-u is that of the promoted dtype. Under autocast attn and mlp come in its dtype, of unit roundoff v, to a wider residual:
-their sum may be taken first, and rounded there. That adds v|attn + mlp|(1 + γ₂(u)).
+u is that of the promoted dtype. Under autocast attn and mlp are in its dtype, of unit roundoff v, and the residual is
+wider. Their sum may be taken first and rounded to v, which adds v|attn + mlp|(1 + γ₂(u)).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from cgverify.oracle.arithmetic import SMALLEST_SUBNORMAL, UNIT_ROUNDOFF, Expect
 
 
 def block_sum(attn: torch.Tensor, mlp: torch.Tensor, residual: torch.Tensor) -> Expected:
-    """Three tensors `[batch, seq, d_model]`; the first two are of one dtype, and the result is in the promoted one."""
+    """Return the sum of three tensors `[batch, seq, d_model]` in the dtype that they promote to."""
     branch = torch.promote_types(attn.dtype, mlp.dtype)
     dtype = torch.promote_types(branch, residual.dtype)
     terms = [term.to(torch.float64) for term in (attn, mlp, residual)]

@@ -1,7 +1,7 @@
-"""What a key-value cache must hold: old contents, then the new rows cast to the model's dtype. Nothing else may change.
+"""The key-value cache: its old contents, then the new rows cast to the model's dtype. Nothing else may change.
 
-A cast is one rounding and so has one right answer (B = 0). Where the rotated key was not observed, the rotation's
-bound β comes before the cast: B = R(o, β).
+A cast is one rounding and has one right answer (B = 0). If the rotated key was not observed, the rotation's bound β
+comes before the cast: B = R(o, β).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from cgverify.oracle.arithmetic import Expected, cast, exact_output
 
 
 def cached(before: torch.Tensor | None, new: Expected, dtype: torch.dtype) -> Expected:
-    """Contents in `dtype` after `new` came to `before`, all of them `[batch, heads, keys, head_dim]`."""
+    """Return `before` with `new` appended, in `dtype`. All are `[batch, heads, keys, head_dim]`."""
     added = cast(new, dtype)
     if before is None:
         return added

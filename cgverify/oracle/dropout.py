@@ -1,17 +1,15 @@
 """Dropout: elements are set to 0, or kept and divided by 1 − p.
 
-Which elements are kept is drawn, and the reference's draw is the measure: elsewhere the tap must be 0 exactly. A kept o
+The kept elements are drawn, and both sides must keep those of the reference: all others must be exactly 0. A kept o
 becomes o' = o / (1 − p), in one of two ways. On the CPU a factor 1 / (1 − p) is rounded three times (1 − p to the
 accumulator's dtype, the quotient, and, for 16-bit operands, the factor to the operands' dtype), then the product is
-rounded; a fused kernel leaves out the rounding of the factor. With u of the tap's dtype, a of the accumulator's and β
-the bound on what dropout was given (0 where that was seen):
+rounded. A fused kernel leaves out the rounding of the factor. With u of the tap's dtype, a of the accumulator's, and β
+the bound of dropout's input (0 if that was observed):
 
-    e = 2a, and u more where u > a          B = R(o', β/(1 − p)·(1 + e) + e|o'|) where kept, 0 elsewhere
+    e = 2a, and u more if u > a             B = R(o', β/(1 − p)·(1 + e) + e|o'|) if kept, otherwise 0
 
-Since e <= 2u, R(o', 2u|o'|) holds as well; for 16-bit operands it is looser by half.
-
-A kept element may be 0, or have become 0 before dropout (a small entry of a softmax, rounded to 16 bits): the reference
-then looks as if it had dropped it. Where |o'| <= B nothing can be told, and B holds.
+A kept element may be 0 already (a small entry of a softmax, rounded to 16 bits), and then looks as if the reference
+dropped it. Elements with |o'| <= B are therefore judged as kept.
 """
 
 from __future__ import annotations
@@ -22,7 +20,7 @@ from cgverify.oracle.arithmetic import UNIT_ROUNDOFF, Expected, accumulator, bou
 
 
 def dropout(before: Expected, kept: torch.Tensor, p: float) -> Expected:
-    """What dropout must leave.
+    """Return what dropout leaves.
 
     Args:
         before: of any shape and in the dtype of the result.

@@ -1,9 +1,9 @@
 """The model without rounding: hidden states in float64 from one component to the next.
 
-The weights are those of a model as stored, so that what is left out is every rounding of the computation. It is made of
-the stages' values. A prompt goes through at once, with a causal mask: a cache changes only roundings. There is no bound
-here. It would have to grow with every layer, by factors that make it useless in the end. Pass or fail depends on each
-component's own stages.
+The weights are the stored ones, so only the roundings of the computation are left out. The computation is made of the
+stages' values. A prompt goes through at once, with a causal mask, because a cache changes only roundings. There is no
+bound here: it would grow with every layer, by factors that make it useless. Pass or fail depends on each component's
+own stages.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from cgverify.oracle.rope import rope
 
 
 def embed(tokens: torch.Tensor, parameters: Parameters) -> torch.Tensor:
-    """Token ids `[batch, seq]` → `[batch, seq, d_model]`."""
+    """Embed token ids `[batch, seq]` as `[batch, seq, d_model]`."""
     table = parameters.tensor("embed")
     return table[tokens.to(table.device)].to(torch.float64)
 
 
 def block(x: torch.Tensor, parameters: Parameters) -> torch.Tensor:
-    """`[batch, seq, d_model]`, at positions 0, 1, 2, …, each of which sees itself and those before."""
+    """Run a block on `[batch, seq, d_model]` at positions 0, 1, 2, …, each of which sees itself and those before."""
     normed = _norm(x, "ln1", parameters)
     inner = gelu_new(_linear(normed, "mlp.in", parameters)).value
     return x + _attention(normed, parameters) + _linear(inner, "mlp.out", parameters)
@@ -38,7 +38,7 @@ def ln_final(x: torch.Tensor, parameters: Parameters) -> torch.Tensor:
 
 
 def unembed(x: torch.Tensor, parameters: Parameters) -> torch.Tensor:
-    """`[batch, seq, d_model]` → logits `[batch, seq, vocabulary]`."""
+    """Return the logits `[batch, seq, vocabulary]` of `[batch, seq, d_model]`."""
     return _linear(x, "unembed", parameters)
 
 

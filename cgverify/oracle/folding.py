@@ -1,21 +1,22 @@
-"""What weights must be after TransformerLens has processed them, as far as log-probabilities can tell.
+"""The weights after TransformerLens has processed them, up to changes that have no effect on log-probabilities.
 
-Its compatibility mode folds layer norms into the Linears behind them and value biases into the output's, and takes
-means off. A norm returns γ∘x̂ + β with x̂ of mean 0, so a Linear behind it is the map x̂ ↦ Ex̂ + e,
+Its compatibility mode folds layer norms into the Linears after them and value biases into the output's bias, and
+subtracts means. A norm returns γ∘x̂ + β with x̂ of mean 0, so a Linear after it is the map x̂ ↦ Ex̂ + e,
 
     E = W·diag(γ)        e = Wβ + b
 
-whoever holds the factors. Three means have no effect, and are taken off before anything is compared: that of a row of E
-behind a norm; that of what is written to the residual stream, which the next norm takes off; that of all logits.
+however the factors are distributed. Three means have no effect, and are subtracted before anything is compared: that of
+a row of E after a norm; that of what is written to the residual stream, which the next norm subtracts; that of all
+logits.
 
 The processing is done in float32 and cast to the model's dtype, of unit roundoff u. Its casts, its product and its
 differences are four roundings, so an element that is the difference of x and the means m_i may be off by
 
     r (|x| + Σ mean |x|) + η        r = 4·2⁻²⁴ + u, η the smallest subnormal
 
-and by the means of that, of which the errors of the subtracted means themselves are no part: they are means. An offset
-has the bound of its sum (`cgverify/oracle/product.py`) besides. Where it goes on through an output weight, the bounds
-β_i of independent sums, each so many standard deviations, come out as the same number of them: √Σ(w_i β_i)².
+and by the means of that, which do not include the errors of the subtracted means: these are means themselves. An offset
+also has the bound of its sum (`cgverify/oracle/product.py`). If it passes through an output weight, the bounds β_i of
+independent sums, each of k standard deviations, become √Σ(w_i β_i)², which is k standard deviations again.
 """
 
 from __future__ import annotations
@@ -29,20 +30,20 @@ from cgverify.oracle.product import product
 from cgverify.oracle.shortcuts import Shortcuts
 
 OUT, IN = 0, 1
-"""Axes of a weight `[out, in]`, over which a mean may be without effect."""
+"""The axes of a weight `[out, in]`. The mean over one of them may have no effect."""
 
 
 def unit(dtype: torch.dtype) -> float:
-    """r of the docstring above."""
+    """Return r of the formula above."""
     return 4 * UNIT_ROUNDOFF[torch.float32] + UNIT_ROUNDOFF[dtype]
 
 
 def centred(weight: torch.Tensor, gain: torch.Tensor | None, axes: Sequence[int]) -> Iterator[torch.Tensor]:
-    """E without its means over `axes`, in float64, some rows after another.
+    """Yield E without its means over `axes`, in float64, in blocks of rows.
 
     Args:
         weight: `[out, in]`.
-        gain: γ `[in]`, or None where there is no norm before it.
+        gain: γ `[in]`, or None if there is no norm before it.
     """
     means = _means(_scaled(weight, gain))
     start = 0
@@ -52,7 +53,7 @@ def centred(weight: torch.Tensor, gain: torch.Tensor | None, axes: Sequence[int]
 
 
 def expected_weight(weight: torch.Tensor, gain: torch.Tensor | None, axes: Sequence[int]) -> Iterator[Expected]:
-    """What `centred` must give of the processed weight, likewise."""
+    """Yield what `centred` must yield for the processed weight. Arguments as for `centred`."""
     r, start = unit(weight.dtype), 0
     row, column, total = _means(rows.abs() for rows in _scaled(weight, gain))
     over_in, over_out = float(IN in axes), float(OUT in axes)
@@ -68,13 +69,13 @@ def expected_weight(weight: torch.Tensor, gain: torch.Tensor | None, axes: Seque
 
 
 def offset(weight: torch.Tensor, bias: torch.Tensor | None, shift: torch.Tensor) -> torch.Tensor:
-    """e = W·shift + b `[out]` in float64."""
+    """Return e = W·shift + b `[out]` in float64."""
     e = torch.cat([rows @ shift.to(torch.float64) for rows in _scaled(weight, None)])
     return e if bias is None else e + bias.to(torch.float64)
 
 
 def expected_offset(weight: torch.Tensor, bias: torch.Tensor | None, shift: Expected, shortcuts: Shortcuts) -> Expected:
-    """What `offset` must be of the processed weight: the bound of its sum, of the casts to float32, and r|e|.
+    """Return what `offset` must be for the processed weight: within its sum's bound, the casts to float32, and r|e|.
 
     Args:
         shift: `[in]`: β, or the offset of the Linear before it.
@@ -90,19 +91,19 @@ def expected_offset(weight: torch.Tensor, bias: torch.Tensor | None, shift: Expe
 
 
 def without_mean(offset: Expected) -> Expected:
-    """An offset whose mean has no effect."""
+    """Subtract the mean of an offset, where it has no effect."""
     bound = offset.bound + unit(offset.dtype) * offset.value.abs().mean()
     return Expected(offset.value - offset.value.mean(), bound + bound.mean(), offset.dtype)
 
 
 def off_by_weight(weight: torch.Tensor, through: torch.Tensor) -> torch.Tensor:
-    """By how much a vector `[in]` may come out wrong of a processed weight that writes, for the weight's own errors."""
+    """Return the error `[out]` that the processed weight's own errors cause when it multiplies a vector `[in]`."""
     parts = expected_weight(weight, None, [OUT])
     return torch.cat([part.bound @ through.abs() for part in parts])
 
 
 _Means = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-"""Of each row `[out, 1]`, of each column `[in]`, of all."""
+"""The mean of each row `[out, 1]`, of each column `[in]`, and of all elements."""
 
 
 def _means(blocks: Iterable[torch.Tensor]) -> _Means:
@@ -115,7 +116,7 @@ def _means(blocks: Iterable[torch.Tensor]) -> _Means:
 
 
 def _sum_of_means(means: _Means, axes: Sequence[int], rows: slice) -> torch.Tensor:
-    """What centring over `axes` takes off some rows."""
+    """Return what centring over `axes` subtracts from some rows."""
     row, column, total = means
     if IN in axes and OUT in axes:
         return row[rows] + column - total
@@ -123,7 +124,7 @@ def _sum_of_means(means: _Means, axes: Sequence[int], rows: slice) -> torch.Tens
 
 
 def _scaled(weight: torch.Tensor, gain: torch.Tensor | None) -> Iterator[torch.Tensor]:
-    """E in float64, some rows after another."""
+    """Yield E in float64, in blocks of rows."""
     for rows in row_blocks(weight):
         wide = weight[rows].detach().to(torch.float64)
         yield wide if gain is None else wide * gain.to(torch.float64)

@@ -1,7 +1,8 @@
 """Each component's forward as one float64 computation, from the weights as stored, for its gradient.
 
-Formulas are those of the stages; what is rounded, and to which dtype, is what Hugging Face's modules store between
-their operations. `w` is a component's weights by the names of `Parameters`, biases with `.bias` behind it.
+The formulas are those of the stages. Rounded are the tensors that Hugging Face's modules store between their
+operations, in the dtypes in which they store them. `w` is a component's weights by the names of `Parameters`, and
+biases as `NAME.bias`.
 """
 
 from __future__ import annotations
@@ -9,22 +10,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from cgverify.oracle.arithmetic import UNIT_ROUNDOFF, accumulator
-from cgverify.oracle.monte_carlo import Roundings, arriving, in_rows, product, softmax, stored, tanh
+from cgverify.oracle.monte_carlo import Roundings, expanded, gradient_stored, product, softmax, stored, tanh
 
 Leaves = Mapping[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What a forward is given beside the leaves that it has gradients for."""
+class Context:
+    """The arguments of a forward that it has no gradients for."""
 
     dtype: torch.dtype
     roundings: Roundings
-    scores: Callable[[torch.Tensor, torch.Tensor, Setting], torch.Tensor]
+    scores: Callable[[torch.Tensor, torch.Tensor, Context], torch.Tensor]
     """From rotated queries and keys `[batch, heads, seq, head_dim]` to masked and scaled scores."""
     n_heads: int = 1
     eps: float = 0.0
@@ -34,93 +36,103 @@ class Setting:
     mask: torch.Tensor | None = None
 
 
-def linear(x: torch.Tensor, name: str, w: Leaves, setting: Setting) -> torch.Tensor:
-    """x `[…, n]` times a weight `[m, n]`, and its bias if it has one."""
-    dtype, roundings = setting.dtype, setting.roundings
+def linear(x: torch.Tensor, w: Leaves, context: Context, name: str) -> torch.Tensor:
+    """Multiply x `[…, n]` by a weight `[m, n]` and add its bias, if it has one."""
+    dtype, roundings = context.dtype, context.roundings
     rows = x.flatten(0, -2)
     y = product(rows, w[name].mT, dtype, roundings)
     if (bias := w.get(f"{name}.bias")) is not None:
-        y = stored(y + in_rows(bias, len(rows), dtype, roundings), dtype, roundings)
+        y = stored(y + expanded(bias, len(rows), dtype, roundings), dtype, roundings)
     return y.reshape(*x.shape[:-1], -1)
 
 
-def norm(x: torch.Tensor, name: str, w: Leaves, setting: Setting) -> torch.Tensor:
-    dtype, roundings = setting.dtype, setting.roundings
+def layer_norm(x: torch.Tensor, w: Leaves, context: Context) -> torch.Tensor:
+    dtype, roundings = context.dtype, context.roundings
     wide = accumulator(dtype)
-    rows = arriving(x.flatten(0, -2), dtype, roundings)
+    rows = gradient_stored(x.flatten(0, -2), dtype, roundings)
     centred = stored(rows - stored(rows.mean(-1, keepdim=True), wide, roundings), wide, roundings)
     variance = stored(centred.square().mean(-1, keepdim=True), wide, roundings)
-    x_hat = stored(centred * stored((variance + setting.eps).rsqrt(), wide, roundings), wide, roundings)
-    gain, bias = (in_rows(w[each], len(rows), dtype, roundings) for each in (name, f"{name}.bias"))
+    x_hat = stored(centred * stored((variance + context.eps).rsqrt(), wide, roundings), wide, roundings)
+    gain, bias = (expanded(w[each], len(rows), dtype, roundings) for each in ("ln1", "ln1.bias"))
     return stored(gain * x_hat + bias, dtype, roundings).view_as(x)
 
 
-def gelu_new(x: torch.Tensor, setting: Setting) -> torch.Tensor:
-    """In the eight operations of Hugging Face, each of them stored."""
+def gelu_new(x: torch.Tensor, context: Context) -> torch.Tensor:
+    """Apply the eight operations of Hugging Face, each of them stored."""
 
     def kept(y: torch.Tensor) -> torch.Tensor:
-        return stored(y, setting.dtype, setting.roundings)
+        return stored(y, context.dtype, context.roundings)
 
     cubic = kept(x + kept(0.044715 * kept(x.pow(3))))
-    t = tanh(kept(math.sqrt(2 / math.pi) * cubic), setting.dtype, setting.roundings)
+    t = tanh(kept(math.sqrt(2 / math.pi) * cubic), context.dtype, context.roundings)
     return kept(kept(0.5 * x) * kept(1 + t))
 
 
-def mlp(x: torch.Tensor, w: Leaves, setting: Setting) -> torch.Tensor:
-    return linear(gelu_new(linear(x, "mlp.in", w, setting), setting), "mlp.out", w, setting)
+def mlp(x: torch.Tensor, w: Leaves, context: Context) -> torch.Tensor:
+    return linear(gelu_new(linear(x, w, context, "mlp.in"), context), w, context, "mlp.out")
 
 
-def attention(x: torch.Tensor, w: Leaves, setting: Setting) -> torch.Tensor:
-    dtype, roundings = setting.dtype, setting.roundings
+def attention(x: torch.Tensor, w: Leaves, context: Context) -> torch.Tensor:
+    dtype, roundings = context.dtype, context.roundings
     query, key, value = (
-        linear(x, f"attn.{name}", w, setting).unflatten(-1, (setting.n_heads, -1)).transpose(1, 2) for name in "qkv"
+        linear(x, w, context, f"attn.{name}").unflatten(-1, (context.n_heads, -1)).transpose(1, 2) for name in "qkv"
     )
-    scores = setting.scores(_rotated(query, setting), _rotated(key, setting), setting)
+    scores = context.scores(_rotated(query, context), _rotated(key, context), context)
     pattern = stored(softmax(scores, accumulator(dtype), roundings), dtype, roundings)
     z = product(pattern, value, dtype, roundings).transpose(1, 2).flatten(2)
-    return linear(z, "attn.o", w, setting)
+    return linear(z, w, context, "attn.o")
 
 
-def block(x: torch.Tensor, w: Leaves, setting: Setting) -> torch.Tensor:
-    normed = arriving(norm(x, "ln1", w, setting), setting.dtype, setting.roundings)
-    both = stored(attention(normed, w, setting) + mlp(normed, w, setting), setting.dtype, setting.roundings)
-    return stored(both + x, setting.dtype, setting.roundings)
+def block(x: torch.Tensor, w: Leaves, context: Context) -> torch.Tensor:
+    normed = gradient_stored(layer_norm(x, w, context), context.dtype, context.roundings)
+    both = stored(attention(normed, w, context) + mlp(normed, w, context), context.dtype, context.roundings)
+    return stored(both + x, context.dtype, context.roundings)
 
 
-def masked_then_scaled(query: torch.Tensor, key: torch.Tensor, setting: Setting) -> torch.Tensor:
-    """(q·kᵀ + mask) / √D in float32, from queries and keys that the table promoted. An order for `Setting.scores`."""
-    assert setting.table is not None
-    roundings, wide = setting.roundings, torch.promote_types(setting.dtype, setting.table.dtype)
+FORWARDS: dict[str, Callable[[torch.Tensor, Leaves, Context], torch.Tensor]] = {
+    "ln1": layer_norm,
+    "attn": attention,
+    "mlp": mlp,
+    "block": block,
+    **{name: partial(linear, name=name) for name in ("attn.o", "mlp.in", "mlp.out")},
+}
+"""By kind of component."""
+
+
+def masked_then_scaled(query: torch.Tensor, key: torch.Tensor, context: Context) -> torch.Tensor:
+    """Return (q·kᵀ + mask) / √D in float32, from queries and keys that the table promoted; see `Context.scores`."""
+    assert context.table is not None
+    roundings, wide = context.roundings, torch.promote_types(context.dtype, context.table.dtype)
     # Scores are float32 products even of float64 queries and keys.
     query, key = (stored(stored(heads, wide, roundings), torch.float32, roundings) for heads in (query, key))
-    return _masked(product(query, key.mT, torch.float32, roundings), setting) / math.sqrt(query.shape[-1])
+    return _masked(product(query, key.mT, torch.float32, roundings), context) / math.sqrt(query.shape[-1])
 
 
-def scaled_then_masked(query: torch.Tensor, key: torch.Tensor, setting: Setting) -> torch.Tensor:
-    """q·kᵀ · D^−½ + mask in float32, from queries and keys cast back to v's dtype. An order for `Setting.scores`."""
-    assert setting.table is not None
-    roundings, wide = setting.roundings, torch.promote_types(setting.dtype, setting.table.dtype)
-    for dtype in (wide, setting.dtype, torch.float32):
+def scaled_then_masked(query: torch.Tensor, key: torch.Tensor, context: Context) -> torch.Tensor:
+    """Return q·kᵀ · D^−½ + mask in float32, from queries and keys cast back to v's dtype; see `Context.scores`."""
+    assert context.table is not None
+    roundings, wide = context.roundings, torch.promote_types(context.dtype, context.table.dtype)
+    for dtype in (wide, context.dtype, torch.float32):
         query, key = stored(query, dtype, roundings), stored(key, dtype, roundings)
     scaled = product(query, key.mT, torch.float32, roundings) / math.sqrt(query.shape[-1])
-    return _masked(stored(scaled, torch.float32, roundings), setting)
+    return _masked(stored(scaled, torch.float32, roundings), context)
 
 
-def _masked(scores: torch.Tensor, setting: Setting) -> torch.Tensor:
-    """The rounded sum with the mask. Where the mask is so low that it absorbs every score, all are rounded alike."""
-    if setting.mask is None:
+def _masked(scores: torch.Tensor, context: Context) -> torch.Tensor:
+    """Return the rounded sum with the mask. A mask so low that it absorbs every score rounds them all alike."""
+    if context.mask is None:
         return scores
-    summed = scores + setting.mask.to(torch.float64)
-    absorbs = setting.mask.to(torch.float64).abs() * UNIT_ROUNDOFF[torch.float32] > scores.detach().abs().amax()
-    return torch.where(absorbs, summed, stored(summed, torch.float32, setting.roundings))
+    summed = scores + context.mask.to(torch.float64)
+    absorbs = context.mask.to(torch.float64).abs() * UNIT_ROUNDOFF[torch.float32] > scores.detach().abs().amax()
+    return torch.where(absorbs, summed, stored(summed, torch.float32, context.roundings))
 
 
-def _rotated(heads: torch.Tensor, setting: Setting) -> torch.Tensor:
-    """heads `[batch, heads, seq, head_dim]`, turned in their first `rotary_dim` dimensions."""
-    assert setting.table is not None
-    assert setting.position_ids is not None
-    half = setting.table.shape[-1] // 2
-    angles = setting.table[setting.position_ids].to(torch.float64).unsqueeze(1)
+def _rotated(heads: torch.Tensor, context: Context) -> torch.Tensor:
+    """Rotate the first `rotary_dim` dimensions of heads `[batch, heads, seq, head_dim]`."""
+    assert context.table is not None
+    assert context.position_ids is not None
+    half = context.table.shape[-1] // 2
+    angles = context.table[context.position_ids].to(torch.float64).unsqueeze(1)
     sin, cos = angles[..., :half], angles[..., half:]
     even, odd = heads[..., 0 : 2 * half : 2], heads[..., 1 : 2 * half : 2]
     turned = torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(-2)

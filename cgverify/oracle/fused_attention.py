@@ -34,6 +34,7 @@ from cgverify.oracle.arithmetic import (
     bounded_output,
     gamma,
 )
+from cgverify.oracle.scores import mask_magnitude, multiply
 from cgverify.oracle.shortcuts import Shortcuts
 
 BLOCK = 16
@@ -78,18 +79,13 @@ def _scores(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return s and b, `[batch, heads, seq, keys]`."""
     head_dim = query.value.shape[-1]
-    q, k = query.value.abs(), key.value.abs().mT
-    scaled = query.value @ key.value.mT / head_dim**0.5
-    inherited = (query.bound @ k + (q + query.bound) @ key.bound.mT) / head_dim**0.5
-    magnitudes = q @ k / head_dim**0.5
-    if mask is not None:
-        visible = mask > torch.finfo(mask.dtype).min
-        magnitudes = magnitudes + torch.where(visible, mask, 0).to(torch.float64).abs()
+    product, magnitudes, inherited = (part / head_dim**0.5 for part in multiply(query, key))
+    magnitudes = magnitudes + mask_magnitude(mask)
     of_terms = gamma(head_dim + 4, a) + shortcuts.term_error(query.dtype)
-    error = of_terms * magnitudes + inherited + 3 * a * scaled.abs()
+    error = of_terms * magnitudes + inherited + 3 * a * product.abs()
     if mask is None:
-        return scaled, error
+        return product, error
     wide = mask.to(torch.float64)
-    summed = torch.minimum(a * (scaled + wide).abs(), scaled.abs() + error)
-    absorbed = a * wide.abs() > 2 * (scaled.abs() + error)
-    return scaled + wide, torch.where(absorbed, 0.0, error + summed)
+    summed = torch.minimum(a * (product + wide).abs(), product.abs() + error)
+    absorbed = a * wide.abs() > 2 * (product.abs() + error)
+    return product + wide, torch.where(absorbed, 0.0, error + summed)

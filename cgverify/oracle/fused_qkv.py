@@ -1,7 +1,7 @@
-"""The rows of the fused QKV weight, and of what it makes, that belong to q, k or v, counted out head by head.
+"""The rows of the fused QKV weight, and of its output, that belong to q, k or v, counted head by head.
 
-Written apart from the bridge's split, so that a mistake there cannot be repeated here: four partitions, in each
-the rows of a quarter of the heads, queries first, then values, then keys.
+This is independent of the bridge's split, so that a mistake there is not repeated here. There are four partitions. Each
+has the rows of a quarter of the heads: queries first, then values, then keys.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ ORDER = ("q", "v", "k")
 
 @cache
 def rows_of(which: str, n_heads: int, head_dim: int) -> torch.Tensor:
-    """Indices `[n_heads * head_dim]` of rows of the fused weight: element h·D + i is head h's dimension i."""
+    """Return indices `[n_heads * head_dim]` of rows of the fused weight: element h·D + i is head h's dimension i."""
     heads_each = n_heads // PARTITIONS
     rows = []
     for head in range(n_heads):
@@ -27,27 +27,25 @@ def rows_of(which: str, n_heads: int, head_dim: int) -> torch.Tensor:
     return torch.cat(rows)
 
 
-def projection_weight(fused: torch.Tensor, which: str, n_heads: int) -> torch.Tensor:
-    """The weight `[d_model, d_model]` of "q", "k" or "v", gathered from the fused `[3 * d_model, d_model]`."""
-    return fused[rows_of(which, n_heads, fused.shape[1] // n_heads).to(fused.device)]
+def projection(fused: torch.Tensor, which: str, n_heads: int) -> torch.Tensor:
+    """Return the weight `[d_model, d_model]` of "q", "k" or "v" from the fused `[3 * d_model, d_model]`.
 
-
-def projection_bias(fused: torch.Tensor, which: str, n_heads: int) -> torch.Tensor:
-    """Its bias `[d_model]`, from a fused `[3 * d_model]`."""
+    Or the bias `[d_model]` from a fused bias `[3 * d_model]`.
+    """
     return fused[rows_of(which, n_heads, len(fused) // len(ORDER) // n_heads).to(fused.device)]
 
 
-def joined(by_head: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """What the fused weight makes, `[..., 3 * d_model]`, where "q", "k" and "v" are `[..., heads, head_dim]`."""
+def projected_heads(fused: torch.Tensor, which: str, n_heads: int) -> torch.Tensor:
+    """Return "q", "k" or "v", `[..., heads, head_dim]`, from the fused output `[..., 3 * d_model]`."""
+    head_dim = fused.shape[-1] // len(ORDER) // n_heads
+    own = fused[..., rows_of(which, n_heads, head_dim).to(fused.device)]
+    return own.reshape(*fused.shape[:-1], n_heads, head_dim)
+
+
+def fused_output(by_head: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Return the fused output `[..., 3 * d_model]` from "q", "k" and "v", `[..., heads, head_dim]` each."""
     heads, head_dim = by_head["q"].shape[-2:]
     fused = by_head["q"].new_empty(*by_head["q"].shape[:-2], len(ORDER) * heads * head_dim)
     for which, part in by_head.items():
         fused[..., rows_of(which, heads, head_dim).to(fused.device)] = part.flatten(-2)
     return fused
-
-
-def part_of(fused: torch.Tensor, which: str, n_heads: int) -> torch.Tensor:
-    """The "q", "k" or "v", `[..., heads, head_dim]`, in what the fused weight made."""
-    head_dim = fused.shape[-1] // len(ORDER) // n_heads
-    part = fused[..., rows_of(which, n_heads, head_dim).to(fused.device)]
-    return part.reshape(*fused.shape[:-1], n_heads, head_dim)

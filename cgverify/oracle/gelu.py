@@ -1,6 +1,6 @@
 """gelu_new, ½x(1 + tanh(√(2/π)(x + 0.044715x³))), with every operation rounded in the model's dtype.
 
-y, the argument, is a chain of at most 8 roundings of one sign, so its relative error is e = 8u; with t = tanh y,
+The argument y is a chain of at most 8 roundings of one sign, so its relative error is e = 8u. With t = tanh y:
 
     δ = (1 − tanh²(|y|(1 − e)))|y|e + 2u|t|          the error of t: the slope sech² at the near end of the interval
     c = ½|x|(δ + u(|1 + t| + δ)) + 2η                1 + t is absolute, because it cancels
@@ -19,7 +19,7 @@ from cgverify.oracle.arithmetic import SMALLEST_SUBNORMAL, UNIT_ROUNDOFF, Expect
 
 
 def gelu_new(x: torch.Tensor) -> Expected:
-    """x of any shape, in the model's dtype; the result is in the same."""
+    """Return gelu_new of x, of any shape, in the dtype of x."""
     u, eta = UNIT_ROUNDOFF[x.dtype], SMALLEST_SUBNORMAL[x.dtype]
     wide = x.to(torch.float64)
     y = math.sqrt(2 / math.pi) * (wide + 0.044715 * wide.pow(3))

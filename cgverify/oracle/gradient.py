@@ -1,25 +1,26 @@
-"""What a gradient must be: autograd in float64 on the forwards of `cgverify/oracle/forward.py`, and its spread.
+"""The right gradient: autograd in float64 on the forwards of `cgverify/oracle/forward.py`, and its spread.
 
-The spread s of each element comes from `SAMPLES` runs in Monte Carlo arithmetic. A root mean square of so few is
-itself uncertain, so it is not let fall below what its slice (a head's rows, a batch row, a whole matrix) makes likely,
-where errors grow with the row's and with the column's factor: s²_ij >= R_i C_j / M, of the means over the row, over the
-column and over all. For a vector that is the mean.
+The spread s of each element comes from `SAMPLES` runs in Monte Carlo arithmetic. A root mean square of so few samples
+is itself uncertain, so it has a lower limit from its slice (a head's rows, a batch row, a whole matrix), in which
+errors grow with the row's and with the column's factor: s²_ij >= R_i C_j / M, with the means over the row, over the
+column and over all. For a vector the limit is the mean.
 
     element   B = 32 · s + η
     scale     B = (16 · σ + 16·2⁻⁵³√n) |o|, where the slice's factor α = ⟨tap, o⟩ / ⟨o, o⟩, of n terms, has spread σ
 
-The second sees what the first cannot in 16 bits: all elements a hundredth too large, each of them by less than it
-rounds.
+The second bound detects what the first does not detect in 16 bits: all elements are one percent too large, which for
+each of them is less than its rounding error.
 
-The factors are measured, not derived. Hoeffding's 8, doubled as for products (`cgverify/oracle/product.py`), held for
-Hugging Face's modules and ours on codegen-nano (280 cells over seeds, layers, kinds and all four dtypes at 2×8 tokens:
-at most .44 of it for elements and .74 for scales), but a correct variant whose products are taken row by row came to
-1.12 of it in float32: its roundings are not those that were drawn. So elements are given twice that.
+The factors are measured, not derived. With Hoeffding's 8, doubled as for products (`cgverify/oracle/product.py`), the
+errors of Hugging Face's modules and of our bridge on codegen-nano were within the bound (280 cells over seeds, layers,
+kinds and all four dtypes at 2×8 tokens: at most .44 of it for elements and .74 for scales). A correct variant that
+computes its products row by row came to 1.12 of it in float32, because its roundings are not those that were drawn.
+The factor for elements is therefore twice as large.
 
-Least r of five seeded faults of attention (`tests/gradient_faults.py`, one seed), in the gradient that each must break:
-a factor 1.01 gives 1.03 in bfloat16, where it is barely seen and by its scale alone; 9 in float16 and 2·10⁴ in float32.
-The others, given with a factor of 16 for elements: a detached key 18, 146 and 3·10⁵; a frozen weight, a wrong transpose
-and a softmax passed straight through 71 and more.
+The least r of five seeded faults of attention (`tests/support/gradient_faults.py`, one seed) in the gradient that each
+must break: a factor 1.01 gives 1.03 in bfloat16, which is barely detected and only by its scale, 9 in float16 and 2·10⁴
+in float32. With a factor of 16 for elements, a detached key gives 18, 146 and 3·10⁵. A frozen weight, a wrong transpose
+and a softmax whose gradient is passed straight through give 71 and more.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ Forward = Callable[[Mapping[str, torch.Tensor], Roundings], torch.Tensor]
 
 @dataclass(frozen=True)
 class Gradient:
-    """Of one leaf, in slices `[…, rows, columns]` or as a vector."""
+    """The gradient of one leaf, in slices `[…, rows, columns]` or as a vector."""
 
     value: torch.Tensor
     spread: torch.Tensor
@@ -54,11 +55,11 @@ class Gradient:
     dtype: torch.dtype
 
     def elements(self) -> Expected:
-        """The gradient element by element."""
+        """Return the gradient to judge element by element."""
         return Expected(self.value, ELEMENTS * self.spread + SMALLEST_SUBNORMAL[self.dtype], self.dtype)
 
     def scale(self, tap: torch.Tensor) -> Expected:
-        """The tap with its factor along the gradient set right, slice by slice."""
+        """Return the tap with its factor along the gradient corrected, slice by slice."""
         off = _along(tap.to(torch.float64), self.value) - 1
         terms = math.prod(self.value.shape[axis] for axis in _axes(self.value))
         relative = SCALES * self.scale_spread + 16 * UNIT_ROUNDOFF[torch.float64] * terms**0.5
@@ -73,11 +74,11 @@ def gradients(
     slices: Callable[[str, torch.Tensor], torch.Tensor],
     shortcuts: Shortcuts,
 ) -> dict[str, Gradient]:
-    """The gradient of sum(output · cotangent) in each leaf.
+    """Return the gradient of sum(output · cotangent) in each leaf.
 
     Args:
-        leaves: as stored; of each dtype the gradient has the same.
-        slices: a leaf's gradient by its name, seen in the slices that are judged one by one.
+        leaves: as stored. A gradient has the dtype of its leaf.
+        slices: from a leaf's name and gradient to the gradient in the slices that are judged one by one.
     """
 
     def run(roundings: Roundings) -> dict[str, torch.Tensor]:
@@ -105,7 +106,7 @@ def _axes(x: torch.Tensor) -> tuple[int, ...]:
 
 
 def _along(x: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """α by slice; 1 where the gradient is 0, which has no direction."""
+    """Return α by slice; 1 if the gradient is 0, which has no direction."""
     length = value.square().sum(_axes(value), keepdim=True)
     return torch.where(length > 0, (x * value).sum(_axes(value), keepdim=True) / length, 1.0)
 

@@ -1,17 +1,17 @@
 """Layer norm, by any of the usual formulas.
 
-μ mean, σ = √(var + ε), x̂ = (x − μ)/σ, gain g, bias b; ρ = 16a√n is a sum's relative error,
-e = ρ·rms(x) + a|μ| the mean's absolute one, and v = ρ + 4a + (e/σ)² the variance's relative one: the mean's error
-enters the variance squared only, since Σ(x − μ) = 0. The inverse root halves v, the affine map adds 2a:
+With mean μ, σ = √(var + ε), x̂ = (x − μ)/σ, gain g and bias b: ρ = 16a√n is the relative error of a sum,
+e = ρ·rms(x) + a|μ| the absolute error of the mean, and v = ρ + 4a + (e/σ)² the relative error of the variance, which
+the mean's error enters only squared, since Σ(x − μ) = 0. The inverse root halves v, and the affine map adds 2a:
 
     normalized   (e + 2a(|x| + |μ|))/σ + |x̂|(v/2 + 4a)                                  in float32
     scale σ      σ(v/2 + 3a)                                                            in float32
     output       B = R(o, |g|(e + 2a(|x| + |μ|))/σ + |g x̂|(v/2 + 4a) + 2a(|g x̂| + |b|))
 
-Where a hook has returned the scale s, or x̂, the stages part:
+If a hook returned the scale s, or x̂, there are two stages:
 
     x̂ from s     B = R(o, (e + 2a(|x| + |μ|))/|s|)
-    output       B = R(o, β|g|(1 + 2a) + 2a(|g x̂| + |b|)) with β the bound of x̂, 0 where it was seen
+    output       B = R(o, β|g|(1 + 2a) + 2a(|g x̂| + |b|)) with β the bound of x̂, 0 if it was observed
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import torch
 
-from cgverify.oracle.arithmetic import UNIT_ROUNDOFF, Expected, accumulator, bound_after_rounding, bounded_output
+from cgverify.oracle.arithmetic import UNIT_ROUNDOFF, Expected, accumulator, rounded_output
 
 
 @dataclass(frozen=True)
@@ -35,53 +35,47 @@ class _Moments:
 
 
 def layer_norm(x: torch.Tensor, gain: torch.Tensor, bias: torch.Tensor, eps: float) -> Expected:
-    """x `[…, n]` in the model's dtype; the result is in the same."""
+    """Normalize x `[…, n]`, in the dtype of x."""
     moments = _moments(x, eps)
     g, b = gain.to(torch.float64), bias.to(torch.float64)
     scaled = g * moments.centred / moments.sigma
-    value = scaled + b
     error = (
         g.abs() * moments.numerator / moments.sigma
         + scaled.abs() * (moments.variance / 2 + 4 * moments.a)
         + 2 * moments.a * (scaled.abs() + b.abs())
     )
-    return bounded_output(value, bound_after_rounding(value, error, x.dtype), x.dtype)
+    return rounded_output(scaled + b, error, x.dtype)
 
 
 def normalized(x: torch.Tensor, eps: float) -> Expected:
-    """x̂, before gain and bias, as TransformerLens's `hook_normalized` shows it: at least float32."""
+    """Return x̂, before gain and bias, as TransformerLens's `hook_normalized` shows it: at least float32."""
     moments = _moments(x, eps)
     value = moments.centred / moments.sigma
     error = moments.numerator / moments.sigma + value.abs() * (moments.variance / 2 + 4 * moments.a)
-    dtype = accumulator(x.dtype)
-    return bounded_output(value, bound_after_rounding(value, error, dtype), dtype)
+    return rounded_output(value, error, accumulator(x.dtype))
 
 
 def scale(x: torch.Tensor, eps: float) -> Expected:
-    """σ, `[…, 1]`, as TransformerLens's `hook_scale` shows it: at least float32."""
+    """Return σ, `[…, 1]`, as TransformerLens's `hook_scale` shows it: at least float32."""
     moments = _moments(x, eps)
     error = moments.sigma * (moments.variance / 2 + 3 * moments.a)
-    dtype = accumulator(x.dtype)
-    return bounded_output(moments.sigma, bound_after_rounding(moments.sigma, error, dtype), dtype)
+    return rounded_output(moments.sigma, error, accumulator(x.dtype))
 
 
 def normalized_by(x: torch.Tensor, given_scale: torch.Tensor) -> Expected:
-    """(x − μ)/s for a scale s that a hook returned, `[…, 1]`, of the result's dtype."""
+    """Return (x − μ)/s for a scale s that a hook returned, `[…, 1]`, in the dtype of s."""
     moments = _moments(x, 0.0)
     divisor = given_scale.to(torch.float64)
-    value = moments.centred / divisor
-    error = moments.numerator / divisor.abs()
-    return bounded_output(value, bound_after_rounding(value, error, given_scale.dtype), given_scale.dtype)
+    return rounded_output(moments.centred / divisor, moments.numerator / divisor.abs(), given_scale.dtype)
 
 
 def affine(x_hat: Expected, gain: torch.Tensor, bias: torch.Tensor, dtype: torch.dtype) -> Expected:
-    """g·x̂ + b in `dtype`, for an x̂ that a hook returned or that comes from such a scale."""
+    """Return g·x̂ + b in `dtype`, for an x̂ that a hook returned or that comes from `normalized_by`."""
     a = UNIT_ROUNDOFF[accumulator(x_hat.dtype)]
     g, b = gain.to(torch.float64), bias.to(torch.float64)
     scaled = g * x_hat.value
-    value = scaled + b
     error = g.abs() * x_hat.bound * (1 + 2 * a) + 2 * a * (scaled.abs() + b.abs())
-    return bounded_output(value, bound_after_rounding(value, error, dtype), dtype)
+    return rounded_output(scaled + b, error, dtype)
 
 
 def _moments(x: torch.Tensor, eps: float) -> _Moments:

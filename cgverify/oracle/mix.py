@@ -1,4 +1,4 @@
-"""z: the values mixed by the pattern. o = p·v, B = R(o, min(γ_n, 16a√n)·p|v|) for n keys.
+"""The mix z of the values by the pattern: o = p·v, B = R(o, min(γ_n, 16a√n)·p|v|) for n keys.
 
 Allowed shortcuts change a, or add 2τ + τ² to the factor (`cgverify/oracle/shortcuts.py`).
 """
@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import torch
 
-from cgverify.oracle.arithmetic import Expected, bound_after_rounding, bounded_output, gamma
+from cgverify.oracle.arithmetic import Expected, gamma, rounded_output
 from cgverify.oracle.shortcuts import Shortcuts
 
 
 def mix(pattern: torch.Tensor, value: torch.Tensor, shortcuts: Shortcuts) -> Expected:
-    """z `[batch, seq, heads, head_dim]`.
+    """Return z `[batch, seq, heads, head_dim]`.
 
     Args:
         pattern: `[batch, heads, seq, keys]`.
@@ -23,5 +23,5 @@ def mix(pattern: torch.Tensor, value: torch.Tensor, shortcuts: Shortcuts) -> Exp
     p, v = pattern.to(torch.float64), value.to(torch.float64)
     z = (p @ v).transpose(1, 2)
     relative = min(gamma(n, a), 16 * a * n**0.5) + shortcuts.term_error(value.dtype)
-    bound = relative * (p.abs() @ v.abs()).transpose(1, 2)
-    return bounded_output(z, bound_after_rounding(z, bound, value.dtype), value.dtype)
+    error = relative * (p.abs() @ v.abs()).transpose(1, 2)
+    return rounded_output(z, error, value.dtype)

@@ -1,19 +1,20 @@
 """Monte Carlo arithmetic: a float64 computation and its gradient in which every rounding of another dtype is drawn.
 
-A whole gradient has no closed bound that would see anything: errors pass through softmax and gelu before they arrive.
-So its spread is sampled (Parker, *Monte Carlo Arithmetic*, 1997): run the computation with each stored result t of unit
+A whole gradient has no closed bound that is useful: errors pass through softmax and gelu before they arrive. So its
+spread is sampled (Parker, *Monte Carlo Arithmetic*, 1997). Run the computation with each stored result t of unit
 roundoff u off by (u|t| + η)ξ, ξ uniform in ±1, forward and backward, and see how far the gradient moves. A sum of n
-terms c_i, accumulated one by one in unit roundoff a, is off by Σ δ_k S_k besides. With independent δ_k uniform in ±a
-and prefix sums that grow like a random walk, S_k² ~ ‖c‖²k/n, that has the standard deviation
+terms c_i, accumulated one by one in unit roundoff a, is also off by Σ δ_k S_k. With independent δ_k uniform in ±a and
+prefix sums that grow like a random walk, S_k² ~ ‖c‖²k/n, that has the standard deviation
 
     a ‖c‖₂ √(n/6)
 
-which kernels that sum in blocks stay below. Operands of spacing τ (`cgverify/oracle/shortcuts.py`) add τ‖c‖₂/√6. Every
-operation saves for its backward pass what it stored.
+Kernels that sum in blocks stay below it. Operands of spacing τ (`cgverify/oracle/shortcuts.py`) add τ‖c‖₂/√6. Every
+operation saves what it stored for its backward pass.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -24,13 +25,13 @@ from cgverify.oracle.shortcuts import Shortcuts
 
 
 class Roundings(Protocol):
-    """Where the errors come from."""
+    """The source of the errors."""
 
     def stored(self, value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """`value` as it is after rounding to `dtype`."""
+        """Return `value` after it was rounded to `dtype`."""
 
     def summed(self, value: torch.Tensor, squares: torch.Tensor, terms: int, dtype: torch.dtype) -> torch.Tensor:
-        """`value` as it is after a sum of so many terms, with such a sum of their squares, stored in `dtype`."""
+        """Return `value` after it was summed from `terms` terms, whose squares add up to `squares`, in `dtype`."""
 
 
 class Exact:
@@ -61,115 +62,79 @@ class Drawn:
         return self.stored(value + deviation * xi, dtype)
 
 
+Backward = Callable[[torch.Tensor], tuple[torch.Tensor, ...]]
+"""From the gradient of an operation's result to the gradient of each of its operands."""
+
+
+class _Operation(Function):
+    """An operation that comes with its own backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, compute: Callable[..., tuple[torch.Tensor, Backward]], *operands: torch.Tensor) -> Any:
+        value, ctx.backward_of = compute(*operands)
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, g: torch.Tensor) -> Any:
+        return None, *ctx.backward_of(g)
+
+
+def _apply(compute: Callable[..., tuple[torch.Tensor, Backward]], *operands: torch.Tensor) -> torch.Tensor:
+    """Apply a function of tensors that returns a value and its backward pass.
+
+    The backward pass must not refer to the value itself, but to a detached one: autograd would keep both alive.
+    """
+    return _Operation.apply(compute, *operands)  # type: ignore[no-any-return,no-untyped-call]
+
+
 def stored(x: torch.Tensor, dtype: torch.dtype, roundings: Roundings) -> torch.Tensor:
-    """x after rounding to `dtype`, and so its gradient."""
-    return _Stored.apply(x, dtype, roundings)  # type: ignore[no-any-return,no-untyped-call]
+    """Round x to `dtype`, and also its gradient."""
+    return _apply(lambda x: (roundings.stored(x, dtype), lambda g: (roundings.stored(g, dtype),)), x)
 
 
-def arriving(x: torch.Tensor, dtype: torch.dtype, roundings: Roundings) -> torch.Tensor:
-    """x, as it is; its gradient is rounded to `dtype`."""
-    return _Arriving.apply(x, dtype, roundings)  # type: ignore[no-any-return,no-untyped-call]
+def gradient_stored(x: torch.Tensor, dtype: torch.dtype, roundings: Roundings) -> torch.Tensor:
+    """Return x as it is, and round its gradient to `dtype`."""
+    return _apply(lambda x: (x.clone(), lambda g: (roundings.stored(g, dtype),)), x)
 
 
 def product(x: torch.Tensor, y: torch.Tensor, dtype: torch.dtype, roundings: Roundings) -> torch.Tensor:
-    """x·y, matrices or equally many of them."""
-    return _Product.apply(x, y, dtype, roundings)  # type: ignore[no-any-return,no-untyped-call]
+    """Multiply matrices, or two batches of them."""
+
+    def multiplied(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return roundings.summed(x @ y, x.square() @ y.square(), x.shape[-1], dtype)
+
+    return _apply(lambda x, y: (multiplied(x, y), lambda g: (multiplied(g, y.mT), multiplied(x.mT, g))), x, y)
 
 
-def in_rows(x: torch.Tensor, rows: int, dtype: torch.dtype, roundings: Roundings) -> torch.Tensor:
-    """A vector `[n]` in each of the rows `[rows, n]`: its gradient is a sum over them."""
-    return _InRows.apply(x, rows, dtype, roundings)  # type: ignore[no-any-return,no-untyped-call]
+def expanded(x: torch.Tensor, rows: int, dtype: torch.dtype, roundings: Roundings) -> torch.Tensor:
+    """Repeat a vector `[n]` in each of the rows of `[rows, n]`. Its gradient is a sum over them."""
+
+    def backward(g: torch.Tensor) -> tuple[torch.Tensor]:
+        return (roundings.summed(g.sum(0), g.square().sum(0), len(g), dtype),)
+
+    return _apply(lambda x: (x.expand(rows, -1).clone(), backward), x)
 
 
 def softmax(x: torch.Tensor, dtype: torch.dtype, roundings: Roundings) -> torch.Tensor:
-    return _Softmax.apply(x, dtype, roundings)  # type: ignore[no-any-return,no-untyped-call]
+    def compute(x: torch.Tensor) -> tuple[torch.Tensor, Backward]:
+        p = roundings.stored(x.softmax(-1), dtype)
+        saved = p.detach()
+
+        def backward(g: torch.Tensor) -> tuple[torch.Tensor]:
+            # The two terms cancel if a query attends to one key, so each is rounded by itself.
+            terms = roundings.stored(saved * g, dtype)
+            inner = roundings.summed(terms.sum(-1), terms.square().sum(-1), saved.shape[-1], dtype)
+            return (roundings.stored(terms - saved * inner.unsqueeze(-1), dtype),)
+
+        return p, backward
+
+    return _apply(compute, x)
 
 
 def tanh(x: torch.Tensor, dtype: torch.dtype, roundings: Roundings) -> torch.Tensor:
-    return _Tanh.apply(x, dtype, roundings)  # type: ignore[no-any-return,no-untyped-call]
-
-
-class _Stored(Function):
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, dtype: torch.dtype, roundings: Roundings) -> torch.Tensor:
-        ctx.how = dtype, roundings
-        return roundings.stored(x, dtype)
-
-    @staticmethod
-    def backward(ctx: Any, g: torch.Tensor) -> Any:
-        dtype, roundings = ctx.how
-        return roundings.stored(g, dtype), None, None
-
-
-class _Arriving(Function):
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, dtype: torch.dtype, roundings: Roundings) -> torch.Tensor:
-        ctx.how = dtype, roundings
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx: Any, g: torch.Tensor) -> Any:
-        dtype, roundings = ctx.how
-        return roundings.stored(g, dtype), None, None
-
-
-class _Product(Function):
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, y: torch.Tensor, dtype: torch.dtype, roundings: Roundings) -> torch.Tensor:
-        ctx.save_for_backward(x, y)
-        ctx.how = dtype, roundings
-        return _multiplied(x, y, dtype, roundings)
-
-    @staticmethod
-    def backward(ctx: Any, g: torch.Tensor) -> Any:
-        x, y = ctx.saved_tensors
-        return _multiplied(g, y.mT, *ctx.how), _multiplied(x.mT, g, *ctx.how), None, None
-
-
-def _multiplied(x: torch.Tensor, y: torch.Tensor, dtype: torch.dtype, roundings: Roundings) -> torch.Tensor:
-    return roundings.summed(x @ y, x.square() @ y.square(), x.shape[-1], dtype)
-
-
-class _InRows(Function):
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, rows: int, dtype: torch.dtype, roundings: Roundings) -> torch.Tensor:
-        ctx.how = dtype, roundings
-        return x.expand(rows, -1).clone()
-
-    @staticmethod
-    def backward(ctx: Any, g: torch.Tensor) -> Any:
-        dtype, roundings = ctx.how
-        return roundings.summed(g.sum(0), g.square().sum(0), len(g), dtype), None, None, None
-
-
-class _Softmax(Function):
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, dtype: torch.dtype, roundings: Roundings) -> torch.Tensor:
-        p = roundings.stored(x.softmax(-1), dtype)
-        ctx.save_for_backward(p)
-        ctx.how = dtype, roundings
-        return p
-
-    @staticmethod
-    def backward(ctx: Any, g: torch.Tensor) -> Any:
-        (p,) = ctx.saved_tensors
-        dtype, roundings = ctx.how
-        # The two terms cancel where a query attends to one key: each is rounded by itself.
-        terms = roundings.stored(p * g, dtype)
-        inner = roundings.summed(terms.sum(-1), terms.square().sum(-1), p.shape[-1], dtype)
-        return roundings.stored(terms - p * inner.unsqueeze(-1), dtype), None, None
-
-
-class _Tanh(Function):
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, dtype: torch.dtype, roundings: Roundings) -> torch.Tensor:
+    def compute(x: torch.Tensor) -> tuple[torch.Tensor, Backward]:
         t = roundings.stored(x.tanh(), dtype)
-        ctx.save_for_backward(t)
-        ctx.how = dtype, roundings
-        return t
+        saved = t.detach()
+        return t, lambda g: (roundings.stored(g * (1 - saved.square()), dtype),)
 
-    @staticmethod
-    def backward(ctx: Any, g: torch.Tensor) -> Any:
-        (t,) = ctx.saved_tensors
-        dtype, roundings = ctx.how
-        return roundings.stored(g * (1 - t.square()), dtype), None, None
+    return _apply(compute, x)

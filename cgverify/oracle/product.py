@@ -4,15 +4,15 @@ For y = Σ x_i w_i (+ b) of n terms, accumulated with unit roundoff a in any ord
 
     E = min( γ_{n+2}(a) Σ|x_i w_i| ,  16 a √n ( max_k |S_k| + ‖x∘w‖₂ ) )        B = R(y, E)
 
-The first form holds for every order of summation (Higham, section 3.1), and at n = 16,384 is too loose to see a
-dropped term. The second is Hoeffding's inequality on Σ δ_k S_k + Σ ε_k x_k w_k with independent roundings (Higham
-and Mary 2019): λ = 8 leaves a failure probability of 2·10⁻¹⁴, doubled since equal addends round alike. S_k are
-the prefix sums, here in chunks of 64 terms. A bias is one more term, and may come first.
+The first form holds for every order of summation (Higham, section 3.1). At n = 16,384 it is too loose to see a dropped
+term. The second form is Hoeffding's inequality on Σ δ_k S_k + Σ ε_k x_k w_k with independent roundings (Higham and Mary
+2019): λ = 8 leaves a failure probability of 2·10⁻¹⁴, and the factor is doubled because equal addends round alike. S_k
+are the prefix sums, here in chunks of 64 terms. A bias is one more term, and may come first.
 
-A weight is read in blocks of rows, once for all inputs that meet it, and never copied whole to float64.
+A weight is read in blocks of rows, once for all of its inputs, and is never copied whole to float64.
 
-Under autocast operands are what it rounds them to (`cgverify/oracle/autocast.py`), and nothing else changes.
-What widens E where a user allows shortcuts is in `cgverify/oracle/shortcuts.py`.
+Under autocast the operands are first rounded (`cgverify/oracle/autocast.py`), and nothing else changes. Allowed
+shortcuts widen E (`cgverify/oracle/shortcuts.py`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from cgverify.oracle.arithmetic import Expected, bound_after_rounding, bounded_output, gamma, row_blocks
+from cgverify.oracle.arithmetic import Expected, gamma, rounded_output, row_blocks
 from cgverify.oracle.autocast import operand
 from cgverify.oracle.shortcuts import Shortcuts
 
@@ -35,15 +35,16 @@ def products(
     shortcuts: Shortcuts,
     autocast: torch.dtype | None = None,
 ) -> Iterator[tuple[slice, list[Expected]]]:
-    """x·weightᵀ + bias for every input, a block of output columns at a time.
+    """Yield x·weightᵀ + bias for every input, one block of output columns at a time.
 
     Args:
         inputs: `[…, n]` each, in the model's dtype.
-        weight: `[m, n]`, bias: `[m]`, as stored.
-        autocast: its dtype, if it is on.
+        weight: `[m, n]`, as stored.
+        bias: `[m]`, as stored.
+        autocast: the dtype of autocast, if it is on.
 
     Yields:
-        A slice of the m columns, and for each input the expected values `[rows, columns]` there.
+        A slice of the m columns, and for each input the expected values `[rows, columns]` in it.
     """
     if not inputs:
         return
@@ -54,15 +55,16 @@ def products(
         added = None if bias is None else operand(bias[columns], autocast)
         value, error = _product(stacked, factor, added, shortcuts)
         pieces = zip(value.split([len(x) for x in rows]), error.split([len(x) for x in rows]), rows, strict=True)
-        yield columns, [bounded_output(v, bound_after_rounding(v, e, x.dtype), x.dtype) for v, e, x in pieces]
+        yield columns, [rounded_output(v, e, x.dtype) for v, e, x in pieces]
 
 
 def product(x: Expected, weight: torch.Tensor, bias: torch.Tensor | None, shortcuts: Shortcuts) -> Expected:
-    """x·weightᵀ + bias, `[…, m]`, all columns at once: for where another stage goes on from it.
+    """Return x·weightᵀ + bias, `[…, m]`, all columns at once, as the input of another stage.
 
     Args:
-        x: `[…, n]`. Where it was not seen, its own bound β adds β|weight|ᵀ and that product's roundings.
-        weight: `[m, n]`, bias: `[m]`, as stored.
+        x: `[…, n]`. If it was not observed, its bound β adds β|weight|ᵀ and the roundings of that product.
+        weight: `[m, n]`, as stored.
+        bias: `[m]`, as stored.
     """
     rows, inherited = x.value.flatten(0, -2), x.bound.flatten(0, -2)
     values, errors = [], []
@@ -73,15 +75,15 @@ def product(x: Expected, weight: torch.Tensor, bias: torch.Tensor | None, shortc
             growth = 1 + summing + shortcuts.term_error(weight.dtype)
             error = error + inherited @ weight[columns].to(torch.float64).abs().T * growth
         values.append(value)
-        errors.append(bound_after_rounding(value, error, x.dtype))
+        errors.append(error)
     shape = (*x.value.shape[:-1], len(weight))
-    return bounded_output(torch.cat(values, -1).reshape(shape), torch.cat(errors, -1).reshape(shape), x.dtype)
+    return rounded_output(torch.cat(values, -1).reshape(shape), torch.cat(errors, -1).reshape(shape), x.dtype)
 
 
 def _sums_of_squares(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Σ (x_i w_i)², never less than the true value and at most 6·10⁻³ more: a bound needs no more digits than that.
+    """Return Σ (x_i w_i)², never less than the true value and at most 6·10⁻³ more, which is enough for a bound.
 
-    Rows are scaled to a largest element of 1 first, so that nothing overflows and only what cannot matter underflows.
+    Rows are first scaled to a largest element of 1, so that nothing overflows and only negligible terms underflow.
     """
     scale_x = x.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
     w = weight.to(torch.float32)
@@ -93,7 +95,7 @@ def _sums_of_squares(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 def _product(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, shortcuts: Shortcuts
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The value `[rows, columns]` and E."""
+    """Return the value `[rows, columns]` and E."""
     a = shortcuts.sum_unit(weight.dtype)
     n = x.shape[-1] + (bias is not None)
     w = weight.to(torch.float64)
@@ -106,7 +108,7 @@ def _product(
         if first is not None:  # the bias may be added last or first: both prefix sums count
             torch.maximum(largest, (value + first).abs_(), out=largest)
     certain = None
-    # 16√n (max|S_k| + ‖x∘w‖₂) <= 32√n Σ|x_i w_i|, so from n = 1020 on the first form is never the smaller.
+    # 16√n (max|S_k| + ‖x∘w‖₂) <= 32√n Σ|x_i w_i|, so from n = 1020 on the first form is never the smaller one.
     if 32 * n**0.5 > n + 2 and (n + 2) * a < 1:
         certain = x.abs() @ w.abs().T
     squares = _sums_of_squares(x, weight)

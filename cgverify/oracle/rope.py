@@ -1,10 +1,10 @@
 """The rotation of q and k.
 
-Each turned element is one product plus or minus another, three roundings of which no path meets more than two:
+Each rotated element is one product plus or minus another: three roundings, of which no path meets more than two.
 
     o = x·cos + rot(x)·sin          B = γ₂(u)(|x cos| + |rot(x) sin|) + 2η
 
-u belongs to the promoted dtype of x and the table. The dimensions beyond `rotary_dim` pass through: B = 0.
+u is that of the dtype to which x and the table promote. The dimensions beyond `rotary_dim` are unchanged: B = 0.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from cgverify.oracle.arithmetic import (
 
 
 def rope(x: torch.Tensor, table: torch.Tensor, position_ids: torch.Tensor) -> Expected:
-    """x, rotated.
+    """Rotate x.
 
     Args:
         x: `[batch, seq, heads, head_dim]`.

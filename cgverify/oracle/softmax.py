@@ -4,8 +4,8 @@ With d_j = a|s_j − max s| the error of each exponent, p the exact pattern and 
 
     L = d_i + Σ_j p_j expm1(d_j) + min(γ_n, 16a√n) + 8a          B = R(p, p·expm1(L)) + 2⁻¹²⁶
 
-d_i is the numerator's, the sum is the denominator's, then the roundings of the summation, and 8a for two exponentials,
-the division and their like. 2⁻¹²⁶ is where float32 turns subnormal and kernels flush to zero.
+d_i is the numerator's error and the sum the denominator's, then come the roundings of the summation, and 8a for two
+exponentials, the division and the remaining operations. Below 2⁻¹²⁶ float32 is subnormal and kernels flush to zero.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from cgverify.oracle.arithmetic import UNIT_ROUNDOFF, Expected, accumulator, bou
 
 
 def softmax(scores: torch.Tensor, dtype: torch.dtype) -> Expected:
-    """scores `[batch, heads, seq, keys]` as the softmax received them; `dtype` is the pattern's."""
+    """Return the pattern, in `dtype`, of scores `[batch, heads, seq, keys]` as the softmax received them."""
     a = UNIT_ROUNDOFF[accumulator(scores.dtype)]
     n = scores.shape[-1]
     wide = scores.to(torch.float64)

@@ -12,7 +12,7 @@ from cgverify.checkpoint.source import Source
 from cgverify.checkpoint.window import Window, refusal
 from cgverify.common.errors import DeviceError, WeightsError
 from cgverify.common.records import Cell, CellResult, Prompt, RotaryDim, Verdict
-from cgverify.observe.candidate import Candidate, visit
+from cgverify.observe.candidate import Candidate, free_bridge_afterwards
 from cgverify.oracle.shortcuts import NO_SHORTCUTS, Shortcuts
 from cgverify.plan.batches import group_into_batches
 from cgverify.plan.cells import WHOLE, WeightsView, weights_view
@@ -91,7 +91,7 @@ class CheckpointVerifier:
         model = self._window.reference(variant_of(cell))
         return Reference(model, self._source.config, self._spreads[view], shortcuts=self._shortcuts)
 
-    @visit()
+    @free_bridge_afterwards()
     def _verify_candidate(self, cells: Sequence[Cell], reference: Reference, watch: Watch) -> list[CellResult]:
         def observe(cell: Cell, bridge: nn.Module) -> ObservedCell:
             watch(cell)
@@ -152,7 +152,7 @@ class CheckpointVerifier:
         for _, own in groupby(ready, key=_candidate):
             yield from self._verify_prompt_candidate(list(own), reference, prompt_pass, watch)
 
-    @visit()
+    @free_bridge_afterwards()
     def _verify_prompt_candidate(
         self, cells: Sequence[Cell], reference: Reference, prompt_pass: PromptPass, watch: Watch
     ) -> list[CellResult]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 
 from cgverify.common.records import Verdict
-from cgverify.observe.bits import agree, same_tensor, ulp_distance
+from cgverify.observe.bits import equal_values, same_tensor, ulp_distance
 from cgverify.oracle.arithmetic import Expected
 
 ULP_LIMIT = 4
@@ -59,7 +59,7 @@ def errors(tap: torch.Tensor, expected: Expected) -> torch.Tensor:
     wide = tap.reshape(-1).to(torch.float64)
     error = (wide - value).abs_()
     if not _largest(error).isfinite():  # only in this rare case, since it doubles the cost
-        error = torch.where(agree(wide, value), 0.0, error)
+        error = torch.where(equal_values(wide, value), 0.0, error)
         if expected.dtype.is_floating_point:
             may_overflow = value.abs() + bound > torch.finfo(expected.dtype).max
             error = torch.where(wide.isinf() & may_overflow & (wide.sign() == value.sign()), 0.0, error)
@@ -88,7 +88,7 @@ def difference(candidate: torch.Tensor, reference: torch.Tensor, visible: torch.
         candidate, reference = candidate.masked_fill(hidden, 0), reference.masked_fill(hidden, 0)
     candidate, reference = candidate.reshape(-1), reference.reshape(-1)
     absolute = (candidate.to(torch.float64) - reference.to(torch.float64)).abs_()
-    absolute = torch.where(agree(candidate, reference), 0.0, absolute)
+    absolute = torch.where(equal_values(candidate, reference), 0.0, absolute)
     farthest = _worst(torch.where(absolute.isnan(), torch.inf, absolute))
     max_ulp = _worst(ulp_distance(candidate, reference)).value
     return Difference(bitwise=False, max_abs=farthest.value, max_ulp=max_ulp, index=farthest.index)

@@ -152,7 +152,7 @@ class Reference:
         sides = []
         for forward in _forwards(cell, inputs.steps, self.config):
             # Steps without a cache that differ only in what Hugging Face does not have share one forward.
-            conditions = forward.step.conditions.of_reference
+            conditions = forward.step.conditions.for_reference
             key = id(forward.step.inputs), conditions
             if forward.cache is not None or key not in known:
                 known[key] = run_reference(

@@ -240,7 +240,7 @@ def _run_candidate(candidate: Candidate, model: CodeGenForCausalLM, prompt: Prom
         raise CandidateFailedError(WHOLE_BOOT, error) from error
     for forward in run.forwards:
         for view, seen in forward.seen.items():
-            COMPONENTS[kind_of(view)].name_taps(seen)
+            COMPONENTS[kind_of(view)].rename_taps(seen)
     same = len(plain.logits) == len(run.logits) and all(map(same_tensor, plain.logits, run.logits))
     if run.raised is None and not same:
         what = "the logits are others" if plain.raised is None else described(plain.raised)

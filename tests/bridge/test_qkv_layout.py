@@ -13,7 +13,7 @@ from transformers.models.codegen.modeling_codegen import CodeGenAttention
 from cgverify.bridge import join_weight, split_qkv_matrix, split_weight
 from cgverify.observe.generations import installed
 from cgverify.observe.taps import Observation
-from cgverify.oracle.fused_qkv import projection_weight
+from cgverify.oracle.fused_qkv import projection
 
 
 def test_rows_of_the_smallest_case_by_hand() -> None:
@@ -36,7 +36,7 @@ def test_join_undoes_split(quarter: int, seed: int) -> None:
 def test_split_agrees_with_the_oracles(heads: int, head_dim: int) -> None:
     fused = torch.randn(3 * heads * head_dim, heads * head_dim)
     for weight, which in zip(split_weight(fused), "qkv", strict=True):
-        assert torch.equal(weight, projection_weight(fused, which, heads))
+        assert torch.equal(weight, projection(fused, which, heads))
 
 
 def test_linears_compute_what_split_heads_returns(config: CodeGenConfig) -> None:

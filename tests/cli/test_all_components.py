@@ -249,7 +249,7 @@ def test_nan_in_weights_is_an_error_and_the_rest_is_verified(cli: Cli, folder: P
         (("--case", "all,foo"), 2, "Unknown case 'all'"),
         (("--rotary-dim", "half"), 2, "not a whole number"),
         (("--bridge", "nowhere:Bridge"), 2, "No module named 'nowhere'"),
-        (("--bridge", "pathlib:Path"), 2, "is no bridge"),
+        (("--bridge", "pathlib:Path"), 2, "is not a bridge"),
         (("--weights", "best"), 2, "Unknown weights 'best'"),
         (("--format", "xml"), 2, "Unknown format 'xml'"),
         (("--output", "/proc/nowhere"), 2, "Cannot write"),

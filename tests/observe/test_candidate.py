@@ -72,7 +72,7 @@ def no_bridge(bridge: Any) -> None:
 
 
 def test_a_function_must_return_the_bridge(model: CodeGenForCausalLM) -> None:
-    with pytest.raises(CandidateError, match="returned no bridge but NoneType"):
+    with pytest.raises(CandidateError, match="returned NoneType instead of a bridge"):
         find_candidate(f"{__name__}:no_bridge").boot(model)
 
 
@@ -88,8 +88,8 @@ def test_the_source_of_a_candidate_is_known(tmp_path: Path, monkeypatch: pytest.
         ("cgverifi", "module:name"),
         ("nowhere:Thing", "No module named 'nowhere'"),
         ("faults:Nothing", "no attribute 'Nothing'"),
-        (f"{__name__}:NOT_A_BRIDGE", "is no bridge"),
-        ("pathlib:Path", "is no bridge"),
+        (f"{__name__}:NOT_A_BRIDGE", "is not a bridge"),
+        ("pathlib:Path", "is not a bridge"),
     ],
 )
 def test_what_is_no_bridge_is_told(name: str, told: str) -> None:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from torch import nn
 from transformers import CodeGenForCausalLM
 
 from cgverify.bridge import boot
-from cgverify.observe.conditions import PLAIN, Conditions, Cotangent, Patch, under
+from cgverify.observe.conditions import PLAIN, Conditions, Cotangent, Patch, apply_conditions
 
 CPU = torch.device("cpu")
 
@@ -22,7 +20,7 @@ def attention(model: CodeGenForCausalLM) -> nn.Module:
 
 def test_dropout_is_on_in_training_mode_and_off_afterwards(attention: nn.Module) -> None:
     rates = [part.p for part in attention.modules() if isinstance(part, nn.Dropout)]
-    with under(Conditions(dropout=0.25), attention, CPU):
+    with apply_conditions(Conditions(dropout=0.25), attention, attention, CPU):
         assert all(part.training for part in attention.modules())
         assert [part.p for part in attention.modules() if isinstance(part, nn.Dropout)] == [0.25, 0.25]
     assert not any(part.training for part in attention.modules())
@@ -34,7 +32,7 @@ def test_a_table_is_cast_and_put_back_bit_for_bit(model: CodeGenForCausalLM) -> 
     table = attention.embed_positions
     for weight in attention.parameters():
         weight.data = weight.data.to(torch.bfloat16)
-    with under(Conditions(cast_table=True), attention, CPU):
+    with apply_conditions(Conditions(cast_table=True), attention, attention, CPU):
         assert attention.embed_positions.dtype == torch.bfloat16
         assert torch.equal(attention.embed_positions, table.to(torch.bfloat16))
     assert attention.embed_positions is table
@@ -48,7 +46,7 @@ def test_a_flag_is_on_for_the_bridge_and_off_afterwards_even_when_the_forward_fa
     node = bridge.blocks[0].attn
 
     def forward() -> None:
-        with under(Conditions(flags=(flag,)), node, CPU, bridge.cfg):
+        with apply_conditions(Conditions(flags=(flag,)), node, bridge, CPU):
             assert getattr(node.config, flag)
             raise ZeroDivisionError
 
@@ -61,7 +59,7 @@ def test_a_random_state_is_the_same_each_time_and_the_global_one_is_kept() -> No
     before = torch.get_rng_state()
     drawn = []
     for _ in range(2):
-        with under(Conditions(random_state=5), nn.Identity(), CPU):
+        with apply_conditions(Conditions(random_state=5), nn.Identity(), nn.Identity(), CPU):
             drawn.append(torch.rand(3))
     assert torch.equal(*drawn)
     assert torch.equal(torch.get_rng_state(), before)
@@ -69,11 +67,11 @@ def test_a_random_state_is_the_same_each_time_and_the_global_one_is_kept() -> No
 
 def test_gradients_and_autocast_are_as_asked_for() -> None:
     linear, x = nn.Linear(4, 4), torch.randn(2, 4)
-    with torch.no_grad(), under(Conditions(gradients=True, autocast=torch.bfloat16), linear, CPU):
+    with torch.no_grad(), apply_conditions(Conditions(gradients=True, autocast=torch.bfloat16), linear, linear, CPU):
         y = linear(x)
     assert y.requires_grad
     assert y.dtype == torch.bfloat16
-    with under(PLAIN, linear, CPU):
+    with apply_conditions(PLAIN, linear, linear, CPU):
         y = linear(x)
     assert not y.requires_grad
     assert y.dtype == torch.float32
@@ -81,7 +79,7 @@ def test_gradients_and_autocast_are_as_asked_for() -> None:
 
 def test_hugging_face_has_neither_flags_nor_hooks() -> None:
     both = Conditions(dropout=0.1, random_state=3, flags=("use_attn_in",), patch=Patch("hook_q", 3))
-    assert both.of_reference == Conditions(dropout=0.1, random_state=3)
+    assert both.for_reference == Conditions(dropout=0.1, random_state=3)
 
 
 def test_a_patch_is_one_tensor_in_every_dtype_and_another_for_every_tap_and_seed() -> None:
@@ -104,10 +102,3 @@ def test_rounded_conditions_draw_what_the_dtype_would_get() -> None:
         assert torch.equal(after(like), before(like.bfloat16()).double())
         assert not torch.equal(after(like), before(like))
     assert PLAIN.rounded_to(torch.bfloat16) == PLAIN
-
-
-def test_conditions_that_ask_for_no_flags_need_no_config() -> None:
-    config = SimpleNamespace(use_attn_in=False)
-    with under(PLAIN, nn.Identity(), CPU), under(Conditions(flags=("use_attn_in",)), nn.Identity(), CPU, config):
-        assert config.use_attn_in
-    assert not config.use_attn_in

@@ -10,10 +10,10 @@ from torch.nn import functional
 
 from cgverify.oracle.arithmetic import Expected, bounded_output, exact_input
 from cgverify.oracle.autocast import operand, widened
-from cgverify.oracle.autocast_scores import autocast_scores
 from cgverify.oracle.block_sum import block_sum
 from cgverify.oracle.mix import mix
 from cgverify.oracle.product import products
+from cgverify.oracle.scores import autocast_scores
 from cgverify.oracle.shortcuts import NO_SHORTCUTS
 from cgverify.verification.metrics import assess
 

@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 from transformers.models.codegen.modeling_codegen import apply_rotary_pos_emb, create_sinusoidal_positions
 
 from cgverify.oracle.arithmetic import Expected, exact_input
-from cgverify.oracle.autocast_scaled_scores import autocast_scaled_scores
 from cgverify.oracle.rope import rope, rope_in_own_dtype
-from cgverify.oracle.scaled_scores import scaled_scores
+from cgverify.oracle.scaled_scores import autocast_scaled_scores, scaled_scores
 from cgverify.oracle.shortcuts import NO_SHORTCUTS
 from cgverify.verification.metrics import assess
 

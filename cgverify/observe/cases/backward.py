@@ -1,15 +1,15 @@
 """`backward`: gradients of sum(output · G), with G drawn from the seed, in the hidden states and in every weight.
 
-Both sides run with autograd on. Only this case sees what a forward hides: a detached tensor, a gradient that is scaled,
-goes through a wrong transpose, or skips the softmax. Hugging Face adds up q, k and v in one product where a bridge with
-separate weights adds three, so gradients are within bounds and not always bitwise equal. The oracle is the float64
-gradient with a sampled spread of correct arithmetic (`cgverify/oracle/gradient.py`). Each gradient is judged element by
-element, and slice by slice for a common factor. Positions and mask are those of `stress`.
+Both sides run with autograd on. Only this case detects what a forward does not show: a tensor that is detached, a
+gradient that is scaled, goes through a wrong transpose, or skips the softmax. Hugging Face adds up q, k and v in one
+product where a bridge with separate weights adds three, so gradients are within bounds and not always bitwise equal.
+The oracle is the float64 gradient with a sampled spread of correct arithmetic (`cgverify/oracle/gradient.py`). Each
+gradient is judged element by element, and slice by slice for a common factor. Positions and mask are those of `stress`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 
@@ -18,43 +18,33 @@ from cgverify.observe.cases.case import Case, one_forward
 from cgverify.observe.components import Component
 from cgverify.observe.conditions import Conditions, Cotangent
 from cgverify.observe.generations import installed
-from cgverify.observe.gradients import MODULES
+from cgverify.observe.gradients import modules_with_gradients
 from cgverify.observe.inputs import Inputs, InputSpec, Step, stress_context
 from cgverify.observe.stages import RESIDUAL, Stage, TapFunction, TensorsByName
-from cgverify.oracle import forward
 from cgverify.oracle.arithmetic import Expected
+from cgverify.oracle.forward import FORWARDS, Context
 from cgverify.oracle.gradient import Gradient, gradients
-from cgverify.oracle.monte_carlo import Roundings, arriving
+from cgverify.oracle.monte_carlo import Roundings, gradient_stored
 from cgverify.oracle.parameters import Parameters
 
 INPUT = "hidden_states"
-
-
-def _linear(kind: str) -> Callable[[torch.Tensor, Mapping[str, torch.Tensor], forward.Setting], torch.Tensor]:
-    return lambda x, weights, setting: forward.linear(x, kind, weights, setting)
-
-
-_FORWARDS: dict[str, Callable[[torch.Tensor, Mapping[str, torch.Tensor], forward.Setting], torch.Tensor]] = {
-    "ln1": lambda x, weights, setting: forward.norm(x, "ln1", weights, setting),
-    "attn": forward.attention,
-    "mlp": forward.mlp,
-    "block": forward.block,
-    **{kind: _linear(kind) for kind in ("attn.o", "mlp.in", "mlp.out")},
-}
-
-_AXES = {
-    **{f"attn.{w}": ("head", "dimension", "input") for w in "qkv"},
-    INPUT: RESIDUAL,
-}
+_BY_HEAD = ("attn.q", "attn.k", "attn.v")
 
 
 def leaves(kind: str) -> tuple[str, ...]:
-    """What a component has gradients in: the hidden states, and weights by the names of `Parameters`."""
+    """Return what a component has gradients in: the hidden states, and weights by the names of `Parameters`."""
     names = [INPUT]
-    for module in MODULES[kind]:
-        names += [f"attn.{w}" for w in "qkv"] if module == "attn.qkv" else [module]
-        names += [f"{module}.bias"] if module.startswith(("ln1", "mlp")) else []
+    for module in modules_with_gradients(kind):
+        names += [module, f"{module}.bias"] if module.startswith(("ln1", "mlp")) else [module]
     return tuple(names)
+
+
+def _axes(leaf: str) -> tuple[str, ...]:
+    if leaf == INPUT:
+        return RESIDUAL
+    if leaf in _BY_HEAD:
+        return ("head", "dimension", "input")
+    return ("dimension",) if leaf == "ln1" or leaf.endswith(".bias") else ("row", "column")
 
 
 def _transform(inputs: Inputs, spec: InputSpec) -> Inputs:
@@ -67,62 +57,57 @@ def _stages(component: Component, step: Step) -> tuple[Stage, ...]:
     known: list[tuple[torch.Tensor, dict[str, Gradient]]] = []
 
     def gradient(name: str, side: TensorsByName, parameters: Parameters) -> Gradient:
-        """Both sides were given equal inputs, and all stages read one computation."""
+        """Return a gradient from one computation for all stages and for both sides, which have equal inputs."""
         given = side[f"given.{INPUT}"]
         if not known or not same_tensor(known[0][0], given):
             known[:] = [(given, _gradients(component.kind, side, parameters, cotangent))]
         return known[0][1][name]
 
-    def elements(name: str) -> TapFunction:
-        return TapFunction(lambda side, parameters: gradient(name, side, parameters).elements())
+    def stages_of(name: str) -> tuple[Stage, Stage]:
+        tap, axes = f"grad.{name}", _axes(name)
 
-    def scale(name: str) -> TapFunction:
-        def compute(side: TensorsByName, parameters: Parameters) -> Expected:
-            return gradient(name, side, parameters).scale(side[f"grad.{name}"])
+        def elements(side: TensorsByName, parameters: Parameters) -> Expected:
+            return gradient(name, side, parameters).elements()
 
-        return TapFunction(compute)
+        def scale(side: TensorsByName, parameters: Parameters) -> Expected:
+            return gradient(name, side, parameters).scale(side[tap])
 
-    stages = []
-    for name in leaves(component.kind):
-        axes = _AXES.get(name, ("dimension",) if name.endswith(".bias") or name == "ln1" else ("row", "column"))
-        stages += [
-            Stage("gradient", f"grad.{name}", elements(name), axes),
-            Stage("gradient_scale", f"grad.{name}", scale(name), axes, meaning="all of a slice is too large or small"),
-        ]
-    return tuple(stages)
+        return (
+            Stage("gradient", tap, TapFunction(elements), axes),
+            Stage("gradient_scale", tap, TapFunction(scale), axes, meaning="all of a slice is too large or small"),
+        )
+
+    return tuple(stage for name in leaves(component.kind) for stage in stages_of(name))
 
 
 def _gradients(kind: str, side: TensorsByName, parameters: Parameters, cotangent: Cotangent) -> dict[str, Gradient]:
     given = side[f"given.{INPUT}"]
-    stored = {name: _weight(name, parameters) for name in leaves(kind) if name != INPUT}
-    attends = kind in ("attn", "block")
+    weights = {name: _weight(name, parameters) for name in leaves(kind) if name != INPUT}
 
     def run(wide: Mapping[str, torch.Tensor], roundings: Roundings) -> torch.Tensor:
-        setting = forward.Setting(
+        context = Context(
             dtype=given.dtype,
             roundings=roundings,
             scores=installed().sampled_scores,
             n_heads=parameters.n_heads,
             eps=parameters.eps,
-            table=parameters.tensor("attn.table") if attends else None,
-            position_ids=side["given.position_ids"] if attends else None,
-            mask=side["given.attention_mask"] if attends else None,
+            table=parameters.tensor("attn.table"),
+            position_ids=side.get("given.position_ids"),
+            mask=side.get("given.attention_mask"),
         )
-        return _FORWARDS[kind](arriving(wide[INPUT], given.dtype, roundings), wide, setting)
+        return FORWARDS[kind](gradient_stored(wide[INPUT], given.dtype, roundings), wide, context)
 
     def slices(name: str, gradient: torch.Tensor) -> torch.Tensor:
-        by_head = _AXES.get(name, ())[:1] == ("head",)
-        return gradient.unflatten(0, (parameters.n_heads, -1)) if by_head else gradient
+        return gradient.unflatten(0, (parameters.n_heads, -1)) if name in _BY_HEAD else gradient
 
-    width = given.shape[-1] if kind in ("attn", "block", "ln1", "mlp") else len(parameters.tensor(kind))
+    width = len(weights[kind]) if kind in ("mlp.in", "mlp.out") else given.shape[-1]
     drawn = cotangent(given.new_empty(*given.shape[:-1], width))
-    return gradients(run, {INPUT: given, **stored}, drawn, slices, parameters.shortcuts)
+    return gradients(run, {INPUT: given, **weights}, drawn, slices, parameters.shortcuts)
 
 
 def _weight(name: str, parameters: Parameters) -> torch.Tensor:
-    if name.endswith(".bias"):
-        return parameters.required_bias(name.removesuffix(".bias"))
-    return parameters.tensor(name)
+    module = name.removesuffix(".bias")
+    return parameters.tensor(name) if module == name else parameters.required_bias(module)
 
 
 def _conditions(spec: InputSpec) -> Conditions:

@@ -19,10 +19,9 @@ from transformers.models.codegen.modeling_codegen import CodeGenAttention
 from cgverify.observe.generations.generation import Generation
 from cgverify.observe.generations.softmax_input import SoftmaxInput
 from cgverify.observe.taps import RecordTap, watch_io
-from cgverify.oracle.autocast_scores import autocast_scores
 from cgverify.oracle.forward import masked_then_scaled
 from cgverify.oracle.rope import rope
-from cgverify.oracle.scores import scores
+from cgverify.oracle.scores import autocast_scores, scores
 
 
 def _misfits() -> list[str]:
@@ -39,6 +38,10 @@ def _misfits() -> list[str]:
 def _sin_cos_table(model: Any) -> torch.Tensor:
     table: torch.Tensor = model.transformer.h[0].attn.embed_positions
     return table
+
+
+def _dropout_rates(component: nn.Module) -> list[tuple[Any, str]]:
+    return [(module, "p") for module in component.modules() if isinstance(module, nn.Dropout)]
 
 
 def _call(_: nn.Module, node: nn.Module, kind: str, inputs: dict[str, Any], cache: Any) -> Any:
@@ -113,6 +116,7 @@ EMBED_POSITIONS = Generation(
     sin_cos_table=_sin_cos_table,
     shared_modules=lambda _: (),
     derived_inputs=(),
+    dropout_rates=_dropout_rates,
     call=_call,
     attention_taps=_attention_taps,
     rotate=rope,

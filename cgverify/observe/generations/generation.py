@@ -12,7 +12,7 @@ from torch import nn
 
 from cgverify.observe.taps import RecordTap
 from cgverify.oracle.arithmetic import Expected
-from cgverify.oracle.forward import Setting
+from cgverify.oracle.forward import Context
 from cgverify.oracle.shortcuts import Shortcuts
 
 
@@ -25,9 +25,11 @@ class Generation:
     sin_cos_table: Callable[[Any], torch.Tensor]
     """Return a one-block model's table `[positions, rotary_dim]`, sines before cosines, as it is stored."""
     shared_modules: Callable[[Any], tuple[nn.Module, ...]]
-    """Modules of a model or bridge that attention depends on and that are not inside it."""
+    """Return the modules of a model or bridge that attention depends on and that are not inside it."""
     derived_inputs: tuple[str, ...]
     """Arguments of attention and block that the model computes from their other inputs, and `call` with it."""
+    dropout_rates: Callable[[nn.Module], list[tuple[Any, str]]]
+    """Return the attributes of a component that are rates of dropout, each with its owner."""
     call: Callable[[nn.Module, nn.Module, str, dict[str, Any], Any], Any]
     """Call a component of either side and return what it returns.
 
@@ -43,6 +45,6 @@ class Generation:
     scores: Callable[[Expected, Expected, torch.Tensor | None, Shortcuts], Expected]
     """Masked and scaled scores. Arguments as for `cgverify.oracle.scores.scores`."""
     autocast_scores: Callable[[Expected, Expected, torch.Tensor | None, torch.dtype, Shortcuts], Expected]
-    """Scores under autocast. Arguments as for `cgverify.oracle.autocast_scores.autocast_scores`."""
-    sampled_scores: Callable[[torch.Tensor, torch.Tensor, Setting], torch.Tensor]
-    """Scores of rotated heads for gradients. See `cgverify.oracle.forward.Setting.scores`."""
+    """Scores under autocast. Arguments as for `cgverify.oracle.scores.autocast_scores`."""
+    sampled_scores: Callable[[torch.Tensor, torch.Tensor, Context], torch.Tensor]
+    """Scores of rotated heads for gradients. See `cgverify.oracle.forward.Context.scores`."""

@@ -21,10 +21,9 @@ from transformers.models.codegen import modeling_codegen
 from cgverify.observe.generations.generation import Generation
 from cgverify.observe.generations.softmax_input import SoftmaxInput
 from cgverify.observe.taps import RecordTap, watch_io
-from cgverify.oracle.autocast_scaled_scores import autocast_scaled_scores
 from cgverify.oracle.forward import scaled_then_masked
 from cgverify.oracle.rope import rope_in_own_dtype
-from cgverify.oracle.scaled_scores import scaled_scores
+from cgverify.oracle.scaled_scores import autocast_scaled_scores, scaled_scores
 
 
 def _misfits() -> list[str]:
@@ -58,6 +57,11 @@ def _rotary_emb(root: Any) -> Any:
 def _sin_cos_table(root: Any) -> torch.Tensor:
     table: torch.Tensor = _rotary_emb(root).embed_positions
     return table
+
+
+def _dropout_rates(component: nn.Module) -> list[tuple[Any, str]]:
+    rates = [(part, "p" if isinstance(part, nn.Dropout) else "attention_dropout") for part in component.modules()]
+    return [(part, name) for part, name in rates if name in vars(part)]
 
 
 def _call(root: nn.Module, node: nn.Module, kind: str, inputs: dict[str, Any], cache: Any) -> Any:
@@ -163,6 +167,7 @@ POSITION_EMBEDDINGS = Generation(
     sin_cos_table=_sin_cos_table,
     shared_modules=lambda root: (_rotary_emb(root),),
     derived_inputs=("position_embeddings",),
+    dropout_rates=_dropout_rates,
     call=_call,
     attention_taps=_attention_taps,
     rotate=rope_in_own_dtype,

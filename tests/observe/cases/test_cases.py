@@ -79,7 +79,7 @@ def test_every_hook_that_a_bridge_registers_is_judged(model: CodeGenForCausalLM,
     component = COMPONENTS[kind]
     node = boot(model).get_submodule(component.bridge_path)
     bridge = Observation({name: torch.empty(1, 1, 1, 1) for name, _ in hook_points(node)})
-    component.name_taps(bridge)
+    component.rename_taps(bridge)
     plain = {stage.tap for stage in component.stages(False)}
     assert set(bridge.taps) <= plain.union(*FLAGGED_HOOKS.get(kind, {}).values())
 
