@@ -15,9 +15,9 @@ from transformers import CodeGenConfig, CodeGenForCausalLM
 from cgverify.checkpoint.assembled import assembled
 from cgverify.checkpoint.source import Source
 from cgverify.checkpoint.window import ModelVariant, Window
+from cgverify.common.memory import available
 from cgverify.observe.candidate import Candidate
 from cgverify.observe.components import COMPONENTS
-from cgverify.plan.cost.memory import available
 
 WHOLE = "model"
 LAYER = 0

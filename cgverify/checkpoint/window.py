@@ -20,10 +20,10 @@ from torch import nn
 from transformers import CodeGenConfig, CodeGenForCausalLM
 
 from cgverify.bridge.qkv_layout import split_weight
-from cgverify.checkpoint.heap import give_back_freed
 from cgverify.checkpoint.sin_cos_table import set_table
 from cgverify.checkpoint.source import Source
 from cgverify.common.errors import WeightsError
+from cgverify.common.memory import give_back_freed
 from cgverify.common.printable import described
 from cgverify.common.records import RotaryDim
 
@@ -64,7 +64,7 @@ class Window:
         self._stored, self.view = {}, None
         if isinstance(view, str):  # the largest view of a small model, after the layers have torn the heap
             give_back_freed()
-        module = _in_view(self._skeleton(self._config), view)
+        module = _in_view(skeleton(self._config, 1), view)
         prefix = f"transformer.h.{view}" if isinstance(view, int) else _ENDS[view]
         shapes = {name: parameter.shape for name, parameter in module.named_parameters()}
 
@@ -118,7 +118,7 @@ class Window:
         head_dim = config.n_embd // config.n_head
         config.rotary_dim = head_dim if setting.rotary_dim == "none" else setting.rotary_dim
         with _memory_reported(self.view):
-            model = self._skeleton(config)
+            model = skeleton(config, 1)
             module = _in_view(model, self.view)
             for name, stored in self._stored.items():
                 owner, _, leaf = name.rpartition(".")
@@ -132,10 +132,13 @@ class Window:
                     attention.rotary_dim = None
         return model.eval()
 
-    @staticmethod
-    def _skeleton(config: CodeGenConfig) -> CodeGenForCausalLM:
-        with torch.device("meta"):
-            return CodeGenForCausalLM(config)
+
+def skeleton(config: CodeGenConfig, n_layers: int) -> CodeGenForCausalLM:
+    """Return a model with a number of layers on the meta device: shapes without memory."""
+    config = copy.deepcopy(config)
+    config.n_layer = n_layers
+    with torch.device("meta"):
+        return CodeGenForCausalLM(config)
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from cgverify.checkpoint.lookup import FoundCheckpoints, find_checkpoint, find_c
 from cgverify.checkpoint.prompt import UNSEEN, prompt_for
 from cgverify.checkpoint.source import Source
 from cgverify.common.errors import NothingToVerifyError, UsageError
+from cgverify.common.memory import available, taken
 from cgverify.common.numerics import machine, pin_numerics, versions
 from cgverify.common.records import Cell, Checkpoint, Run, WholePlan
 from cgverify.observe.candidate import find_candidate
@@ -21,7 +22,6 @@ from cgverify.plan.batches import CellBatch, Job, batches
 from cgverify.plan.cells import PROMPTED, Shard, plan
 from cgverify.plan.cost.estimate import Estimate
 from cgverify.plan.cost.headroom import forecast, require_room, without_room
-from cgverify.plan.cost.memory import available, taken
 from cgverify.runs.differences import CANDIDATE_SOURCES
 from cgverify.runs.reading import PlannedCell
 from cgverify.runs.request import ExecutionOptions, RunRequest
