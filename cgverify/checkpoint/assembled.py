@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from transformers import CodeGenConfig, CodeGenForCausalLM
 
+from cgverify.checkpoint.sin_cos_table import share_table
 from cgverify.checkpoint.window import ModelVariant, Window, skeleton
 from cgverify.common import memory
 
@@ -27,7 +28,9 @@ def assembled(window: Window, config: CodeGenConfig, variant: ModelVariant) -> C
     model.transformer.wte = embedded.transformer.wte
     for layer in range(config.n_layer):
         window.show(layer)
-        model.transformer.h[layer] = window.model(variant).transformer.h[0]
+        one_block = window.model(variant)
+        model.transformer.h[layer] = one_block.transformer.h[0]
+        share_table(model, one_block)
     window.show("ln_final")
     model.transformer.ln_f = window.model(variant).transformer.ln_f
     window.show("unembed")

@@ -15,7 +15,7 @@ from verifying import ALL_DTYPES, failed, findings, nano_cells, of, verify
 
 from cgverify.checkpoint.names import NANO
 from cgverify.checkpoint.resolve import resolve
-from cgverify.checkpoint.window import ModelVariant, Window
+from cgverify.checkpoint.window import ModelVariant, Window, skeleton
 from cgverify.common.errors import WeightsError
 from cgverify.common.records import Cell, CellResult, Finding, Prompt, Verdict
 from cgverify.observe.candidate import find_candidate
@@ -251,14 +251,14 @@ def test_weights_unreadable_for_the_whole_model_are_its_error() -> None:
 @pytest.mark.parametrize(("case", "lost"), [("default", 1), ("model", 3)])
 def test_own_model_that_cannot_be_built_is_an_error(case: str, lost: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory is short when the first candidate's copy of the weights is made, after the reference's."""
-    skeleton, built = Window._skeleton, count(1)
+    built = count(1)
 
-    def short(config: Any) -> Any:
+    def short(*arguments: Any) -> Any:
         if next(built) == 3:
             raise MemoryError
-        return skeleton(config)
+        return skeleton(*arguments)
 
-    monkeypatch.setattr(Window, "_skeleton", staticmethod(short))
+    monkeypatch.setattr("cgverify.checkpoint.window.skeleton", short)
     names = ("cgverify", "transformer_lens")
     plan = planned(cases=[case], layers=[0], components=["embed", "unembed"], candidates=names)
     results = verified(resolve("codegen-nano"), plan, *names)
