@@ -1,4 +1,4 @@
-"""`cgverify selftest`: the verifier's own exam."""
+"""`cgverify selftest`: check the verifier with seeded faults and correct variants."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cgverify.plan.cells import DEVICES, DTYPES
 
 FORMATS = ("table", "csv")
 THREADS = 1
-"""The exam's tensors are so small that a second thread would only wait."""
+"""The tensors of the self-test are so small that a second thread would only wait."""
 
 Output = Annotated[Path | None, option("output", "A new folder for selftest.csv.")]
 Format = Annotated[str, format_option(FORMATS)]
@@ -57,27 +57,27 @@ def selftest(
     import_libraries(verbose)
 
     from cgverify.checkpoint.resolve import resolve
-    from cgverify.selftest import table
-    from cgverify.selftest.exam import MODEL, Exam, exit_code, mark
-    from cgverify.selftest.report import exam_frame, show
+    from cgverify.selftest import seeded, variants
+    from cgverify.selftest.report import results_frame, show
+    from cgverify.selftest.self_test import MODEL, SelfTest, exit_code
     from cgverify.verification.checkpoint_verifier import CheckpointVerifier, require_devices
     from cgverify.verification.judge import Judge
 
     require_devices(devices)
     pin_numerics(threads)
     source = resolve(MODEL)
-    exam = Exam((*table.FAULTS, *table.VARIANTS), tuple(dtypes), tuple(devices), quick)
-    plan = exam.plan(source)
+    self_test = SelfTest((*seeded.FAULTS, *variants.VARIANTS), tuple(dtypes), tuple(devices), quick)
+    plan = self_test.plan(source)
     with stdout_is_ours():
-        verifier = CheckpointVerifier(source, exam.candidates(), judge=Judge(with_sentence=False))
-        results = list(with_progress(verifier.verify_all(plan), len(plan), quiet))
-        answers = list(mark(exam, results, source))
-    frame = exam_frame(answers)
+        verifier = CheckpointVerifier(source, self_test.candidates(), judge=Judge(with_sentence=False))
+        finished = list(with_progress(verifier.verify_all(plan), len(plan), quiet))
+        results = list(self_test.results(finished, source))
+    frame = results_frame(results)
     if output is not None:
         output.mkdir(parents=True)
         frame.to_csv(output / "selftest.csv", index=False)
     if format == "csv":
         typer.echo(frame.to_csv(index=False), nl=False)
     else:
-        show(Console(), answers)
-    return exit_code(answers)
+        show(Console(), results)
+    return exit_code(results)

@@ -1,1 +1,1 @@
-"""The verifier's own exam: seeded faults that it must find, and correct variants that it must not flag."""
+"""The self-test: seeded faults that the verifier must find, and correct variants that it must pass."""

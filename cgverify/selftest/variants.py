@@ -1,4 +1,4 @@
-"""Correct candidates that compute the same in another way: other roundings, the same bounds."""
+"""Correct candidates that compute the bridge's functions in another way: other roundings, within the same bounds."""
 
 from __future__ import annotations
 
@@ -8,121 +8,67 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from cgverify.bridge import CodeGenAttentionBridge
 from cgverify.bridge.qkv_layout import PARTITIONS
-from cgverify.selftest.entry import ATTENTION, Variant
-from cgverify.selftest.seeded.feed_forward import activated_by
+from cgverify.selftest.candidates import ATTENTION, Implementation, Rows, Variant, by_name, named_candidates
+from cgverify.selftest.seeded.autocast import outside_autocast, product_dtype
+from cgverify.selftest.seeded.block import block
+from cgverify.selftest.seeded.seeding import NORMS, activated, attention, changed, computed
 
-Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-ProductFunction = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
-"""Of an input, a weight and a bias or None, in one dtype."""
+ProductFunction = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""A product of an input and a weight, plus a bias unless that is None, all in one dtype."""
 
-
-def _linears(bridge: Any) -> list[Any]:
-    """Every Linear of a block and the unembedding."""
-    block = bridge.blocks[0]
-    owners = (block.attn.q, block.attn.k, block.attn.v, block.attn.o, getattr(block.mlp, "in"), block.mlp.out)
-    return [owner.original_component for owner in (*owners, bridge.unembed)]
+PRODUCTS = (*(f"blocks.0.attn.{name}" for name in "qkvo"), "blocks.0.mlp.in", "blocks.0.mlp.out", "unembed")
+"""The paths of the Linears of a block, and of the unembedding."""
 
 
-def _multiplied(bridge: Any, product: ProductFunction) -> Any:
-    """Let every product of a bridge be taken by a function, of what autocast makes of its operands if that is on."""
-    for linear in _linears(bridge):
-
-        def forward(x: torch.Tensor, linear: nn.Linear = linear) -> torch.Tensor:
-            operands = taken(x), taken(linear.weight), None if linear.bias is None else taken(linear.bias)
-            with by_hand(x):
-                return product(*operands)
-
-        linear.forward = forward
-    return bridge
+def taken(operand: Tensor) -> Tensor:
+    """Cast an operand to the dtype in which autocast would multiply it."""
+    return operand.to(product_dtype(operand))
 
 
-def taken(operand: torch.Tensor) -> torch.Tensor:
-    """An operand as a product takes it: rounded, if autocast is on."""
-    device = operand.device.type
-    low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else operand.dtype
-    return operand if operand.dtype == torch.float64 else operand.to(low)
+def _multiplied(product: ProductFunction) -> Implementation:
+    """Compute every Linear by a function, of operands that are cast as autocast would cast them."""
+
+    def forward(linear: nn.Linear, x: Tensor) -> Tensor:
+        operands = taken(x), taken(linear.weight), None if linear.bias is None else taken(linear.bias)
+        with outside_autocast(x):
+            return product(*operands)
+
+    return computed(forward, *PRODUCTS)
 
 
-def by_hand(x: torch.Tensor) -> torch.autocast:
-    """What stands in it casts for itself. Operands are to be taken before."""
-    return torch.autocast(x.device.type, enabled=False)
+def _widened(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def row_by_row(bridge: Any) -> Any:
-    """One matrix-vector product for each token."""
-
-    def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        rows = [nn.functional.linear(row, weight, bias) for row in x.reshape(-1, x.shape[-1])]
-        return torch.stack(rows).reshape(*x.shape[:-1], -1)
-
-    return _multiplied(bridge, product)
+def _row_by_row(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    rows = [nn.functional.linear(row, weight, bias) for row in x.reshape(-1, x.shape[-1])]
+    return torch.stack(rows).reshape(*x.shape[:-1], -1)
 
 
-def permuted_sum(bridge: Any) -> Any:
-    """Every product sums its terms in another order."""
-
-    def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        order = torch.randperm(x.shape[-1], generator=torch.Generator().manual_seed(0)).to(x.device)
-        return nn.functional.linear(x[..., order], weight[:, order], bias)
-
-    return _multiplied(bridge, product)
+def _permuted_sum(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    order = torch.randperm(x.shape[-1], generator=torch.Generator().manual_seed(0)).to(x.device)
+    return nn.functional.linear(x[..., order], weight[:, order], bias)
 
 
-def split_k(bridge: Any) -> Any:
-    """Every product is a sum of four in the accumulator's precision."""
-
-    def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        wide = torch.promote_types(x.dtype, torch.float32)
-        parts = zip(x.to(wide).chunk(4, -1), weight.to(wide).chunk(4, -1), strict=True)
-        total = torch.stack([a @ b.T for a, b in parts]).sum(0)
-        return (total if bias is None else total + bias).to(x.dtype)
-
-    return _multiplied(bridge, product)
+def _split_k(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    parts = zip(_widened(x).chunk(4, -1), _widened(weight).chunk(4, -1), strict=True)
+    total = torch.stack([a @ b.T for a, b in parts]).sum(0)
+    return (total if bias is None else total + bias).to(x.dtype)
 
 
-def bias_first(bridge: Any) -> Any:
-    """A bias is the first addend."""
-
-    def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        wide = torch.promote_types(x.dtype, torch.float32)
-        start = 0 if bias is None else bias.to(wide)
-        return (start + x.to(wide) @ weight.to(wide).T).to(x.dtype)
-
-    return _multiplied(bridge, product)
+def _bias_first(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    start = 0 if bias is None else _widened(bias)
+    return (start + _widened(x) @ _widened(weight).T).to(x.dtype)
 
 
-def products_in_float64(bridge: Any) -> Any:
-    """Every product is taken in float64 and rounded once."""
-
-    def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        return nn.functional.linear(x.double(), weight.double(), None if bias is None else bias.double()).to(x.dtype)
-
-    return _multiplied(bridge, product)
+def _in_float64(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return nn.functional.linear(x.double(), weight.double(), None if bias is None else bias.double()).to(x.dtype)
 
 
-def strided_weights(bridge: Any) -> Any:
-    """Weights lie transposed in memory."""
-    for linear in _linears(bridge):
-        weight = linear.weight
-        weight.data = weight.data.T.contiguous().T
-    return bridge
-
-
-def one_thread(bridge: Any) -> Any:
-    """Every product runs on one thread."""
-    return _multiplied(bridge, partial(_with_threads, 1))
-
-
-def two_threads(bridge: Any) -> Any:
-    """Every product runs on two threads."""
-    return _multiplied(bridge, partial(_with_threads, 2))
-
-
-def _with_threads(number: int, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+def _with_threads(number: int, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:
@@ -131,244 +77,221 @@ def _with_threads(number: int, x: torch.Tensor, weight: torch.Tensor, bias: torc
         torch.set_num_threads(before)
 
 
-class Fused(CodeGenAttentionBridge):
-    """A bridge whose Q, K and V come from one product, where nobody gives them inputs of their own."""
+def _transpose_weights(bridge: Any) -> None:
+    for path in PRODUCTS:
+        weight = bridge.get_submodule(path).original_component.weight
+        weight.data = weight.data.T.contiguous().T
 
-    def fused(self, hidden_states: torch.Tensor) -> Tensors:
-        """q, k and v, each `[batch, seq, d_model]`."""
-        raise NotImplementedError
 
-    def _project(self, hidden_states: torch.Tensor) -> Tensors:
-        if self._is_split_qkv_fork_active():
-            return super()._project(hidden_states)
-        projections = (self.q, self.k, self.v)
+def _projected(fused: Callable[[Any, Tensor], tuple[Tensor, ...]]) -> Implementation:
+    """Compute q, k and v, `[batch, seq, d_model]` each, by a function of the bridge and the hidden states.
+
+    The function is not used if a hook gives one of them an input of its own.
+    """
+
+    def project(bridge: Any, inherited: Any, hidden_states: Tensor) -> Any:
+        if bridge._is_split_qkv_fork_active():
+            return inherited(hidden_states)
+        projections = (bridge.q, bridge.k, bridge.v)
         inputs = [projection.hook_in(hidden_states) for projection in projections]
         if all(x is hidden_states for x in inputs):
-            parts = self.fused(hidden_states)
-        else:  # a hook returned another tensor to one of them
-            query, key, value = (p.original_component(x) for p, x in zip(projections, inputs, strict=True))
-            parts = query, key, value
-        query, key, value = (
-            projection.hook_out(part).unflatten(-1, (self.config.n_heads, -1))
+            parts = fused(bridge, hidden_states)
+        else:
+            parts = tuple(p.original_component(x) for p, x in zip(projections, inputs, strict=True))
+        return tuple(
+            projection.hook_out(part).unflatten(-1, (bridge.config.n_heads, -1))
             for projection, part in zip(projections, parts, strict=True)
         )
-        return query, key, value
+
+    return attention(_project=project)
 
 
-class FusedProjection(Fused):
-    """Q, K and V come from one product with the three weights, one below the other."""
-
-    def fused(self, hidden_states: torch.Tensor) -> Tensors:
-        weight = torch.cat([p.original_component.weight for p in (self.q, self.k, self.v)])
-        query, key, value = nn.functional.linear(hidden_states, weight).chunk(3, -1)
-        return query, key, value
+def _joined_weights(bridge: Any, hidden_states: Tensor) -> tuple[Tensor, ...]:
+    weight = torch.cat([p.original_component.weight for p in (bridge.q, bridge.k, bridge.v)])
+    return nn.functional.linear(hidden_states, weight).chunk(3, -1)
 
 
-class StoredFusedProjection(Fused):
-    """The fused weight is multiplied as it is stored, and the result split; in training it would take the gradient."""
-
-    def fused(self, hidden_states: torch.Tensor) -> Tensors:
-        if torch.is_grad_enabled():
-            apart: Tensors = tuple(each.original_component(hidden_states) for each in (self.q, self.k, self.v))
-            return apart
-        original: Any = self.original_component
-        parts = original.qkv_proj(hidden_states).unflatten(-1, (PARTITIONS, 3, -1))
-        query, value, key = (parts[..., i, :].flatten(-2) for i in range(3))
-        return query, key, value
+def _stored_weight(bridge: Any, hidden_states: Tensor) -> tuple[Tensor, ...]:
+    if torch.is_grad_enabled():
+        return tuple(each.original_component(hidden_states) for each in (bridge.q, bridge.k, bridge.v))
+    parts = bridge.original_component.qkv_proj(hidden_states).unflatten(-1, (PARTITIONS, 3, -1))
+    query, value, key = (parts[..., i, :].flatten(-2) for i in range(3))
+    return query, key, value
 
 
-class BatchReversed(CodeGenAttentionBridge):
-    """Rows of the batch are computed in reverse order."""
-
-    def _scores(self, query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        rows = mask.expand(len(query), -1, -1, -1)
-        return super()._scores(query.flip(0), key.flip(0), rows.flip(0)).flip(0)
-
-    def _mix(self, pattern: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        return super()._mix(pattern.flip(0), value.flip(0)).flip(0)
+def _scores_row_reversed(_: Any, scores: Any, query: Tensor, key: Tensor, mask: Tensor) -> Any:
+    rows = mask.expand(len(query), -1, -1, -1)
+    return scores(query.flip(0), key.flip(0), rows.flip(0)).flip(0)
 
 
-class HeadByHead(CodeGenAttentionBridge):
-    """Each head's scores and z are products of their own."""
-
-    def _scores(self, query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        heads = [super(HeadByHead, self)._scores(q, k, mask) for q, k in _heads(query, key)]
-        return torch.cat(heads, 1)
-
-    def _mix(self, pattern: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        return torch.cat([super(HeadByHead, self)._mix(p, v) for p, v in _heads(pattern, value)], -1)
-
-
-def _heads(first: torch.Tensor, second: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def _by_head(first: Tensor, second: Tensor) -> list[tuple[Tensor, Tensor]]:
     return list(zip(first.split(1, 1), second.split(1, 1), strict=True))
 
 
-class ContiguousHeads(CodeGenAttentionBridge):
-    """Every operand is contiguous as `[batch, heads, seq, head_dim]`, so that other kernels run."""
-
-    def _scores(self, query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        return super()._scores(query.contiguous(), key.contiguous(), mask)
-
-    def _mix(self, pattern: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        return super()._mix(pattern, value.contiguous())
+def _strided(x: Tensor) -> Tensor:
+    return x.mT.contiguous().mT
 
 
-class StridedHeads(CodeGenAttentionBridge):
-    """Operands lie with the head dimension outermost."""
-
-    def _scores(self, query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        return super()._scores(query.mT.contiguous().mT, key.mT.contiguous().mT, mask)
-
-    def _mix(self, pattern: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        return super()._mix(pattern.mT.contiguous().mT, value.mT.contiguous().mT)
+def _reciprocal_scale(_bridge: Any, _scores: Any, query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
+    scores = query.to(torch.float32) @ key.to(torch.float32).transpose(-1, -2) + mask
+    return scores * (1 / math.sqrt(query.shape[-1]))
 
 
-class ReciprocalScale(CodeGenAttentionBridge):
-    """Scores are multiplied by 1/√head_dim."""
-
-    def _scores(self, query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        scores = query.to(torch.float32) @ key.to(torch.float32).transpose(-1, -2) + mask
-        return scores * (1 / math.sqrt(query.shape[-1]))
-
-
-class MaskInProduct(CodeGenAttentionBridge):
-    """The mask is the product's first addend, unless autocast rounds the product before it comes."""
-
-    def _scores(self, query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        if torch.is_autocast_enabled(query.device.type):
-            return super()._scores(query, key, mask)
-        q, k = query.to(torch.float32).flatten(0, 1), key.to(torch.float32).flatten(0, 1)
-        start = mask.to(torch.promote_types(mask.dtype, torch.float32)).expand(*query.shape[:2], -1, -1).flatten(0, 1)
-        scores = torch.baddbmm(start, q.to(start.dtype), k.to(start.dtype).mT)
-        return scores.reshape(*query.shape[:2], *scores.shape[1:]) / math.sqrt(query.shape[-1])
+def _mask_in_product(_: Any, scores: Any, query: Tensor, key: Tensor, mask: Tensor) -> Any:
+    if torch.is_autocast_enabled(query.device.type):
+        return scores(query, key, mask)
+    q, k = query.to(torch.float32).flatten(0, 1), key.to(torch.float32).flatten(0, 1)
+    start = _widened(mask).expand(*query.shape[:2], -1, -1).flatten(0, 1)
+    product = torch.baddbmm(start, q.to(start.dtype), k.to(start.dtype).mT)
+    return product.reshape(*query.shape[:2], *product.shape[1:]) / math.sqrt(query.shape[-1])
 
 
-class SoftmaxByHand(CodeGenAttentionBridge):
-    """exp(s − max) / Σ exp(s − max)."""
-
-    def _masked_softmax(self, attn_scores: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
-        wide = attn_scores.to(torch.promote_types(attn_scores.dtype, torch.float32))
-        powers = (wide - wide.amax(-1, keepdim=True)).exp()
-        return powers / powers.sum(-1, keepdim=True)
+def _softmax_by_hand(_bridge: Any, _softmax: Any, scores: Tensor) -> Tensor:
+    powers = (_widened(scores) - _widened(scores).amax(-1, keepdim=True)).exp()
+    return powers / powers.sum(-1, keepdim=True)
 
 
-class SoftmaxByLogarithm(CodeGenAttentionBridge):
-    """exp(s − log Σ exp s), with the maximum taken off first."""
-
-    def _masked_softmax(self, attn_scores: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
-        wide = attn_scores.to(torch.promote_types(attn_scores.dtype, torch.float32))
-        shifted = wide - wide.amax(-1, keepdim=True)
-        return (shifted - shifted.exp().sum(-1, keepdim=True).log()).exp()
+def _softmax_by_logarithm(_bridge: Any, _softmax: Any, scores: Tensor) -> Tensor:
+    shifted = _widened(scores) - _widened(scores).amax(-1, keepdim=True)
+    return (shifted - shifted.exp().sum(-1, keepdim=True).log()).exp()
 
 
-class MixedInFloat32(CodeGenAttentionBridge):
-    """Pattern and values are cast up, mixed and cast down."""
-
-    def _mix(self, pattern: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        pattern, value = taken(pattern), taken(value)
-        wide = torch.promote_types(value.dtype, torch.float32)
-        with by_hand(value):
-            return super()._mix(pattern.to(wide), value.to(wide)).to(value.dtype)
+def _mix_in_float32(_: Any, mix: Any, pattern: Tensor, value: Tensor) -> Any:
+    pattern, value = taken(pattern), taken(value)
+    wide = torch.promote_types(value.dtype, torch.float32)
+    with outside_autocast(value):
+        return mix(pattern.to(wide), value.to(wide)).to(value.dtype)
 
 
-class AttentionInFloat64(CodeGenAttentionBridge):
-    """Scores, softmax and mixing are computed in float64 and rounded once each, scores once more under autocast."""
-
-    def _scores(self, query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        if torch.is_autocast_enabled(query.device.type):
-            query, key = taken(query.to(torch.float32)), taken(key.to(torch.float32))
-            scores = (query.double() @ key.double().mT).to(query.dtype) + mask
-            return scores / math.sqrt(query.shape[-1])
-        dtype = torch.promote_types(mask.dtype, torch.float32)
-        scores = query.double() @ key.double().transpose(-1, -2) + mask.double()
-        return (scores / math.sqrt(query.shape[-1])).to(dtype)
-
-    def _masked_softmax(self, attn_scores: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
-        return attn_scores.double().softmax(-1)
-
-    def _mix(self, pattern: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        pattern, value = taken(pattern), taken(value)
-        return super()._mix(pattern.double(), value.double()).to(value.dtype)
+def _scores_in_float64(_bridge: Any, _scores: Any, query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
+    if torch.is_autocast_enabled(query.device.type):
+        query, key = taken(query.to(torch.float32)), taken(key.to(torch.float32))
+        scores = (query.double() @ key.double().mT).to(query.dtype) + mask
+        return scores / math.sqrt(query.shape[-1])
+    dtype = torch.promote_types(mask.dtype, torch.float32)
+    scores = query.double() @ key.double().transpose(-1, -2) + mask.double()
+    return (scores / math.sqrt(query.shape[-1])).to(dtype)
 
 
-def layer_norm_by_hand(bridge: Any) -> Any:
-    """Mean, variance, root, gain and bias one after the other."""
-    for module in (bridge.blocks[0].ln1.original_component, bridge.ln_final.original_component):
-
-        def forward(x: torch.Tensor, module: Any = module) -> torch.Tensor:
-            wide = x.to(torch.promote_types(x.dtype, torch.float32))
-            centred = wide - wide.mean(-1, keepdim=True)
-            normalized = centred * torch.rsqrt(centred.square().mean(-1, keepdim=True) + module.eps)
-            result: torch.Tensor = normalized * module.weight + module.bias
-            return result.to(x.dtype)
-
-        module.forward = forward
-    return bridge
+def _mix_in_float64(_: Any, mix: Any, pattern: Tensor, value: Tensor) -> Any:
+    pattern, value = taken(pattern), taken(value)
+    return mix(pattern.double(), value.double()).to(value.dtype)
 
 
-def default_layer_norm(bridge: Any) -> Any:
-    """TransformerLens's own layer norm."""
-    for norm in (bridge.blocks[0].ln1, bridge.ln_final):
-        norm.use_native_layernorm_autograd = False
-    return bridge
+def _norm_by_hand(module: nn.LayerNorm, x: Tensor) -> Tensor:
+    centred = _widened(x) - _widened(x).mean(-1, keepdim=True)
+    normalized = centred * torch.rsqrt(centred.square().mean(-1, keepdim=True) + module.eps)
+    return (normalized * module.weight + module.bias).to(x.dtype)
 
 
-def gelu_by_hand(bridge: Any) -> Any:
-    """gelu_new in another order of operations, each rounded in the model's dtype."""
-
-    def gelu(x: torch.Tensor) -> torch.Tensor:
-        inner = math.sqrt(2 / math.pi) * (x + 0.044715 * (x * x * x))
-        return x * (0.5 * (1 + inner.tanh()))
-
-    return activated_by(bridge, gelu)
+def _use_default_norms(bridge: Any) -> None:
+    for path in NORMS:
+        bridge.get_submodule(path).use_native_layernorm_autograd = False
 
 
-def gelu_in_float32(bridge: Any) -> Any:
-    """gelu_new in float32, rounded once: closer to the exact value than Hugging Face's own."""
-
-    def gelu(x: torch.Tensor) -> torch.Tensor:
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        return nn.functional.gelu(wide, approximate="tanh").to(x.dtype)
-
-    return activated_by(bridge, gelu)
+def _gelu_by_hand(_: Any, x: Tensor) -> Tensor:
+    inner = math.sqrt(2 / math.pi) * (x + 0.044715 * (x * x * x))
+    return x * (0.5 * (1 + inner.tanh()))
 
 
-def residual_first(bridge: Any) -> Any:
-    """The block adds its input to attention's output before the MLP's."""
-    block = bridge.blocks[0].original_component
-
-    def forward(hidden_states: torch.Tensor, **context: Any) -> Any:
-        normed = block.ln_1(hidden_states)
-        output, pattern = block.attn(hidden_states=normed, **context)
-        return (hidden_states + output) + block.mlp(normed), pattern
-
-    block.forward = forward
-    return bridge
-
-
-_PRODUCTS = ("attn", "attn.q", "attn.o", "mlp", "mlp.in", "mlp.out", "block", "unembed")
-_MLP = ("mlp", "block")
-_NORM = ("ln1", "ln_final", "block")
-
-VARIANTS = (
-    *(
-        Variant(candidate, _PRODUCTS)
-        for candidate in (
-            *(row_by_row, permuted_sum, split_k, bias_first, products_in_float64, strided_weights),
-            *(one_thread, two_threads),
-        )
+_PRODUCTS: Rows = {
+    "row_by_row": ("Every product is one matrix-vector product for each token.", _multiplied(_row_by_row)),
+    "permuted_sum": ("Every product sums its terms in another order.", _multiplied(_permuted_sum)),
+    "split_k": ("Every product is a sum of four, in the precision of the accumulator.", _multiplied(_split_k)),
+    "bias_first": ("A bias is the first addend.", _multiplied(_bias_first)),
+    "products_in_float64": ("Every product is computed in float64 and rounded once.", _multiplied(_in_float64)),
+    "strided_weights": ("Weights are stored transposed.", changed(_transpose_weights)),
+    "one_thread": ("Every product runs on one thread.", _multiplied(partial(_with_threads, 1))),
+    "two_threads": ("Every product runs on two threads.", _multiplied(partial(_with_threads, 2))),
+}
+_ATTENTION: Rows = {
+    "FusedProjection": ("Q, K and V are one product with their joined weights.", _projected(_joined_weights)),
+    "StoredFusedProjection": (
+        "The result of the stored fused weight is split, except with autograd, where it would get the gradient.",
+        _projected(_stored_weight),
     ),
-    *(
-        Variant(candidate, ATTENTION)
-        for candidate in (
-            *(FusedProjection, StoredFusedProjection, BatchReversed, HeadByHead, ContiguousHeads, StridedHeads),
-            *(ReciprocalScale, MaskInProduct, SoftmaxByHand, SoftmaxByLogarithm, MixedInFloat32, AttentionInFloat64),
-        )
+    "BatchReversed": (
+        "Rows of the batch are computed in reverse order.",
+        attention(
+            _scores=_scores_row_reversed,
+            _mix=lambda _, mix, pattern, value: mix(pattern.flip(0), value.flip(0)).flip(0),
+        ),
     ),
-    Variant(layer_norm_by_hand, _NORM),
-    Variant(default_layer_norm, _NORM),
-    Variant(gelu_by_hand, _MLP),
-    Variant(gelu_in_float32, _MLP),
-    Variant(residual_first, ("block",)),
+    "HeadByHead": (
+        "The scores and the z of each head are separate products.",
+        attention(
+            _scores=lambda _, scores, q, k, mask: torch.cat([scores(*head, mask) for head in _by_head(q, k)], 1),
+            _mix=lambda _, mix, pattern, value: torch.cat([mix(*head) for head in _by_head(pattern, value)], -1),
+        ),
+    ),
+    "ContiguousHeads": (
+        "Operands are contiguous as `[batch, heads, seq, head_dim]`, so that other kernels run.",
+        attention(
+            _scores=lambda _, scores, q, k, mask: scores(q.contiguous(), k.contiguous(), mask),
+            _mix=lambda _, mix, pattern, value: mix(pattern, value.contiguous()),
+        ),
+    ),
+    "StridedHeads": (
+        "Operands are stored with the head dimension outermost.",
+        attention(
+            _scores=lambda _, scores, q, k, mask: scores(_strided(q), _strided(k), mask),
+            _mix=lambda _, mix, pattern, value: mix(_strided(pattern), _strided(value)),
+        ),
+    ),
+    "ReciprocalScale": ("Scores are multiplied by 1/√head_dim.", attention(_scores=_reciprocal_scale)),
+    "MaskInProduct": (
+        "The mask is the first addend of the product, except under autocast, which rounds the product first.",
+        attention(_scores=_mask_in_product),
+    ),
+    "SoftmaxByHand": ("The softmax is exp(s − max) / Σ exp(s − max).", attention(_masked_softmax=_softmax_by_hand)),
+    "SoftmaxByLogarithm": (
+        "The softmax is exp(s − log Σ exp s), after the maximum is subtracted.",
+        attention(_masked_softmax=_softmax_by_logarithm),
+    ),
+    "MixedInFloat32": ("Pattern and values are cast up, mixed and cast down.", attention(_mix=_mix_in_float32)),
+    "AttentionInFloat64": (
+        "Scores, softmax and mix are computed in float64 and rounded once; under autocast, scores are rounded twice.",
+        attention(
+            _scores=_scores_in_float64,
+            _masked_softmax=lambda _, __, scores: scores.double().softmax(-1),
+            _mix=_mix_in_float64,
+        ),
+    ),
+}
+_LAYER_NORMS: Rows = {
+    "layer_norm_by_hand": (
+        "Mean, variance, root, gain and bias are computed one after another.",
+        computed(_norm_by_hand, *NORMS),
+    ),
+    "default_layer_norm": ("The layer norm is TransformerLens's own.", changed(_use_default_norms)),
+}
+_ACTIVATIONS: Rows = {
+    "gelu_by_hand": (
+        "gelu_new in another order of operations, each rounded in the dtype of the model.",
+        activated(_gelu_by_hand),
+    ),
+    "gelu_in_float32": (
+        "gelu_new in float32, rounded once: closer to the exact value than Hugging Face's own.",
+        activated(lambda _, x: nn.functional.gelu(_widened(x), approximate="tanh").to(x.dtype)),
+    ),
+}
+_BLOCKS: Rows = {
+    "residual_first": (
+        "The block adds its input to the output of attention before that of the MLP.",
+        block(total=lambda residual, _, attended, mlp: (residual + attended) + mlp),
+    ),
+}
+
+VARIANTS = tuple(
+    Variant(candidate, kinds)
+    for rows, kinds in (
+        (_PRODUCTS, ("attn", "attn.q", "attn.o", "mlp", "mlp.in", "mlp.out", "block", "unembed")),
+        (_ATTENTION, ATTENTION),
+        (_LAYER_NORMS, ("ln1", "ln_final", "block")),
+        (_ACTIVATIONS, ("mlp", "block")),
+        (_BLOCKS, ("block",)),
+    )
+    for candidate in named_candidates(__name__, rows)
 )
-"""None may be flagged, in any dtype."""
+"""None of them may fail, in any dtype."""
+__getattr__ = by_name(VARIANTS)

@@ -1,4 +1,4 @@
-"""`cgverify selftest`: as a process, and with an exam that it cannot pass."""
+"""`cgverify selftest`: as a process, and with a fault that it misses."""
 
 from __future__ import annotations
 
@@ -7,71 +7,61 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import torch
 from command_line import Cli
+from faults import ShiftedByOneBit
 from typer.testing import CliRunner
 
-from cgverify.bridge import CodeGenAttentionBridge
 from cgverify.cli.app import app
-from cgverify.selftest import table
-from cgverify.selftest.entry import fault
+from cgverify.selftest import seeded, variants
+from cgverify.selftest.candidates import fault
 from cgverify.selftest.report import COLUMNS
-from cgverify.selftest.table import FAULTS, VARIANTS
-
-
-class ShiftedByOneBit(CodeGenAttentionBridge):
-    """One unit in the last place off, and wrong by half in float64."""
-
-    def _output(self, z: torch.Tensor) -> torch.Tensor:
-        output = super()._output(z)
-        return output * 1.5 if output.dtype == torch.float64 else torch.nextafter(output, output + 1)
 
 
 @pytest.mark.slow
-def test_the_verifier_passes_its_exam(cli: Cli, tmp_path: Path) -> None:
-    done = cli("selftest", "--quick", "--output", "exam", CGVERIFY_DTYPE="float32,bfloat16,float16")
+def test_verifier_in_three_dtypes_passes(cli: Cli, tmp_path: Path) -> None:
+    done = cli("selftest", "--quick", "--output", "results", CGVERIFY_DTYPE="float32,bfloat16,float16")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "0 missed, 0 false alarms" in done.stdout
-    frame = pd.read_csv(tmp_path / "exam" / "selftest.csv")
+    frame = pd.read_csv(tmp_path / "results" / "selftest.csv")
     assert list(frame.columns) == COLUMNS
     assert set(frame["dtype"]) == {"float32", "bfloat16", "float16"}
     caught = frame[frame["outcome"] == "caught"]
     assert (caught["rightly_blamed"] == "yes").mean() >= 0.95
-    variants = frame[frame["sort"] == "variant"]
-    assert set(variants["outcome"]) == {"held"}
-    assert (variants["r"] <= 1).all()
-    assert len(variants) == 3 * len(VARIANTS)
+    correct = frame[frame["sort"] == "variant"]
+    assert set(correct["outcome"]) == {"held"}
+    assert (correct["r"] <= 1).all()
+    assert len(correct) == 3 * len(variants.VARIANTS)
 
 
-def test_quick_in_one_dtype_asks_for_every_fault(cli: Cli) -> None:
+def test_quick_in_one_dtype_reports_every_candidate(cli: Cli) -> None:
     done = cli("selftest", "--quick", "--dtype", "float32", "--format", "csv", "-q")
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
     frame = pd.read_csv(io.StringIO(done.stdout))
     assert list(frame.columns) == COLUMNS
     assert set(frame["outcome"]) <= {"caught", "changes no bit", "below resolution", "held"}
-    assert len(frame) == len(FAULTS) + len(VARIANTS)
+    assert len(frame) == len(seeded.FAULTS) + len(variants.VARIANTS)
 
 
-def test_a_miss_ends_with_one_and_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missed_fault_is_reported_with_exit_code_1(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     unseen = fault(ShiftedByOneBit, "output", kinds=("attn",))
-    monkeypatch.setattr(table, "FAULTS", (unseen,))
-    monkeypatch.setattr(table, "VARIANTS", ())
+    monkeypatch.setattr(seeded, "FAULTS", (unseen,))
+    monkeypatch.setattr(variants, "VARIANTS", ())
     done = CliRunner().invoke(
-        app, ["selftest", "--quick", "--dtype", "float32", "--output", str(tmp_path / "exam"), "-q"]
+        app, ["selftest", "--quick", "--dtype", "float32", "--output", str(tmp_path / "results"), "-q"]
     )
     assert done.exit_code == 1, done.output
-    assert "missed ShiftedByOneBit in float32 on cpu: One unit in the last place off" in done.stdout
-    assert list(pd.read_csv(tmp_path / "exam" / "selftest.csv")["outcome"]) == ["missed"]
+    assert "missed ShiftedByOneBit in float32 on cpu: The output is wrong by one unit in the last place" in done.stdout
+    assert list(pd.read_csv(tmp_path / "results" / "selftest.csv")["outcome"]) == ["missed"]
 
 
-def test_what_is_wrong_with_the_command_is_told(cli: Cli, tmp_path: Path) -> None:
-    (tmp_path / "exam").mkdir()
-    for arguments, told in (
-        (["--output", "exam"], "exists already"),
+def test_wrong_option_is_reported_with_exit_code_2(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "results").mkdir()
+    for arguments, message in (
+        (["--output", "results"], "exists already"),
         (["--dtype", "float31"], "did you mean 'float32'"),
         (["--format", "html"], "Unknown format"),
     ):
         done = cli("selftest", *arguments)
         assert done.returncode == 2
-        assert told in done.stderr
+        assert message in done.stderr

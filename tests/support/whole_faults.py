@@ -1,57 +1,57 @@
-"""Seeded faults between the layers of a whole model. In a window of one block none of them changes anything."""
+"""Seeded faults between the layers of a whole model. In a window of one block they change nothing."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 
-def _whole(bridge: Any) -> bool:
-    return len(bridge.blocks) > 1
+def _in_whole_models(change: Callable[[Any], object]) -> Callable[[Any], Any]:
+    """Return a candidate that changes bridges of more than one block."""
+
+    def candidate(bridge: Any) -> Any:
+        if len(bridge.blocks) > 1:
+            change(bridge)
+        return bridge
+
+    candidate.__name__ = change.__name__
+    return candidate
 
 
-def _copy(source: Any, target: Any) -> None:
-    for mine, theirs in zip(target.parameters(), source.parameters(), strict=True):
+@_in_whole_models
+def third_layer_as_second(bridge: Any) -> None:
+    """Layer 3 has the weights of layer 2."""
+    for mine, theirs in zip(bridge.blocks[3].parameters(), bridge.blocks[2].parameters(), strict=True):
         mine.data.copy_(theirs)
 
 
-def third_layer_as_second(bridge: Any) -> Any:
-    """Layer 3 has the weights of layer 2."""
-    if _whole(bridge):
-        _copy(bridge.blocks[2], bridge.blocks[3])
-    return bridge
-
-
-def layers_exchanged(bridge: Any) -> Any:
+@_in_whole_models
+def layers_exchanged(bridge: Any) -> None:
     """Layers 1 and 2 run in reverse order."""
-    if _whole(bridge):
-        blocks = bridge.original_model.transformer.h
-        blocks[1], blocks[2] = blocks[2], blocks[1]
-    return bridge
+    blocks = bridge.original_model.transformer.h
+    blocks[1], blocks[2] = blocks[2], blocks[1]
 
 
-def norm_left_out(bridge: Any) -> Any:
-    """The unembedding takes the residual stream instead of the output of the last layer norm."""
-    if _whole(bridge):
-        kept: list[torch.Tensor] = []
-        bridge.ln_final.register_forward_pre_hook(lambda _, args: kept.append(args[0]))
-        bridge.unembed.register_forward_pre_hook(lambda _, args: (kept.pop(), *args[1:]))
-    return bridge
+@_in_whole_models
+def norm_left_out(bridge: Any) -> None:
+    """The unembedding reads the residual stream instead of the output of the last layer norm."""
+    kept: list[torch.Tensor] = []
+    bridge.ln_final.register_forward_pre_hook(lambda _, args: kept.append(args[0]))
+    bridge.unembed.register_forward_pre_hook(lambda _, args: (kept.pop(), *args[1:]))
 
 
-def tied(bridge: Any) -> Any:
-    """The embedding's table is the unembedding's weight."""
-    if _whole(bridge):
-        bridge.unembed.original_component.weight = bridge.embed.original_component.weight
-    return bridge
+@_in_whole_models
+def tied(bridge: Any) -> None:
+    """The table of the embedding is the weight of the unembedding."""
+    bridge.unembed.original_component.weight = bridge.embed.original_component.weight
 
 
-def cache_of_another_layer(bridge: Any) -> Any:
-    """Layer 2 caches its keys and values in the place of layer 4's."""
-    if _whole(bridge):
-        bridge.blocks[2].attn._layer_idx = 4
-    return bridge
+@_in_whole_models
+def cache_of_another_layer(bridge: Any) -> None:
+    """Layer 2 caches its keys and values as layer 4."""
+    bridge.blocks[2].attn._layer_idx = 4
 
 
 FAULTS: dict[Any, tuple[set[str], set[str]]] = {
@@ -61,4 +61,4 @@ FAULTS: dict[Any, tuple[set[str], set[str]]] = {
     tied: ({"unembed"}, {"unembed"}),
     cache_of_another_layer: ({"cache"}, {"blocks.2", "blocks.4"}),
 }
-"""Stages that must fail, and the only components in which anything may fail."""
+"""Stages that must fail, and the only components in which a stage may fail."""

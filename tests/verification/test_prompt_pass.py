@@ -22,7 +22,7 @@ from cgverify.observe.candidate import find_candidate
 from cgverify.observe.run import reference_parameters
 from cgverify.oracle import exact
 from cgverify.plan.cells import CARRIED, CASE_KINDS, Axes
-from cgverify.selftest.table import VARIANTS
+from cgverify.selftest.variants import VARIANTS
 from cgverify.verification.checkpoint_verifier import CheckpointVerifier
 from cgverify.verification.diagnosis.mismatch import CandidateStage
 from cgverify.verification.prompt_pass import cells_on_the_way, kind_of, view_of, views
@@ -206,7 +206,7 @@ def test_components_behind_a_missing_one_fail_uncompared() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_correct_variants_pass_on_real_text(dtype: str) -> None:
-    names = [entry.bridge for entry in VARIANTS]
+    names = [variant.bridge for variant in VARIANTS]
     cases = {**CASES_OF_PROMPT, "layers": [0, 4]}
     results = verify(candidates=names, dtypes=[dtype], components=["attn", "block", "unembed"], **cases)
     assert failed(results) == []

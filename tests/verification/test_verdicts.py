@@ -16,11 +16,11 @@ from cgverify.common.records import CellResult, Verdict
 from cgverify.observe.candidate import find_candidate
 from cgverify.observe.components import COMPONENTS
 from cgverify.plan.cells import Axes
+from cgverify.selftest.seeded import FAULTS
 from cgverify.selftest.seeded.block import mlp_reads_the_residual, residual_after_norm
 from cgverify.selftest.seeded.ends import embedding_shifted, unembedding_in_bfloat16
 from cgverify.selftest.seeded.feed_forward import erf_gelu, mlp_in_bias_missing
 from cgverify.selftest.seeded.layer_norm import wrong_eps
-from cgverify.selftest.table import FAULTS
 from cgverify.verification.checkpoint_verifier import CheckpointVerifier
 
 HERE = __name__
@@ -124,12 +124,12 @@ class ShiftedAndSilent(faults.PositionsShifted):
         ("ShowsHiddenScores", "scores is off by"),
         ("OwnExam", "raised in get_random_inputs: ValueError: its hidden_states is no"),
         ("AliasesSwapped", "hook_q is not the hook q.hook_out"),
-        ("Raises", "the candidate raised where the reference did not: RuntimeError: no mixing today"),
+        ("Raises", "the candidate raised where the reference did not: RuntimeError: this forward always raises"),
         ("ShowsPatternUncast", "hook_pattern is float32 where it must be bfloat16"),
         ("WrongShape", "returned_pattern has shape"),
         ("NotANumber", "not finite at other elements"),
-        ("CannotBoot", "raised in boot: RuntimeError: not this module"),
-        ("NoInputs", "raised in get_random_inputs: RuntimeError: nothing to give"),
+        ("CannotBoot", "raised in boot: RuntimeError: this module cannot be wrapped"),
+        ("NoInputs", "raised in get_random_inputs: RuntimeError: there are no inputs"),
     ],
 )
 def test_other_faults_fail_with_their_message(name: str, message: str) -> None:

@@ -1,172 +1,109 @@
-"""Wrong blocks: what is fed where, what is summed, and whose weights they are."""
+"""Wrong blocks: wrong inputs, wrong sums, and the weights of another layer."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-import torch
+from torch import Tensor
 
 from cgverify.checkpoint.resolve import resolve
-from cgverify.selftest.entry import fault
-from cgverify.selftest.seeded.precision import through
-
-Forward = Callable[..., tuple[torch.Tensor, torch.Tensor]]
+from cgverify.selftest.candidates import Implementation, Rows, by_name, named_faults
+from cgverify.selftest.seeded.seeding import changed, computed, through_bfloat16
 
 
-def _block(bridge: Any) -> Any:
-    return bridge.blocks[0].original_component
+def block(
+    *,
+    attention_input: Callable[[Tensor, Tensor], Tensor] = lambda _, normed: normed,
+    mlp_input: Callable[[Tensor, Tensor, Tensor], Tensor] = lambda _, normed, __: normed,
+    total: Callable[[Tensor, Tensor, Tensor, Tensor], Any] = lambda residual, _, attended, mlp: (
+        attended + mlp + residual
+    ),
+) -> Implementation:
+    """Compute a block by other functions of the residual, the output of ln1, and the outputs of attention and MLP."""
+
+    def forward(module: Any, hidden_states: Tensor, **context: Any) -> tuple[Tensor, Tensor]:
+        normed = module.ln_1(hidden_states)
+        attended, pattern = module.attn(hidden_states=attention_input(hidden_states, normed), **context)
+        mlp = module.mlp(mlp_input(hidden_states, normed, attended))
+        return total(hidden_states, normed, attended, mlp), pattern
+
+    return computed(forward, "blocks.0")
 
 
-def _computed(bridge: Any, forward: Forward) -> Any:
-    """Let a block be computed by a function of its module, its input and the context of its attention."""
-    block = _block(bridge)
-    block.forward = lambda hidden_states, **context: forward(block, hidden_states, **context)
-    return bridge
+def _next_layer(path: str, name: str) -> Implementation:
+    """Give a module the weight that a checkpoint has for it in the next layer, under `transformer.h.N`."""
+
+    def change(bridge: Any) -> None:
+        weight = bridge.get_submodule(path).original_component.weight
+        layer = bridge.blocks[0].attn.original_component.layer_idx + 1
+        weight.data = resolve("codegen-nano").read(f"transformer.h.{layer}.{name}.weight", weight.shape).to(weight)
+
+    return changed(change)
 
 
-def residual_after_norm(bridge: Any) -> Any:
-    """The block adds what came out of ln1."""
-
-    def forward(block: Any, hidden_states: torch.Tensor, **context: Any) -> Any:
-        normed = block.ln_1(hidden_states)
-        output, pattern = block.attn(hidden_states=normed, **context)
-        return output + block.mlp(normed) + normed, pattern
-
-    return _computed(bridge, forward)
-
-
-def residual_doubled(bridge: Any) -> Any:
-    """The block adds its input twice."""
-
-    def forward(block: Any, hidden_states: torch.Tensor, **context: Any) -> Any:
-        normed = block.ln_1(hidden_states)
-        output, pattern = block.attn(hidden_states=normed, **context)
-        return output + block.mlp(normed) + hidden_states + hidden_states, pattern
-
-    return _computed(bridge, forward)
-
-
-def residual_missing(bridge: Any) -> Any:
-    """The block does not add its input."""
-
-    def forward(block: Any, hidden_states: torch.Tensor, **context: Any) -> Any:
-        normed = block.ln_1(hidden_states)
-        output, pattern = block.attn(hidden_states=normed, **context)
-        return output + block.mlp(normed), pattern
-
-    return _computed(bridge, forward)
-
-
-def attention_left_out(bridge: Any) -> Any:
-    """Attention runs, and its output is not added."""
-
-    def forward(block: Any, hidden_states: torch.Tensor, **context: Any) -> Any:
-        normed = block.ln_1(hidden_states)
-        _, pattern = block.attn(hidden_states=normed, **context)
-        return block.mlp(normed) + hidden_states, pattern
-
-    return _computed(bridge, forward)
-
-
-def mlp_reads_the_residual(bridge: Any) -> Any:
-    """The MLP is fed what came in, not what came out of ln1."""
-
-    def forward(block: Any, hidden_states: torch.Tensor, **context: Any) -> Any:
-        output, pattern = block.attn(hidden_states=block.ln_1(hidden_states), **context)
-        return output + block.mlp(hidden_states) + hidden_states, pattern
-
-    return _computed(bridge, forward)
-
-
-def attention_reads_the_residual(bridge: Any) -> Any:
-    """Attention is fed what came in, not what came out of ln1."""
-
-    def forward(block: Any, hidden_states: torch.Tensor, **context: Any) -> Any:
-        output, pattern = block.attn(hidden_states=hidden_states, **context)
-        return output + block.mlp(block.ln_1(hidden_states)) + hidden_states, pattern
-
-    return _computed(bridge, forward)
-
-
-def mlp_after_attention(bridge: Any) -> Any:
-    """The MLP is fed the norm plus attention's output, as in a sequential block."""
-
-    def forward(block: Any, hidden_states: torch.Tensor, **context: Any) -> Any:
-        normed = block.ln_1(hidden_states)
-        output, pattern = block.attn(hidden_states=normed, **context)
-        return output + block.mlp(normed + output) + hidden_states, pattern
-
-    return _computed(bridge, forward)
-
-
-def sum_in_bfloat16(bridge: Any) -> Any:
-    """The three addends are rounded to bfloat16."""
-
-    def forward(block: Any, hidden_states: torch.Tensor, **context: Any) -> Any:
-        normed = block.ln_1(hidden_states)
-        output, pattern = block.attn(hidden_states=normed, **context)
-        addends = (output, block.mlp(normed), hidden_states)
-        return sum(through(addend, torch.bfloat16) for addend in addends), pattern
-
-    return _computed(bridge, forward)
-
-
-def _weights_of_the_next_layer(bridge: Any, *names: str) -> Any:
-    block = _block(bridge)
-    layer = block.attn.original_component.layer_idx + 1
-    source = resolve("codegen-nano")
-    for name in names:
-        owner = _module(bridge, name)
-        tensor = source.read(f"transformer.h.{layer}.{name}.weight", owner.weight.shape)
-        owner.weight.data = tensor.to(owner.weight)
-    return bridge
-
-
-def _module(bridge: Any, name: str) -> Any:
-    block = bridge.blocks[0]
-    return {
-        "ln_1": block.ln1,
-        "attn.out_proj": block.attn.o,
-        "mlp.fc_in": getattr(block.mlp, "in"),
-        "mlp.fc_out": block.mlp.out,
-    }[name].original_component
-
-
-def norm_of_the_next_layer(bridge: Any) -> Any:
-    """ln1 has the gain of the layer above."""
-    return _weights_of_the_next_layer(bridge, "ln_1")
-
-
-def output_of_the_next_layer(bridge: Any) -> Any:
-    """`out_proj` is that of the layer above."""
-    return _weights_of_the_next_layer(bridge, "attn.out_proj")
-
-
-def mlp_in_of_the_next_layer(bridge: Any) -> Any:
-    """`fc_in` is that of the layer above."""
-    return _weights_of_the_next_layer(bridge, "mlp.fc_in")
-
-
-def mlp_out_of_the_next_layer(bridge: Any) -> Any:
-    """`fc_out` is that of the layer above."""
-    return _weights_of_the_next_layer(bridge, "mlp.fc_out")
-
-
-_SUM = ("block",)
+_SUMS: Rows = {
+    "residual_after_norm": (
+        "The block adds the output of ln1 instead of its input.",
+        block(total=lambda _, normed, attended, mlp: attended + mlp + normed),
+    ),
+    "residual_doubled": (
+        "The block adds its input twice.",
+        block(total=lambda residual, _, attended, mlp: attended + mlp + residual + residual),
+    ),
+    "residual_missing": (
+        "The block does not add its input.",
+        block(total=lambda _, __, attended, mlp: attended + mlp),
+    ),
+    "attention_left_out": (
+        "Attention is computed, but its output is not added.",
+        block(total=lambda residual, _, __, mlp: mlp + residual),
+    ),
+    "sum_in_bfloat16": (
+        "The three addends are rounded to bfloat16.",
+        block(total=lambda residual, _, attended, mlp: sum(map(through_bfloat16, (attended, mlp, residual)))),
+    ),
+}
+_INPUTS: Rows = {
+    "mlp_reads_the_residual": (
+        "The MLP reads the input of ln1, not its output.",
+        block(mlp_input=lambda residual, _, __: residual),
+    ),
+    "attention_reads_the_residual": (
+        "Attention reads the input of ln1, not its output.",
+        block(attention_input=lambda residual, _: residual),
+    ),
+    "mlp_after_attention": (
+        "The MLP reads the sum of the output of ln1 and that of attention, as in a sequential block.",
+        block(mlp_input=lambda _, normed, attended: normed + attended),
+    ),
+}
+_NORM: Rows = {"norm_of_the_next_layer": ("ln1 has the gain of the next layer.", _next_layer("blocks.0.ln1", "ln_1"))}
+_OUTPUT: Rows = {
+    "output_of_the_next_layer": (
+        "`out_proj` has the weight of the next layer.",
+        _next_layer("blocks.0.attn.o", "attn.out_proj"),
+    ),
+}
+_MLP_IN: Rows = {
+    "mlp_in_of_the_next_layer": (
+        "`fc_in` has the weight of the next layer.",
+        _next_layer("blocks.0.mlp.in", "mlp.fc_in"),
+    ),
+}
+_MLP_OUT: Rows = {
+    "mlp_out_of_the_next_layer": (
+        "`fc_out` has the weight of the next layer.",
+        _next_layer("blocks.0.mlp.out", "mlp.fc_out"),
+    ),
+}
 
 FAULTS = (
-    *(
-        fault(candidate, "block_sum", kinds=_SUM)
-        for candidate in (
-            *(residual_after_norm, residual_doubled, residual_missing, attention_left_out, sum_in_bfloat16),
-        )
-    ),
-    fault(mlp_reads_the_residual, "input", kinds=_SUM),
-    fault(attention_reads_the_residual, "input", kinds=_SUM),
-    fault(mlp_after_attention, "input", kinds=_SUM),
-    fault(norm_of_the_next_layer, "layer_norm", kinds=("ln1", "block")),
-    fault(output_of_the_next_layer, "output", kinds=("attn", "attn.o", "block")),
-    fault(mlp_in_of_the_next_layer, "mlp_in", kinds=("mlp", "mlp.in", "block")),
-    fault(mlp_out_of_the_next_layer, "mlp_out", kinds=("mlp", "mlp.out", "block")),
+    *named_faults(__name__, _SUMS, "block_sum", kinds=("block",)),
+    *named_faults(__name__, _INPUTS, "input", kinds=("block",)),
+    *named_faults(__name__, _NORM, "layer_norm", kinds=("ln1", "block")),
+    *named_faults(__name__, _OUTPUT, "output", kinds=("attn", "attn.o", "block")),
+    *named_faults(__name__, _MLP_IN, "mlp_in", kinds=("mlp", "mlp.in", "block")),
+    *named_faults(__name__, _MLP_OUT, "mlp_out", kinds=("mlp", "mlp.out", "block")),
 )
+__getattr__ = by_name(FAULTS)

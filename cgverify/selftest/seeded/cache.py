@@ -1,176 +1,136 @@
-"""What goes wrong only with a key-value cache, and so only in `decode`."""
+"""Faults that only a key-value cache shows, and so only `decode`."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from cgverify.bridge import CodeGenAttentionBridge
-from cgverify.selftest.entry import fault
+from cgverify.selftest.candidates import Rows, by_name, named_faults
+from cgverify.selftest.seeded.seeding import attention, edited, keep, replacing, through_bfloat16
 
-Pair = tuple[torch.Tensor, torch.Tensor]
-
-
-class CachedKeysUnrotated(CodeGenAttentionBridge):
-    """Keys go into the cache as they were before the rotation."""
-
-    def _rotate(
-        self, query: torch.Tensor, key: torch.Tensor, position_ids: torch.Tensor, position_embeddings: Any = None
-    ) -> Pair:
-        self._unrotated = key.transpose(1, 2)
-        return super()._rotate(query, key, position_ids, position_embeddings)
-
-    def _extend_cache(self, cache: Any, key: torch.Tensor, value: torch.Tensor) -> Pair:
-        return super()._extend_cache(cache, self._unrotated.to(key.dtype), value)
+TwoTensors = tuple[Tensor, Tensor]
 
 
-class CacheNotCast(CodeGenAttentionBridge):
-    """Rotated keys are cached in float32, whatever the model's dtype."""
-
-    def _rotate(
-        self, query: torch.Tensor, key: torch.Tensor, position_ids: torch.Tensor, position_embeddings: Any = None
-    ) -> Pair:
-        query, key = super()._rotate(query, key, position_ids, position_embeddings)
-        self._wide = key.transpose(1, 2)
-        return query, key
-
-    def _extend_cache(self, cache: Any, key: torch.Tensor, value: torch.Tensor) -> Pair:
-        keys, values = super()._extend_cache(cache, self._wide, value)
-        return keys, values.to(key.dtype)
+def _unrotated(bridge: Any, rotate: Any, query: Tensor, key: Tensor, position_ids: Tensor) -> Any:
+    bridge.__dict__["kept"] = key.transpose(1, 2)
+    return rotate(query, key, position_ids)
 
 
-class CacheKeysAndValuesSwapped(CodeGenAttentionBridge):
-    """Values are kept as keys and keys as values, and read back likewise."""
-
-    def _extend_cache(self, cache: Any, key: torch.Tensor, value: torch.Tensor) -> Pair:
-        values, keys = super()._extend_cache(cache, value, key)
-        return keys, values
+def _uncast(bridge: Any, extend: Any, cache: Any, key: Tensor, value: Tensor) -> TwoTensors:
+    keys, values = extend(cache, bridge.kept[1].transpose(1, 2), value)
+    return keys, values.to(key.dtype)
 
 
-class CacheOfAnotherLayer(CodeGenAttentionBridge):
-    """The cache is addressed one layer too high."""
-
-    def _extend_cache(self, cache: Any, key: torch.Tensor, value: torch.Tensor) -> Pair:
-        extended: Pair = cache.update(key, value, self._layer_idx + 1)
-        return extended
-
-
-class CacheNotExtended(CodeGenAttentionBridge):
-    """Keys are attended to and not kept."""
-
-    def _extend_cache(self, cache: Any, key: torch.Tensor, value: torch.Tensor) -> Pair:
-        layers = cache.layers
-        if len(layers) > self._layer_idx and layers[self._layer_idx].is_initialized:
-            held = layers[self._layer_idx]
-            return torch.cat((held.keys, key), -2), torch.cat((held.values, value), -2)
-        return super()._extend_cache(cache, key, value)
+def _not_extended(bridge: Any, extend: Any, cache: Any, key: Tensor, value: Tensor) -> Any:
+    layers = cache.layers
+    if len(layers) > bridge._layer_idx and layers[bridge._layer_idx].is_initialized:
+        old = layers[bridge._layer_idx]
+        return torch.cat((old.keys, key), -2), torch.cat((old.values, value), -2)
+    return extend(cache, key, value)
 
 
-class OldKeysForgotten(CodeGenAttentionBridge):
-    """What was cached before counts as zeros in the scores."""
-
-    def _extend_cache(self, cache: Any, key: torch.Tensor, value: torch.Tensor) -> Pair:
-        keys, values = super()._extend_cache(cache, key, value)
-        keys = keys.clone()
-        keys[..., : -key.shape[-2], :] = 0
-        return keys, values
+def _forgotten(_: Any, extend: Any, cache: Any, key: Tensor, value: Tensor) -> TwoTensors:
+    keys, values = extend(cache, key, value)
+    return edited(lambda keys: keys[..., : -key.shape[-2], :].zero_())(keys), values
 
 
-class NewestKeyStale(CodeGenAttentionBridge):
-    """The newest key in the cache is the one before it."""
-
-    def _extend_cache(self, cache: Any, key: torch.Tensor, value: torch.Tensor) -> Pair:
-        keys, values = super()._extend_cache(cache, key, value)
-        if keys.shape[-2] > key.shape[-2]:
-            keys[..., -1, :] = keys[..., -2, :].clone()
-        return keys, values
+def _newest_stale(_: Any, extend: Any, cache: Any, key: Tensor, value: Tensor) -> TwoTensors:
+    keys, values = extend(cache, key, value)
+    if keys.shape[-2] > key.shape[-2]:
+        keys[..., -1, :] = keys[..., -2, :].clone()
+    return keys, values
 
 
-class OldKeysRotatedAgain(CodeGenAttentionBridge):
-    """Keys that were cached before change with each step."""
-
-    def _extend_cache(self, cache: Any, key: torch.Tensor, value: torch.Tensor) -> Pair:
-        keys, values = super()._extend_cache(cache, key, value)
-        keys[..., : -key.shape[-2], :2] = keys[..., : -key.shape[-2], :2].flip(-1)
-        return keys, values
+def _rotated_again(_: Any, extend: Any, cache: Any, key: Tensor, value: Tensor) -> TwoTensors:
+    keys, values = extend(cache, key, value)
+    old = keys[..., : -key.shape[-2], :2]
+    old.copy_(old.flip(-1))
+    return keys, values
 
 
-class OneHeadsCacheStale(CodeGenAttentionBridge):
-    """Head 5 keeps new values of zero."""
-
-    def _extend_cache(self, cache: Any, key: torch.Tensor, value: torch.Tensor) -> Pair:
-        value = value.clone()
-        value[:, 5] = 0
-        return super()._extend_cache(cache, key, value)
-
-
-class CacheInBfloat16(CodeGenAttentionBridge):
-    """What is kept has been through bfloat16."""
-
-    def _extend_cache(self, cache: Any, key: torch.Tensor, value: torch.Tensor) -> Pair:
-        half = torch.bfloat16
-        return super()._extend_cache(cache, key.to(half).to(key.dtype), value.to(half).to(value.dtype))
+def _count_positions(bridge: Any, forward: Any, hidden_states: Tensor, layer_past: Any = None, **kwargs: Any) -> Any:
+    if layer_past is not None:
+        start = layer_past.get_seq_length(bridge._layer_idx)
+        end = start + hidden_states.shape[1]
+        kwargs["position_ids"] = torch.arange(start, end, device=hidden_states.device)[None]
+    return forward(hidden_states, layer_past, **kwargs)
 
 
-class CacheRowsExchanged(CodeGenAttentionBridge):
-    """Rows of the batch change places in the cache, as after a careless beam search."""
-
-    def _extend_cache(self, cache: Any, key: torch.Tensor, value: torch.Tensor) -> Pair:
-        return super()._extend_cache(cache, key.flip(0), value.flip(0))
-
-
-class CachedPositionsIgnored(CodeGenAttentionBridge):
-    """With a cache, positions are counted instead of read: wrong for left-padded generation."""
-
-    def forward(self, hidden_states: torch.Tensor, layer_past: Any = None, *args: Any, **kwargs: Any) -> Any:
-        if layer_past is not None:
-            start = layer_past.get_seq_length(self._layer_idx)
-            end = start + hidden_states.shape[1]
-            kwargs["position_ids"] = torch.arange(start, end, device=hidden_states.device)[None]
-        return super().forward(hidden_states, layer_past, *args, **kwargs)
+def _restart_positions(bridge: Any, forward: Any, hidden_states: Tensor, layer_past: Any = None, **kwargs: Any) -> Any:
+    if layer_past is not None and layer_past.get_seq_length(bridge._layer_idx):
+        kwargs["position_ids"] = torch.arange(hidden_states.shape[1], device=hidden_states.device)[None]
+    return forward(hidden_states, layer_past, **kwargs)
 
 
-class CachedPositionsRestart(CodeGenAttentionBridge):
-    """After the prefill, positions count from the step's own first."""
-
-    def forward(self, hidden_states: torch.Tensor, layer_past: Any = None, *args: Any, **kwargs: Any) -> Any:
-        if layer_past is not None and layer_past.get_seq_length(self._layer_idx):
-            kwargs["position_ids"] = torch.arange(hidden_states.shape[1], device=hidden_states.device)[None]
-        return super().forward(hidden_states, layer_past, *args, **kwargs)
+def _ignore_mask(_: Any, forward: Any, hidden_states: Tensor, layer_past: Any = None, **kwargs: Any) -> Any:
+    if layer_past is not None:
+        kwargs["attention_mask"] = None
+    return forward(hidden_states, layer_past, **kwargs)
 
 
-class CachedMaskIgnored(CodeGenAttentionBridge):
-    """With a cache, the mask is causal whatever was given."""
-
-    def forward(self, hidden_states: torch.Tensor, layer_past: Any = None, *args: Any, **kwargs: Any) -> Any:
-        if layer_past is not None:
-            kwargs["attention_mask"] = None
-        return super().forward(hidden_states, layer_past, *args, **kwargs)
+def _chunk_sees_itself(_: Any, scores: Any, query: Tensor, key: Tensor, mask: Tensor) -> Any:
+    queries, keys = mask.shape[-2:]
+    seen = edited(lambda mask: mask[..., keys - queries :].zero_())(mask) if 1 < queries < keys else mask
+    return scores(query, key, seen)
 
 
-class ChunkSeesItself(CodeGenAttentionBridge):
-    """With a cache, the tokens of a chunk see each other's future."""
-
-    def _scores(self, query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        queries, keys = mask.shape[-2:]
-        if 1 < queries < keys:
-            mask = mask.clone()
-            mask[..., keys - queries :] = 0
-        return super()._scores(query, key, mask)
-
+_CACHES: Rows = {
+    "CacheKeysAndValuesSwapped": (
+        "Keys are cached as values and values as keys, and read back as they were cached.",
+        lambda _, extend, cache, key, value: extend(cache, value, key)[::-1],
+    ),
+    "CacheOfAnotherLayer": (
+        "The cache of the next layer is used.",
+        lambda bridge, _, cache, key, value: cache.update(key, value, bridge._layer_idx + 1),
+    ),
+    "CacheNotExtended": ("New keys are attended to and not cached.", _not_extended),
+    "NewestKeyStale": ("The newest key in the cache is the one before it.", _newest_stale),
+    "OldKeysRotatedAgain": ("Keys that are in the cache change with each step.", _rotated_again),
+    "OneHeadsCacheStale": (
+        "New values of head 5 are cached as 0.",
+        lambda _, extend, cache, key, value: extend(cache, key, edited(lambda v: v[:, 5].zero_())(value)),
+    ),
+    "CacheInBfloat16": (
+        "Keys and values are rounded to bfloat16 before they are cached.",
+        lambda _, extend, cache, key, value: extend(cache, through_bfloat16(key), through_bfloat16(value)),
+    ),
+    "CacheRowsExchanged": (
+        "Rows of the batch are exchanged in the cache, as after a wrong beam search.",
+        lambda _, extend, cache, key, value: extend(cache, key.flip(0), value.flip(0)),
+    ),
+}
+_CACHED_KEYS: Rows = {
+    "CachedKeysUnrotated": (
+        "Keys are cached as they were before the rotation.",
+        attention(
+            _rotate=_unrotated,
+            _extend_cache=lambda bridge, extend, cache, key, value: extend(cache, bridge.kept.to(key.dtype), value),
+        ),
+    ),
+    "CacheNotCast": (
+        "Rotated keys are cached in float32, whatever the dtype of the model.",
+        attention(_rotate=keep, _extend_cache=_uncast),
+    ),
+}
+_OLD_KEYS: Rows = {"OldKeysForgotten": ("Keys that were cached before count as 0 in the scores.", _forgotten)}
+_POSITIONS: Rows = {
+    "CachedPositionsIgnored": (
+        "With a cache, positions are counted from the number of cached ones: wrong with left padding.",
+        _count_positions,
+    ),
+    "CachedPositionsRestart": ("After the prefill, positions are counted from 0.", _restart_positions),
+}
+_MASK: Rows = {"CachedMaskIgnored": ("With a cache, the mask is causal, whatever mask was given.", _ignore_mask)}
+_CHUNK: Rows = {"ChunkSeesItself": ("With a cache, the tokens of a chunk see later ones.", _chunk_sees_itself)}
 
 FAULTS = (
-    *(
-        fault(candidate, "cache", case="decode")
-        for candidate in (
-            *(CachedKeysUnrotated, CacheNotCast, CacheKeysAndValuesSwapped, CacheOfAnotherLayer, CacheNotExtended),
-            *(NewestKeyStale, OldKeysRotatedAgain, OneHeadsCacheStale, CacheInBfloat16, CacheRowsExchanged),
-        )
-    ),
-    fault(OldKeysForgotten, "scores", case="decode"),
-    fault(CachedPositionsIgnored, "rope", case="decode"),
-    fault(CachedPositionsRestart, "rope", case="decode"),
-    fault(CachedMaskIgnored, "scores", case="decode"),
-    fault(ChunkSeesItself, "scores", case="decode"),
+    *named_faults(__name__, _CACHED_KEYS, "cache", case="decode"),
+    *named_faults(__name__, _CACHES, "cache", seed=replacing("_extend_cache"), case="decode"),
+    *named_faults(__name__, _OLD_KEYS, "scores", seed=replacing("_extend_cache"), case="decode"),
+    *named_faults(__name__, _POSITIONS, "rope", seed=replacing("forward"), case="decode"),
+    *named_faults(__name__, _MASK, "scores", seed=replacing("forward"), case="decode"),
+    *named_faults(__name__, _CHUNK, "scores", seed=replacing("_scores"), case="decode"),
 )
+__getattr__ = by_name(FAULTS)

@@ -1,94 +1,84 @@
-"""What a candidate does beside its tensors."""
+"""Side effects: a candidate that raises, exits, or changes what it must not change."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor
 
-from cgverify.bridge import CodeGenAttentionBridge
-from cgverify.selftest.entry import fault
-
-
-class ChangesItsInput(CodeGenAttentionBridge):
-    """The hidden states are changed in place after use."""
-
-    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        returned = super().forward(hidden_states, *args, **kwargs)
-        hidden_states += 1
-        return returned
+from cgverify.selftest.candidates import Rows, by_name, named_faults
+from cgverify.selftest.seeded.seeding import attention
 
 
-class ChangesTheMask(CodeGenAttentionBridge):
-    """The mask is scaled in place."""
-
-    def _scores(self, query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        scores = super()._scores(query, key, mask)
-        mask.div_(2)
-        return scores
+def _change_input(_: Any, forward: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+    returned = forward(hidden_states, *args, **kwargs)
+    hidden_states += 1
+    return returned
 
 
-class ChangesSettings(CodeGenAttentionBridge):
-    """torch's matmul precision is lowered for the whole process."""
-
-    def _mix(self, pattern: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        torch.set_float32_matmul_precision("medium")
-        return super()._mix(pattern, value)
+def _change_mask(_: Any, scores: Any, query: Tensor, key: Tensor, mask: Tensor) -> Any:
+    result = scores(query, key, mask)
+    mask.div_(2)
+    return result
 
 
-class Raises(CodeGenAttentionBridge):
-    """The forward raises."""
-
-    def _mix(self, pattern: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        raise RuntimeError("no mixing today")
+def _change_settings(_: Any, mix: Any, pattern: Tensor, value: Tensor) -> Any:
+    torch.set_float32_matmul_precision("medium")
+    return mix(pattern, value)
 
 
-class RaisesOnSingleTokens(CodeGenAttentionBridge):
-    """The forward raises where there is one query."""
+def _raise(kind: type[BaseException], *arguments: object) -> Any:
+    """Return a replacement that raises an error."""
 
-    def _mix(self, pattern: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        if pattern.shape[2] == 1:
-            raise IndexError("one token is no sequence")
-        return super()._mix(pattern, value)
+    def replacement(*_: Any, **__: Any) -> Any:
+        raise kind(*arguments)
 
-
-class Exits(CodeGenAttentionBridge):
-    """The forward ends the process."""
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        raise SystemExit(0)
+    return replacement
 
 
-class CannotBoot(CodeGenAttentionBridge):
-    """The module cannot be wrapped."""
-
-    def set_original_component(self, original_component: nn.Module) -> None:
-        raise RuntimeError("not this module")
-
-
-class NoInputs(CodeGenAttentionBridge):
-    """`get_random_inputs` raises."""
-
-    def get_random_inputs(self, *args: Any, **kwargs: Any) -> Any:
-        raise RuntimeError("nothing to give")
+def _raise_for_one_token(_: Any, mix: Any, pattern: Tensor, value: Tensor) -> Any:
+    if pattern.shape[2] == 1:
+        raise IndexError("one token is not a sequence")
+    return mix(pattern, value)
 
 
-class OwnExam(CodeGenAttentionBridge):
-    """`get_random_inputs` gives one row and one token."""
+def _one_token(_: Any, inputs: Any, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+    return {name: tensor[:1, :1] for name, tensor in inputs(*args, **kwargs).items()}
 
-    def get_random_inputs(self, *args: Any, **kwargs: Any) -> Any:
-        return {name: tensor[:1, :1] for name, tensor in super().get_random_inputs(*args, **kwargs).items()}
 
+_INPUT: Rows = {"ChangesItsInput": ("Changes the hidden states in place after use.", attention(forward=_change_input))}
+_CONDUCT: Rows = {
+    "ChangesTheMask": ("Scales the mask in place.", attention(_scores=_change_mask)),
+    "ChangesSettings": ("Lowers torch's matmul precision for the whole process.", attention(_mix=_change_settings)),
+}
+_FORWARD: Rows = {
+    "Raises": ("The forward raises.", attention(_mix=_raise(RuntimeError, "this forward always raises"))),
+    "Exits": ("The forward ends the process.", attention(forward=_raise(SystemExit, 0))),
+}
+_ONE_TOKEN: Rows = {
+    "RaisesOnSingleTokens": ("The forward raises for a single query.", attention(_mix=_raise_for_one_token)),
+}
+_BOOT: Rows = {
+    "CannotBoot": (
+        "The module cannot be wrapped.",
+        attention(set_original_component=_raise(RuntimeError, "this module cannot be wrapped")),
+    ),
+}
+_INPUTS: Rows = {
+    "NoInputs": (
+        "`get_random_inputs` raises.",
+        attention(get_random_inputs=_raise(RuntimeError, "there are no inputs")),
+    ),
+    "OwnExam": ("`get_random_inputs` returns one row with one token.", attention(get_random_inputs=_one_token)),
+}
 
 FAULTS = (
-    fault(ChangesItsInput, "conduct", "input"),
-    fault(ChangesTheMask, "conduct"),
-    fault(ChangesSettings, "conduct"),
-    fault(Raises, "forward"),
-    fault(RaisesOnSingleTokens, "forward", case="decode"),
-    fault(Exits, "forward"),
-    fault(CannotBoot, "boot"),
-    fault(NoInputs, "get_random_inputs", kinds=("attn",)),
-    fault(OwnExam, "get_random_inputs", kinds=("attn",)),
+    *named_faults(__name__, _INPUT, "conduct", "input"),
+    *named_faults(__name__, _CONDUCT, "conduct"),
+    *named_faults(__name__, _FORWARD, "forward"),
+    *named_faults(__name__, _ONE_TOKEN, "forward", case="decode"),
+    *named_faults(__name__, _BOOT, "boot"),
+    *named_faults(__name__, _INPUTS, "get_random_inputs", kinds=("attn",)),
 )
+__getattr__ = by_name(FAULTS)

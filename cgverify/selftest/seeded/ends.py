@@ -1,109 +1,75 @@
-"""Wrong embeddings and unembeddings, through functions of a booted bridge."""
+"""Wrong embeddings and unembeddings."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from cgverify.checkpoint.resolve import resolve
-from cgverify.selftest.entry import fault
-from cgverify.selftest.seeded.precision import through
+from cgverify.selftest.candidates import Rows, by_name, named_faults
+from cgverify.selftest.seeded.seeding import changed, edited, reweighted, through_bfloat16
 
 
-def _changed(component: Any, change: Any) -> None:
-    weight = component.original_component.weight
-    weight.data = change(weight.data)
+def _embedding_table(weight: Tensor) -> Tensor:
+    return resolve("codegen-nano").read("transformer.wte.weight", weight.shape).to(weight)
 
 
-def embedding_shifted(bridge: Any) -> Any:
-    """Each token has the row of the one before it."""
-    _changed(bridge.embed, lambda weight: weight.roll(1, 0))
-    return bridge
-
-
-def embedding_scaled(bridge: Any) -> Any:
-    """Rows are scaled by √d_model, as in the first Transformer."""
-    _changed(bridge.embed, lambda weight: weight * weight.shape[1] ** 0.5)
-    return bridge
-
-
-def embedding_in_bfloat16(bridge: Any) -> Any:
-    """The table has been through bfloat16."""
-    _changed(bridge.embed, lambda weight: through(weight, torch.bfloat16))
-    return bridge
-
-
-def last_token_missing(bridge: Any) -> Any:
-    """The last token has no row of its own but zeros."""
-    bridge.embed.original_component.weight.data[-1] = 0
-    return bridge
-
-
-def first_token_padding(bridge: Any) -> Any:
-    """Token 0 is taken for padding."""
-    bridge.embed.original_component.weight.data[0] = 0
-    return bridge
-
-
-def unembedding_in_bfloat16(bridge: Any) -> Any:
-    """The weight has been through bfloat16."""
-    _changed(bridge.unembed, lambda weight: through(weight, torch.bfloat16))
-    return bridge
-
-
-def unembedding_tied(bridge: Any) -> Any:
-    """The embedding's table serves as the unembedding's weight, which CodeGen does not tie."""
-    _changed(
-        bridge.unembed,
-        lambda weight: resolve("codegen-nano").read("transformer.wte.weight", weight.shape).to(weight),
-    )
-    return bridge
-
-
-def unembedding_transposed(bridge: Any) -> Any:
-    """The weight is read as `[d_model, vocabulary]`."""
-    _changed(bridge.unembed, lambda weight: weight.T.contiguous().view(weight.shape))
-    return bridge
-
-
-def unembedding_shifted(bridge: Any) -> Any:
-    """Each token has the logits of the one before it."""
-    _changed(bridge.unembed, lambda weight: weight.roll(1, 0))
-    return bridge
-
-
-def unembedding_bias_missing(bridge: Any) -> Any:
-    """The logits have no bias."""
+def _remove_bias(bridge: Any) -> None:
     bridge.unembed.original_component.bias = None
-    return bridge
 
 
-def logits_scaled(bridge: Any) -> Any:
-    """Logits are scaled by 1/√d_model, as where embeddings are tied."""
-    _changed(bridge.unembed, lambda weight: weight * weight.shape[1] ** -0.5)
-    return bridge
-
-
-def logits_capped(bridge: Any) -> Any:
-    """Logits go through 30·tanh(x/30)."""
+def _cap(bridge: Any) -> None:
     linear = bridge.unembed.original_component
     linear.register_forward_hook(lambda _, __, logits: 30 * torch.tanh(logits / 30))
-    return bridge
 
+
+_EMBEDDINGS: Rows = {
+    "embedding_shifted": ("Each token has the row of the token before it.", lambda weight: weight.roll(1, 0)),
+    "embedding_scaled": (
+        "Rows are multiplied by √d_model, as in the first Transformer.",
+        lambda weight: weight * weight.shape[1] ** 0.5,
+    ),
+    "embedding_in_bfloat16": ("The table is rounded to bfloat16.", through_bfloat16),
+}
+_EMBEDDINGS_UNDER_STRESS: Rows = {
+    "last_token_missing": ("The row of the last token is 0.", edited(lambda weight: weight[-1].zero_())),
+    "first_token_padding": (
+        "The row of token 0 is 0, as if it were padding.",
+        edited(lambda weight: weight[0].zero_()),
+    ),
+}
+_UNEMBEDDINGS: Rows = {
+    "unembedding_in_bfloat16": ("The weight is rounded to bfloat16.", through_bfloat16),
+    "unembedding_tied": ("The weight is the table of the embedding, which CodeGen does not tie.", _embedding_table),
+    "unembedding_transposed": (
+        "The weight is read as `[d_model, vocabulary]`.",
+        lambda weight: weight.T.contiguous().view(weight.shape),
+    ),
+    "unembedding_shifted": ("Each token has the logits of the token before it.", lambda weight: weight.roll(1, 0)),
+    "logits_scaled": (
+        "Logits are divided by √d_model, as with tied embeddings.",
+        lambda weight: weight * weight.shape[1] ** -0.5,
+    ),
+}
+_LOGITS: Rows = {
+    "unembedding_bias_missing": ("The logits have no bias.", _remove_bias),
+    "logits_capped": ("Logits are 30·tanh(x/30).", _cap),
+}
 
 FAULTS = (
-    *(
-        fault(candidate, "embedding", kinds=("embed",))
-        for candidate in (embedding_shifted, embedding_scaled, embedding_in_bfloat16)
+    *named_faults(__name__, _EMBEDDINGS, "embedding", seed=partial(reweighted, "embed"), kinds=("embed",)),
+    *named_faults(
+        __name__,
+        _EMBEDDINGS_UNDER_STRESS,
+        "embedding",
+        seed=partial(reweighted, "embed"),
+        kinds=("embed",),
+        case="stress",
     ),
-    fault(last_token_missing, "embedding", kinds=("embed",), case="stress"),
-    fault(first_token_padding, "embedding", kinds=("embed",), case="stress"),
-    *(
-        fault(candidate, "unembed", kinds=("unembed",))
-        for candidate in (
-            *(unembedding_in_bfloat16, unembedding_tied, unembedding_transposed, unembedding_shifted),
-            *(unembedding_bias_missing, logits_scaled, logits_capped),
-        )
-    ),
+    *named_faults(__name__, _UNEMBEDDINGS, "unembed", seed=partial(reweighted, "unembed"), kinds=("unembed",)),
+    *named_faults(__name__, _LOGITS, "unembed", seed=changed, kinds=("unembed",)),
 )
+__getattr__ = by_name(FAULTS)

@@ -1,144 +1,45 @@
-"""Hooks that lie, are dead, or do not take part; and what a forward returns."""
+"""Hooks that show another tensor or never fire, and wrong values that a forward returns."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cgverify.bridge import CodeGenAttentionBridge
-from cgverify.selftest.entry import fault
+from cgverify.selftest.candidates import Implementation, Rows, by_name, fault, named_faults
+from cgverify.selftest.seeded.seeding import attention, is_hidden, keep
 
 
 class ShowsHiddenScores(CodeGenAttentionBridge):
-    """The hook sees scores of the future; the mask comes afterwards."""
+    """`hook_attn_scores` shows scores of later keys; the mask is added after the hook."""
 
-    def _scores(self, query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        self._future = mask
-        return super()._scores(query, key, mask.masked_fill(mask == torch.finfo(mask.dtype).min, 0))
+    def _scores(self, query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
+        self._hidden = is_hidden(mask)
+        return super()._scores(query, key, mask.masked_fill(self._hidden, 0))
 
-    def _pattern_of(self, scores: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        hidden = self._future == torch.finfo(self._future.dtype).min
-        return super()._pattern_of(scores.masked_fill(hidden, torch.finfo(scores.dtype).min), dtype)
+    def _pattern_of(self, scores: Tensor, dtype: torch.dtype) -> Tensor:
+        return super()._pattern_of(scores.masked_fill(self._hidden, torch.finfo(scores.dtype).min), dtype)
 
 
 class ShowsUnscaledScores(CodeGenAttentionBridge):
-    """The hook sees scores before the division."""
+    """`hook_attn_scores` shows the scores before the division."""
 
-    def _scores(self, query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        hidden = mask <= torch.finfo(mask.dtype).min
-        unscaled = super()._scores(query, key, mask.masked_fill(hidden, 0)) * self._scale()
-        return unscaled.masked_fill(hidden, torch.finfo(unscaled.dtype).min)
+    def _scores(self, query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
+        unscaled = super()._scores(query, key, mask.masked_fill(is_hidden(mask), 0)) * self._scale()
+        return unscaled.masked_fill(is_hidden(mask), torch.finfo(unscaled.dtype).min)
 
-    def _pattern_of(self, scores: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    def _pattern_of(self, scores: Tensor, dtype: torch.dtype) -> Tensor:
         return super()._pattern_of(scores / self._scale(), dtype)
 
     def _scale(self) -> float:
         return float(self.original_component.scale_attn)
 
 
-class ShowsPatternUncast(CodeGenAttentionBridge):
-    """The hook sees the pattern in float32, and the cast comes afterwards."""
-
-    def _pattern_of(self, scores: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        return super()._pattern_of(scores, scores.dtype)
-
-    def _mix(self, pattern: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        return super()._mix(pattern.to(value.dtype), value)
-
-
-class ShowsAnotherPattern(CodeGenAttentionBridge):
-    """The hook sees a uniform pattern; the real one is used."""
-
-    def _pattern_of(self, scores: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        self._real = super()._pattern_of(scores, dtype)
-        return torch.full_like(self._real, 1 / self._real.shape[-1])
-
-    def _mix(self, pattern: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        return super()._mix(self._real, value)
-
-
-class ShowsRotatedKeysAsQueries(CodeGenAttentionBridge):
-    """`hook_rot_q` sees the keys."""
-
-    def _rotate(
-        self, query: torch.Tensor, key: torch.Tensor, position_ids: torch.Tensor, position_embeddings: Any = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        self._query, key = super()._rotate(query, key, position_ids, position_embeddings)
-        return key, key
-
-    def _scores(self, query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        return super()._scores(self._query.transpose(1, 2), key, mask)
-
-
-class ShowsUnrotatedQueries(CodeGenAttentionBridge):
-    """`hook_rot_q` sees the queries before the rotation."""
-
-    def _rotate(
-        self, query: torch.Tensor, key: torch.Tensor, position_ids: torch.Tensor, position_embeddings: Any = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        self._query, key = super()._rotate(query, key, position_ids, position_embeddings)
-        return query.to(key.dtype), key
-
-    def _scores(self, query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        return super()._scores(self._query.transpose(1, 2), key, mask)
-
-
-class ShowsHeadsInAnotherOrder(CodeGenAttentionBridge):
-    """`hook_pattern` sees the heads in reverse."""
-
-    def _pattern_of(self, scores: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        return super()._pattern_of(scores, dtype).flip(1)
-
-    def _mix(self, pattern: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        return super()._mix(pattern.flip(1), value)
-
-
-class ShowsFusedInPlainOrder(CodeGenAttentionBridge):
-    """`qkv.hook_out` sees q, k and v one behind another, not in the fused weight's order."""
-
-    def _project_fused(self, fused: Any, hidden_states: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        hidden_states = fused.hook_in(hidden_states)
-        projections = (self.q, self.k, self.v)
-        apart = [projection.original_component(projection.hook_in(hidden_states)) for projection in projections]
-        parts = fused.hook_out(torch.cat(apart, -1)).chunk(3, -1)
-        return tuple(projection.hook_out(part) for projection, part in zip(projections, parts, strict=True))
-
-
-class FiresTwice(CodeGenAttentionBridge):
-    """`hook_pattern` fires twice in one forward."""
-
-    def _mix(self, pattern: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        return super()._mix(self.hook_pattern(pattern), value)
-
-
-class RotationHooksDead(CodeGenAttentionBridge):
-    """`hook_rot_q` and `hook_rot_k` never fire, as in TransformerLens."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.hook_rot_q = self.hook_rot_k = nn.Identity()
-
-
-class PatternHookDead(CodeGenAttentionBridge):
-    """`hook_pattern` never fires."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.hook_pattern = nn.Identity()
-
-
-class OutputHookDead(CodeGenAttentionBridge):
-    """`hook_out` never fires."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.hook_out = nn.Identity()
-
-
 class AliasesSwapped(CodeGenAttentionBridge):
-    """`hook_q` leads to the values and `hook_v` to the queries."""
+    """`hook_q` is an alias of the values' hook, and `hook_v` of the queries' hook."""
 
     hook_aliases: ClassVar[dict[str, str]] = {
         **CodeGenAttentionBridge.hook_aliases,
@@ -147,90 +48,147 @@ class AliasesSwapped(CodeGenAttentionBridge):
     }
 
 
-class ChangesWhatAHookSaw(CodeGenAttentionBridge):
-    """Scores are scaled in place after their hook: whoever kept the tensor has another one now."""
+def _showing_queries(shown: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]) -> Implementation:
+    """Show a function of the queries, the rotated queries and the rotated keys, and use the rotated queries."""
 
-    def _pattern_of(self, scores: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        pattern = super()._pattern_of(scores, dtype)
-        scores.mul_(2)
-        return pattern
+    def rotate(bridge: Any, rotate: Any, query: Tensor, key: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        return shown(query, *keep(bridge, rotate, query, key, position_ids))
 
-
-class ChangesItByData(CodeGenAttentionBridge):
-    """z is zeroed after its hook through `.data`, which leaves no trace in the version counter."""
-
-    def _output(self, z: torch.Tensor) -> torch.Tensor:
-        output = super()._output(z)
-        z.data.zero_()
-        return output
+    return attention(
+        _rotate=rotate,
+        _scores=lambda bridge, scores, _, key, mask: scores(bridge.kept[0].transpose(1, 2), key, mask),
+    )
 
 
-class OtherWithoutHooks(CodeGenAttentionBridge):
-    """A fast path without hooks that is wrong."""
-
-    def _output(self, z: torch.Tensor) -> torch.Tensor:
-        return super()._output(z) * (1 if self.hook_pattern.fwd_hooks else 2)
+def _uniform(bridge: Any, pattern_of: Any, scores: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.full_like(keep(bridge, pattern_of, scores, dtype), 1 / scores.shape[-1])
 
 
-class ReturnedWeightsZeroed(CodeGenAttentionBridge):
-    """The returned pattern is zeros."""
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        output, pattern = super().forward(*args, **kwargs)
-        return output, torch.zeros_like(pattern)
-
-
-class ReturnsAverageWeights(CodeGenAttentionBridge):
-    """The returned pattern is the heads' average."""
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        output, pattern = super().forward(*args, **kwargs)
-        return output, pattern.mean(1, keepdim=True).expand_as(pattern)
+def _plain_order(bridge: Any, _: Any, fused: Any, hidden_states: Tensor) -> tuple[Tensor, ...]:
+    hidden_states = fused.hook_in(hidden_states)
+    projections = (bridge.q, bridge.k, bridge.v)
+    separate = [projection.original_component(projection.hook_in(hidden_states)) for projection in projections]
+    parts = fused.hook_out(torch.cat(separate, -1)).chunk(3, -1)
+    return tuple(projection.hook_out(part) for projection, part in zip(projections, parts, strict=True))
 
 
-class ReturnsOtherOutput(CodeGenAttentionBridge):
-    """What is returned is not what `hook_out` saw."""
+def _dead(*hooks: str) -> Implementation:
+    def init(bridge: Any, inherited: Any, *args: Any, **kwargs: Any) -> None:
+        inherited(*args, **kwargs)
+        for hook in hooks:
+            setattr(bridge, hook, nn.Identity())
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        output, pattern = super().forward(*args, **kwargs)
-        return output + output.abs().max(), pattern
-
-
-class ReturnsMore(CodeGenAttentionBridge):
-    """A tuple of three is returned."""
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return (*super().forward(*args, **kwargs), None)
+    return attention(__init__=init)
 
 
-class WrongShape(CodeGenAttentionBridge):
-    """The returned pattern has one head."""
+def _scaled_scores_in_place(_: Any, pattern_of: Any, scores: Tensor, dtype: torch.dtype) -> Any:
+    pattern = pattern_of(scores, dtype)
+    scores.mul_(2)
+    return pattern
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        output, pattern = super().forward(*args, **kwargs)
-        return output, pattern[:, :1]
 
+def _zeroed_by_data(_: Any, output: Any, z: Tensor) -> Any:
+    projected = output(z)
+    z.data.zero_()
+    return projected
+
+
+def _returning(change: Callable[..., Any]) -> Implementation:
+    """Return a function of the output and the pattern."""
+    return attention(forward=lambda _, forward, *args, **kwargs: change(*forward(*args, **kwargs)))
+
+
+_SHOWN_QUERIES: Rows = {
+    "ShowsRotatedKeysAsQueries": ("`hook_rot_q` shows the keys.", lambda _, __, key: (key, key)),
+    "ShowsUnrotatedQueries": (
+        "`hook_rot_q` shows the queries before the rotation.",
+        lambda query, _, key: (query.to(key.dtype), key),
+    ),
+}
+_SHOWN_PATTERNS: Rows = {
+    "ShowsPatternUncast": (
+        "`hook_pattern` shows the pattern in float32; the cast follows.",
+        attention(
+            _pattern_of=lambda _, pattern_of, scores, __: pattern_of(scores, scores.dtype),
+            _mix=lambda _, mix, pattern, value: mix(pattern.to(value.dtype), value),
+        ),
+    ),
+    "ShowsAnotherPattern": (
+        "`hook_pattern` shows a uniform pattern; the correct one is used.",
+        attention(_pattern_of=_uniform, _mix=lambda bridge, mix, _, value: mix(bridge.kept, value)),
+    ),
+    "ShowsHeadsInAnotherOrder": (
+        "`hook_pattern` shows the heads in reverse order.",
+        attention(
+            _pattern_of=lambda _, pattern_of, scores, dtype: pattern_of(scores, dtype).flip(1),
+            _mix=lambda _, mix, pattern, value: mix(pattern.flip(1), value),
+        ),
+    ),
+}
+_FUSED: Rows = {
+    "ShowsFusedInPlainOrder": (
+        "`qkv.hook_out` shows q, k and v one after another, not in the order of the fused weight.",
+        attention(_project_fused=_plain_order),
+    ),
+}
+_DEAD_ROTATION: Rows = {
+    "RotationHooksDead": (
+        "`hook_rot_q` and `hook_rot_k` never fire, as in TransformerLens.",
+        _dead("hook_rot_q", "hook_rot_k"),
+    ),
+}
+_DEAD_PATTERN: Rows = {"PatternHookDead": ("`hook_pattern` never fires.", _dead("hook_pattern"))}
+_DEAD_OUTPUT: Rows = {"OutputHookDead": ("`hook_out` never fires.", _dead("hook_out"))}
+_CONDUCT: Rows = {
+    "FiresTwice": (
+        "`hook_pattern` fires twice in one forward.",
+        attention(_mix=lambda bridge, mix, pattern, value: mix(bridge.hook_pattern(pattern), value)),
+    ),
+    "ChangesWhatAHookSaw": (
+        "Scores are scaled in place after their hook, which may have kept the tensor.",
+        attention(_pattern_of=_scaled_scores_in_place),
+    ),
+    "ChangesItByData": (
+        "z is set to 0 through `.data` after its hook, which the version counter does not show.",
+        attention(_output=_zeroed_by_data),
+    ),
+    "OtherWithoutHooks": (
+        "The path without hooks is wrong.",
+        attention(_output=lambda bridge, output, z: output(z) * (1 if bridge.hook_pattern.fwd_hooks else 2)),
+    ),
+}
+_RETURNED_PATTERNS: Rows = {
+    "ReturnedWeightsZeroed": (
+        "The returned pattern is 0.",
+        lambda output, pattern: (output, torch.zeros_like(pattern)),
+    ),
+    "ReturnsAverageWeights": (
+        "The returned pattern is the average of the heads.",
+        lambda output, pattern: (output, pattern.mean(1, keepdim=True).expand_as(pattern)),
+    ),
+    "WrongShape": ("The returned pattern has one head.", lambda output, pattern: (output, pattern[:, :1])),
+}
+_RETURNED_OUTPUTS: Rows = {
+    "ReturnsOtherOutput": (
+        "The returned output is not the one that `hook_out` showed.",
+        lambda output, pattern: (output + output.abs().max(), pattern),
+    ),
+}
+_FORMS: Rows = {"ReturnsMore": ("The forward returns a tuple of three.", lambda *returned: (*returned, None))}
 
 FAULTS = (
     fault(ShowsHiddenScores, "scores"),
     fault(ShowsUnscaledScores, "scores"),
-    fault(ShowsPatternUncast, "softmax"),
-    fault(ShowsAnotherPattern, "softmax"),
-    fault(ShowsRotatedKeysAsQueries, "rope"),
-    fault(ShowsUnrotatedQueries, "rope"),
-    fault(ShowsHeadsInAnotherOrder, "softmax"),
-    fault(ShowsFusedInPlainOrder, "qkv_layout", "project_q", "project_k", "project_v"),
-    fault(FiresTwice, "conduct"),
-    fault(RotationHooksDead, "rope", "patched"),
-    fault(PatternHookDead, "softmax", "patched"),
-    fault(OutputHookDead, "output", "patched"),
     fault(AliasesSwapped, "conduct"),
-    fault(ChangesWhatAHookSaw, "conduct"),
-    fault(ChangesItByData, "conduct"),
-    fault(OtherWithoutHooks, "conduct"),
-    fault(ReturnedWeightsZeroed, "returned"),
-    fault(ReturnsAverageWeights, "returned"),
-    fault(ReturnsOtherOutput, "returned", "block_sum"),
-    fault(ReturnsMore, "form", "forward"),
-    fault(WrongShape, "returned"),
+    *named_faults(__name__, _SHOWN_QUERIES, "rope", seed=_showing_queries),
+    *named_faults(__name__, _SHOWN_PATTERNS, "softmax"),
+    *named_faults(__name__, _FUSED, "qkv_layout", "project_q", "project_k", "project_v"),
+    *named_faults(__name__, _DEAD_ROTATION, "rope", "patched"),
+    *named_faults(__name__, _DEAD_PATTERN, "softmax", "patched"),
+    *named_faults(__name__, _DEAD_OUTPUT, "output", "patched"),
+    *named_faults(__name__, _CONDUCT, "conduct"),
+    *named_faults(__name__, _RETURNED_PATTERNS, "returned", seed=_returning),
+    *named_faults(__name__, _RETURNED_OUTPUTS, "returned", "block_sum", seed=_returning),
+    *named_faults(__name__, _FORMS, "form", "forward", seed=_returning),
 )
+__getattr__ = by_name(FAULTS)

@@ -1,117 +1,113 @@
-"""What is wrong only where nobody listens, or some do; and hooks that are right only in the plainest forward."""
+"""Faults that depend on which hooks are attached, and hooks that are correct only in the simplest forward."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from transformer_lens.hook_points import HookPoint
+from torch import Tensor
 
-from cgverify.bridge import CodeGenAttentionBridge
-from cgverify.selftest.entry import fault
-
-
-class SingleTokenUnheard(CodeGenAttentionBridge):
-    """A single token that nobody watches reads the values of its neighbour's head."""
-
-    def _mix(self, pattern: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        alone = pattern.shape[-2] == 1 < pattern.shape[-1]
-        unheard = not self.hook_pattern.fwd_hooks
-        return super()._mix(pattern, value.roll(1, 1) if alone and unheard else value)
+from cgverify.selftest.candidates import Rows, by_name, named_faults
+from cgverify.selftest.seeded.seeding import attention, keep, rehooked
 
 
-class DetachedUnheard(CodeGenAttentionBridge):
-    """No gradient reaches q and k where nobody watches the scores."""
-
-    def _scores(self, query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        heard = bool(self.hook_attn_scores.fwd_hooks)
-        return super()._scores(query, key, mask) if heard else super()._scores(query.detach(), key.detach(), mask)
+def _neighbours_values(bridge: Any, mix: Any, pattern: Tensor, value: Tensor) -> Any:
+    one_token = pattern.shape[-2] == 1 < pattern.shape[-1]
+    return mix(pattern, value.roll(1, 1) if one_token and not bridge.hook_pattern.fwd_hooks else value)
 
 
-class AveragedForOneListener(CodeGenAttentionBridge):
-    """Who watches the pattern and not the scores is shown, and given, the average of the heads."""
-
-    def _pattern_of(self, scores: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        pattern = super()._pattern_of(scores, dtype)
-        averaged = self.hook_pattern.fwd_hooks and not self.hook_attn_scores.fwd_hooks
-        return pattern.mean(1, keepdim=True).expand_as(pattern).contiguous() if averaged else pattern
+def _detached(bridge: Any, scores: Any, query: Tensor, key: Tensor, mask: Tensor) -> Any:
+    watched = bridge.hook_attn_scores.fwd_hooks
+    return scores(query, key, mask) if watched else scores(query.detach(), key.detach(), mask)
 
 
-class PatternsInOneRoom(CodeGenAttentionBridge):
-    """Every pattern lies where the one before lay: whoever kept that has another one now."""
-
-    def _pattern_of(self, scores: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        pattern = super()._pattern_of(scores, dtype)
-        if torch.is_grad_enabled():
-            return pattern
-        room: torch.Tensor | None = self.__dict__.get("_room")
-        if room is None or (room.shape, room.dtype) != (pattern.shape, pattern.dtype):
-            room = self.__dict__["_room"] = torch.empty_like(pattern)
-        room.copy_(pattern)
-        return room
+def _averaged(bridge: Any, pattern_of: Any, scores: Tensor, dtype: torch.dtype) -> Tensor:
+    pattern: Tensor = pattern_of(scores, dtype)
+    averaged = bridge.hook_pattern.fwd_hooks and not bridge.hook_attn_scores.fwd_hooks
+    return pattern.mean(1, keepdim=True).expand_as(pattern).contiguous() if averaged else pattern
 
 
-class OneRowRotated(CodeGenAttentionBridge):
-    """Positions that the batch shares turn its first row alone."""
-
-    def _rotate(
-        self, query: torch.Tensor, key: torch.Tensor, position_ids: torch.Tensor, position_embeddings: Any = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        turned = super()._rotate(query, key, position_ids, position_embeddings)
-        if len(position_ids) == len(query):
-            return turned
-        query, key = (
-            torch.cat((first[:1], rest[1:].to(first.dtype))) for first, rest in zip(turned, (query, key), strict=True)
-        )
-        return query, key
-
-
-class DeafWithACache(CodeGenAttentionBridge):
-    """What hooks of rotated keys return is not what is cached."""
-
-    def _extend_cache(self, cache: Any, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return super()._extend_cache(cache, self._before.to(key.dtype), value)
-
-    def _rotate(
-        self, query: torch.Tensor, key: torch.Tensor, position_ids: torch.Tensor, position_embeddings: Any = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        query, key = super()._rotate(query, key, position_ids, position_embeddings)
-        self.__dict__["_before"] = key.transpose(1, 2)
-        return query, key
-
-
-class DeafUnderAutograd(CodeGenAttentionBridge):
-    """What the hook of the pattern returns is not used while autograd records."""
-
-    def _pattern_of(self, scores: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        pattern = self.__dict__["_before"] = super()._pattern_of(scores, dtype)
+def _in_one_buffer(bridge: Any, pattern_of: Any, scores: Tensor, dtype: torch.dtype) -> Tensor:
+    pattern: Tensor = pattern_of(scores, dtype)
+    if torch.is_grad_enabled():
         return pattern
-
-    def _mix(self, pattern: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        return super()._mix(self._before if torch.is_grad_enabled() else pattern, value)
-
-
-class CutOffHookPoint(HookPoint):  # type: ignore[misc]
-    """Shows a copy that autograd does not know, and passes on what came with its gradient."""
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        shown: torch.Tensor = super().__call__(x.detach())
-        return shown + (x - x.detach())
+    buffer: Tensor | None = bridge.__dict__.get("_buffer")
+    if buffer is None or (buffer.shape, buffer.dtype) != (pattern.shape, pattern.dtype):
+        buffer = bridge.__dict__["_buffer"] = torch.empty_like(pattern)
+    return buffer.copy_(pattern)
 
 
-def pattern_cut_off(bridge: Any) -> Any:
-    """No gradient arrives at `hook_pattern`."""
-    bridge.blocks[0].attn.hook_pattern.__class__ = CutOffHookPoint
-    return bridge
+def _first_row(_: Any, rotate: Any, query: Tensor, key: Tensor, position_ids: Tensor) -> tuple[Tensor, ...]:
+    rotated: tuple[Tensor, Tensor] = rotate(query, key, position_ids)
+    if len(position_ids) == len(query):
+        return rotated
+    return tuple(
+        torch.cat((first[:1], rest[1:].to(first.dtype))) for first, rest in zip(rotated, (query, key), strict=True)
+    )
 
+
+_UNWATCHED: Rows = {
+    "SingleTokenUnheard": (
+        "A single token reads the values of the next head if no hook is attached.",
+        attention(_mix=_neighbours_values),
+    ),
+}
+_UNWATCHED_BACKWARD: Rows = {
+    "DetachedUnheard": (
+        "No gradient reaches q and k if no hook is attached to the scores.",
+        attention(_scores=_detached),
+    ),
+    "pattern_cut_off": (
+        "No gradient arrives at `hook_pattern`.",
+        rehooked("blocks.0.attn.hook_pattern", lambda show, x: show(x.detach()) + (x - x.detach())),
+    ),
+}
+_ONE_HOOK: Rows = {
+    "AveragedForOneListener": (
+        "The pattern is the average of the heads if it has a hook and the scores have none.",
+        attention(_pattern_of=_averaged),
+    ),
+}
+_BUFFER: Rows = {
+    "PatternsInOneRoom": (
+        "Every pattern overwrites the one before, which a hook may have kept.",
+        attention(_pattern_of=_in_one_buffer),
+    ),
+}
+_ONE_ROW: Rows = {
+    "OneRowRotated": (
+        "Positions that all rows of a batch share rotate the first row only.",
+        attention(_rotate=_first_row),
+    ),
+}
+_IGNORED_KEYS: Rows = {
+    "DeafWithACache": (
+        "What the hook of the rotated keys returns is not cached.",
+        attention(
+            _rotate=keep,
+            _extend_cache=lambda bridge, extend, cache, key, value: extend(
+                cache, bridge.kept[1].transpose(1, 2).to(key.dtype), value
+            ),
+        ),
+    ),
+}
+_IGNORED_PATTERN: Rows = {
+    "DeafUnderAutograd": (
+        "What the hook of the pattern returns is not used while autograd records.",
+        attention(
+            _pattern_of=keep,
+            _mix=lambda bridge, mix, pattern, value: mix(bridge.kept if torch.is_grad_enabled() else pattern, value),
+        ),
+    ),
+}
 
 FAULTS = (
-    fault(SingleTokenUnheard, "conduct", case="decode"),
-    fault(DetachedUnheard, "conduct", case="backward"),
-    fault(AveragedForOneListener, "conduct", "mix", "returned", case="patched"),
-    fault(PatternsInOneRoom, "conduct"),
-    fault(OneRowRotated, "rope", case="decode"),
-    fault(DeafWithACache, "cache", case="patched"),
-    fault(DeafUnderAutograd, "mix", case="patched"),
-    fault(pattern_cut_off, "conduct", case="backward"),
+    *named_faults(__name__, _UNWATCHED, "conduct", case="decode"),
+    *named_faults(__name__, _UNWATCHED_BACKWARD, "conduct", case="backward"),
+    *named_faults(__name__, _ONE_HOOK, "conduct", "mix", "returned", case="patched"),
+    *named_faults(__name__, _BUFFER, "conduct"),
+    *named_faults(__name__, _ONE_ROW, "rope", case="decode"),
+    *named_faults(__name__, _IGNORED_KEYS, "cache", case="patched"),
+    *named_faults(__name__, _IGNORED_PATTERN, "mix", case="patched"),
 )
+__getattr__ = by_name(FAULTS)

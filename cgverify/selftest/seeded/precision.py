@@ -1,176 +1,109 @@
-"""Lower precision than the dtype's, where nothing else is wrong."""
+"""Precision that is lower than the dtype's; nothing else is wrong."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.functional import linear
 
-from cgverify.bridge import CodeGenAttentionBridge
-from cgverify.selftest.entry import fault
+from cgverify.selftest.candidates import Rows, by_name, named_faults
+from cgverify.selftest.seeded.seeding import attention, computed, reweighted, through_bfloat16
 
 TF32_BITS = 13
 """Bits of a float32 mantissa that TF32 drops."""
 
-
-def through(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """x, rounded to another dtype and back."""
-    return x.to(dtype).to(x.dtype)
+_Q, _K, _V, _O = (f"blocks.0.attn.{name}" for name in "qkvo")
 
 
-def tf32(x: torch.Tensor) -> torch.Tensor:
-    """x as a TF32 product takes it: a float32 loses 13 bits; other dtypes stay as they are."""
+def tf32(x: Tensor) -> Tensor:
+    """Round a float32 to TF32, which has 13 bits less; return tensors of other dtypes unchanged."""
     if x.dtype != torch.float32:
         return x
     half, kept = 1 << (TF32_BITS - 1), -(1 << TF32_BITS)
     return x.contiguous().view(torch.int32).add(half).bitwise_and(kept).view(torch.float32)
 
 
-class Lowered(nn.Module):
-    """A Linear whose operands or result are rounded."""
-
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        self.linear = linear
-
-    @property
-    def weight(self) -> torch.Tensor:
-        return self.linear.weight
-
-    @property
-    def bias(self) -> torch.Tensor | None:
-        return self.linear.bias
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        raise NotImplementedError
+def tf32_operands(module: nn.Linear, x: Tensor) -> Tensor:
+    """Compute a Linear of TF32 operands."""
+    return linear(tf32(x), tf32(module.weight), module.bias)
 
 
-class TF32Operands(Lowered):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return nn.functional.linear(tf32(x), tf32(self.linear.weight), self.linear.bias)
+def _rounded_result(module: nn.Linear, x: Tensor) -> Tensor:
+    return through_bfloat16(nn.Linear.forward(module, x))
 
 
-class BFloat16Result(Lowered):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return through(self.linear(x), torch.bfloat16)
+def _rounded_input(module: nn.Linear, x: Tensor) -> Tensor:
+    return nn.Linear.forward(module, through_bfloat16(x))
 
 
-class BFloat16Input(Lowered):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        result: torch.Tensor = self.linear(through(x, torch.bfloat16))
-        return result
+def _rounded_halves(module: nn.Linear, x: Tensor) -> Tensor:
+    half = x.shape[-1] // 2
+    parts = [linear(x[..., s], module.weight[:, s]) for s in (slice(half), slice(half, None))]
+    total = through_bfloat16(parts[0]) + through_bfloat16(parts[1])
+    return total if module.bias is None else total + module.bias
 
 
-class BFloat16Accumulator(Lowered):
-    """The two halves of the sum are rounded before they are added."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        half = x.shape[-1] // 2
-        parts = [nn.functional.linear(x[..., s], self.linear.weight[:, s]) for s in (slice(half), slice(half, None))]
-        total = through(parts[0], torch.bfloat16) + through(parts[1], torch.bfloat16)
-        return total if self.linear.bias is None else total + self.linear.bias
-
-
-def _lower(bridge: Any, lowered: type[Lowered], *names: str) -> Any:
-    """Put a lowered product in the place of a bridge's Linears."""
-    for name in names:
-        linear = bridge.blocks[0].get_submodule(name)
-        linear._modules["_original_component"] = lowered(linear.original_component)
-    return bridge
-
-
-def projections_in_tf32(bridge: Any) -> Any:
-    """Q, K and V have TF32 operands."""
-    return _lower(bridge, TF32Operands, "attn.q", "attn.k", "attn.v")
-
-
-def projections_in_bfloat16(bridge: Any) -> Any:
-    """Q, K and V are rounded to bfloat16."""
-    return _lower(bridge, BFloat16Result, "attn.q", "attn.k", "attn.v")
-
-
-def projections_of_rounded_input(bridge: Any) -> Any:
-    """Q, K and V are of hidden states that were rounded to bfloat16."""
-    return _lower(bridge, BFloat16Input, "attn.q", "attn.k", "attn.v")
-
-
-def output_in_tf32(bridge: Any) -> Any:
-    """`out_proj` has TF32 operands."""
-    return _lower(bridge, TF32Operands, "attn.o")
-
-
-def output_accumulated_in_bfloat16(bridge: Any) -> Any:
-    """`out_proj` sums two halves that were rounded to bfloat16."""
-    return _lower(bridge, BFloat16Accumulator, "attn.o")
-
-
-class QueryWeightsInBfloat16(CodeGenAttentionBridge):
-    """The rows of Q have been through bfloat16."""
-
-    def set_original_component(self, original_component: nn.Module) -> None:
-        super().set_original_component(original_component)
-        weight = self.q.original_component.weight
-        weight.data = through(weight.data, torch.bfloat16)
-
-
-class OutputWeightsInFloat16(CodeGenAttentionBridge):
-    """`out_proj`'s weight has lost a bit of float16's."""
-
-    def set_original_component(self, original_component: nn.Module) -> None:
-        super().set_original_component(original_component)
-        weight = self.o.original_component.weight
-        weight.data = weight.data * (1 + 2.0**-12)
-
-
-class MixInBfloat16(CodeGenAttentionBridge):
-    """Pattern and values are rounded to bfloat16 before they are mixed."""
-
-    def _mix(self, pattern: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        return super()._mix(through(pattern, torch.bfloat16), through(value, torch.bfloat16))
-
-
-class MixInTF32(CodeGenAttentionBridge):
-    """Pattern and values are TF32 operands."""
-
-    def _mix(self, pattern: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        return super()._mix(tf32(pattern), tf32(value))
-
-
-class ScoresInTF32(CodeGenAttentionBridge):
-    """q and k are TF32 operands."""
-
-    def _scores(self, query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        return super()._scores(tf32(query.to(torch.float32)), tf32(key.to(torch.float32)), mask)
-
-
-class OutputInBfloat16(CodeGenAttentionBridge):
-    """The output has been through bfloat16."""
-
-    def _output(self, z: torch.Tensor) -> torch.Tensor:
-        return through(super()._output(z), torch.bfloat16)
-
-
-class OutputInFloat32(CodeGenAttentionBridge):
-    """Under 32 bits, the output is left in float32."""
-
-    def _output(self, z: torch.Tensor) -> torch.Tensor:
-        return super()._output(z).to(torch.promote_types(z.dtype, torch.float32))
-
-
-_QKV = ("attn", "attn.q", "attn.k", "attn.v", "block")
+_QUERY: Rows = {
+    "projections_in_tf32": ("The operands of Q, K and V are rounded to TF32.", computed(tf32_operands, _Q, _K, _V)),
+    "QueryWeightsInBfloat16": ("The weight of Q is rounded to bfloat16.", reweighted(_Q, through_bfloat16)),
+}
+_PROJECTIONS: Rows = {
+    "projections_in_bfloat16": ("q, k and v are rounded to bfloat16.", computed(_rounded_result, _Q, _K, _V)),
+    "projections_of_rounded_input": (
+        "q, k and v are computed from hidden states that are rounded to bfloat16.",
+        computed(_rounded_input, _Q, _K, _V),
+    ),
+}
+_OUTPUT_WEIGHTS: Rows = {
+    "output_in_tf32": ("The operands of `out_proj` are rounded to TF32.", computed(tf32_operands, _O)),
+    "output_accumulated_in_bfloat16": (
+        "`out_proj` adds two halves that are rounded to bfloat16.",
+        computed(_rounded_halves, _O),
+    ),
+    "OutputWeightsInFloat16": (
+        "The weight of `out_proj` is wrong by as much as float16 would round it.",
+        reweighted(_O, lambda weight: weight * (1 + 2.0**-12)),
+    ),
+}
+_MIXES: Rows = {
+    "MixInBfloat16": (
+        "Pattern and values are rounded to bfloat16 before they are mixed.",
+        attention(_mix=lambda _, mix, pattern, value: mix(through_bfloat16(pattern), through_bfloat16(value))),
+    ),
+    "MixInTF32": (
+        "Pattern and values are rounded to TF32 before they are mixed.",
+        attention(_mix=lambda _, mix, pattern, value: mix(tf32(pattern), tf32(value))),
+    ),
+}
+_SCORES: Rows = {
+    "ScoresInTF32": (
+        "q and k are rounded to TF32.",
+        attention(_scores=lambda _, scores, q, k, mask: scores(tf32(q.float()), tf32(k.float()), mask)),
+    ),
+}
+_OUTPUTS: Rows = {
+    "OutputInBfloat16": (
+        "The output is rounded to bfloat16.",
+        attention(_output=lambda _, output, z: through_bfloat16(output(z))),
+    ),
+    "OutputInFloat32": (
+        "The output is float32 in models of 16 bits.",
+        attention(_output=lambda _, output, z: output(z).to(torch.promote_types(z.dtype, torch.float32))),
+    ),
+}
+_OUTPUT_KINDS = ("attn", "attn.o", "block")
 
 FAULTS = (
-    fault(projections_in_tf32, "project_q", kinds=("attn", "attn.q", "block")),
-    fault(projections_in_bfloat16, "project_q", "project_k", "project_v", kinds=_QKV),
-    fault(projections_of_rounded_input, "project_q", "project_k", "project_v", kinds=_QKV),
-    fault(output_in_tf32, "output", kinds=("attn", "attn.o", "block")),
-    fault(output_accumulated_in_bfloat16, "output", kinds=("attn", "attn.o", "block")),
-    fault(QueryWeightsInBfloat16, "project_q", kinds=("attn", "attn.q", "block")),
-    fault(OutputWeightsInFloat16, "output", kinds=("attn", "attn.o", "block")),
-    fault(MixInBfloat16, "mix"),
-    fault(MixInTF32, "mix"),
-    fault(ScoresInTF32, "scores"),
-    fault(OutputInBfloat16, "output"),
-    fault(OutputInFloat32, "output"),
+    *named_faults(__name__, _QUERY, "project_q", kinds=("attn", "attn.q", "block")),
+    *named_faults(
+        __name__,
+        _PROJECTIONS,
+        *("project_q", "project_k", "project_v"),
+        kinds=("attn", "attn.q", "attn.k", "attn.v", "block"),
+    ),
+    *named_faults(__name__, _OUTPUT_WEIGHTS, "output", kinds=_OUTPUT_KINDS),
+    *named_faults(__name__, _MIXES, "mix"),
+    *named_faults(__name__, _SCORES, "scores"),
+    *named_faults(__name__, _OUTPUTS, "output"),
 )
+__getattr__ = by_name(FAULTS)

@@ -2,264 +2,168 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from cgverify.bridge import CodeGenAttentionBridge
 from cgverify.bridge.rotary import rotate, rotate_every_two, sin_cos
-from cgverify.selftest.entry import fault
+from cgverify.selftest.candidates import Implementation, Rows, by_name, named_faults
+from cgverify.selftest.seeded.seeding import attention, replacing, through, through_bfloat16
 
-Pair = tuple[torch.Tensor, torch.Tensor]
+TwoTensors = tuple[Tensor, Tensor]
 
 
-class Rotation(CodeGenAttentionBridge):
-    """A bridge that turns q and k by `turn`."""
+def _turned(turn: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Implementation:
+    """Rotate q and k by a function of x `[batch, seq, heads, head_dim]`, its sines and its cosines."""
 
-    def _table(self) -> torch.Tensor:
-        table: torch.Tensor = self.original_component.embed_positions
-        return table
+    def rotate_both(bridge: Any, _: Any, query: Tensor, key: Tensor, position_ids: Tensor) -> TwoTensors:
+        sin, cos = sin_cos(bridge._table(), position_ids)
+        return turn(query, sin, cos), turn(key, sin, cos)
 
-    def _rotate(
-        self, query: torch.Tensor, key: torch.Tensor, position_ids: torch.Tensor, position_embeddings: Any = None
-    ) -> Pair:
-        sin, cos = sin_cos(self._table(), position_ids)
-        return self.turn(query, sin, cos), self.turn(key, sin, cos)
+    return attention(_rotate=rotate_both)
 
-    def turn(self, x: torch.Tensor, sin: torch.Tensor, cos: torch.Tensor) -> torch.Tensor:
-        return rotate(x, sin, cos)
 
+def _by_halves(x: Tensor, sin: Tensor, cos: Tensor) -> Tensor:
+    width = sin.shape[-1]
+    turning, half = x[..., :width], width // 2
+    crossed = torch.cat((-turning[..., half:], turning[..., :half]), dim=-1)
+    return torch.cat((turning * cos + crossed * sin, x[..., width:]), dim=-1)
 
-class HalfRotation(Rotation):
-    """Halves of the head are turned against each other, as in Llama."""
 
-    def turn(self, x: torch.Tensor, sin: torch.Tensor, cos: torch.Tensor) -> torch.Tensor:
-        width = sin.shape[-1]
-        turning, half = x[..., :width], width // 2
-        by_halves = torch.cat((-turning[..., half:], turning[..., :half]), dim=-1)
-        return torch.cat((turning * cos + by_halves * sin, x[..., width:]), dim=-1)
+def _last_dimensions(x: Tensor, sin: Tensor, cos: Tensor) -> Tensor:
+    passing = x.shape[-1] - sin.shape[-1]
+    return torch.cat((x[..., :passing], rotate(x[..., passing:], sin, cos)), -1)
 
 
-class QueryOnlyRotated(Rotation):
-    """Keys pass through."""
+def _wider(x: Tensor, sin: Tensor, cos: Tensor) -> Tensor:
+    return rotate(x, torch.cat((sin, sin[..., -2:]), -1), torch.cat((cos, cos[..., -2:]), -1))
 
-    def _rotate(
-        self, query: torch.Tensor, key: torch.Tensor, position_ids: torch.Tensor, position_embeddings: Any = None
-    ) -> Pair:
-        query, turned = super()._rotate(query, key, position_ids, position_embeddings)
-        return query, key.to(turned.dtype)
 
+def _by_repeated_list(x: Tensor, sin: Tensor, cos: Tensor) -> Tensor:
+    return rotate(x, torch.cat([sin[..., ::2]] * 2, -1), torch.cat([cos[..., ::2]] * 2, -1))
 
-class KeyOnlyRotated(Rotation):
-    """Queries pass through."""
 
-    def _rotate(
-        self, query: torch.Tensor, key: torch.Tensor, position_ids: torch.Tensor, position_embeddings: Any = None
-    ) -> Pair:
-        turned, key = super()._rotate(query, key, position_ids, position_embeddings)
-        return query.to(turned.dtype), key
+def _without_sine(x: Tensor, sin: Tensor, cos: Tensor) -> Tensor:
+    turned, width = rotate(x, sin, cos), sin.shape[-1]
+    turned[:, :, -1:, :width] = x[:, :, -1:, :width] * cos
+    return turned
 
 
-class OneHeadUnrotated(CodeGenAttentionBridge):
-    """Head 1 at position 2 keeps its unrotated query."""
+def _in_bfloat16(x: Tensor, sin: Tensor, cos: Tensor) -> Tensor:
+    half = torch.bfloat16
+    with torch.autocast(x.device.type, enabled=False):  # autocast to float16 cannot mix it with bfloat16
+        return rotate(x.to(half), sin.to(half), cos.to(half)).to(torch.promote_types(x.dtype, sin.dtype))
 
-    def _rotate(
-        self, query: torch.Tensor, key: torch.Tensor, position_ids: torch.Tensor, position_embeddings: Any = None
-    ) -> Pair:
-        turned, key = super()._rotate(query, key, position_ids, position_embeddings)
-        if query.shape[1] > 2:
-            turned[:, 2, 1] = query[:, 2, 1]
-        return turned, key
 
+def _in_model_dtype(x: Tensor, sin: Tensor, cos: Tensor) -> Tensor:
+    return rotate(x, sin.to(x.dtype), cos.to(x.dtype)).to(torch.promote_types(x.dtype, sin.dtype))
 
-class NarrowRotation(Rotation):
-    """`rotary_dim - 2`: the last pair passes through."""
 
-    def turn(self, x: torch.Tensor, sin: torch.Tensor, cos: torch.Tensor) -> torch.Tensor:
-        return rotate(x, sin[..., :-2], cos[..., :-2])
+def _query_only(_: Any, rotate: Any, query: Tensor, key: Tensor, position_ids: Tensor) -> TwoTensors:
+    query, turned = rotate(query, key, position_ids)
+    return query, key.to(turned.dtype)
 
 
-class WideRotation(Rotation):
-    """`rotary_dim + 2`: one more pair turns, as fast as the last."""
+def _key_only(_: Any, rotate: Any, query: Tensor, key: Tensor, position_ids: Tensor) -> TwoTensors:
+    turned, key = rotate(query, key, position_ids)
+    return query.to(turned.dtype), key
 
-    def turn(self, x: torch.Tensor, sin: torch.Tensor, cos: torch.Tensor) -> torch.Tensor:
-        return rotate(x, torch.cat((sin, sin[..., -2:]), -1), torch.cat((cos, cos[..., -2:]), -1))
 
+def _all_but_one_head(_: Any, rotate: Any, query: Tensor, key: Tensor, position_ids: Tensor) -> TwoTensors:
+    turned, key = rotate(query, key, position_ids)
+    if query.shape[1] > 2:
+        turned[:, 2, 1] = query[:, 2, 1]
+    return turned, key
 
-class LastDimensionsRotated(Rotation):
-    """The last `rotary_dim` dimensions of a head turn instead of the first."""
 
-    def turn(self, x: torch.Tensor, sin: torch.Tensor, cos: torch.Tensor) -> torch.Tensor:
-        passing = x.shape[-1] - sin.shape[-1]
-        return torch.cat((x[..., :passing], rotate(x[..., passing:], sin, cos)), -1)
+def _keys_behind(_: Any, rotate: Any, query: Tensor, key: Tensor, position_ids: Tensor) -> TwoTensors:
+    return rotate(query, key, position_ids)[0], rotate(query, key, (position_ids - 1).clamp(min=0))[1]
 
 
-class SineNegated(Rotation):
-    """Pairs turn the other way round."""
+def _counted(position_ids: Tensor, _: Any) -> Tensor:
+    seq = position_ids.shape[1]
+    return position_ids if seq < 8 else torch.arange(seq, device=position_ids.device).expand_as(position_ids)
 
-    def turn(self, x: torch.Tensor, sin: torch.Tensor, cos: torch.Tensor) -> torch.Tensor:
-        return rotate(x, -sin, cos)
 
+def _values_too(bridge: Any, project: Any, hidden_states: Tensor) -> tuple[Tensor, ...]:
+    query, key, value = project(hidden_states)
+    width = bridge._table().shape[1]
+    return query, key, torch.cat((rotate_every_two(value[..., :width]), value[..., width:]), -1)
 
-class SineCosineExchanged(Rotation):
-    """A table row is read as cosines before sines."""
 
-    def turn(self, x: torch.Tensor, sin: torch.Tensor, cos: torch.Tensor) -> torch.Tensor:
-        return rotate(x, cos, sin)
+def _shift(offset: int) -> Callable[[Tensor, Tensor], Tensor]:
+    """Shift all positions: the scores stay correct, the cached keys do not."""
+    return lambda positions, table: (positions + offset).clamp(0, table.shape[0] - 1)
 
 
-class RotatedTwice(Rotation):
-    """Everything turns by twice its angle."""
+def _at(change: Callable[[Tensor, Tensor], Tensor]) -> Implementation:
+    """Rotate by positions that are changed by a function of them and the table."""
+    return attention(_rotate=lambda bridge, rotate, q, k, positions: rotate(q, k, change(positions, bridge._table())))
 
-    def turn(self, x: torch.Tensor, sin: torch.Tensor, cos: torch.Tensor) -> torch.Tensor:
-        return rotate(rotate(x, sin, cos), sin, cos)
 
+def _by_table(change: Callable[[Tensor], Tensor]) -> Implementation:
+    return attention(_table=lambda _, table: change(table()))
 
-class FrequenciesNotRepeated(Rotation):
-    """Angles stand one after the other twice over, not each twice in a row."""
 
-    def turn(self, x: torch.Tensor, sin: torch.Tensor, cos: torch.Tensor) -> torch.Tensor:
-        sin, cos = sin[..., ::2], cos[..., ::2]
-        return rotate(x, torch.cat((sin, sin), -1), torch.cat((cos, cos), -1))
-
-
-class RotationWithoutSine(Rotation):
-    """Only the cosine part is left in one head."""
-
-    def turn(self, x: torch.Tensor, sin: torch.Tensor, cos: torch.Tensor) -> torch.Tensor:
-        turned = rotate(x, sin, cos)
-        width = sin.shape[-1]
-        turned[:, :, -1:, :width] = x[:, :, -1:, :width] * cos
-        return turned
-
-
-class SineSlightlyOff(Rotation):
-    """Sines of a frequency that is 10⁻⁵ too large, as with another base."""
-
-    def turn(self, x: torch.Tensor, sin: torch.Tensor, cos: torch.Tensor) -> torch.Tensor:
-        return rotate(x, sin * (1 + 1e-5), cos)
-
-
-class PositionsIgnored(CodeGenAttentionBridge):
-    """Positions are counted, but for short sequences: decoding is as a careless cache test wants it."""
-
-    def _rotate(
-        self, query: torch.Tensor, key: torch.Tensor, position_ids: torch.Tensor, position_embeddings: Any = None
-    ) -> Pair:
-        counted = torch.arange(query.shape[1], device=query.device) + position_ids[:, :1] * 0
-        return super()._rotate(query, key, position_ids if query.shape[1] < 8 else counted)
-
-
-class PositionsOfFirstRow(CodeGenAttentionBridge):
-    """Every row of a batch has the positions of the first."""
-
-    def _rotate(
-        self, query: torch.Tensor, key: torch.Tensor, position_ids: torch.Tensor, position_embeddings: Any = None
-    ) -> Pair:
-        return super()._rotate(query, key, position_ids[:1])
-
-
-class PositionOffset(Rotation):
-    """Positions are too large by `offset`: the scores are the same, the cached keys are not."""
-
-    offset = 0
-
-    def _rotate(
-        self, query: torch.Tensor, key: torch.Tensor, position_ids: torch.Tensor, position_embeddings: Any = None
-    ) -> Pair:
-        last = self._table().shape[0] - 1
-        return super()._rotate(query, key, (position_ids + self.offset).clamp(0, last))
-
-
-class PositionsShifted(PositionOffset):
-    """One too far."""
-
-    offset = 1
-
-
-class PositionsShiftedBack(PositionOffset):
-    """One too few."""
-
-    offset = -1
-
-
-class PositionsShiftedByMany(PositionOffset):
-    """A prefix of twenty tokens too far."""
-
-    offset = 20
-
-
-class KeysShifted(Rotation):
-    """Keys stand one position behind their queries."""
-
-    def _rotate(
-        self, query: torch.Tensor, key: torch.Tensor, position_ids: torch.Tensor, position_embeddings: Any = None
-    ) -> Pair:
-        query, _ = super()._rotate(query, key, position_ids, position_embeddings)
-        return query, super()._rotate(key, key, (position_ids - 1).clamp(min=0))[0]
-
-
-class RotationInBfloat16(Rotation):
-    """q, k, sine and cosine are rounded to bfloat16 first."""
-
-    def turn(self, x: torch.Tensor, sin: torch.Tensor, cos: torch.Tensor) -> torch.Tensor:
-        half = torch.bfloat16
-        with torch.autocast(x.device.type, enabled=False):  # to float16 it would not have bfloat16 beside it
-            return rotate(x.to(half), sin.to(half), cos.to(half)).to(torch.promote_types(x.dtype, sin.dtype))
-
-
-class RotationInModelDtype(Rotation):
-    """Sine and cosine are cast to the hidden states' dtype, and the result is cast up."""
-
-    def turn(self, x: torch.Tensor, sin: torch.Tensor, cos: torch.Tensor) -> torch.Tensor:
-        return rotate(x, sin.to(x.dtype), cos.to(x.dtype)).to(torch.promote_types(x.dtype, sin.dtype))
-
-
-class TableInBfloat16(Rotation):
-    """The sin/cos table has been through bfloat16."""
-
-    def _table(self) -> torch.Tensor:
-        table = super()._table()
-        return table.to(torch.bfloat16).to(table.dtype)
-
-
-class TableInFloat16(Rotation):
-    """The sin/cos table has been through float16."""
-
-    def _table(self) -> torch.Tensor:
-        table = super()._table()
-        return table.to(torch.float16).to(table.dtype)
-
-
-class LastTableRowMissing(Rotation):
-    """The last position has the row of the one before it."""
-
-    def _table(self) -> torch.Tensor:
-        table = super()._table()
-        return torch.cat((table[:-1], table[-2:-1]))
-
-
-class ValuesRotated(Rotation):
-    """Values turn with the keys."""
-
-    def _project(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        query, key, value = super()._project(hidden_states)
-        turned = value.clone()
-        turned[..., : self._table().shape[1]] = rotate_every_two(value[..., : self._table().shape[1]])
-        return query, key, turned
-
+_TURNS: Rows = {
+    "HalfRotation": ("The halves of a head are rotated as pairs, as in Llama.", _by_halves),
+    "NarrowRotation": (
+        "The last of the pairs is not rotated.",
+        lambda x, sin, cos: rotate(x, sin[..., :-2], cos[..., :-2]),
+    ),
+    "WideRotation": ("One pair more is rotated, by the angle of the last pair.", _wider),
+    "LastDimensionsRotated": ("The last dimensions of a head are rotated, not the first.", _last_dimensions),
+    "SineNegated": ("Pairs are rotated in the opposite direction.", lambda x, sin, cos: rotate(x, -sin, cos)),
+    "SineCosineExchanged": ("Sines and cosines are exchanged.", lambda x, sin, cos: rotate(x, cos, sin)),
+    "RotatedTwice": (
+        "Pairs are rotated by twice their angle.",
+        lambda x, sin, cos: rotate(rotate(x, sin, cos), sin, cos),
+    ),
+    "FrequenciesNotRepeated": ("The list of angles is repeated, not each angle.", _by_repeated_list),
+    "RotationWithoutSine": ("The last head has only the cosine term.", _without_sine),
+    "SineSlightlyOff": (
+        "Sines are too large by a factor of 1 + 10⁻⁵.",
+        lambda x, sin, cos: rotate(x, sin * (1 + 1e-5), cos),
+    ),
+    "RotationInBfloat16": ("q, k, sines and cosines are rounded to bfloat16 first.", _in_bfloat16),
+    "RotationInModelDtype": ("Sines and cosines are cast to the dtype of the hidden states.", _in_model_dtype),
+}
+_ROTATIONS: Rows = {
+    "QueryOnlyRotated": ("Keys are not rotated.", _query_only),
+    "KeyOnlyRotated": ("Queries are not rotated.", _key_only),
+    "OneHeadUnrotated": ("The query of head 1 at position 2 is not rotated.", _all_but_one_head),
+    "KeysShifted": ("Keys have the position before that of their queries.", _keys_behind),
+}
+_SHIFTS: Rows = {
+    "PositionsShifted": ("Positions are too large by 1.", _shift(1)),
+    "PositionsShiftedBack": ("Positions are too small by 1.", _shift(-1)),
+    "PositionsShiftedByMany": ("Positions are too large by 20, as after a prefix.", _shift(20)),
+}
+_POSITIONS: Rows = {
+    "PositionsIgnored": ("Positions of long sequences are counted from 0; decoding is correct.", _counted),
+    "PositionsOfFirstRow": ("Every row of a batch has the positions of the first.", lambda positions, _: positions[:1]),
+}
+_TABLES: Rows = {
+    "TableInBfloat16": ("The sin/cos table was rounded to bfloat16.", through_bfloat16),
+    "TableInFloat16": ("The sin/cos table was rounded to float16.", lambda table: through(table, torch.float16)),
+}
+_SHORT_TABLES: Rows = {
+    "LastTableRowMissing": (
+        "The last position has the table row of the position before it.",
+        lambda table: torch.cat((table[:-1], table[-2:-1])),
+    ),
+}
+_PROJECTIONS: Rows = {"ValuesRotated": ("Values are rotated with the keys.", _values_too)}
 
 FAULTS = (
-    *(
-        fault(candidate, "rope")
-        for candidate in (
-            *(HalfRotation, QueryOnlyRotated, KeyOnlyRotated, OneHeadUnrotated, NarrowRotation, WideRotation),
-            *(LastDimensionsRotated, SineNegated, SineCosineExchanged, RotatedTwice, FrequenciesNotRepeated),
-            *(RotationWithoutSine, SineSlightlyOff, PositionsShifted, PositionsShiftedBack, PositionsShiftedByMany),
-            *(KeysShifted, RotationInBfloat16, RotationInModelDtype, TableInBfloat16, TableInFloat16),
-        )
-    ),
-    *(fault(candidate, "rope", case="stress") for candidate in (PositionsIgnored, PositionsOfFirstRow)),
-    fault(LastTableRowMissing, "rope", case="stress"),
-    fault(ValuesRotated, "mix", "cache"),
+    *named_faults(__name__, _TURNS, "rope", seed=_turned),
+    *named_faults(__name__, _ROTATIONS, "rope", seed=replacing("_rotate")),
+    *named_faults(__name__, _SHIFTS, "rope", seed=_at),
+    *named_faults(__name__, _POSITIONS, "rope", seed=_at, case="stress"),
+    *named_faults(__name__, _TABLES, "rope", seed=_by_table),
+    *named_faults(__name__, _SHORT_TABLES, "rope", seed=_by_table, case="stress"),
+    *named_faults(__name__, _PROJECTIONS, "mix", "cache", seed=replacing("_project")),
 )
+__getattr__ = by_name(FAULTS)

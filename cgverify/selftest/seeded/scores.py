@@ -2,270 +2,146 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
-
-from cgverify.bridge import CodeGenAttentionBridge
-from cgverify.selftest.entry import fault
-
-
-def _hidden(mask: torch.Tensor) -> torch.Tensor:
-    return mask <= torch.finfo(mask.dtype).min
-
-
-class Scale(CodeGenAttentionBridge):
-    """Scores are too large by a factor."""
-
-    def factor(self) -> float:
-        raise NotImplementedError
-
-    def _scores(self, query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        return super()._scores(query, key, mask) * self.factor()
-
-    def _head_dim(self) -> int:
-        return int(self.original_component.head_dim)
-
-
-class ScaleSlightlyOff(Scale):
-    """1 + 10⁻⁴."""
-
-    def factor(self) -> float:
-        return 1 + 1e-4
-
-
-class ScaleOffByAThousandth(Scale):
-    """1.001."""
-
-    def factor(self) -> float:
-        return 1.001
-
-
-class ScaleOffByOnePercent(Scale):
-    """0.99."""
-
-    def factor(self) -> float:
-        return 0.99
-
-
-class ScaledByHeads(Scale):
-    """Divided by √heads instead of √head_dim."""
-
-    def factor(self) -> float:
-        return float((self._head_dim() / self.config.n_heads) ** 0.5)
-
-
-class ScaledByModelWidth(Scale):
-    """Divided by √d_model."""
-
-    def factor(self) -> float:
-        return float(self.config.n_heads**-0.5)
-
-
-class ScaledByHeadDim(Scale):
-    """Divided by head_dim, without its root."""
-
-    def factor(self) -> float:
-        return float(self._head_dim() ** -0.5)
-
-
-class ScaledByRotaryDim(Scale):
-    """Divided by √rotary_dim."""
-
-    def factor(self) -> float:
-        return float((self._head_dim() / self._table().shape[-1]) ** 0.5)
-
-
-class Unscaled(Scale):
-    """Not divided at all."""
-
-    def factor(self) -> float:
-        return float(self._head_dim() ** 0.5)
-
-    def _scores(self, query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        finite = super()._scores(query, key, mask.masked_fill(_hidden(mask), 0))
-        return finite.masked_fill(_hidden(mask), torch.finfo(finite.dtype).min)
-
-
-class MaskAfterScaling(CodeGenAttentionBridge):
-    """Scaled first, then masked: a soft mask counts √head_dim times as much."""
-
-    def _scores(self, query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        return super()._scores(query, key, torch.zeros_like(mask)) + mask
-
-
-class Mask(CodeGenAttentionBridge):
-    """A bridge that adds `masked` of the mask."""
-
-    def masked(self, mask: torch.Tensor) -> torch.Tensor:
-        raise NotImplementedError
-
-    def _scores(self, query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        return super()._scores(query, key, self.masked(mask))
-
-
-class MaskIgnored(Mask):
-    """Every query sees every key."""
-
-    def masked(self, mask: torch.Tensor) -> torch.Tensor:
-        return torch.zeros_like(mask)
-
-
-class PaddingIgnored(Mask):
-    """Causal whatever the mask says."""
-
-    def masked(self, mask: torch.Tensor) -> torch.Tensor:
-        queries, keys = mask.shape[-2:]
-        visible = torch.ones(queries, keys, dtype=torch.bool, device=mask.device).tril(keys - queries)
-        return torch.where(visible & _hidden(mask), 0, mask)
-
-
-class CausalOneAhead(Mask):
-    """A query sees one key of its future."""
-
-    def masked(self, mask: torch.Tensor) -> torch.Tensor:
-        queries, keys = mask.shape[-2:]
-        ahead = torch.ones(queries, keys, dtype=torch.bool, device=mask.device)
-        return mask.masked_fill(ahead.triu(keys - queries + 1).tril(keys - queries + 1), 0)
-
-
-class CausalOneBehind(Mask):
-    """A query does not see its own key, but for the first."""
-
-    def masked(self, mask: torch.Tensor) -> torch.Tensor:
-        queries, keys = mask.shape[-2:]
-        own = torch.ones(queries, keys, dtype=torch.bool, device=mask.device)
-        own = own.triu(keys - queries).tril(keys - queries)
-        own[:, 0] = False
-        return mask.masked_fill(own, torch.finfo(mask.dtype).min)
-
-
-class MaskAddedTwice(CodeGenAttentionBridge):
-    """Added before and after scaling."""
-
-    def _scores(self, query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        return super()._scores(query, key, mask) + mask.masked_fill(_hidden(mask), 0)
-
-
-class SoftMaskHalved(Mask):
-    """What a mask says softly counts half."""
-
-    def masked(self, mask: torch.Tensor) -> torch.Tensor:
-        return torch.where(_hidden(mask), mask, mask / 2)
-
-
-class MaskMadeBoolean(Mask):
-    """Finite values of a mask are taken as 0."""
-
-    def masked(self, mask: torch.Tensor) -> torch.Tensor:
-        return torch.where(_hidden(mask), mask, 0)
-
-
-class MaskOfFirstRow(Mask):
-    """Every row of a batch has the mask of the first."""
-
-    def masked(self, mask: torch.Tensor) -> torch.Tensor:
-        return mask[:1]
-
-
-class MaskTransposed(Mask):
-    """Queries and keys of the soft mask change places, where it is square."""
-
-    def masked(self, mask: torch.Tensor) -> torch.Tensor:
-        if mask.shape[-1] != mask.shape[-2]:
-            return mask
-        return torch.where(_hidden(mask), mask, mask.mT.masked_fill(_hidden(mask.mT), 0))
-
-
-class MaskTooWeak(Mask):
-    """What is hidden gets −10⁴, not the lowest finite value."""
-
-    def masked(self, mask: torch.Tensor) -> torch.Tensor:
-        return mask.masked_fill(_hidden(mask), -1e4)
-
-
-class MaskAppliedWhereNegative(Mask):
-    """Any negative value of a mask hides."""
-
-    def masked(self, mask: torch.Tensor) -> torch.Tensor:
-        return mask.masked_fill(mask < 0, torch.finfo(mask.dtype).min)
-
-
-class QueryKeyProductTransposed(CodeGenAttentionBridge):
-    """k·qᵀ, where that has the same shape."""
-
-    def _scores(self, query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        if query.shape == key.shape:
-            query, key = key, query
-        return super()._scores(query, key, mask)
-
-
-class ScoresOfOneHeadShared(CodeGenAttentionBridge):
-    """All heads have the keys of head 0 in the last position."""
-
-    def _scores(self, query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        key = key.clone()
-        key[:, :, -1] = key[:, :1, -1]
-        return super()._scores(query, key, mask)
-
-
-class ScoresClipped(CodeGenAttentionBridge):
-    """No visible score exceeds 4."""
-
-    def _scores(self, query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        return super()._scores(query, key, mask).clamp(max=4.0)
-
-
-class ScoresInBfloat16(CodeGenAttentionBridge):
-    """The product's operands are bfloat16."""
-
-    def _scores(self, query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        return super()._scores(query.to(torch.bfloat16), key.to(torch.bfloat16), mask)
-
-
-class ScoresInModelDtype(CodeGenAttentionBridge):
-    """The product is taken in the values' dtype, as without Hugging Face's cast to float32."""
-
-    def _scores(self, query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        return super()._scores(query.to(mask.dtype), key.to(mask.dtype), mask)
-
-
-class ScoresInFloat16Operands(CodeGenAttentionBridge):
-    """The product's operands are float16."""
-
-    def _scores(self, query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        return super()._scores(query.to(torch.float16), key.to(torch.float16), mask)
-
-
-class OneDimensionDropped(CodeGenAttentionBridge):
-    """The last dimension of a head is left out of the product."""
-
-    def _scores(self, query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        return super()._scores(query[..., :-1], key[..., :-1], mask)
-
-
-class TinyBiasAdded(CodeGenAttentionBridge):
-    """10⁻⁴ is added to the first key's scores."""
-
-    def _scores(self, query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        scores = super()._scores(query, key, mask)
-        scores[..., 0] += 1e-4
-        return scores
-
+from torch import Tensor
+
+from cgverify.selftest.candidates import Implementation, Rows, by_name, named_faults
+from cgverify.selftest.seeded.seeding import attention, edited, is_hidden, replacing
+
+
+def _scaled(factor: Callable[[Any], float]) -> Implementation:
+    """Multiply the scores by a function of the bridge."""
+    return attention(_scores=lambda bridge, scores, q, k, mask: scores(q, k, mask) * factor(bridge))
+
+
+def _masked(change: Callable[[Tensor], Tensor]) -> Implementation:
+    """Add a function of the mask, `[batch, 1, queries, keys]`."""
+    return attention(_scores=lambda _, scores, q, k, mask: scores(q, k, change(mask)))
+
+
+def _head_dim(bridge: Any) -> int:
+    return int(bridge.original_component.head_dim)
+
+
+def _unscaled(bridge: Any, scores: Any, query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
+    hidden = is_hidden(mask)
+    finite: Tensor = scores(query, key, mask.masked_fill(hidden, 0)) * _head_dim(bridge) ** 0.5
+    return finite.masked_fill(hidden, torch.finfo(finite.dtype).min)
+
+
+def _diagonal(mask: Tensor, offset: int = 0) -> Tensor:
+    """Return where a query meets its own key, or a key that is `offset` positions later."""
+    queries, keys = mask.shape[-2:]
+    everywhere = torch.ones(queries, keys, dtype=torch.bool, device=mask.device)
+    return everywhere.triu(keys - queries + offset).tril(keys - queries + offset)
+
+
+def _without_padding(mask: Tensor) -> Tensor:
+    queries, keys = mask.shape[-2:]
+    visible = torch.ones(queries, keys, dtype=torch.bool, device=mask.device).tril(keys - queries)
+    return torch.where(visible & is_hidden(mask), 0, mask)
+
+
+def _without_own_key(mask: Tensor) -> Tensor:
+    own = edited(lambda own: own[:, 0].fill_(False))(_diagonal(mask))
+    return mask.masked_fill(own, torch.finfo(mask.dtype).min)
+
+
+def _transposed(mask: Tensor) -> Tensor:
+    if mask.shape[-1] != mask.shape[-2]:
+        return mask
+    return torch.where(is_hidden(mask), mask, mask.mT.masked_fill(is_hidden(mask.mT), 0))
+
+
+def _product_transposed(_: Any, scores: Any, query: Tensor, key: Tensor, mask: Tensor) -> Any:
+    return scores(key, query, mask) if query.shape == key.shape else scores(query, key, mask)
+
+
+def _last_key_shared(_: Any, scores: Any, query: Tensor, key: Tensor, mask: Tensor) -> Any:
+    return scores(query, edited(lambda key: key[:, 1:, -1].copy_(key[:, :1, -1]))(key), mask)
+
+
+def _operands(dtype: torch.dtype) -> Callable[..., Any]:
+    return lambda _, scores, q, k, mask: scores(q.to(dtype), k.to(dtype), mask)
+
+
+_SCALES: Rows = {
+    "ScaleSlightlyOff": ("Scores are multiplied by 1 + 10⁻⁴.", lambda _: 1 + 1e-4),
+    "ScaleOffByAThousandth": ("Scores are multiplied by 1.001.", lambda _: 1.001),
+    "ScaleOffByOnePercent": ("Scores are multiplied by 0.99.", lambda _: 0.99),
+    "ScaledByHeads": (
+        "Scores are divided by √heads instead of √head_dim.",
+        lambda bridge: (_head_dim(bridge) / bridge.config.n_heads) ** 0.5,
+    ),
+    "ScaledByModelWidth": ("Scores are divided by √d_model.", lambda bridge: bridge.config.n_heads**-0.5),
+    "ScaledByHeadDim": ("Scores are divided by head_dim, not by its root.", lambda bridge: _head_dim(bridge) ** -0.5),
+    "ScaledByRotaryDim": (
+        "Scores are divided by √rotary_dim.",
+        lambda bridge: (_head_dim(bridge) / bridge._table().shape[-1]) ** 0.5,
+    ),
+}
+_MASKS: Rows = {
+    "MaskIgnored": ("Every query sees every key.", torch.zeros_like),
+    "CausalOneAhead": ("A query sees the next key too.", lambda mask: mask.masked_fill(_diagonal(mask, 1), 0)),
+    "CausalOneBehind": ("A query does not see its own key, except the first.", _without_own_key),
+    "MaskTooWeak": (
+        "Hidden keys get −10⁴, not the lowest value.",
+        lambda mask: mask.masked_fill(is_hidden(mask), -1e4),
+    ),
+}
+_SCORES: Rows = {
+    "Unscaled": ("Scores are not divided at all.", _unscaled),
+    "QueryKeyProductTransposed": ("k·qᵀ is computed if it has the shape of q·kᵀ.", _product_transposed),
+    "ScoresOfOneHeadShared": ("In the last position, all heads have the key of head 0.", _last_key_shared),
+    "ScoresInBfloat16": ("The operands of the product are bfloat16.", _operands(torch.bfloat16)),
+    "ScoresInModelDtype": (
+        "The product is computed in the dtype of the values, without a cast to float32.",
+        lambda _, scores, q, k, mask: scores(q.to(mask.dtype), k.to(mask.dtype), mask),
+    ),
+    "ScoresInFloat16Operands": ("The operands of the product are float16.", _operands(torch.float16)),
+    "OneDimensionDropped": (
+        "The product leaves out the last dimension of a head.",
+        lambda _, scores, q, k, mask: scores(q[..., :-1], k[..., :-1], mask),
+    ),
+    "TinyBiasAdded": (
+        "10⁻⁴ is added to the scores of the first key.",
+        lambda _, scores, q, k, mask: edited(lambda s: s[..., 0].add_(1e-4))(scores(q, k, mask)),
+    ),
+}
+_MASKS_UNDER_STRESS: Rows = {
+    "PaddingIgnored": ("The mask is causal, whatever padding it hides.", _without_padding),
+    "SoftMaskHalved": (
+        "Finite values of the mask are halved.",
+        lambda mask: torch.where(is_hidden(mask), mask, mask / 2),
+    ),
+    "MaskMadeBoolean": ("Finite values of the mask are ignored.", lambda mask: torch.where(is_hidden(mask), mask, 0)),
+    "MaskOfFirstRow": ("Every row of a batch has the mask of the first.", lambda mask: mask[:1]),
+    "MaskTransposed": ("Finite values of a square mask are transposed.", _transposed),
+    "MaskAppliedWhereNegative": (
+        "Any negative value of the mask hides a key.",
+        lambda mask: mask.masked_fill(mask < 0, torch.finfo(mask.dtype).min),
+    ),
+}
+_SCORES_UNDER_STRESS: Rows = {
+    "MaskAfterScaling": (
+        "The mask is added after scaling, so that finite values count √head_dim times as much.",
+        lambda _, scores, q, k, mask: scores(q, k, torch.zeros_like(mask)) + mask,
+    ),
+    "MaskAddedTwice": (
+        "Finite values of the mask are added before and after scaling.",
+        lambda _, scores, q, k, mask: scores(q, k, mask) + mask.masked_fill(is_hidden(mask), 0),
+    ),
+    "ScoresClipped": ("Scores above 4 become 4.", lambda _, scores, q, k, mask: scores(q, k, mask).clamp(max=4.0)),
+}
 
 FAULTS = (
-    *(
-        fault(candidate, "scores")
-        for candidate in (
-            *(ScaleSlightlyOff, ScaleOffByAThousandth, ScaleOffByOnePercent, ScaledByHeads, ScaledByModelWidth),
-            *(ScaledByHeadDim, ScaledByRotaryDim, Unscaled, MaskIgnored, CausalOneAhead, CausalOneBehind),
-            *(MaskTooWeak, QueryKeyProductTransposed, ScoresOfOneHeadShared, ScoresInBfloat16, ScoresInModelDtype),
-            *(ScoresInFloat16Operands, OneDimensionDropped, TinyBiasAdded),
-        )
-    ),
-    *(
-        fault(candidate, "scores", case="stress")
-        for candidate in (
-            *(MaskAfterScaling, PaddingIgnored, MaskAddedTwice, SoftMaskHalved, MaskMadeBoolean, MaskOfFirstRow),
-            *(MaskTransposed, MaskAppliedWhereNegative, ScoresClipped),
-        )
-    ),
+    *named_faults(__name__, _SCALES, "scores", seed=_scaled),
+    *named_faults(__name__, _MASKS, "scores", seed=_masked),
+    *named_faults(__name__, _SCORES, "scores", seed=replacing("_scores")),
+    *named_faults(__name__, _MASKS_UNDER_STRESS, "scores", seed=_masked, case="stress"),
+    *named_faults(__name__, _SCORES_UNDER_STRESS, "scores", seed=replacing("_scores"), case="stress"),
 )
+__getattr__ = by_name(FAULTS)

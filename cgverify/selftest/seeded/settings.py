@@ -1,142 +1,142 @@
-"""What goes wrong only in another setting: a cast table, a row that sees nothing, flags."""
+"""Faults that only another setting shows: a cast table, a row that sees no key, flags."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from torch import nn
-from transformer_lens.hook_points import HookPoint
+from torch import Tensor
 
-from cgverify.bridge import CodeGenAttentionBridge
-from cgverify.selftest.entry import fault
-from cgverify.selftest.seeded.rotation import Rotation
-
-
-class TableAlwaysFloat32(Rotation):
-    """A table that was cast with the model is cast up again before the rotation."""
-
-    def _table(self) -> torch.Tensor:
-        table = super()._table()
-        return table.to(torch.promote_types(table.dtype, torch.float32))
+from cgverify.selftest.candidates import Rows, by_name, named_faults
+from cgverify.selftest.seeded.patches import PROJECTIONS
+from cgverify.selftest.seeded.seeding import attention, rehooked
 
 
-class MaskedRowZeroed(CodeGenAttentionBridge):
-    """A query that sees nothing attends to nothing, where Hugging Face's attends to all alike."""
-
-    def _pattern_of(self, scores: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        pattern = super()._pattern_of(scores, dtype)
-        hidden = scores <= torch.finfo(dtype).min / scores.shape[-1]
-        return pattern.masked_fill(hidden.all(-1, keepdim=True), 0)
+def _hidden(scores: Tensor, dtype: torch.dtype) -> Tensor:
+    return scores <= torch.finfo(dtype).min / scores.shape[-1]
 
 
-class MaskedRowNotANumber(CodeGenAttentionBridge):
-    """What is hidden scores −∞, so that a query that sees nothing is NaN."""
-
-    def _pattern_of(self, scores: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        hidden = scores <= torch.finfo(dtype).min / scores.shape[-1]
-        return super()._pattern_of(scores.masked_fill(hidden, -torch.inf), dtype)
+def _blind_rows_zeroed(_: Any, pattern_of: Any, scores: Tensor, dtype: torch.dtype) -> Tensor:
+    pattern: Tensor = pattern_of(scores, dtype)
+    return pattern.masked_fill(_hidden(scores, dtype).all(-1, keepdim=True), 0)
 
 
-class ResultsIgnored(CodeGenAttentionBridge):
-    """`use_attn_result` does nothing, as in TransformerLens."""
-
-    def _output(self, z: torch.Tensor) -> torch.Tensor:
-        projected: torch.Tensor = self.original_component.resid_dropout(self.o(z))
-        return projected
-
-
-class SplitInputFlagIgnored(CodeGenAttentionBridge):
-    """`use_split_qkv_input` and `use_attn_in` do nothing, as in TransformerLens."""
-
-    def _is_split_qkv_fork_active(self) -> bool:
-        return False
+def _own_keys_shown(_: Any, scores: Any, query: Tensor, key: Tensor, mask: Tensor) -> Any:
+    lowest = torch.finfo(mask.dtype).min
+    blind = (mask == lowest).all(-1, keepdim=True)
+    padding = (mask[:, :, -1:] == lowest).transpose(-1, -2)
+    if mask.shape[-1] == mask.shape[-2]:
+        own = torch.eye(mask.shape[-1], dtype=torch.bool, device=mask.device) & blind & ~padding
+        mask = mask.masked_fill(own, 0)
+    return scores(query, key, mask)
 
 
-class TokensSeeThemselves(CodeGenAttentionBridge):
-    """A query that sees nothing is let see its own key, unless it is padding: protection against NaN."""
-
-    def _scores(self, query: Any, key: Any, mask: Any) -> Any:
-        lowest = torch.finfo(mask.dtype).min
-        blind = (mask == lowest).all(-1, keepdim=True)
-        padding = (mask[:, :, -1:] == lowest).transpose(-1, -2)
-        if mask.shape[-1] == mask.shape[-2]:
-            own = torch.eye(mask.shape[-1], dtype=torch.bool, device=mask.device) & blind & ~padding
-            mask = mask.masked_fill(own, 0)
-        return super()._scores(query, key, mask)
+def _keep_table(bridge: Any, wrap: Any, original: Any) -> None:
+    wrap(original)
+    bridge.__dict__["kept"] = original.embed_positions.clone()
 
 
-class TableOfItsOwn(CodeGenAttentionBridge):
-    """The table is kept as it was at boot, where `model.to(dtype)` does not reach it."""
-
-    def set_original_component(self, original_component: nn.Module) -> None:
-        super().set_original_component(original_component)
-        table: Any = original_component.embed_positions
-        object.__setattr__(self, "_kept", table.clone())
-
-    def _rotate(self, query: Any, key: Any, position_ids: Any, position_embeddings: Any = None) -> Any:
-        original: Any = self.original_component
-        current = original.embed_positions
-        original.embed_positions = self._kept
-        try:
-            return super()._rotate(query, key, position_ids, position_embeddings)
-        finally:
-            original.embed_positions = current
+def _kept_table(bridge: Any, rotate: Any, *args: Tensor) -> Any:
+    original = bridge.original_component
+    current = original.embed_positions
+    original.embed_positions = bridge.kept
+    try:
+        return rotate(*args)
+    finally:
+        original.embed_positions = current
 
 
-class ResultsInReverse(CodeGenAttentionBridge):
-    """The sum is right, and each head's result stands in another head's place."""
-
-    def _compute_per_head_result(self, z_4d: Any, n_heads: int, d_head: int) -> Any:
-        hook = self._modules["hook_result"]
-        object.__setattr__(self, "hook_result", lambda result: hook(result.flip(-2)).flip(-2))
-        try:
-            return super()._compute_per_head_result(z_4d, n_heads, d_head)
-        finally:
-            object.__delattr__(self, "hook_result")
+def _results_reversed(bridge: Any, compute: Any, *args: Any) -> Any:
+    hook = bridge._modules["hook_result"]
+    bridge.__dict__["hook_result"] = lambda result: hook(result.flip(-2)).flip(-2)
+    try:
+        return compute(*args)
+    finally:
+        del bridge.__dict__["hook_result"]
 
 
-class CopiesAfterNorm(CodeGenAttentionBridge):
-    """In a block, too, the copies are made of what attention is given."""
-
-    def _project(self, hidden_states: Any) -> Any:
-        self._captured_pre_ln_residual = None
-        return super()._project(hidden_states)
+def _without_residual(bridge: Any, project: Any, hidden_states: Tensor) -> Any:
+    bridge._captured_pre_ln_residual = None
+    return project(hidden_states)
 
 
-class NormalizedTwice(CodeGenAttentionBridge):
-    """ln1 goes over each head's copy once more."""
-
-    def _apply_ln1_per_head(self, x: Any) -> Any:
-        return super()._apply_ln1_per_head(super()._apply_ln1_per_head(x))
-
-
-class DoublingHookPoint(HookPoint):  # type: ignore[misc]
-    """Shows twice what it was given, and halves what comes back."""
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        halved: torch.Tensor = super().__call__(x * 2) / 2
-        return halved
-
-
-def branch_shown_doubled(bridge: Any) -> Any:
-    """`hook_mlp_in` sees twice the residual."""
-    bridge.blocks[0].hook_mlp_in.__class__ = DoublingHookPoint
-    return bridge
-
-
-_PROJECTIONS = ("project_q", "project_k", "project_v")
+_CAST_TABLES: Rows = {
+    "TableAlwaysFloat32": (
+        "A table that was cast with the model is cast to float32 before the rotation.",
+        attention(_table=lambda _, table: table().to(torch.promote_types(table().dtype, torch.float32))),
+    ),
+    "TableOfItsOwn": (
+        "The bridge keeps the table of its boot, which `model.to(dtype)` does not cast.",
+        attention(set_original_component=_keep_table, _rotate=_kept_table),
+    ),
+}
+_BLIND_ROWS: Rows = {
+    "MaskedRowZeroed": (
+        "A query that sees no key has a pattern of 0; Hugging Face's is uniform.",
+        attention(_pattern_of=_blind_rows_zeroed),
+    ),
+    "MaskedRowNotANumber": (
+        "Hidden keys score −∞, so that the pattern of a query that sees no key is NaN.",
+        attention(
+            _pattern_of=lambda _, pattern_of, scores, dtype: pattern_of(
+                scores.masked_fill(_hidden(scores, dtype), -torch.inf), dtype
+            )
+        ),
+    ),
+}
+_BLIND_SCORES: Rows = {
+    "TokensSeeThemselves": (
+        "A query that sees no key sees its own, unless it is padding, which is meant to prevent NaN.",
+        attention(_scores=_own_keys_shown),
+    ),
+}
+_IGNORED_RESULT: Rows = {
+    "ResultsIgnored": (
+        "`use_attn_result` has no effect, as in TransformerLens.",
+        attention(_output=lambda bridge, _, z: bridge.original_component.resid_dropout(bridge.o(z))),
+    ),
+}
+_IGNORED_FORK: Rows = {
+    "SplitInputFlagIgnored": (
+        "`use_split_qkv_input` and `use_attn_in` have no effect, as in TransformerLens.",
+        attention(_is_split_qkv_fork_active=lambda *_: False),
+    ),
+}
+_RESULT: Rows = {
+    "ResultsInReverse": (
+        "The sum is correct, and the results of the heads are shown in reverse order.",
+        attention(_compute_per_head_result=_results_reversed),
+    ),
+}
+_COPIES: Rows = {
+    "CopiesAfterNorm": (
+        "In a block, the heads' copies are made of the output of ln1, not of its input.",
+        attention(_project=_without_residual),
+    ),
+}
+_NORMS: Rows = {
+    "NormalizedTwice": (
+        "ln1 is applied twice to the copy of each head.",
+        attention(_apply_ln1_per_head=lambda _, normalize, x: normalize(normalize(x))),
+    ),
+}
+_BRANCH: Rows = {
+    "branch_shown_doubled": (
+        "`hook_mlp_in` shows the residual times 2.",
+        rehooked("blocks.0.hook_mlp_in", lambda show, x: show(x * 2) / 2),
+    ),
+}
+_BLOCK = ("block",)
 
 FAULTS = (
-    fault(TableAlwaysFloat32, "rope", case="cast_table"),
-    fault(MaskedRowZeroed, "softmax", case="masked_row"),
-    fault(MaskedRowNotANumber, "softmax", case="masked_row"),
-    fault(ResultsIgnored, "result", "patched", case="gated"),
-    fault(SplitInputFlagIgnored, "fork", "patched", case="gated"),
-    fault(TokensSeeThemselves, "scores", case="masked_row"),
-    fault(TableOfItsOwn, "rope", case="cast_table"),
-    fault(ResultsInReverse, "result", case="gated"),
-    fault(CopiesAfterNorm, "fork", *_PROJECTIONS, kinds=("block",), case="gated"),
-    fault(NormalizedTwice, *_PROJECTIONS, kinds=("block",), case="gated"),
-    fault(branch_shown_doubled, "fork", "layer_norm", kinds=("block",), case="gated"),
+    *named_faults(__name__, _CAST_TABLES, "rope", case="cast_table"),
+    *named_faults(__name__, _BLIND_ROWS, "softmax", case="masked_row"),
+    *named_faults(__name__, _BLIND_SCORES, "scores", case="masked_row"),
+    *named_faults(__name__, _IGNORED_RESULT, "result", "patched", case="gated"),
+    *named_faults(__name__, _IGNORED_FORK, "fork", "patched", case="gated"),
+    *named_faults(__name__, _RESULT, "result", case="gated"),
+    *named_faults(__name__, _COPIES, "fork", *PROJECTIONS, kinds=_BLOCK, case="gated"),
+    *named_faults(__name__, _NORMS, *PROJECTIONS, kinds=_BLOCK, case="gated"),
+    *named_faults(__name__, _BRANCH, "fork", "layer_norm", kinds=_BLOCK, case="gated"),
 )
+__getattr__ = by_name(FAULTS)

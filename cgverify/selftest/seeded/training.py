@@ -1,169 +1,154 @@
-"""Wrong dropout, and wrong or missing gradients: the forward in eval mode is right."""
+"""Wrong dropout, and wrong or missing gradients. The forward in eval mode is correct."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.autograd import Function
 
-from cgverify.bridge import CodeGenAttentionBridge
-from cgverify.selftest.entry import fault
-from cgverify.selftest.seeded.feed_forward import activated_by
-
-Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+from cgverify.selftest.candidates import Implementation, Rows, by_name, named_faults
+from cgverify.selftest.seeded.seeding import activated, attention, changed
 
 
-class ResidualDropoutMissing(CodeGenAttentionBridge):
-    """`resid_dropout` is not applied, as in TransformerLens."""
-
-    def set_original_component(self, original_component: nn.Module) -> None:
-        super().set_original_component(original_component)
-        original_component.resid_dropout = nn.Identity()
-
-
-class PatternDropoutMissing(CodeGenAttentionBridge):
-    """`attn_dropout` is not applied."""
-
-    def _apply_attn_dropout(self, attn_weights: torch.Tensor) -> torch.Tensor:
-        return attn_weights
-
-
-class DropoutBeforeSoftmax(CodeGenAttentionBridge):
-    """Scores are dropped, not weights."""
-
-    def _pattern_of(self, scores: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        dropped: torch.Tensor = super()._apply_attn_dropout(scores)
-        return dropped.softmax(-1).to(dtype)
-
-
-class DropoutScaleMissing(CodeGenAttentionBridge):
-    """What is kept is not scaled by 1 / (1 − p)."""
-
-    def _apply_attn_dropout(self, attn_weights: torch.Tensor) -> torch.Tensor:
-        dropout: Any = self.original_component.attn_dropout
-        kept: torch.Tensor = super()._apply_attn_dropout(attn_weights)
-        return kept * (1 - dropout.p) if dropout.training and dropout.p else kept
-
-
-class DropoutInEvalMode(CodeGenAttentionBridge):
-    """The pattern is dropped out at p = 0.1 whatever the mode."""
-
-    def _apply_attn_dropout(self, attn_weights: torch.Tensor) -> torch.Tensor:
-        return nn.functional.dropout(attn_weights, 0.1)
-
-
-def mlp_dropout_missing(bridge: Any) -> Any:
-    """The MLP's dropout is not applied."""
-    bridge.blocks[0].mlp.original_component.dropout = nn.Identity()
-    return bridge
-
-
-class PatternDetached(CodeGenAttentionBridge):
-    """No gradient passes through the pattern."""
-
-    def _pattern_of(self, scores: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        return super()._pattern_of(scores, dtype).detach()
-
-
-class KeysDetached(CodeGenAttentionBridge):
-    """No gradient reaches K."""
-
-    def _project(self, hidden_states: torch.Tensor) -> Tensors:
-        query, key, value = super()._project(hidden_states)
-        return query, key.detach(), value
-
-
-class OneHeadDetached(CodeGenAttentionBridge):
-    """No gradient reaches the queries of head 0."""
-
-    def _project(self, hidden_states: torch.Tensor) -> Tensors:
-        query, key, value = super()._project(hidden_states)
-        return torch.cat((query[:, :, :1].detach(), query[:, :, 1:]), 2), key, value
-
-
-class _Scaled(torch.autograd.Function):
-    """The identity, whose gradient is scaled."""
+class _Scaled(Function):
+    """The identity, with a scaled gradient."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, factor: float) -> torch.Tensor:
+    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
         ctx.factor = factor
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         return gradients[0] * ctx.factor, None
 
 
-class ValueGradientScaled(CodeGenAttentionBridge):
-    """The gradient of V is 1.01 times too large."""
-
-    def _project(self, hidden_states: torch.Tensor) -> Tensors:
-        query, key, value = super()._project(hidden_states)
-        return query, key, _Scaled.apply(value, 1.01)  # type: ignore[no-untyped-call]
+def _scale_gradient(x: Tensor, factor: float) -> Any:
+    return _Scaled.apply(x, factor)  # type: ignore[no-untyped-call]
 
 
-class OutputGradientReversed(CodeGenAttentionBridge):
-    """The gradient of the output has the other sign."""
-
-    def _output(self, z: torch.Tensor) -> torch.Tensor:
-        reversed_: torch.Tensor = _Scaled.apply(super()._output(z), -1.0)  # type: ignore[no-untyped-call]
-        return reversed_
+def _detach_one_head(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
+    return torch.cat((query[:, :, :1].detach(), query[:, :, 1:]), 2), key, value
 
 
-class ProjectionWeightsDetached(CodeGenAttentionBridge):
-    """Q, K and V are computed from weights that take no gradient."""
-
-    def _project(self, hidden_states: torch.Tensor) -> Tensors:
-        for projection in (self.q, self.k, self.v):
-            projection.original_component.weight.requires_grad_(False)
-        return super()._project(hidden_states)
+def _drop_scores(bridge: Any, _: Any, scores: Tensor, dtype: torch.dtype) -> Any:
+    return bridge._apply_attn_dropout(scores).softmax(-1).to(dtype)
 
 
-def mlp_gradient_missing(bridge: Any) -> Any:
-    """No gradient passes through the activation."""
-    activation = bridge.blocks[0].mlp.original_component.act
-    return activated_by(bridge, lambda x: activation(x).detach())
+def _unscaled_dropout(bridge: Any, drop: Any, pattern: Tensor) -> Any:
+    dropout = bridge.original_component.attn_dropout
+    return drop(pattern) * (1 - dropout.p) if dropout.training and dropout.p else drop(pattern)
 
 
-class ScaledByOneAndP(CodeGenAttentionBridge):
-    """1 + p for 1 / (1 − p), one part in a hundred off."""
-
-    def _apply_attn_dropout(self, attn_weights: Any) -> Any:
-        dropped = super()._apply_attn_dropout(attn_weights)
-        return dropped * 0.99 if self.training else dropped
+def _draw_first(_: Any, pattern_of: Any, *args: Any) -> Any:
+    torch.rand(1)
+    return pattern_of(*args)
 
 
-class DrawsOnceMore(CodeGenAttentionBridge):
-    """Something else takes numbers from the random state first."""
-
-    def _pattern_of(self, scores: Any, dtype: Any) -> Any:
-        torch.rand(1)
-        return super()._pattern_of(scores, dtype)
+def _without_residual_dropout(_: Any, wrap: Any, original: nn.Module) -> None:
+    wrap(original)
+    original.resid_dropout = nn.Identity()
 
 
-class DropsFromValuesToo(CodeGenAttentionBridge):
-    """Values are dropped out as well as weights."""
+def _projected(change: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]]) -> Implementation:
+    """Change q, k and v, `[batch, seq, heads, head_dim]`."""
+    return attention(_project=lambda _, project, hidden_states: change(*project(hidden_states)))
 
-    def _mix(self, pattern: Any, value: Any) -> Any:
-        return super()._mix(pattern, nn.functional.dropout(value, 0.1, self.training))
 
+def _detach_weights(bridge: Any, project: Any, hidden_states: Tensor) -> Any:
+    for projection in (bridge.q, bridge.k, bridge.v):
+        projection.original_component.weight.requires_grad_(False)
+    return project(hidden_states)
+
+
+_RESIDUAL_DROPOUT: Rows = {
+    "ResidualDropoutMissing": (
+        "`resid_dropout` is not applied, as in TransformerLens.",
+        attention(set_original_component=_without_residual_dropout),
+    ),
+}
+_DROPOUTS: Rows = {
+    "PatternDropoutMissing": (
+        "`attn_dropout` is not applied.",
+        attention(_apply_attn_dropout=lambda _, __, pattern: pattern),
+    ),
+    "DropoutBeforeSoftmax": ("Scores are dropped, not weights.", attention(_pattern_of=_drop_scores)),
+    "DropoutScaleMissing": (
+        "Weights that are kept are not scaled by 1 / (1 − p).",
+        attention(_apply_attn_dropout=_unscaled_dropout),
+    ),
+    "ScaledByOneAndP": (
+        "Weights that are kept are scaled by 1 + p instead of 1 / (1 − p), a hundredth less.",
+        attention(
+            _apply_attn_dropout=lambda bridge, drop, pattern: drop(pattern) * (0.99 if bridge.training else 1),
+        ),
+    ),
+    "DrawsOnceMore": ("Another number is drawn from the random state first.", attention(_pattern_of=_draw_first)),
+}
+_DROPOUT_IN_EVAL: Rows = {
+    "DropoutInEvalMode": (
+        "The pattern is dropped out at p = 0.1 in both modes.",
+        attention(_apply_attn_dropout=lambda _, __, pattern: nn.functional.dropout(pattern, 0.1)),
+    ),
+}
+_MLP_DROPOUT: Rows = {
+    "mlp_dropout_missing": (
+        "The dropout of the MLP is not applied.",
+        changed(lambda bridge: setattr(bridge.blocks[0].mlp.original_component, "dropout", nn.Identity())),
+    ),
+}
+_VALUE_DROPOUT: Rows = {
+    "DropsFromValuesToo": (
+        "Values are dropped out as well as weights.",
+        attention(
+            _mix=lambda bridge, mix, pattern, value: mix(pattern, nn.functional.dropout(value, 0.1, bridge.training))
+        ),
+    ),
+}
+_GRADIENTS: Rows = {
+    "PatternDetached": (
+        "No gradient passes through the pattern.",
+        attention(_pattern_of=lambda _, pattern_of, *args: pattern_of(*args).detach()),
+    ),
+    "KeysDetached": ("No gradient reaches K.", _projected(lambda query, key, value: (query, key.detach(), value))),
+    "OneHeadDetached": ("No gradient reaches the queries of head 0.", _projected(_detach_one_head)),
+    "OutputGradientReversed": (
+        "The sign of the output's gradient is reversed.",
+        attention(_output=lambda _, output, z: _scale_gradient(output(z), -1.0)),
+    ),
+}
+_GRADIENT_SCALE: Rows = {
+    "ValueGradientScaled": (
+        "The gradient of V is multiplied by 1.01.",
+        _projected(lambda query, key, value: (query, key, _scale_gradient(value, 1.01))),
+    ),
+}
+_WEIGHT_GRADIENTS: Rows = {
+    "ProjectionWeightsDetached": (
+        "Q, K and V are computed from weights that need no gradient.",
+        attention(_project=_detach_weights),
+    ),
+}
+_MLP_GRADIENT: Rows = {
+    "mlp_gradient_missing": (
+        "No gradient passes through the activation.",
+        activated(lambda activation, x: activation(x).detach()),
+    ),
+}
+_MLP = ("mlp", "block")
 
 FAULTS = (
-    fault(ResidualDropoutMissing, "resid_dropout", case="train"),
-    fault(PatternDropoutMissing, "attn_dropout", case="train"),
-    fault(DropoutBeforeSoftmax, "attn_dropout", case="train"),
-    fault(DropoutScaleMissing, "attn_dropout", case="train"),
-    fault(DropoutInEvalMode, "softmax", "attn_dropout"),
-    fault(mlp_dropout_missing, "resid_dropout", kinds=("mlp", "block"), case="train"),
-    fault(PatternDetached, "gradient", case="backward"),
-    fault(KeysDetached, "gradient", case="backward"),
-    fault(OneHeadDetached, "gradient", case="backward"),
-    fault(ValueGradientScaled, "gradient", "gradient_scale", case="backward"),
-    fault(OutputGradientReversed, "gradient", case="backward"),
-    fault(ProjectionWeightsDetached, "gradient", "forward", case="backward"),
-    fault(mlp_gradient_missing, "gradient", kinds=("mlp", "block"), case="backward"),
-    fault(ScaledByOneAndP, "attn_dropout", case="train"),
-    fault(DrawsOnceMore, "attn_dropout", case="train"),
-    fault(DropsFromValuesToo, "mix", case="train"),
+    *named_faults(__name__, _RESIDUAL_DROPOUT, "resid_dropout", case="train"),
+    *named_faults(__name__, _DROPOUTS, "attn_dropout", case="train"),
+    *named_faults(__name__, _DROPOUT_IN_EVAL, "softmax", "attn_dropout"),
+    *named_faults(__name__, _MLP_DROPOUT, "resid_dropout", kinds=_MLP, case="train"),
+    *named_faults(__name__, _VALUE_DROPOUT, "mix", case="train"),
+    *named_faults(__name__, _GRADIENTS, "gradient", case="backward"),
+    *named_faults(__name__, _GRADIENT_SCALE, "gradient", "gradient_scale", case="backward"),
+    *named_faults(__name__, _WEIGHT_GRADIENTS, "gradient", "forward", case="backward"),
+    *named_faults(__name__, _MLP_GRADIENT, "gradient", kinds=_MLP, case="backward"),
 )
+__getattr__ = by_name(FAULTS)

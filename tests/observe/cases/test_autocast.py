@@ -6,17 +6,15 @@ from typing import Any
 
 import pytest
 import torch
+from faults import run_self_test
 from verifying import ALL_DTYPES, failed, findings, verify
 
-from cgverify.checkpoint.resolve import resolve
 from cgverify.common.records import CellResult, Verdict
 from cgverify.observe.cases import CASES
 from cgverify.observe.cases.autocast import autocast_dtypes
 from cgverify.plan.cells import CASE_KINDS as KINDS
-from cgverify.selftest.answer import Outcome
-from cgverify.selftest.exam import MODEL, Exam, mark
+from cgverify.selftest.result import Outcome, SelfTestResult
 from cgverify.selftest.seeded import autocast
-from cgverify.verification.checkpoint_verifier import CheckpointVerifier
 
 OF_TRANSFORMER_LENS = ("hook_scale", "hook_normalized")
 """Hooks that stand for nothing in Hugging Face."""
@@ -73,18 +71,15 @@ def test_odd_shapes_and_other_seeds_hold() -> None:
 
 
 @pytest.fixture(scope="module")
-def alone() -> dict[str, Any]:
-    """What the exam says of the case's own faults, by name, in float32, and in all other cases of the forward."""
-    source = resolve(MODEL)
-    exam = Exam(autocast.FAULTS, ("float32",), ("cpu",), quick=True)
-    answers = mark(exam, CheckpointVerifier(source, exam.candidates()).verify_all(exam.plan(source)), source)
-    return {answer.entry.name: answer for answer in answers}
+def results() -> dict[str, SelfTestResult]:
+    """Return the self-test's results of the case's own faults, by name, in float32."""
+    return {result.known.name: result for result in run_self_test(*autocast.FAULTS, quick=True)}
 
 
 @pytest.mark.parametrize("fault", autocast.FAULTS, ids=lambda fault: fault.name)
-def test_what_leaves_or_overdoes_autocast_is_caught_in_it_and_rightly_blamed(alone: dict[str, Any], fault: Any) -> None:
-    assert alone[fault.name].outcome is Outcome.CAUGHT
-    assert alone[fault.name].rightly_blamed
+def test_autocast_fault_is_caught_and_rightly_blamed(results: dict[str, SelfTestResult], fault: Any) -> None:
+    assert results[fault.name].outcome is Outcome.CAUGHT
+    assert results[fault.name].rightly_blamed
 
 
 def test_no_other_case_sees_it() -> None:

@@ -63,7 +63,7 @@ def test_sequences_of_one_token_hold() -> None:
 @pytest.fixture(scope="module")
 def seeded() -> dict[tuple[str, str, str], set[str]]:
     """By fault, dtype and kind: the taps that failed."""
-    names = [f"gradient_faults:{fault.__name__}" for fault in gradient_faults.FAULTS]
+    names = [f"gradient_faults:{name}" for name in gradient_faults.FAULTS]
     cases = ["default", "stress", "backward"]
     results = verify(candidates=names, dtypes=ALL_DTYPES, cases=cases, components=["attn", "block"])
     plainly = [result for result in results if result.cell.case != "backward"]
@@ -88,10 +88,10 @@ def test_hooks_that_fire_again_where_autograd_computes_again_fired_once() -> Non
 
 @pytest.mark.parametrize("kind", ["attn", "block"])
 @pytest.mark.parametrize("dtype", ALL_DTYPES)
-@pytest.mark.parametrize("fault", gradient_faults.FAULTS, ids=lambda fault: fault.__name__)
-def test_a_fault_is_found_in_the_gradients_that_it_reaches(seeded: Any, fault: type, dtype: str, kind: str) -> None:
-    found = seeded[f"gradient_faults:{fault.__name__}", dtype, kind]
-    must, may = gradient_faults.FAULTS[fault]["must"], gradient_faults.FAULTS[fault]["may"]
+@pytest.mark.parametrize("fault", gradient_faults.FAULTS)
+def test_a_fault_is_found_in_the_gradients_that_it_reaches(seeded: Any, fault: str, dtype: str, kind: str) -> None:
+    found = seeded[f"gradient_faults:{fault}", dtype, kind]
+    must, may = gradient_faults.FAULTS[fault]
     assert must <= found, found
     if kind == "attn":
         assert found <= must | may

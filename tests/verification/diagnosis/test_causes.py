@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 
 import faults
 import pytest
 from verifying import failed, verify
 
-from cgverify.checkpoint.resolve import resolve
-from cgverify.selftest.exam import MODEL, Exam
-from cgverify.selftest.table import FAULTS, VARIANTS
-from cgverify.verification.checkpoint_verifier import CheckpointVerifier
-from cgverify.verification.judge import Judge
+from cgverify.selftest.seeded import FAULTS
+from cgverify.selftest.self_test import SelfTest
+from cgverify.selftest.variants import VARIANTS
 
 EXACT = {
     faults.QueryKeySwapped: {"K stands in the place of Q", "Q stands in the place of K"},
@@ -132,15 +131,10 @@ NAMED_AT_LEAST = {"float32": 75, "bfloat16": 55}
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", NAMED_AT_LEAST)
 def test_every_cause_named_in_the_self_test_is_right(dtype: str) -> None:
-    source = resolve(MODEL)
-    exam = Exam((*FAULTS, *VARIANTS), (dtype,), ("cpu",), quick=True)
-    names = {entry.bridge: entry.name for entry in exam.entries}
-    named: dict[str, set[str]] = {}
-    for result in CheckpointVerifier(source, exam.candidates(), judge=Judge(with_sentence=False)).verify_all(
-        exam.plan(source)
-    ):
-        causes = {finding.cause for finding in result.findings if finding.cause}
-        named.setdefault(names[result.cell.candidate], set()).update(causes)
+    self_test = SelfTest((*FAULTS, *VARIANTS), (dtype,), ("cpu",), quick=True)
+    named: dict[str, set[str]] = defaultdict(set)
+    for result in faults.verify_known(self_test):
+        named[result.cell.candidate.rpartition(":")[2]] |= {f.cause for f in result.findings if f.cause}
     wrong = {name: {c for c in causes if not re.fullmatch(RIGHT.get(name, ""), c)} for name, causes in named.items()}
     assert {name: causes for name, causes in wrong.items() if causes} == {}
     assert sum(bool(causes) for causes in named.values()) >= NAMED_AT_LEAST[dtype]

@@ -1,12 +1,12 @@
-"""Why a fault was not caught: it changes no bit, it is below the dtype's resolution, or it was missed.
+"""Why a fault was not caught: it changes no bit, it is below the resolution of the dtype, or it was missed.
 
-Computed from the fault's own tensors, never declared. A fault *changes no bit* if, in every probe, it shows the same
-taps and does the same beside them as the bridge that it was seeded in. It is *below the resolution* of a dtype if, run
-in float64 on the same inputs and weights, rounded to the dtype, it moves no tap of any probe by more than that dtype's
-bound: with tap and o those of the fault in float64, B₆₄ what float64 itself may err and B the stage's bound in the
-fault's run in the dtype,
+This is computed from the tensors of the fault, never declared. A fault *changes no bit* if, in every cell, its taps and
+its side effects are those of the correct bridge. It is *below the resolution* of a dtype if no tap of its run in
+float64, on the same inputs and weights rounded to the dtype, is farther from its oracle than the bound of the dtype:
 
     |tap − o| <= B + B₆₄          at every element of every stage
+
+with tap and o from the run in float64, B₆₄ the bound of the stage in that run, and B its bound in the run in the dtype.
 """
 
 from __future__ import annotations
@@ -21,39 +21,38 @@ from torch import nn
 from cgverify.checkpoint.source import Source
 from cgverify.checkpoint.window import WeightsView, Window
 from cgverify.common.records import Cell
-from cgverify.observe import candidate
 from cgverify.observe.bits import same_tensor
-from cgverify.observe.candidate import Candidate
+from cgverify.observe.candidate import Candidate, find_candidate
 from cgverify.observe.inputs import CaseInputs
 from cgverify.observe.stages import Stage, TapFunction, expect_products
 from cgverify.oracle.arithmetic import Expected
 from cgverify.oracle.parameters import Parameters
-from cgverify.selftest.answer import Outcome
+from cgverify.selftest.result import Outcome
 from cgverify.verification.metrics import assess
 from cgverify.verification.observe_cell import Reference, observe_cell, variant_of
 from cgverify.verification.observed import CandidateFailedError, ObservedCell, ObservedSide, ObservedStep
 
 
 @dataclass(frozen=True)
-class Seen:
-    """A cell of one candidate, run and not judged, with the weights of its oracle."""
+class CellRun:
+    """A cell of one candidate that was run but not judged, with the weights of its oracle."""
 
     observed: ObservedCell
     parameters: Parameters
 
     @property
     def sides(self) -> list[ObservedSide]:
-        """The candidate's, step by step."""
+        """The candidate's side of each step."""
         return [step.candidate for step in self.observed.steps]
 
 
-def explain(fault: Candidate, cells: Sequence[Cell], source: Source) -> Outcome:
-    """Why none of its cells, all of one dtype and device, showed a fault."""
-    unseeded = [cell.model_copy(update={"candidate": "cgverify"}) for cell in cells]
+def explain_miss(fault: Candidate, cells: Sequence[Cell], source: Source) -> Outcome:
+    """Return why no cell of a fault failed. The cells have one dtype and one device."""
+    correct_cells = [cell.model_copy(update={"candidate": "cgverify"}) for cell in cells]
     try:
         narrow = list(_run(fault, cells, source))
-        right = list(_run(candidate.find_candidate("cgverify"), unseeded, source))
-        if all(map(_same, narrow, right)):
+        correct = list(_run(find_candidate("cgverify"), correct_cells, source))
+        if all(map(_same, narrow, correct)):
             return Outcome.NO_BIT
         in_float64 = [cell.model_copy(update={"dtype": "float64"}) for cell in cells]
         wide = list(_run(fault, in_float64, source, rounded_to=getattr(torch, cells[0].dtype)))
@@ -63,26 +62,26 @@ def explain(fault: Candidate, cells: Sequence[Cell], source: Source) -> Outcome:
 
 
 def _run(
-    tried: Candidate, cells: Sequence[Cell], source: Source, rounded_to: torch.dtype | None = None
-) -> Iterator[Seen]:
-    """Both sides of every cell, view after view.
+    candidate: Candidate, cells: Sequence[Cell], source: Source, rounded_to: torch.dtype | None = None
+) -> Iterator[CellRun]:
+    """Run both sides of every cell, one view of the weights after another.
 
     Args:
-        rounded_to: a narrower dtype that weights and inputs go through.
+        rounded_to: a narrower dtype to which weights and inputs are rounded.
     """
 
-    def bend(built: CaseInputs) -> CaseInputs:
-        return built if rounded_to is None else built.rounded_to(rounded_to)
+    def rounded(inputs: CaseInputs) -> CaseInputs:
+        return inputs if rounded_to is None else inputs.rounded_to(rounded_to)
 
     window = Window(source)
     for view, in_view in groupby(sorted(cells, key=lambda cell: str(_view(cell))), key=_view):
         window.show(view)
         together = list(in_view)
-        setting = variant_of(together[0])
-        model, other = (_rounded(window.model(setting), rounded_to) for _ in range(2))
-        reference = Reference(model, source.config, window.spread(), bend)
+        variant = variant_of(together[0])
+        model, other = (_rounded(window.model(variant), rounded_to) for _ in range(2))
+        reference = Reference(model, source.config, window.spread(), rounded)
         try:
-            bridge = tried.boot(other)
+            bridge = candidate.boot(other)
         except KeyboardInterrupt:
             raise
         except BaseException as error:
@@ -91,11 +90,11 @@ def _run(
             observed = observe_cell(cell, reference, bridge)
             if observed.failure is not None:
                 raise observed.failure
-            yield Seen(observed, reference.parameters)
+            yield CellRun(observed, reference.parameters)
 
 
 def _rounded(model: nn.Module, dtype: torch.dtype | None) -> nn.Module:
-    """The same model, its weights in view rounded to a dtype and widened again."""
+    """Round the weights of a model that are in view to a dtype, and cast them back."""
     for weight in model.parameters():
         if dtype is not None and not weight.is_meta:
             weight.data = weight.data.to(dtype).to(weight.dtype)
@@ -106,29 +105,29 @@ def _view(cell: Cell) -> WeightsView:
     return cell.kind if cell.layer is None else cell.layer
 
 
-def _same(one: Seen, other: Seen) -> bool:
-    """Whether two candidates showed the same taps and behaved alike."""
+def _same(one: CellRun, other: CellRun) -> bool:
+    """Return whether two candidates have the same taps and the same side effects."""
     return len(one.sides) == len(other.sides) and all(map(_same_side, one.sides, other.sides))
 
 
 def _same_side(one: ObservedSide, other: ObservedSide) -> bool:
     mine, theirs = one.observation, other.observation
     return (
-        _conduct(one) == _conduct(other)
+        _side_effects(one) == _side_effects(other)
         and mine.taps.keys() == theirs.taps.keys()
         and all(same_tensor(tap, theirs.taps[name]) for name, tap in mine.taps.items())
     )
 
 
-def _conduct(side: ObservedSide) -> tuple[object, ...]:
+def _side_effects(side: ObservedSide) -> tuple[object, ...]:
     seen = side.observation
     return seen.returned, repr(seen.raised), seen.violations, seen.silent_hooks
 
 
-def _within(wide: Seen, narrow: Seen) -> bool:
-    """Whether no tap in float64 is farther from its oracle than the narrow dtype's bound.
+def _within(wide: CellRun, narrow: CellRun) -> bool:
+    """Return whether no tap in float64 is farther from its oracle than the bound of the narrow dtype.
 
-    Steps are matched by name: float64 has some that a 16-bit dtype has not, such as autocast to another one.
+    Steps are matched by name: float64 has steps that a 16-bit dtype lacks, such as autocast to another dtype.
     """
     steps = {step.name: step for step in wide.observed.steps}
     return all(
@@ -138,18 +137,20 @@ def _within(wide: Seen, narrow: Seen) -> bool:
 
 
 def _step_within(step: ObservedStep, exact: Parameters, narrow: ObservedSide, rounded: Parameters) -> bool:
-    return _conduct(step.candidate) == _conduct(narrow) and all(
-        _holds(stage, step.candidate, exact, narrow, rounded) for stage in step.stages
+    return _side_effects(step.candidate) == _side_effects(narrow) and all(
+        _stage_within(stage, step.candidate, exact, narrow, rounded) for stage in step.stages
     )
 
 
-def _holds(stage: Stage, wide: ObservedSide, exact: Parameters, narrow: ObservedSide, rounded: Parameters) -> bool:
+def _stage_within(
+    stage: Stage, wide: ObservedSide, exact: Parameters, narrow: ObservedSide, rounded: Parameters
+) -> bool:
     if stage.tap not in wide.tensors:
         return not stage.required
-    answers = zip(_expected(stage, wide, exact), _expected(stage, narrow, rounded), strict=True)
+    expected = zip(_expected(stage, wide, exact), _expected(stage, narrow, rounded), strict=True)
     tap = wide.tensors[stage.tap]
-    for (columns, true), (_, allowed) in answers:
-        if true is None and allowed is None:  # a tap that it is computed from never fired
+    for (columns, true), (_, allowed) in expected:
+        if true is None and allowed is None:  # a tap that the stage reads never fired
             continue
         if true is None or allowed is None or true.value.shape != allowed.value.shape:
             return False
@@ -165,13 +166,13 @@ def _holds(stage: Stage, wide: ObservedSide, exact: Parameters, narrow: Observed
 def _expected(
     stage: Stage, side: ObservedSide, parameters: Parameters
 ) -> Iterator[tuple[slice | None, Expected | None]]:
-    """The stage's answer for a side, whole or in blocks of columns."""
+    """Return the expected value of a stage on one side, as a whole or in blocks of columns."""
     if isinstance(stage.oracle, TapFunction):
         yield None, stage.oracle.expect(side.tensors, parameters)[0]
     elif stage.oracle.input in side.tensors:
         product = stage.oracle
         blocks = expect_products([side.tensors[product.input]], product.weight, parameters, product.autocast)
-        for columns, (answer,) in blocks:
-            yield columns, answer
+        for columns, (expected,) in blocks:
+            yield columns, expected
     else:
         yield None, None

@@ -1,0 +1,122 @@
+"""The candidates of the self-test: faults, which are wrong in one known way, and variants, which are correct.
+
+`--bridge` finds a candidate by its name at the top level of its module. A class or function that is defined there is
+one; `named_candidates` makes others from a table, and `by_name` lets the module export them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+Implementation = Callable[..., Any]
+"""What `--bridge` accepts: an attention bridge class, or a function that takes a booted bridge and returns it."""
+
+Rows = dict[str, tuple[str, Any]]
+"""By the name of a fault: a sentence that says what is wrong, and what differs from the correct bridge."""
+
+IN_OTHER_CASES = {
+    "softmax": {"attn_dropout"},
+    "output": {"resid_dropout", "result", "result_sum"},
+    "mlp_out": {"resid_dropout"},
+}
+"""The names of a stage in `train` and `gated`, where it is judged together with the next stage, or in parts."""
+
+ATTENTION = ("attn", "block")
+"""The kinds of component in which a fault of attention must show."""
+
+
+@dataclass(frozen=True)
+class KnownCandidate:
+    """A candidate whose verdict is known in advance."""
+
+    candidate: Implementation
+    kinds: tuple[str, ...]
+    """The kinds of component that it changes."""
+
+    @property
+    def name(self) -> str:
+        return self.candidate.__name__
+
+    @property
+    def subject(self) -> str:
+        """The name of its module in words."""
+        return self.candidate.__module__.rpartition(".")[2].replace("_", " ")
+
+    @property
+    def bridge(self) -> str:
+        """Its name for `--bridge`."""
+        return f"{self.candidate.__module__}:{self.name}"
+
+    @property
+    def sentence(self) -> str:
+        """What is wrong with it, or what it computes differently."""
+        return (self.candidate.__doc__ or "").strip()
+
+
+@dataclass(frozen=True)
+class Fault(KnownCandidate):
+    """A candidate that is wrong in one known way."""
+
+    stages: frozenset[str]
+    """The stages that may be blamed."""
+    case: str = "default"
+    """The first case in which it can show."""
+
+    def allows(self, blamed: str) -> bool:
+        """Whether a stage may be blamed, under any of the names that it has in the cases."""
+        return blamed in self.stages or any(blamed in IN_OTHER_CASES.get(stage, ()) for stage in self.stages)
+
+
+@dataclass(frozen=True)
+class Variant(KnownCandidate):
+    """A candidate that computes the same function in another way, within every bound."""
+
+
+def fault(candidate: Implementation, *stages: str, kinds: tuple[str, ...] = ATTENTION, case: str = "default") -> Fault:
+    """Return the fault of a candidate that has its name already."""
+    return Fault(candidate, kinds, frozenset(stages), case)
+
+
+def named_candidates(
+    module: str, rows: Rows, seed: Callable[[Any], Implementation] = lambda candidate: candidate
+) -> list[Implementation]:
+    """Return the candidates of a table, with their names.
+
+    Args:
+        module: the `__name__` of the module that exports them.
+        seed: makes a candidate from what differs. By default, what differs is the candidate.
+    """
+    candidates = []
+    for name, (sentence, difference) in rows.items():
+        candidate = seed(difference)
+        candidate.__name__ = candidate.__qualname__ = name
+        candidate.__doc__, candidate.__module__ = sentence, module
+        candidates.append(candidate)
+    return candidates
+
+
+def named_faults(
+    module: str,
+    rows: Rows,
+    *stages: str,
+    seed: Callable[[Any], Implementation] = lambda candidate: candidate,
+    kinds: tuple[str, ...] = ATTENTION,
+    case: str = "default",
+) -> list[Fault]:
+    """Return the faults of a table that have the same stages, kinds and case. See `named_candidates`."""
+    return [fault(candidate, *stages, kinds=kinds, case=case) for candidate in named_candidates(module, rows, seed)]
+
+
+def by_name(known: Iterable[KnownCandidate]) -> Callable[[str], Any]:
+    """Return a module's `__getattr__`, which exports candidates by their names."""
+    candidates = {each.name: each.candidate for each in known}
+
+    def exported(name: str) -> Any:
+        try:
+            return candidates[name]
+        except KeyError:
+            raise AttributeError(f"this module has no attribute {name!r}") from None
+
+    return exported

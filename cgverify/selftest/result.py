@@ -1,0 +1,63 @@
+"""What the verifier found in one candidate of the self-test, in one dtype on one device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from cgverify.common.records import CellResult, Finding
+from cgverify.selftest.candidates import Fault, KnownCandidate
+
+
+class Outcome(StrEnum):
+    """The outcome of a candidate. Faults that no cell can show are neither caught nor missed."""
+
+    CAUGHT = "caught"
+    MISSED = "missed"
+    NO_BIT = "changes no bit"
+    BELOW = "below resolution"
+    HELD = "held"
+    FALSE_ALARM = "false alarm"
+
+    @property
+    def fails(self) -> bool:
+        return self in (Outcome.MISSED, Outcome.FALSE_ALARM)
+
+
+@dataclass(frozen=True)
+class SelfTestResult:
+    """One row of the self-test's report."""
+
+    known: KnownCandidate
+    dtype: str
+    device: str
+    outcome: Outcome
+    blamed: tuple[str, ...] = ()
+    """The first failed stage of each failed cell, without repetition."""
+    case: str = ""
+    """The first case with a failed finding."""
+    first: Finding | None = None
+    """The first failed finding, or the finding with the greatest r if none failed."""
+
+    @property
+    def rightly_blamed(self) -> bool | None:
+        """Whether all blamed stages are among the fault's own; None unless the fault was caught."""
+        if self.outcome is not Outcome.CAUGHT or not isinstance(self.known, Fault):
+            return None
+        return all(self.known.allows(stage) for stage in self.blamed)
+
+
+def result_of(known: KnownCandidate, dtype: str, device: str, cells: Sequence[CellResult]) -> SelfTestResult:
+    """Return the result of a candidate from its cells in plan order. A fault without a failed cell is `missed`."""
+    failed = [(cell, [f for f in cell.findings if f.verdict.fails]) for cell in cells]
+    failed = [(cell, findings) for cell, findings in failed if findings]
+    is_fault = isinstance(known, Fault)
+    if not failed:
+        measured = [f for cell in cells for f in cell.findings if f.r is not None]
+        largest = max(measured, key=lambda f: f.r or 0.0, default=None)
+        return SelfTestResult(known, dtype, device, Outcome.MISSED if is_fault else Outcome.HELD, first=largest)
+    blamed = tuple(dict.fromkeys(findings[0].stage for _, findings in failed))
+    cell, findings = failed[0]
+    outcome = Outcome.CAUGHT if is_fault else Outcome.FALSE_ALARM
+    return SelfTestResult(known, dtype, device, outcome, blamed, cell.cell.case, findings[0])

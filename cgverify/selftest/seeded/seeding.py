@@ -1,0 +1,143 @@
+"""Ways to seed a fault: replace methods of attention, or change modules of a booted bridge.
+
+Paths are those of a bridge over one block, such as `blocks.0.attn.q`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformer_lens.hook_points import HookPoint
+
+from cgverify.bridge import CodeGenAttentionBridge
+from cgverify.selftest.candidates import Implementation
+
+NORMS = ("blocks.0.ln1", "ln_final")
+"""The paths of both layer norms."""
+
+
+def attention(**replacements: Callable[..., Any]) -> Implementation:
+    """Return a subclass of the attention bridge that replaces some of its methods.
+
+    A replacement takes the bridge, the method that it replaces, and the arguments of that method.
+    """
+
+    def method(name: str, replacement: Callable[..., Any]) -> Callable[..., Any]:
+        def replaced(self: Any, *args: Any, **kwargs: Any) -> Any:
+            return replacement(self, partial(getattr(CodeGenAttentionBridge, name), self), *args, **kwargs)
+
+        return replaced
+
+    return type("Seeded", (CodeGenAttentionBridge,), {name: method(name, new) for name, new in replacements.items()})
+
+
+def replacing(method: str) -> Callable[[Callable[..., Any]], Implementation]:
+    """Return a function that makes an attention bridge from the replacement of one method, see `attention`."""
+    return lambda replacement: attention(**{method: replacement})
+
+
+def keep(bridge: Any, method: Callable[..., Any], *args: Any) -> Any:
+    """Replace a method by itself, and keep its last result in `bridge.kept`."""
+    bridge.__dict__["kept"] = result = method(*args)
+    return result
+
+
+def changed(change: Callable[[Any], object]) -> Implementation:
+    """Return a function that changes a booted bridge and returns it."""
+
+    def candidate(bridge: Any) -> Any:
+        change(bridge)
+        return bridge
+
+    return candidate
+
+
+def computed(function: Callable[..., Any], *paths: str) -> Implementation:
+    """Return a function that lets modules of a bridge compute `function(module, *inputs)`."""
+
+    def change(bridge: Any) -> None:
+        for path in paths:
+            module = bridge.get_submodule(path).original_component
+            module.forward = partial(function, module)
+
+    return changed(change)
+
+
+def reweighted(path: str, change: Callable[[Tensor], Tensor]) -> Implementation:
+    """Return a function that changes the weight of one module of a bridge."""
+
+    def replace(bridge: Any) -> None:
+        weight = bridge.get_submodule(path).original_component.weight
+        weight.data = change(weight.data)
+
+    return changed(replace)
+
+
+def set_activation(bridge: Any, function: Callable[[Any, Tensor], Tensor]) -> None:
+    """Let the activation of a bridge's MLP compute `function(activation, x)`."""
+    mlp = bridge.blocks[0].mlp.original_component
+    mlp.act = _Activation(partial(function, mlp.act))
+
+
+class _Activation(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+def activated(function: Callable[[Any, Tensor], Tensor]) -> Implementation:
+    """Return a function that lets the activation of a bridge's MLP compute `function(activation, x)`."""
+    return changed(lambda bridge: set_activation(bridge, function))
+
+
+def rehooked(path: str, call: Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]) -> Implementation:
+    """Return a function that lets a hook point of a bridge compute `call(show, x)`, where `show` calls its hooks."""
+
+    class SeededHookPoint(HookPoint):  # type: ignore[misc]
+        def __call__(self, x: Tensor) -> Tensor:
+            return call(super().__call__, x)
+
+    return changed(lambda bridge: setattr(bridge.get_submodule(path), "__class__", SeededHookPoint))
+
+
+def deaf(path: str) -> Implementation:
+    """Return a function that lets a hook point of a bridge show a tensor and ignore what its hooks return."""
+
+    def call(show: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        show(x)
+        return x
+
+    return rehooked(path, call)
+
+
+def edited(edit: Callable[[Tensor], object]) -> Callable[[Tensor], Tensor]:
+    """Return a function that makes a copy of a tensor and edits it in place."""
+
+    def copy(x: Tensor) -> Tensor:
+        x = x.clone()
+        edit(x)
+        return x
+
+    return copy
+
+
+def through(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Round x to another dtype and cast it back."""
+    return x.to(dtype).to(x.dtype)
+
+
+def through_bfloat16(x: Tensor) -> Tensor:
+    """Round x to bfloat16 and cast it back."""
+    return through(x, torch.bfloat16)
+
+
+def is_hidden(mask: Tensor) -> Tensor:
+    """Return where an additive mask hides a key."""
+    return mask <= torch.finfo(mask.dtype).min
