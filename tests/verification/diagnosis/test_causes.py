@@ -1,4 +1,4 @@
-"""Causes: each seeded fault has its known cause or none, over the whole table of the self-test."""
+"""The cause that is named for a seeded fault is the right one, or none is named."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def test_fault_has_its_cause(dtype: str) -> None:
     names = {f"faults:{fault.__name__}": fault for fault in faults.STAGES}
     results = verify(candidates=list(names), components=["attn"], cases=["stress"], dtypes=[dtype])
     named = {names[r.cell.candidate]: {finding.cause for finding in failed([r])} - {""} for r in results}
-    of_softmax = "in" if dtype == "float32" else "from operands rounded to"  # the pattern is bfloat16 anyway
-    assert named.pop(faults.SoftmaxInBfloat16) == {f"computed {of_softmax} bfloat16"}
+    how = "in" if dtype == "float32" else "from operands rounded to"  # the pattern is bfloat16 anyway
+    assert named.pop(faults.SoftmaxInBfloat16) == {f"computed {how} bfloat16"}
     assert named == {fault: EXACT.get(fault, set()) for fault in named}
 
 
@@ -69,7 +69,8 @@ RIGHT = {
     "TableInFloat16": "the sin/cos table was cast to float16",
     "PositionsIgnored": "positions are ignored and counted from 0",
     "PositionsOfFirstRow": "all rows have the positions of the first",
-    "CachedPositionsIgnored": "positions are ignored and counted from 0",
+    # In a step with one token and one row of positions, any wrong position is a shift: here 9 instead of 400.
+    "CachedPositionsIgnored": "positions are ignored and counted from 0|positions shifted by -391",
     "CachedPositionsRestart": "positions are ignored and counted from 0|not rotated, or as at position 0",
     "ScaleSlightlyOff": r"scaled by 1\.0001",
     "ScaleOffByAThousandth": r"scaled by 1\.001",
@@ -104,6 +105,11 @@ RIGHT = {
     "MixInTF32": "computed from operands rounded to (TF32|float16 or TF32)",
     "OutputScaled": r"scaled by 1\.001",
     "OutputInBfloat16": "the result was rounded to bfloat16",
+    # Autocast is to bfloat16 and to float16, whose mantissa is as long as that of TF32.
+    **dict.fromkeys(
+        ("CacheInLowPrecision", "KeysRoundedInCache"),
+        "computed from operands rounded to (bfloat16|float16|float16 or TF32)",
+    ),
     "CacheInBfloat16": "computed from operands rounded to bfloat16|the result was rounded to bfloat16",
     **dict.fromkeys(
         ("projections_in_tf32", "output_in_tf32", "mlp_out_in_tf32"),
@@ -130,7 +136,7 @@ NAMED_AT_LEAST = {"float32": 75, "bfloat16": 55}
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", NAMED_AT_LEAST)
-def test_every_cause_named_in_the_self_test_is_right(dtype: str) -> None:
+def test_cause_named_in_the_self_test_is_right(dtype: str) -> None:
     self_test = SelfTest((*FAULTS, *VARIANTS), (dtype,), ("cpu",), quick=True)
     named: dict[str, set[str]] = defaultdict(set)
     for result in faults.verify_known(self_test):
