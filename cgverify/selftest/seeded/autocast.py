@@ -50,9 +50,9 @@ def _rounded_mask(_: Any, scores: Any, query: Tensor, key: Tensor, mask: Tensor)
     return scores(query, key, torch.where(mask > lowest, _rounded(mask), mask))
 
 
-def _rounded_rotation(_: Any, rotate: Any, query: Tensor, key: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+def _rounded_rotation(_: Any, rotate: Any, query: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
     low = _low(query)
-    query, key = rotate(query, key, position_ids)
+    query, key = rotate(query, *others)
     return through(query, low), through(key, low)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from cgverify.checkpoint.resolve import resolve
+from cgverify.observe.generations import installed
 from cgverify.selftest.candidates import Implementation, Rows, by_name, named_faults
 from cgverify.selftest.seeded.seeding import changed, computed, through_bfloat16
 
@@ -22,11 +23,12 @@ def block(
 ) -> Implementation:
     """Compute a block by other functions of the residual, the output of ln1, and the outputs of attention and MLP."""
 
-    def forward(module: Any, hidden_states: Tensor, **context: Any) -> tuple[Tensor, Tensor]:
+    def forward(module: Any, hidden_states: Tensor, **context: Any) -> Any:
         normed = module.ln_1(hidden_states)
         attended, pattern = module.attn(hidden_states=attention_input(hidden_states, normed), **context)
         mlp = module.mlp(mlp_input(hidden_states, normed, attended))
-        return total(hidden_states, normed, attended, mlp), pattern
+        summed = total(hidden_states, normed, attended, mlp)
+        return (summed, pattern) if "block" in installed().kinds_with_pattern else summed
 
     return computed(forward, "blocks.0")
 

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from cgverify.selftest.candidates import Rows, by_name, named_faults
+from cgverify.selftest.candidates import Implementation, Rows, by_name, named_faults
 from cgverify.selftest.seeded.seeding import attention, edited, keep, replacing, through_bfloat16
 
 TwoTensors = tuple[Tensor, Tensor]
 
 
-def _unrotated(bridge: Any, rotate: Any, query: Tensor, key: Tensor, position_ids: Tensor) -> Any:
+def _unrotated(bridge: Any, rotate: Any, query: Tensor, key: Tensor, *where: Any) -> Any:
     bridge.__dict__["kept"] = key.transpose(1, 2)
-    return rotate(query, key, position_ids)
+    return rotate(query, key, *where)
 
 
 def _uncast(bridge: Any, extend: Any, cache: Any, key: Tensor, value: Tensor) -> TwoTensors:
@@ -50,24 +51,24 @@ def _rotated_again(_: Any, extend: Any, cache: Any, key: Tensor, value: Tensor) 
     return keys, values
 
 
-def _count_positions(bridge: Any, forward: Any, hidden_states: Tensor, layer_past: Any = None, **kwargs: Any) -> Any:
-    if layer_past is not None:
-        start = layer_past.get_seq_length(bridge._layer_idx)
-        end = start + hidden_states.shape[1]
-        kwargs["position_ids"] = torch.arange(start, end, device=hidden_states.device)[None]
-    return forward(hidden_states, layer_past, **kwargs)
+def _with_cache(change: Callable[[int, Tensor], dict[str, Any]]) -> Implementation:
+    """Change the keywords of a forward that has a cache.
+
+    The function takes the number of cached positions and the hidden states.
+    """
+
+    def replacement(bridge: Any, forward: Any, hidden_states: Tensor, layer_past: Any = None, **kwargs: Any) -> Any:
+        cache = kwargs.pop("cache", layer_past)
+        if cache is not None:
+            kwargs |= change(cache.get_seq_length(bridge._layer_idx), hidden_states)
+        return forward(hidden_states, cache, **kwargs)
+
+    return attention(forward=replacement)
 
 
-def _restart_positions(bridge: Any, forward: Any, hidden_states: Tensor, layer_past: Any = None, **kwargs: Any) -> Any:
-    if layer_past is not None and layer_past.get_seq_length(bridge._layer_idx):
-        kwargs["position_ids"] = torch.arange(hidden_states.shape[1], device=hidden_states.device)[None]
-    return forward(hidden_states, layer_past, **kwargs)
-
-
-def _ignore_mask(_: Any, forward: Any, hidden_states: Tensor, layer_past: Any = None, **kwargs: Any) -> Any:
-    if layer_past is not None:
-        kwargs["attention_mask"] = None
-    return forward(hidden_states, layer_past, **kwargs)
+def _counted(start: int, hidden_states: Tensor) -> dict[str, Any]:
+    positions = torch.arange(start, start + hidden_states.shape[1], device=hidden_states.device)[None]
+    return {"position_ids": positions, "position_embeddings": None}
 
 
 def _chunk_sees_itself(_: Any, scores: Any, query: Tensor, key: Tensor, mask: Tensor) -> Any:
@@ -118,19 +119,27 @@ _OLD_KEYS: Rows = {"OldKeysForgotten": ("Keys that were cached before count as 0
 _POSITIONS: Rows = {
     "CachedPositionsIgnored": (
         "With a cache, positions are counted from the number of cached ones: wrong with left padding.",
-        _count_positions,
+        _counted,
     ),
-    "CachedPositionsRestart": ("After the prefill, positions are counted from 0.", _restart_positions),
+    "CachedPositionsRestart": (
+        "After the prefill, positions are counted from 0.",
+        lambda start, x: _counted(0, x) if start else {},
+    ),
 }
-_MASK: Rows = {"CachedMaskIgnored": ("With a cache, the mask is causal, whatever mask was given.", _ignore_mask)}
+_MASK: Rows = {
+    "CachedMaskIgnored": (
+        "With a cache, the mask is causal, whatever mask was given.",
+        lambda *_: {"attention_mask": None},
+    )
+}
 _CHUNK: Rows = {"ChunkSeesItself": ("With a cache, the tokens of a chunk see later ones.", _chunk_sees_itself)}
 
 FAULTS = (
     *named_faults(__name__, _CACHED_KEYS, "cache", case="decode"),
     *named_faults(__name__, _CACHES, "cache", seed=replacing("_extend_cache"), case="decode"),
     *named_faults(__name__, _OLD_KEYS, "scores", seed=replacing("_extend_cache"), case="decode"),
-    *named_faults(__name__, _POSITIONS, "rope", seed=replacing("forward"), case="decode"),
-    *named_faults(__name__, _MASK, "scores", seed=replacing("forward"), case="decode"),
+    *named_faults(__name__, _POSITIONS, "rope", seed=_with_cache, case="decode"),
+    *named_faults(__name__, _MASK, "scores", seed=_with_cache, case="decode"),
     *named_faults(__name__, _CHUNK, "scores", seed=replacing("_scores"), case="decode"),
 )
 __getattr__ = by_name(FAULTS)

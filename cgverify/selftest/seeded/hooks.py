@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -35,7 +36,7 @@ class ShowsUnscaledScores(CodeGenAttentionBridge):
         return super()._pattern_of(scores / self._scale(), dtype)
 
     def _scale(self) -> float:
-        return float(self.original_component.scale_attn)
+        return math.sqrt(self.original_component.head_dim)
 
 
 class AliasesSwapped(CodeGenAttentionBridge):
@@ -51,8 +52,8 @@ class AliasesSwapped(CodeGenAttentionBridge):
 def _showing_queries(shown: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]) -> Implementation:
     """Show a function of the queries, the rotated queries and the rotated keys, and use the rotated queries."""
 
-    def rotate(bridge: Any, rotate: Any, query: Tensor, key: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        return shown(query, *keep(bridge, rotate, query, key, position_ids))
+    def rotate(bridge: Any, rotate: Any, query: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+        return shown(query, *keep(bridge, rotate, query, *others))
 
     return attention(
         _rotate=rotate,

@@ -37,8 +37,10 @@ def _in_one_buffer(bridge: Any, pattern_of: Any, scores: Tensor, dtype: torch.dt
     return buffer.copy_(pattern)
 
 
-def _first_row(_: Any, rotate: Any, query: Tensor, key: Tensor, position_ids: Tensor) -> tuple[Tensor, ...]:
-    rotated: tuple[Tensor, Tensor] = rotate(query, key, position_ids)
+def _first_row(
+    _: Any, rotate: Any, query: Tensor, key: Tensor, position_ids: Tensor, *others: Any
+) -> tuple[Tensor, ...]:
+    rotated: tuple[Tensor, Tensor] = rotate(query, key, position_ids, *others)
     if len(position_ids) == len(query):
         return rotated
     return tuple(

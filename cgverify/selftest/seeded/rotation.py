@@ -18,7 +18,7 @@ TwoTensors = tuple[Tensor, Tensor]
 def _turned(turn: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Implementation:
     """Rotate q and k by a function of x `[batch, seq, heads, head_dim]`, its sines and its cosines."""
 
-    def rotate_both(bridge: Any, _: Any, query: Tensor, key: Tensor, position_ids: Tensor) -> TwoTensors:
+    def rotate_both(bridge: Any, _: Any, query: Tensor, key: Tensor, position_ids: Tensor, *__: Any) -> TwoTensors:
         sin, cos = sin_cos(bridge._table(), position_ids)
         return turn(query, sin, cos), turn(key, sin, cos)
 
@@ -61,24 +61,24 @@ def _in_model_dtype(x: Tensor, sin: Tensor, cos: Tensor) -> Tensor:
     return rotate(x, sin.to(x.dtype), cos.to(x.dtype)).to(torch.promote_types(x.dtype, sin.dtype))
 
 
-def _query_only(_: Any, rotate: Any, query: Tensor, key: Tensor, position_ids: Tensor) -> TwoTensors:
-    query, turned = rotate(query, key, position_ids)
+def _query_only(_: Any, rotate: Any, query: Tensor, key: Tensor, *where: Any) -> TwoTensors:
+    query, turned = rotate(query, key, *where)
     return query, key.to(turned.dtype)
 
 
-def _key_only(_: Any, rotate: Any, query: Tensor, key: Tensor, position_ids: Tensor) -> TwoTensors:
-    turned, key = rotate(query, key, position_ids)
+def _key_only(_: Any, rotate: Any, query: Tensor, key: Tensor, *where: Any) -> TwoTensors:
+    turned, key = rotate(query, key, *where)
     return query.to(turned.dtype), key
 
 
-def _all_but_one_head(_: Any, rotate: Any, query: Tensor, key: Tensor, position_ids: Tensor) -> TwoTensors:
-    turned, key = rotate(query, key, position_ids)
+def _all_but_one_head(_: Any, rotate: Any, query: Tensor, key: Tensor, *where: Any) -> TwoTensors:
+    turned, key = rotate(query, key, *where)
     if query.shape[1] > 2:
         turned[:, 2, 1] = query[:, 2, 1]
     return turned, key
 
 
-def _keys_behind(_: Any, rotate: Any, query: Tensor, key: Tensor, position_ids: Tensor) -> TwoTensors:
+def _keys_behind(_: Any, rotate: Any, query: Tensor, key: Tensor, position_ids: Tensor, *__: Any) -> TwoTensors:
     return rotate(query, key, position_ids)[0], rotate(query, key, (position_ids - 1).clamp(min=0))[1]
 
 
@@ -100,11 +100,19 @@ def _shift(offset: int) -> Callable[[Tensor, Tensor], Tensor]:
 
 def _at(change: Callable[[Tensor, Tensor], Tensor]) -> Implementation:
     """Rotate by positions that are changed by a function of them and the table."""
-    return attention(_rotate=lambda bridge, rotate, q, k, positions: rotate(q, k, change(positions, bridge._table())))
+    return attention(
+        _rotate=lambda bridge, rotate, q, k, positions, *_: rotate(q, k, change(positions, bridge._table()))
+    )
 
 
-def _by_table(change: Callable[[Tensor], Tensor]) -> Implementation:
-    return attention(_table=lambda _, table: change(table()))
+def by_table(change: Callable[[Any, Tensor], Tensor]) -> Callable[..., TwoTensors]:
+    """Return a replacement of `_rotate` that uses a function of the bridge and its sin/cos table as the table."""
+
+    def rotate_both(bridge: Any, _: Any, query: Tensor, key: Tensor, position_ids: Tensor, *__: Any) -> TwoTensors:
+        sin, cos = sin_cos(change(bridge, bridge._table()), position_ids)
+        return rotate(query, sin, cos), rotate(key, sin, cos)
+
+    return rotate_both
 
 
 _TURNS: Rows = {
@@ -146,13 +154,19 @@ _POSITIONS: Rows = {
     "PositionsOfFirstRow": ("Every row of a batch has the positions of the first.", lambda positions, _: positions[:1]),
 }
 _TABLES: Rows = {
-    "TableInBfloat16": ("The sin/cos table was rounded to bfloat16.", through_bfloat16),
-    "TableInFloat16": ("The sin/cos table was rounded to float16.", lambda table: through(table, torch.float16)),
+    "TableInBfloat16": (
+        "The sin/cos table was rounded to bfloat16.",
+        by_table(lambda _, table: through_bfloat16(table)),
+    ),
+    "TableInFloat16": (
+        "The sin/cos table was rounded to float16.",
+        by_table(lambda _, table: through(table, torch.float16)),
+    ),
 }
 _SHORT_TABLES: Rows = {
     "LastTableRowMissing": (
         "The last position has the table row of the position before it.",
-        lambda table: torch.cat((table[:-1], table[-2:-1])),
+        by_table(lambda _, table: torch.cat((table[:-1], table[-2:-1]))),
     ),
 }
 _PROJECTIONS: Rows = {"ValuesRotated": ("Values are rotated with the keys.", _values_too)}
@@ -162,8 +176,8 @@ FAULTS = (
     *named_faults(__name__, _ROTATIONS, "rope", seed=replacing("_rotate")),
     *named_faults(__name__, _SHIFTS, "rope", seed=_at),
     *named_faults(__name__, _POSITIONS, "rope", seed=_at, case="stress"),
-    *named_faults(__name__, _TABLES, "rope", seed=_by_table),
-    *named_faults(__name__, _SHORT_TABLES, "rope", seed=_by_table, case="stress"),
+    *named_faults(__name__, _TABLES, "rope", seed=replacing("_rotate")),
+    *named_faults(__name__, _SHORT_TABLES, "rope", seed=replacing("_rotate"), case="stress"),
     *named_faults(__name__, _PROJECTIONS, "mix", "cache", seed=replacing("_project")),
 )
 __getattr__ = by_name(FAULTS)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cgverify.selftest.candidates import Rows, by_name, named_faults
 from cgverify.selftest.seeded.patches import PROJECTIONS
+from cgverify.selftest.seeded.rotation import by_table
 from cgverify.selftest.seeded.seeding import attention, rehooked
 
 
@@ -33,17 +34,11 @@ def _own_keys_shown(_: Any, scores: Any, query: Tensor, key: Tensor, mask: Tenso
 
 def _keep_table(bridge: Any, wrap: Any, original: Any) -> None:
     wrap(original)
-    bridge.__dict__["kept"] = original.embed_positions.clone()
+    bridge.__dict__["kept"] = bridge._table().clone()
 
 
-def _kept_table(bridge: Any, rotate: Any, *args: Tensor) -> Any:
-    original = bridge.original_component
-    current = original.embed_positions
-    original.embed_positions = bridge.kept
-    try:
-        return rotate(*args)
-    finally:
-        original.embed_positions = current
+def _float32_table(_: Any, table: Tensor) -> Tensor:
+    return table.to(torch.promote_types(table.dtype, torch.float32))
 
 
 def _results_reversed(bridge: Any, compute: Any, *args: Any) -> Any:
@@ -63,11 +58,11 @@ def _without_residual(bridge: Any, project: Any, hidden_states: Tensor) -> Any:
 _CAST_TABLES: Rows = {
     "TableAlwaysFloat32": (
         "A table that was cast with the model is cast to float32 before the rotation.",
-        attention(_table=lambda _, table: table().to(torch.promote_types(table().dtype, torch.float32))),
+        attention(_rotate=by_table(_float32_table)),
     ),
     "TableOfItsOwn": (
         "The bridge keeps the table of its boot, which `model.to(dtype)` does not cast.",
-        attention(set_original_component=_keep_table, _rotate=_kept_table),
+        attention(set_original_component=_keep_table, _rotate=by_table(lambda bridge, _: bridge.kept)),
     ),
 }
 _BLIND_ROWS: Rows = {

@@ -38,9 +38,9 @@ def _drop_scores(bridge: Any, _: Any, scores: Tensor, dtype: torch.dtype) -> Any
     return bridge._apply_attn_dropout(scores).softmax(-1).to(dtype)
 
 
-def _unscaled_dropout(bridge: Any, drop: Any, pattern: Tensor) -> Any:
-    dropout = bridge.original_component.attn_dropout
-    return drop(pattern) * (1 - dropout.p) if dropout.training and dropout.p else drop(pattern)
+def _unscaled_dropout(_: Any, drop: Any, pattern: Tensor) -> Any:
+    kept = drop(torch.ones_like(pattern))
+    return pattern * (kept > 0)
 
 
 def _draw_first(_: Any, pattern_of: Any, *args: Any) -> Any:
