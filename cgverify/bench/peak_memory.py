@@ -19,10 +19,10 @@ import torch
 from cgverify.bench.calls import autograd_mode, forward_of, inputs_of
 from cgverify.bench.models import bridge_module, load_model, reference_module
 from cgverify.bench.records import Point
-from cgverify.checkpoint.heap import give_back_freed
 from cgverify.checkpoint.resolve import resolve
 from cgverify.checkpoint.window import ModelVariant
 from cgverify.common.errors import CgverifyError
+from cgverify.common.memory import give_back_freed
 from cgverify.common.numerics import pin_numerics
 from cgverify.common.printable import said
 from cgverify.common.records import Record
