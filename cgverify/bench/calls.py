@@ -13,6 +13,7 @@ from transformers import CodeGenConfig, DynamicCache
 from cgverify.bench.models import LAYER, WHOLE
 from cgverify.bench.records import Point
 from cgverify.observe.components import COMPONENTS
+from cgverify.observe.generations import installed
 from cgverify.observe.inputs import InputSpec, convert, draw, leave_unchanged, token_ids
 from cgverify.observe.taps import hook_points
 
@@ -48,29 +49,36 @@ def inputs_of(point: Point, config: CodeGenConfig) -> dict[str, Any]:
     return inputs
 
 
-def forward_of(module: nn.Module, point: Point, inputs: dict[str, Any], config: CodeGenConfig) -> Callable[[], Any]:
-    """Return a call of the module that starts from the same state each time and returns what the module returned."""
-    first, *rest = (name for name in inputs if name != "cached")
-    context: dict[str, Any] = {name: inputs[name] for name in rest}
-    whole = point.component == WHOLE
-    if point.scenario == "train":
-        return lambda: _train_step(module, inputs[first], context)
+def forward_of(
+    module: nn.Module, model: nn.Module, point: Point, inputs: dict[str, Any], config: CodeGenConfig
+) -> Callable[[], Any]:
+    """Return a call of the module that starts from the same state each time and returns what the module returned.
+
+    Args:
+        model: the model or bridge whose sin/cos table the module uses. Its rows are looked up before the calls.
+    """
+    whole, cache = point.component == WHOLE, None
+    if point.scenario == "decode":
+        cache = DynamicCache()
+        for layer in range(config.n_layer if whole else LAYER + 1):
+            cache.update(inputs["cached"], inputs["cached"], layer)
+    given = {name: value for name, value in inputs.items() if name != "cached"}
     if whole:
-        context["use_cache"] = False
-    if point.scenario != "decode":
-        return lambda: module(inputs[first], **context)
+        arguments = {**given, "past_key_values": cache, "use_cache": cache is not None}
+    else:
+        arguments = installed().arguments(model, given, cache)
+    name, *rest = arguments
+    first, context = arguments[name], {other: arguments[other] for other in rest}
+    if point.scenario == "train":
+        return lambda: _train_step(module, first, context)
 
-    cache = DynamicCache()
-    for layer in range(config.n_layer if whole else LAYER + 1):
-        cache.update(inputs["cached"], inputs["cached"], layer)
-    context |= {"past_key_values" if whole else "layer_past": cache, "use_cache": True}
-
-    def decode() -> Any:
-        returned = module(inputs[first], **context)
-        cache.crop(-point.seq_len)
+    def forward() -> Any:
+        returned = module(first, **context)
+        if cache is not None:
+            cache.crop(-point.seq_len)
         return returned
 
-    return decode
+    return forward
 
 
 def _train_step(module: nn.Module, first: torch.Tensor, context: dict[str, Any]) -> Any:

@@ -64,7 +64,7 @@ class Harness:
         with contextlib.ExitStack() as stack:
             stack.enter_context(autograd_mode(point))
             stack.enter_context(prepared(reference, point))
-            first = forward_of(reference, point, inputs, models.config)
+            first = forward_of(reference, models.reference, point, inputs, models.config)
             try:
                 flops = product_flops(first)
                 expected = _copies(first())
@@ -74,7 +74,7 @@ class Harness:
                 try:
                     module = models.of_candidate(name, point.component)
                     stack.enter_context(prepared(module, point))
-                    run = forward_of(module, point, inputs, models.config)
+                    run = forward_of(module, models.reference, point, inputs, models.config)
                     found = _copies(run())
                     same[name] = len(found) == len(expected) and all(map(same_tensor, found, expected))
                     run()

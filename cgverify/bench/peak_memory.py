@@ -112,7 +112,7 @@ def measure(request: MemoryRequest) -> int:
         module = bridge_module(candidate.boot(model), point.component)
 
     def forward(at: Point) -> Callable[[], Any]:
-        return forward_of(module, at, inputs_of(at, source.config), source.config)
+        return forward_of(module, model, at, inputs_of(at, source.config), source.config)
 
     warm_up, run = forward(point.model_copy(update={"batch_size": 1, "seq_len": 2})), forward(point)
     with autograd_mode(point):

@@ -37,6 +37,15 @@ def reference_parameters(model: Any, shortcuts: Shortcuts = NO_SHORTCUTS) -> Par
     return Parameters(model, installed().sin_cos_table, shortcuts)
 
 
+def call_component(root: nn.Module, node: nn.Module, kind: str, inputs: dict[str, Any], cache: Any = None) -> Any:
+    """Call a component of a model or bridge as the model calls it, and return what it returns."""
+    arguments = installed().arguments(root, inputs, cache)
+    if kind == "attn":  # a block calls its attention with keywords only
+        return node(**arguments)
+    first, *rest = arguments
+    return node(arguments[first], **{name: arguments[name] for name in rest})
+
+
 def run_candidate(
     component: Component,
     bridge: Any,
@@ -54,7 +63,7 @@ def run_candidate(
     node = bridge.get_submodule(component.bridge_path)
     points = dict(hook_points(node))
     patches = {} if conditions.patch is None else {component.hook_path(conditions.patch.tap): conditions.patch}
-    call = partial(installed().call, bridge, node, component.kind)
+    call = partial(call_component, bridge, node, component.kind)
 
     def forward(
         inputs: dict[str, Any], cache: Any, points: Mapping[str, HookPoint], observation: Observation
@@ -116,7 +125,7 @@ def run_reference(
     """Run Hugging Face's module on inputs and observe it. Flags and patches of the conditions do not apply to it."""
     module = model.get_submodule(component.reference_path)
     plain = conditions.for_reference
-    call = partial(installed().call, model, module, component.kind)
+    call = partial(call_component, model, module, component.kind)
 
     def run(observation: Observation) -> None:
         if component.projection is not None:
@@ -160,4 +169,4 @@ def _run_projection(
 
     positions = torch.zeros(1, hidden.shape[1], dtype=torch.long, device=hidden.device)
     with installed().attention_taps(attention, record):
-        installed().call(model, attention, "attn", {"hidden_states": hidden, "position_ids": positions}, None)
+        call_component(model, attention, "attn", {"hidden_states": hidden, "position_ids": positions})

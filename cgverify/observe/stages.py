@@ -21,6 +21,7 @@ from cgverify.oracle.layer_norm import layer_norm, normalized, scale
 from cgverify.oracle.mix import mix
 from cgverify.oracle.parameters import Parameters
 from cgverify.oracle.product import products
+from cgverify.oracle.rope import rope
 from cgverify.oracle.softmax import softmax
 
 TensorsByName = Mapping[str, torch.Tensor]
@@ -218,6 +219,11 @@ def mlp(prefix: str, source: str) -> tuple[Stage, ...]:
     )
 
 
+def rotated_heads(x: torch.Tensor, table: torch.Tensor, position_ids: torch.Tensor) -> Expected:
+    """Return x, rotated, in the dtype that attention shows it in. The arguments are those of `rope`."""
+    return installed().cast_rotated(rope(x, table, position_ids), x.dtype)
+
+
 @dataclass(frozen=True)
 class Heads:
     """The operands of attention's products, `[batch, heads, seq or keys, head_dim]`."""
@@ -248,7 +254,7 @@ class Heads:
     def rotate(self, which: str, side: TensorsByName, parameters: Parameters) -> Expected:
         """The expected rotation, `[batch, seq, heads, head_dim]`."""
         x, table = side[f"{self.prefix}hook_{which}"], parameters.tensor("attn.table")
-        return installed().rotate(x, table, side["given.position_ids"])
+        return rotated_heads(x, table, side["given.position_ids"])
 
 
 def attention(prefix: str, source: str, with_cache: bool) -> tuple[Stage, ...]:

@@ -44,13 +44,9 @@ def rope(x: torch.Tensor, table: torch.Tensor, position_ids: torch.Tensor) -> Ex
     return bounded_output(value, bound, dtype)
 
 
-def rope_in_own_dtype(x: torch.Tensor, table: torch.Tensor, position_ids: torch.Tensor) -> Expected:
-    """Return x, rotated and cast back to its own dtype: R(o, B) for the rotated dimensions, 0 for the others.
-
-    The arguments are those of `rope`.
-    """
-    rotated = rope(x, table, position_ids)
-    if rotated.dtype == x.dtype:
+def rounded_to(rotated: Expected, dtype: torch.dtype) -> Expected:
+    """Return rotated heads in another dtype: R(o, B) for the rotated dimensions, 0 for the others."""
+    if rotated.dtype == dtype:
         return rotated
-    bound = torch.where(rotated.bound > 0, bound_after_rounding(rotated.value, rotated.bound, x.dtype), 0.0)
-    return Expected(rotated.value, bound, x.dtype)
+    bound = torch.where(rotated.bound > 0, bound_after_rounding(rotated.value, rotated.bound, dtype), 0.0)
+    return Expected(rotated.value, bound, dtype)

@@ -14,7 +14,7 @@ from cgverify.bridge.qkv_layout import PARTITIONS
 from cgverify.selftest.candidates import ATTENTION, Implementation, Rows, Variant, by_name, named_candidates
 from cgverify.selftest.seeded.autocast import outside_autocast, product_dtype
 from cgverify.selftest.seeded.block import block
-from cgverify.selftest.seeded.seeding import NORMS, activated, attention, changed, computed
+from cgverify.selftest.seeded.seeding import NORMS, activated, attention, changed, computed, scales_before_mask
 
 ProductFunction = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """A product of an input and a weight, plus a bias unless that is None, all in one dtype."""
@@ -132,18 +132,22 @@ def _strided(x: Tensor) -> Tensor:
     return x.mT.contiguous().mT
 
 
-def _reciprocal_scale(_bridge: Any, _scores: Any, query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
-    scores = query.to(torch.float32) @ key.to(torch.float32).transpose(-1, -2) + mask
-    return scores * (1 / math.sqrt(query.shape[-1]))
+def _reciprocal_scale(bridge: Any, _scores: Any, query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
+    product, root = query.to(torch.float32) @ key.to(torch.float32).transpose(-1, -2), math.sqrt(query.shape[-1])
+    if scales_before_mask(bridge):
+        return product / root + mask
+    return (product + mask) * (1 / root)
 
 
-def _mask_in_product(_: Any, scores: Any, query: Tensor, key: Tensor, mask: Tensor) -> Any:
+def _mask_in_product(bridge: Any, scores: Any, query: Tensor, key: Tensor, mask: Tensor) -> Any:
     if torch.is_autocast_enabled(query.device.type):
         return scores(query, key, mask)
     q, k = query.to(torch.float32).flatten(0, 1), key.to(torch.float32).flatten(0, 1)
     start = _widened(mask).expand(*query.shape[:2], -1, -1).flatten(0, 1)
-    product = torch.baddbmm(start, q.to(start.dtype), k.to(start.dtype).mT)
-    return product.reshape(*query.shape[:2], *product.shape[1:]) / math.sqrt(query.shape[-1])
+    operands, root = (start, q.to(start.dtype), k.to(start.dtype).mT), math.sqrt(query.shape[-1])
+    scaled_first = scales_before_mask(bridge)
+    scores = torch.baddbmm(*operands, alpha=1 / root) if scaled_first else torch.baddbmm(*operands) / root
+    return scores.reshape(*query.shape[:2], *scores.shape[1:])
 
 
 def _softmax_by_hand(_bridge: Any, _softmax: Any, scores: Tensor) -> Tensor:
@@ -163,14 +167,13 @@ def _mix_in_float32(_: Any, mix: Any, pattern: Tensor, value: Tensor) -> Any:
         return mix(pattern.to(wide), value.to(wide)).to(value.dtype)
 
 
-def _scores_in_float64(_bridge: Any, _scores: Any, query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
+def _scores_in_float64(bridge: Any, _scores: Any, query: Tensor, key: Tensor, mask: Tensor) -> Any:
+    masked_and_scaled = partial(bridge._form.mask_and_scale, attention=bridge.original_component)
     if torch.is_autocast_enabled(query.device.type):
         query, key = taken(query.to(torch.float32)), taken(key.to(torch.float32))
-        scores = (query.double() @ key.double().mT).to(query.dtype) + mask
-        return scores / math.sqrt(query.shape[-1])
+        return masked_and_scaled((query.double() @ key.double().mT).to(query.dtype), mask)
     dtype = torch.promote_types(mask.dtype, torch.float32)
-    scores = query.double() @ key.double().transpose(-1, -2) + mask.double()
-    return (scores / math.sqrt(query.shape[-1])).to(dtype)
+    return masked_and_scaled(query.double() @ key.double().transpose(-1, -2), mask.double()).to(dtype)
 
 
 def _mix_in_float64(_: Any, mix: Any, pattern: Tensor, value: Tensor) -> Any:
@@ -238,7 +241,10 @@ _ATTENTION: Rows = {
             _mix=lambda _, mix, pattern, value: mix(_strided(pattern), _strided(value)),
         ),
     ),
-    "ReciprocalScale": ("Scores are multiplied by 1/√head_dim.", attention(_scores=_reciprocal_scale)),
+    "ReciprocalScale": (
+        "Scores are multiplied by 1/√head_dim where Hugging Face divides by √head_dim, or the reverse.",
+        attention(_scores=_reciprocal_scale),
+    ),
     "MaskInProduct": (
         "The mask is the first addend of the product, except under autocast, which rounds the product first.",
         attention(_scores=_mask_in_product),

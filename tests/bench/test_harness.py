@@ -160,7 +160,7 @@ def test_decoding_starts_with_the_same_cache_each_time(models: Models) -> None:
     assert inputs["attention_mask"].shape == (2, 1, 1, 8)
     assert inputs["position_ids"].tolist() == [[7], [7]]
     for side in (reference_module(models.reference, "attn"), module(models)):
-        run = calls.forward_of(side, point, inputs, models.config)
+        run = calls.forward_of(side, models.reference, point, inputs, models.config)
         with calls.autograd_mode(point):
             first, again = run(), run()
         assert first[1].shape[-1] == 8
@@ -173,7 +173,7 @@ def test_training_has_gradients_and_removes_them(models: Models) -> None:
     attention = module(models)
     with calls.autograd_mode(point), calls.prepared(attention, point):
         assert attention.training
-        calls.forward_of(attention, point, inputs, models.config)()
+        calls.forward_of(attention, models.reference, point, inputs, models.config)()
         assert attention.get_submodule("q").original_component.weight.grad is not None
     assert not attention.training
     assert all(weight.grad is None and not weight.requires_grad for weight in attention.parameters())

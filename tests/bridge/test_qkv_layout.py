@@ -11,7 +11,7 @@ from transformers import CodeGenConfig, CodeGenForCausalLM
 from transformers.models.codegen.modeling_codegen import CodeGenAttention
 
 from cgverify.bridge import join_weight, split_qkv_matrix, split_weight
-from cgverify.observe.generations import installed
+from cgverify.observe.run import call_component
 from cgverify.observe.taps import Observation
 from cgverify.oracle.fused_qkv import projection
 
@@ -45,7 +45,7 @@ def test_linears_compute_what_split_heads_returns(config: CodeGenConfig) -> None
     inputs = {"hidden_states": hidden, "position_ids": torch.arange(5)[None]}
     seen = Observation()
     with torch.no_grad(), installed().attention_taps(attention, seen.record):
-        installed().call(model, attention, "attn", inputs, None)
+        call_component(model, attention, "attn", inputs, None)
     for linear, which in zip(split_qkv_matrix(attention), "qkv", strict=True):
         assert torch.equal(linear(hidden), seen.taps[f"hook_{which}"].flatten(-2))
 

@@ -137,7 +137,7 @@ def test_tf32_candidates_diverge_unless_it_is_allowed() -> None:
 
 
 def test_other_faults_diverge_where_tf32_is_allowed() -> None:
-    names = ["HeadsSwapped", "MaskAfterScaling", "OnePartition", "PositionsIgnored"]
+    names = ["HeadsSwapped", "MaskOnOtherSideOfScale", "OnePartition", "PositionsIgnored"]
     results = verify(candidates=[f"faults:{name}" for name in names], components=["attn"], shortcuts=TF32)
     assert {r.cell.candidate.partition(":")[2] for r in results if r.verdict.fails} == set(names)
 

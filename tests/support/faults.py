@@ -21,7 +21,7 @@ __getattr__ = by_name(FAULTS)
 
 _EXACT = {
     *("QueryKeySwapped", "QueryKeyValueOrder", "OnePartition", "HalfRotation", "QueryOnlyRotated", "OneHeadUnrotated"),
-    *("NarrowRotation", "PositionsIgnored", "PositionsShifted", "MaskAfterScaling", "ScaledByModelWidth"),
+    *("NarrowRotation", "PositionsIgnored", "PositionsShifted", "MaskOnOtherSideOfScale", "ScaledByModelWidth"),
     *("ScaleSlightlyOff", "SoftmaxInBfloat16", "HeadsSwapped", "OneElementChanged", "ReturnedWeightsZeroed"),
 }
 STAGES = {fault.candidate: fault.stages for fault in FAULTS if fault.name in _EXACT}

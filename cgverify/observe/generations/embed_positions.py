@@ -20,7 +20,6 @@ from cgverify.observe.generations.generation import Generation
 from cgverify.observe.generations.softmax_input import SoftmaxInput
 from cgverify.observe.taps import RecordTap, watch_io
 from cgverify.oracle.forward import masked_then_scaled
-from cgverify.oracle.rope import rope
 from cgverify.oracle.scores import autocast_scores, scores
 
 
@@ -44,14 +43,8 @@ def _dropout_rates(component: nn.Module) -> list[tuple[Any, str]]:
     return [(module, "p") for module in component.modules() if isinstance(module, nn.Dropout)]
 
 
-def _call(_: nn.Module, node: nn.Module, kind: str, inputs: dict[str, Any], cache: Any) -> Any:
-    first, *rest = inputs
-    context = {name: inputs[name] for name in rest}
-    if cache is not None:
-        context |= {"layer_past": cache, "use_cache": True}
-    if kind == "attn":  # a block calls its attention with keywords only
-        return node(**{first: inputs[first]}, **context)
-    return node(inputs[first], **context)
+def _arguments(_: nn.Module, inputs: dict[str, Any], cache: Any) -> dict[str, Any]:
+    return inputs if cache is None else {**inputs, "layer_past": cache, "use_cache": True}
 
 
 @contextlib.contextmanager
@@ -117,9 +110,9 @@ EMBED_POSITIONS = Generation(
     shared_modules=lambda _: (),
     derived_inputs=(),
     dropout_rates=_dropout_rates,
-    call=_call,
+    arguments=_arguments,
     attention_taps=_attention_taps,
-    rotate=rope,
+    cast_rotated=lambda rotated, _: rotated,
     cached_dtype=lambda hidden, _: hidden,
     scores=scores,
     autocast_scores=autocast_scores,

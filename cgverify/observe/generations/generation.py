@@ -27,19 +27,19 @@ class Generation:
     shared_modules: Callable[[Any], tuple[nn.Module, ...]]
     """Return the modules of a model or bridge that attention depends on and that are not inside it."""
     derived_inputs: tuple[str, ...]
-    """Arguments of attention and block that the model computes from their other inputs, and `call` with it."""
+    """Arguments of attention and block that the model, and `arguments`, compute from their other inputs."""
     dropout_rates: Callable[[nn.Module], list[tuple[Any, str]]]
     """Return the attributes of a component that are rates of dropout, each with its owner."""
-    call: Callable[[nn.Module, nn.Module, str, dict[str, Any], Any], Any]
-    """Call a component of either side and return what it returns.
+    arguments: Callable[[nn.Module, dict[str, Any], Any], dict[str, Any]]
+    """Return the arguments to call a component of either side with, the first one first.
 
-    Arguments: the model or bridge that the component belongs to, the component, its kind, its inputs by name in the
-    order of its own arguments, and a `DynamicCache` or None.
+    Arguments: the model or bridge that the component belongs to, the component's inputs by name in the order of its
+    own arguments, and a `DynamicCache` or None.
     """
     attention_taps: Callable[[Any, RecordTap], contextlib.AbstractContextManager[None]]
     """Record what a `CodeGenAttention` computes, under the names and in the shapes of the bridge's hooks."""
-    rotate: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], Expected]
-    """Rotated queries or keys. Arguments as for `cgverify.oracle.rope.rope`."""
+    cast_rotated: Callable[[Expected, torch.dtype], Expected]
+    """Return rotated queries or keys in the dtype that attention shows, from those in promoted dtype and their own."""
     cached_dtype: Callable[[torch.dtype, torch.dtype], torch.dtype]
     """Return the dtype of a cache, from the dtypes of the hidden states and of v."""
     scores: Callable[[Expected, Expected, torch.Tensor | None, Shortcuts], Expected]

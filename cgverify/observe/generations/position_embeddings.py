@@ -22,7 +22,7 @@ from cgverify.observe.generations.generation import Generation
 from cgverify.observe.generations.softmax_input import SoftmaxInput
 from cgverify.observe.taps import RecordTap, watch_io
 from cgverify.oracle.forward import scaled_then_masked
-from cgverify.oracle.rope import rope_in_own_dtype
+from cgverify.oracle.rope import rounded_to
 from cgverify.oracle.scaled_scores import autocast_scaled_scores, scaled_scores
 
 
@@ -64,16 +64,14 @@ def _dropout_rates(component: nn.Module) -> list[tuple[Any, str]]:
     return [(part, name) for part, name in rates if name in vars(part)]
 
 
-def _call(root: nn.Module, node: nn.Module, kind: str, inputs: dict[str, Any], cache: Any) -> Any:
-    first, *rest = inputs
-    context = {name: inputs[name] for name in rest}
+def _arguments(root: nn.Module, inputs: dict[str, Any], cache: Any) -> dict[str, Any]:
+    arguments = dict(inputs)
     if "position_ids" in inputs:
-        context["position_embeddings"] = _rotary_emb(root)(inputs[first], position_ids=inputs["position_ids"])
+        rows = _rotary_emb(root)(inputs["hidden_states"], position_ids=inputs["position_ids"])
+        arguments["position_embeddings"] = rows
     if cache is not None:
-        context |= {"cache": cache, "use_cache": True}
-    if kind == "attn":  # a block calls its attention with keywords only
-        return node(**{first: inputs[first]}, **context)
-    return node(inputs[first], **context)
+        arguments |= {"cache": cache, "use_cache": True}
+    return arguments
 
 
 @contextlib.contextmanager
@@ -168,9 +166,9 @@ POSITION_EMBEDDINGS = Generation(
     shared_modules=lambda root: (_rotary_emb(root),),
     derived_inputs=("position_embeddings",),
     dropout_rates=_dropout_rates,
-    call=_call,
+    arguments=_arguments,
     attention_taps=_attention_taps,
-    rotate=rope_in_own_dtype,
+    cast_rotated=rounded_to,
     cached_dtype=lambda _, value: value,
     scores=scaled_scores,
     autocast_scores=autocast_scaled_scores,

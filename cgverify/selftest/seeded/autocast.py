@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from copy import copy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from cgverify.bridge.wrapped_attention import TABLE_PER_ATTENTION
 from cgverify.selftest.candidates import Rows, by_name, named_faults
 from cgverify.selftest.seeded.block import block
 from cgverify.selftest.seeded.seeding import NORMS, attention, computed, through
@@ -38,11 +40,14 @@ def _wide_scores(_: Any, scores: Any, query: Tensor, key: Tensor, mask: Tensor) 
         return scores(query, key, mask)
 
 
-def _rounded_late(_: Any, scores: Any, query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
-    low, wide = _low(query), torch.promote_types(mask.dtype, torch.float32)
-    with outside_autocast(query):
-        rounded = through(scores(query, key, mask.to(wide)), low)
-    return rounded.to(torch.promote_types(low, mask.dtype))
+def _uncast(bridge: Any, wrap: Any, attention: Any) -> None:
+    wrap(attention)
+    bridge._form = copy(bridge._form)
+    bridge._form.cast_rotated = TABLE_PER_ATTENTION.cast_rotated
+
+
+def _rounded_again(_: Any, scores: Any, query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
+    return _rounded(scores(query, key, mask))
 
 
 def _rounded_mask(_: Any, scores: Any, query: Tensor, key: Tensor, mask: Tensor) -> Any:
@@ -69,10 +74,13 @@ def _wide_linear(module: nn.Linear, x: Tensor) -> Tensor:
 
 
 _SCORES: Rows = {
-    "ScoresOutsideAutocast": ("The product of the scores stays float32.", attention(_scores=_wide_scores)),
-    "ScoresRoundedLate": (
-        "The mask is added in float32, and the sum is rounded instead of the product.",
-        attention(_scores=_rounded_late),
+    "ScoresOutsideAutocast": (
+        "The product of the scores stays float32, and its operands are not rounded.",
+        attention(_scores=_wide_scores, set_original_component=_uncast),
+    ),
+    "ScoresRoundedAgain": (
+        "Masked and scaled scores are rounded to the dtype of autocast, as their product was.",
+        attention(_scores=_rounded_again),
     ),
     "MaskInLowPrecision": (
         "Finite values of the mask are rounded before it is added.",
@@ -127,7 +135,7 @@ _SUM: Rows = {
 }
 
 FAULTS = (
-    *named_faults(__name__, _SCORES, "scores", case="autocast"),
+    *named_faults(__name__, _SCORES, "scores", "rope", case="autocast"),
     *named_faults(__name__, _ROTATION, "rope", case="autocast"),
     *named_faults(__name__, _SOFTMAX, "softmax", case="autocast"),
     *named_faults(__name__, _MIX, "mix", case="autocast"),

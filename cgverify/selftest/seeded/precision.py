@@ -20,7 +20,7 @@ def tf32(x: Tensor) -> Tensor:
     if x.dtype != torch.float32:
         return x
     half, kept = 1 << (TF32_BITS - 1), -(1 << TF32_BITS)
-    return x.contiguous().view(torch.int32).add(half).bitwise_and(kept).view(torch.float32)
+    return x.view(torch.int32).add(half).bitwise_and(kept).view(torch.float32)
 
 
 def tf32_operands(module: nn.Linear, x: Tensor) -> Tensor:

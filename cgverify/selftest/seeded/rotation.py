@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from cgverify.bridge.rotary import rotate, rotate_every_two, sin_cos
 from cgverify.selftest.candidates import Implementation, Rows, by_name, named_faults
-from cgverify.selftest.seeded.seeding import attention, replacing, through, through_bfloat16
+from cgverify.selftest.seeded.seeding import attention, other_form, replacing, through, through_bfloat16
 
 TwoTensors = tuple[Tensor, Tensor]
 
@@ -59,6 +60,12 @@ def _in_bfloat16(x: Tensor, sin: Tensor, cos: Tensor) -> Tensor:
 
 def _in_model_dtype(x: Tensor, sin: Tensor, cos: Tensor) -> Tensor:
     return rotate(x, sin.to(x.dtype), cos.to(x.dtype)).to(torch.promote_types(x.dtype, sin.dtype))
+
+
+def _cast_of_other_form(bridge: Any, wrap: Any, attention: Any) -> None:
+    wrap(attention)
+    bridge._form = copy(bridge._form)
+    bridge._form.cast_rotated = other_form(bridge).cast_rotated
 
 
 def _query_only(_: Any, rotate: Any, query: Tensor, key: Tensor, *where: Any) -> TwoTensors:
@@ -144,6 +151,12 @@ _ROTATIONS: Rows = {
     "OneHeadUnrotated": ("The query of head 1 at position 2 is not rotated.", _all_but_one_head),
     "KeysShifted": ("Keys have the position before that of their queries.", _keys_behind),
 }
+_CASTS: Rows = {
+    "RotatedCastOfOtherForm": (
+        "Rotated q and k are cast to the dtype of v where Hugging Face leaves them, or left where it casts them.",
+        _cast_of_other_form,
+    ),
+}
 _SHIFTS: Rows = {
     "PositionsShifted": ("Positions are too large by 1.", _shift(1)),
     "PositionsShiftedBack": ("Positions are too small by 1.", _shift(-1)),
@@ -174,6 +187,7 @@ _PROJECTIONS: Rows = {"ValuesRotated": ("Values are rotated with the keys.", _va
 FAULTS = (
     *named_faults(__name__, _TURNS, "rope", seed=_turned),
     *named_faults(__name__, _ROTATIONS, "rope", seed=replacing("_rotate")),
+    *named_faults(__name__, _CASTS, "rope", seed=replacing("set_original_component")),
     *named_faults(__name__, _SHIFTS, "rope", seed=_at),
     *named_faults(__name__, _POSITIONS, "rope", seed=_at, case="stress"),
     *named_faults(__name__, _TABLES, "rope", seed=replacing("_rotate")),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cgverify.selftest.candidates import Implementation, Rows, by_name, named_faults
-from cgverify.selftest.seeded.seeding import attention, edited, is_hidden, replacing
+from cgverify.selftest.seeded.seeding import attention, edited, is_hidden, replacing, scales_before_mask
 
 
 def _scaled(factor: Callable[[Any], float]) -> Implementation:
@@ -62,6 +62,12 @@ def _product_transposed(_: Any, scores: Any, query: Tensor, key: Tensor, mask: T
 
 def _last_key_shared(_: Any, scores: Any, query: Tensor, key: Tensor, mask: Tensor) -> Any:
     return scores(query, edited(lambda key: key[:, 1:, -1].copy_(key[:, :1, -1]))(key), mask)
+
+
+def _mask_on_other_side(bridge: Any, scores: Any, query: Tensor, key: Tensor, mask: Tensor) -> Any:
+    if scales_before_mask(bridge):
+        return scores(query, key, mask * _head_dim(bridge) ** -0.5)
+    return scores(query, key, torch.zeros_like(mask)) + mask
 
 
 def _operands(dtype: torch.dtype) -> Callable[..., Any]:
@@ -126,12 +132,12 @@ _MASKS_UNDER_STRESS: Rows = {
     ),
 }
 _SCORES_UNDER_STRESS: Rows = {
-    "MaskAfterScaling": (
-        "The mask is added after scaling, so that finite values count √head_dim times as much.",
-        lambda _, scores, q, k, mask: scores(q, k, torch.zeros_like(mask)) + mask,
+    "MaskOnOtherSideOfScale": (
+        "The mask is added after scaling where Hugging Face adds it before, or before where it adds it after.",
+        _mask_on_other_side,
     ),
     "MaskAddedTwice": (
-        "Finite values of the mask are added before and after scaling.",
+        "Finite values of the mask are added a second time, after scaling.",
         lambda _, scores, q, k, mask: scores(q, k, mask) + mask.masked_fill(is_hidden(mask), 0),
     ),
     "ScoresClipped": ("Scores above 4 become 4.", lambda _, scores, q, k, mask: scores(q, k, mask).clamp(max=4.0)),

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
 from cgverify.bridge import CodeGenAttentionBridge
+from cgverify.bridge.wrapped_attention import TABLE_PER_ATTENTION, TABLE_PER_MODEL, WrappedAttention, form_of
 from cgverify.selftest.candidates import Implementation
 
 NORMS = ("blocks.0.ln1", "ln_final")
@@ -38,6 +39,16 @@ def attention(**replacements: Callable[..., Any]) -> Implementation:
 def replacing(method: str) -> Callable[[Callable[..., Any]], Implementation]:
     """Return a function that makes an attention bridge from the replacement of one method, see `attention`."""
     return lambda replacement: attention(**{method: replacement})
+
+
+def scales_before_mask(bridge: Any) -> bool:
+    """Return whether the attention that a bridge wraps scales the scores before it adds the mask."""
+    return form_of(bridge.original_component) is TABLE_PER_MODEL
+
+
+def other_form(bridge: Any) -> WrappedAttention:
+    """Return the form of `CodeGenAttention` that a bridge does not wrap."""
+    return TABLE_PER_ATTENTION if scales_before_mask(bridge) else TABLE_PER_MODEL
 
 
 def keep(bridge: Any, method: Callable[..., Any], *args: Any) -> Any:

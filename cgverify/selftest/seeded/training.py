@@ -122,8 +122,8 @@ _GRADIENTS: Rows = {
 }
 _GRADIENT_SCALE: Rows = {
     "ValueGradientScaled": (
-        "The gradient of V is multiplied by 1.01.",
-        _projected(lambda query, key, value: (query, key, _scale_gradient(value, 1.01))),
+        "The gradient of V is multiplied by 1.02.",
+        _projected(lambda query, key, value: (query, key, _scale_gradient(value, 1.02))),
     ),
 }
 _WEIGHT_GRADIENTS: Rows = {

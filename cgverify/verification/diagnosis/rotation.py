@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from cgverify.observe.generations import installed
+from cgverify.observe.stages import rotated_heads
 from cgverify.oracle.arithmetic import SMALLEST_SUBNORMAL, UNIT_ROUNDOFF, Expected, exact_input, gamma
 from cgverify.oracle.rope import rope
 from cgverify.verification.diagnosis.mismatch import Mismatch
@@ -30,7 +32,7 @@ class _Rotation:
         return self.table.shape[-1]
 
     def from_positions(self, positions: torch.Tensor) -> Expected:
-        return rope(self.x, self.table, positions)
+        return rotated_heads(self.x, self.table, positions)
 
     def turned(self, x: Expected, sin: torch.Tensor, cos: torch.Tensor, partner: torch.Tensor) -> Expected:
         """Return x·cos ± x[partner]·sin in the first dimensions; minus if the partner comes later. See `oracle.rope`.
@@ -48,7 +50,7 @@ class _Rotation:
         inherited = x.bound[..., :width] * cos.abs() + x.bound[..., partner] * sin.abs()
         rounding = gamma(2, UNIT_ROUNDOFF[dtype]) * (own.abs() + other.abs() + inherited)
         bound[..., :width] = inherited + rounding + 2 * SMALLEST_SUBNORMAL[dtype]
-        return Expected(value, bound, dtype)
+        return installed().cast_rotated(Expected(value, bound, dtype), self.x.dtype)
 
 
 def other_rotation(mismatch: Mismatch) -> Iterator[str]:
@@ -73,7 +75,7 @@ def _lower_table(mismatch: Mismatch, rotation: _Rotation) -> Iterator[str]:
     for name, dtype in LOWER.items():
         if torch.finfo(dtype).bits < torch.finfo(rotation.table.dtype).bits:
             cast = rotation.table.to(dtype).to(rotation.table.dtype)
-            if mismatch.agrees(rope(rotation.x, cast, rotation.positions)):
+            if mismatch.agrees(rotated_heads(rotation.x, cast, rotation.positions)):
                 yield f"the sin/cos table was cast to {name}"
 
 
@@ -94,7 +96,7 @@ def _other_ways(rotation: _Rotation) -> Iterator[tuple[str, Expected]]:
     yield "sine and cosine exchanged", rotation.turned(x, cos, sin, neighbour)
     yield "rotated twice", rotation.turned(rotation.turned(x, sin, cos, neighbour), sin, cos, neighbour)
     passing = rotation.x.shape[-1] - width
-    last = rope(rotation.x.roll(-passing, -1), rotation.table, rotation.positions)
+    last = rotated_heads(rotation.x.roll(-passing, -1), rotation.table, rotation.positions)
     yield (
         "the last dimensions are rotated, not the first",
         Expected(last.value.roll(passing, -1), last.bound.roll(passing, -1), last.dtype),
@@ -123,7 +125,7 @@ def _shifts(mismatch: Mismatch, rotation: _Rotation) -> list[int]:
     everywhere = torch.arange(len(rotation.table), device=rotation.positions.device)[:, None]
     for token in (0, -1):
         x, tap = rotation.x[:1, token, :1], mismatch.tap[:1, token, :1].to(torch.float64)
-        turned = rope(x[:, None].expand(len(everywhere), -1, -1, -1), rotation.table, everywhere)
+        turned = rotated_heads(x[:, None].expand(len(everywhere), -1, -1, -1), rotation.table, everywhere)
         agreeing = ((tap[:, None] - turned.value).abs() <= turned.bound).flatten(1).all(-1).nonzero().flatten()
         shifts |= set((agreeing - rotation.positions[0, token]).tolist())
     return sorted(shifts - {0}, key=abs)
@@ -133,7 +135,7 @@ def _fewer_dimensions(mismatch: Mismatch, rotation: _Rotation) -> Iterator[str]:
     sin, cos = rotation.table.chunk(2, -1)
     for pairs in range(1, rotation.width // 2):
         table = torch.cat((sin[:, :pairs], cos[:, :pairs]), -1)
-        if mismatch.agrees(rope(rotation.x, table, rotation.positions)):
+        if mismatch.agrees(rotated_heads(rotation.x, table, rotation.positions)):
             yield f"only the first {2 * pairs} of {rotation.width} dimensions are rotated"
 
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import torch
 
+from cgverify.observe.generations import installed
 from cgverify.oracle.arithmetic import Expected, bound_after_rounding, exact_input
-from cgverify.oracle.scores import scores
 from cgverify.verification.check import visible
 from cgverify.verification.diagnosis.mismatch import Mismatch
 
@@ -17,7 +17,7 @@ FEWEST = 8
 
 
 def other_mask(mismatch: Mismatch) -> Iterator[str]:
-    """Hypothesis: the mask is added after the division, ignored, or used only in part."""
+    """Hypothesis: the mask is added on the other side of the scale, ignored, or used only in part."""
     if mismatch.stage.name != "scores":
         return
     query, key = _seen(mismatch, "hook_rot_q"), _key(mismatch)
@@ -26,10 +26,12 @@ def other_mask(mismatch: Mismatch) -> Iterator[str]:
         return
     q, k = exact_input(query.transpose(1, 2)), exact_input(key)
     shortcuts = mismatch.parameters.shortcuts
+    scores = installed().scores
     plain = scores(q, k, None, shortcuts)
-    after = plain.value + mask.to(torch.float64)
-    if mismatch.agrees(Expected(after, bound_after_rounding(after, plain.bound, plain.dtype), plain.dtype)):
-        yield "mask after scaling"
+    for name, factor in (("after", 1.0), ("before", q.value.shape[-1] ** -0.5)):
+        total = plain.value + mask.to(torch.float64) * factor
+        if mismatch.agrees(Expected(total, bound_after_rounding(total, plain.bound, plain.dtype), plain.dtype)):
+            yield f"mask {name} scaling"
     if mismatch.agrees(plain):
         yield "mask ignored"
     hidden = mask <= torch.finfo(mask.dtype).min
