@@ -11,6 +11,7 @@ from transformers import CodeGenConfig, CodeGenForCausalLM
 from transformers.models.codegen.modeling_codegen import CodeGenAttention
 
 from cgverify.bridge import join_weight, split_qkv_matrix, split_weight
+from cgverify.observe.generations import installed
 from cgverify.observe.run import call_component
 from cgverify.observe.taps import Observation
 from cgverify.oracle.fused_qkv import projection
