@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 from command_line import ROOT
+from hugging_face import needs_upstream
 from sweeping import SMALL
 from transformer_lens.model_bridge.supported_architectures.codegen import CodeGenArchitectureAdapter
 from transformers import CodeGenForCausalLM
@@ -157,6 +158,7 @@ def test_a_bridge_in_memory_is_verified_beside_its_reference(reference: CodeGenF
     assert not eval(call).ok
 
 
+@needs_upstream
 def test_upstreams_bridge_in_memory_fails_where_it_is_known_to(reference: CodeGenForCausalLM) -> None:
     bridge = bridge_from(copy.deepcopy(reference), CodeGenArchitectureAdapter)
     result = cgverify.verify(bridge, reference, layers=0, components="attn", cases="default")

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from hugging_face import TABLE_PER_MODEL, callable_by_positions, to_dtype, without_embeddings
+from hugging_face import callable_by_positions, needs_upstream, to_dtype, without_embeddings
 from sides import small_config
 from transformer_lens.model_bridge.supported_architectures.codegen import CodeGenArchitectureAdapter
 from transformers import CodeGenForCausalLM
@@ -187,7 +187,7 @@ def test_our_bridge_has_the_feature(name: str) -> None:
         FEATURES[name](Sides(CodeGenAdapter))
 
 
-@pytest.mark.skipif(TABLE_PER_MODEL, reason="TransformerLens 4.3 cannot boot this version of CodeGen")
+@needs_upstream
 @pytest.mark.parametrize("name", FEATURES)
 @torch.no_grad()
 def test_upstream_lacks_the_feature(name: str) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hugging_face import table_owners
 from torch import nn
 from transformers import CodeGenForCausalLM
 
 from cgverify.bridge import boot
 from cgverify.observe.conditions import PLAIN, Conditions, Cotangent, Patch, apply_conditions
+from cgverify.observe.generations import installed
 
 CPU = torch.device("cpu")
 
@@ -18,24 +20,28 @@ def attention(model: CodeGenForCausalLM) -> nn.Module:
     return model.transformer.h[0].attn.to(torch.bfloat16)
 
 
+def dropout_rates(attention: nn.Module) -> list[float]:
+    return [getattr(owner, name) for owner, name in installed().dropout_rates(attention)]
+
+
 def test_dropout_is_on_in_training_mode_and_off_afterwards(attention: nn.Module) -> None:
-    rates = [part.p for part in attention.modules() if isinstance(part, nn.Dropout)]
+    rates = dropout_rates(attention)
     with apply_conditions(Conditions(dropout=0.25), attention, attention, CPU):
         assert all(part.training for part in attention.modules())
-        assert [part.p for part in attention.modules() if isinstance(part, nn.Dropout)] == [0.25, 0.25]
+        assert dropout_rates(attention) == [0.25, 0.25]
     assert not any(part.training for part in attention.modules())
-    assert [part.p for part in attention.modules() if isinstance(part, nn.Dropout)] == rates
+    assert dropout_rates(attention) == rates
 
 
 def test_a_table_is_cast_and_put_back_bit_for_bit(model: CodeGenForCausalLM) -> None:
-    attention = model.transformer.h[0].attn
-    table = attention.embed_positions
+    attention, (owner, *_) = model.transformer.h[0].attn, table_owners(model)
+    table = owner.embed_positions
     for weight in attention.parameters():
         weight.data = weight.data.to(torch.bfloat16)
-    with apply_conditions(Conditions(cast_table=True), attention, attention, CPU):
-        assert attention.embed_positions.dtype == torch.bfloat16
-        assert torch.equal(attention.embed_positions, table.to(torch.bfloat16))
-    assert attention.embed_positions is table
+    with apply_conditions(Conditions(cast_table=True), attention, model, CPU):
+        assert owner.embed_positions.dtype == torch.bfloat16
+        assert torch.equal(owner.embed_positions, table.to(torch.bfloat16))
+    assert owner.embed_positions is table
 
 
 @pytest.mark.parametrize("flag", ["use_attn_result", "use_split_qkv_input", "use_attn_in"])

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from hugging_face import needs_upstream
 from transformers import CodeGenForCausalLM
 from transformers.models.codegen.modeling_codegen import CodeGenAttention
 from verifying import ALL_DTYPES, failed, findings, nano_cells, of, verify
@@ -170,6 +171,7 @@ def upstream() -> list[CellResult]:
     return verify(candidates=["transformer_lens"], dtypes=["float32", "bfloat16"], components=ENDS, **CASES_OF_PROMPT)
 
 
+@needs_upstream
 def test_upstream_drift_grows_with_depth_and_does_not_fail(upstream: list[CellResult]) -> None:
     own = of(upstream, dtype="float32", case="model")
     assert {finding.verdict for finding in failed(own)} == {Verdict.MISSING}
@@ -177,6 +179,7 @@ def test_upstream_drift_grows_with_depth_and_does_not_fail(upstream: list[CellRe
     assert 0 < drift[0] < drift[4] < 1e-3
 
 
+@needs_upstream
 def test_components_behind_one_that_raised_fail_uncompared(upstream: list[CellResult]) -> None:
     own = of(upstream, dtype="bfloat16", case="model")
     first, *later = [result for result in own if result.cell.kind != "embed"]

@@ -7,6 +7,7 @@ from typing import Any
 import faults
 import pytest
 import torch
+from hugging_face import needs_upstream
 from transformer_lens.model_bridge.generalized_components import NormalizationBridge
 from verifying import ALL_DTYPES, failed, findings, nano_cells, of, verify
 
@@ -180,12 +181,14 @@ def upstream() -> list[CellResult]:
     return verify(candidates=["transformer_lens"], dtypes=["float32", "bfloat16"])
 
 
+@needs_upstream
 def test_upstream_crash_in_bfloat16_is_named(upstream: list[CellResult]) -> None:
     decode = failed(of(upstream, dtype="bfloat16", case="decode", kind="attn"))
     assert any("expected m1 and m2 to have the same dtype" in finding.message for finding in decode)
     assert any(finding.tap == "cache_keys" and "float32" in finding.message for finding in decode)
 
 
+@needs_upstream
 def test_upstream_in_float32_fails_only_in_dead_hooks(upstream: list[CellResult]) -> None:
     found = failed(of(upstream, dtype="float32"))
     assert {(f.verdict, f.tap.removeprefix("attn.")) for f in found} == {
@@ -199,12 +202,14 @@ def test_upstream_in_float32_fails_only_in_dead_hooks(upstream: list[CellResult]
     }
 
 
+@needs_upstream
 def test_scores_are_checked_without_the_rotation_hooks(upstream: list[CellResult]) -> None:
     scores = [f for f in findings(of(upstream, dtype="float32", kind="attn")) if f.stage == "scores"]
     assert scores
     assert all(f.r is not None and 0 < f.r <= 1 for f in scores)
 
 
+@needs_upstream
 def test_optional_silent_hooks_are_reported_and_do_not_fail(upstream: list[CellResult]) -> None:
     (result,) = of(upstream, dtype="float32", case="default", kind="attn")
     assert "qkv.hook_out" in result.silent_hooks

@@ -37,7 +37,9 @@ def _z(change: Callable[[Tensor], Tensor]) -> Implementation:
 
 
 def _lower(dtype: torch.dtype) -> Callable[..., Any]:
-    return lambda _, pattern_of, scores, wanted: pattern_of(scores.to(dtype), dtype).to(wanted)
+    return lambda _, pattern_of, scores, wanted: pattern_of(
+        scores.to(dtype).clamp(min=torch.finfo(dtype).min), dtype
+    ).to(wanted)
 
 
 def _with_a_silent_key(_bridge: Any, _pattern_of: Any, scores: Tensor, dtype: torch.dtype) -> Tensor:
@@ -68,8 +70,8 @@ _SOFTMAXES: Rows = {
         "The patterns of the heads sum to 1.",
         lambda _, __, scores, dtype: scores.softmax(1).to(dtype),
     ),
-    "SoftmaxInBfloat16": ("Scores are rounded to bfloat16 first.", _lower(torch.bfloat16)),
-    "SoftmaxInFloat16": ("Scores are rounded to float16 first.", _lower(torch.float16)),
+    "SoftmaxInBfloat16": ("Scores are rounded to bfloat16 first; hidden ones stay finite.", _lower(torch.bfloat16)),
+    "SoftmaxInFloat16": ("Scores are rounded to float16 first; hidden ones stay finite.", _lower(torch.float16)),
     "DenominatorOneTooLarge": (
         "The softmax has one more key, whose score is 0 and whose value is 0.",
         _with_a_silent_key,

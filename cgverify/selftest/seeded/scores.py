@@ -66,7 +66,8 @@ def _last_key_shared(_: Any, scores: Any, query: Tensor, key: Tensor, mask: Tens
 
 def _mask_on_other_side(bridge: Any, scores: Any, query: Tensor, key: Tensor, mask: Tensor) -> Any:
     if scales_before_mask(bridge):
-        return scores(query, key, mask * _head_dim(bridge) ** -0.5)
+        wide = torch.promote_types(mask.dtype, torch.float32)
+        return scores(query, key, mask.to(wide) * _head_dim(bridge) ** -0.5)
     return scores(query, key, torch.zeros_like(mask)) + mask
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 
 from cgverify.observe.generations import installed
-from cgverify.oracle.arithmetic import Expected, bound_after_rounding, exact_input
+from cgverify.oracle.arithmetic import UNIT_ROUNDOFF, Expected, bound_after_rounding, exact_input
 from cgverify.verification.check import visible
 from cgverify.verification.diagnosis.mismatch import Mismatch
 
@@ -29,8 +29,9 @@ def other_mask(mismatch: Mismatch) -> Iterator[str]:
     scores = installed().scores
     plain = scores(q, k, None, shortcuts)
     for name, factor in (("after", 1.0), ("before", q.value.shape[-1] ** -0.5)):
-        total = plain.value + mask.to(torch.float64) * factor
-        if mismatch.agrees(Expected(total, bound_after_rounding(total, plain.bound, plain.dtype), plain.dtype)):
+        added = mask.to(torch.float64) * factor
+        total, error = plain.value + added, plain.bound + 2 * UNIT_ROUNDOFF[torch.float32] * added.abs()
+        if mismatch.agrees(Expected(total, bound_after_rounding(total, error, plain.dtype), plain.dtype)):
             yield f"mask {name} scaling"
     if mismatch.agrees(plain):
         yield "mask ignored"

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from faults import run_self_test
+from hugging_face import TABLE_PER_MODEL
 from verifying import ALL_DTYPES, failed, findings, verify
 
 from cgverify.common.records import CellResult, Verdict
@@ -18,6 +19,10 @@ from cgverify.selftest.seeded import autocast
 
 OF_TRANSFORMER_LENS = ("hook_scale", "hook_normalized")
 """Hooks that stand for nothing in Hugging Face."""
+
+
+UNSEEN = ("RotatedInLowPrecision", "MixOutsideAutocast", "CacheInLowPrecision", "KeysRoundedInCache")
+"""Faults that change nothing if rotated q and k have the dtype of v, which is that of autocast."""
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +83,11 @@ def results() -> dict[str, SelfTestResult]:
 
 @pytest.mark.parametrize("fault", autocast.FAULTS, ids=lambda fault: fault.name)
 def test_autocast_fault_is_caught_and_rightly_blamed(results: dict[str, SelfTestResult], fault: Any) -> None:
-    assert results[fault.name].outcome is Outcome.CAUGHT
-    assert results[fault.name].rightly_blamed
+    if TABLE_PER_MODEL and fault.name in UNSEEN:
+        assert results[fault.name].outcome is Outcome.NO_BIT
+    else:
+        assert results[fault.name].outcome is Outcome.CAUGHT
+        assert results[fault.name].rightly_blamed
 
 
 def test_no_other_case_sees_it() -> None:

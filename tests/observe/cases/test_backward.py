@@ -7,6 +7,7 @@ from typing import Any
 import gradient_faults
 import pytest
 import torch
+from hugging_face import needs_upstream
 from torch.utils.checkpoint import checkpoint
 from verifying import ALL_DTYPES, failed, findings, verify
 
@@ -100,6 +101,7 @@ def test_a_fault_is_found_in_the_gradients_that_it_reaches(seeded: Any, fault: s
 # --- TransformerLens's own --------------------------------------------------------------------------------------------
 
 
+@needs_upstream
 def test_upstreams_gradients_of_attention_hold() -> None:
     results = verify(candidates=["transformer_lens"], cases=["backward"], components=["attn"])
     assert failed(results) == []

@@ -7,12 +7,14 @@ from collections import defaultdict
 
 import faults
 import pytest
+from hugging_face import TABLE_PER_MODEL
 from verifying import failed, verify
 
 from cgverify.selftest.seeded import FAULTS
 from cgverify.selftest.self_test import SelfTest
 from cgverify.selftest.variants import VARIANTS
 
+OTHER_SIDE = "before" if TABLE_PER_MODEL else "after"
 EXACT = {
     faults.QueryKeySwapped: {"K stands in the place of Q", "Q stands in the place of K"},
     faults.QueryKeyValueOrder: {"V stands in the place of K", "K stands in the place of V"},
@@ -21,7 +23,7 @@ EXACT = {
     faults.NarrowRotation: {"only the first 14 of 16 dimensions are rotated"},
     faults.PositionsShifted: {"positions shifted by +1"},
     faults.PositionsIgnored: {"positions are ignored and counted from 0"},
-    faults.MaskOnOtherSideOfScale: {"mask after scaling"},
+    faults.MaskOnOtherSideOfScale: {f"mask {OTHER_SIDE} scaling"},
     faults.QueryOnlyRotated: {"not rotated"},
     faults.ScaledByModelWidth: {"scaled by 1/sqrt(d_model) instead of 1/sqrt(head_dim)"},
     faults.ScaleSlightlyOff: {"scaled by 1.0001"},
@@ -83,7 +85,7 @@ RIGHT = {
     "ShowsUnscaledScores": "not scaled",
     "MaskIgnored": "mask ignored",
     "ShowsHiddenScores": "mask ignored",
-    "MaskOnOtherSideOfScale": "mask after scaling",
+    "MaskOnOtherSideOfScale": f"mask {OTHER_SIDE} scaling",
     "SoftMaskHalved": "only half of the mask is added",
     "MaskMadeBoolean": "only what the mask hides is used of it",
     "MaskOfFirstRow": "all rows have the mask of the first",
@@ -127,7 +129,7 @@ RIGHT = {
     "norm_in_bfloat16": "computed in bfloat16|the result was rounded to bfloat16",
     "DropoutScaleMissing": r"scaled by 0\.9",
     "ScaledByOneAndP": r"scaled by 0\.99",
-    "ValueGradientScaled": r"scaled by 1\.01",
+    "ValueGradientScaled": r"scaled by 1\.02",
     "OutputGradientReversed": "the sign is reversed",
 }
 """The cause that may be named for each fault. None may be named for other faults, nor for a variant."""
