@@ -1,7 +1,7 @@
-"""Results as tables: DataFrames, and the CSV files of a run folder.
+"""Results as DataFrames, and the CSV files of a run folder.
 
-Rows come in the plan's order whatever the order in which cells finished, and hold no times, so that one run is always
-the same bytes.
+Rows are in the plan's order, whatever the order in which cells finished, and contain no times, so that a run always
+gives the same bytes.
 """
 
 from __future__ import annotations
@@ -20,93 +20,94 @@ CELL = [
 ]
 FINDING = [
     *("step", "tap", "stage", "verdict", "r", "reference_r", "max_abs", "max_ulp"),
-    *(
-        "candidate_error",
-        "reference_error",
-        "bits",
-        "head_bits",
-        "worst_head",
-        "shape",
-        "at",
-        "message",
-        "cause",
-        "tensors",
-    ),
+    *("candidate_error", "reference_error", "bits", "head_bits", "worst_head", "shape", "at"),
+    *("message", "cause", "tensors"),
 ]
 SETTING = ["model", "candidate", "dtype", "device", "rotary_dim"]
+TYPES = {"layer": "Int64", "rotary_dim": "string"}
+"""Types of columns that pandas would guess wrong if they lack values."""
 
 
 def in_plan_order(results: Iterable[CellResult], plan: Sequence[Cell]) -> list[CellResult]:
-    """The finished cells of a plan, as the plan orders them."""
+    """Return the finished cells of a plan in the plan's order."""
     finished = {result.cell.id: result for result in results}
     return [finished[cell.id] for cell in plan if cell.id in finished]
 
 
+def setting_of(cell: Cell) -> tuple[str, ...]:
+    """Return what is verified in a cell, without its component and inputs; rotary_dim with its name."""
+    return cell.model, cell.candidate, cell.dtype, cell.device, f"rotary_dim {cell.rotary_dim}"
+
+
+def cell_columns(cell: Cell) -> dict[str, Any]:
+    return {column: getattr(cell, column) for column in CELL}
+
+
 def findings_frame(results: Iterable[CellResult]) -> pd.DataFrame:
-    """One row per finding, columns `CELL` and `FINDING`."""
+    """Return one row per finding, with the columns `CELL` and `FINDING`."""
     return findings_by_cell(results).drop(columns="cell")
 
 
 def findings_by_cell(results: Iterable[CellResult]) -> pd.DataFrame:
-    """The same, and before them a column `cell` with the cell's id: not all that makes a cell is in its columns."""
-    rows = [{"cell": result.cell.id, **_row(result.cell, finding)} for result in results for finding in result.findings]
-    frame = pd.DataFrame(rows, columns=["cell", *CELL, *FINDING])
-    return frame.astype({"layer": "Int64", "worst_head": "Int64", "rotary_dim": "string"})
-
-
-def summary_frame(results: Sequence[CellResult]) -> pd.DataFrame:
-    """One row per component, setting and case: see `worst_by`; and why it failed, by the first cell that did."""
-    keys = [*SETTING, "component", "case"]
-    summary = worst_by(findings_by_cell(results), keys)
-    cells = pd.DataFrame([{**_cell(r.cell), "blame": r.blame or None} for r in results], columns=[*CELL, "blame"])
-    blame = cells.astype({"rotary_dim": "string"}).groupby(keys, sort=False, dropna=False)["blame"].first()
-    return summary.merge(blame.reset_index(), on=keys, how="left")
-
-
-def worst_by(findings: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
-    """For each group: cells, taps compared, a count per verdict, the worst, greatest figures, fewest bits, and where.
-
-    Args:
-        findings: see `findings_by_cell`.
-
-    `where` is the place of the worst verdict, among equals of the greatest r. Groups stand in order of appearance.
-    """
-    severity = findings["verdict"].map({verdict.value: verdict.severity for verdict in Verdict})
-    compared = findings["verdict"].map({verdict.value: verdict.compares for verdict in Verdict})
-    flags = {verdict.value: findings["verdict"] == verdict.value for verdict in Verdict}
-    marked = findings.assign(taps=compared, **flags)
-    groups = marked.groupby(keys, sort=False, dropna=False)
-    counted = groups[["taps", *flags]].sum().astype(int)
-    greatest = groups[["r", "max_abs", "max_ulp"]].max()
-    fewest = groups[["bits"]].min()
-    order = findings.assign(severity=severity, r=findings["r"].fillna(-1.0)).sort_values(
-        ["severity", "r"], ascending=False, kind="stable"
-    )
-    worst = order.groupby(keys, sort=False, dropna=False).first()
-    places = worst["component"] if "component" in worst else worst.index.get_level_values("component").to_series()
-    places = pd.Series(list(places), index=worst.index)
-    where = [", ".join(part for part in parts if part) for parts in zip(places, worst["tap"], worst["at"], strict=True)]
-    described = pd.DataFrame({"worst_verdict": worst["verdict"], "where": where}, index=worst.index)
-    cells = groups["cell"].nunique().rename("cells")
-    return pd.concat([cells, counted, described.reindex(counted.index), greatest, fewest], axis=1).reset_index()
-
-
-def write_csv(folder: Path, results: Sequence[CellResult]) -> None:
-    """`findings.csv`, `summary.csv` and `timings.csv` of finished cells in plan order."""
-    findings_frame(results).to_csv(folder / "findings.csv", index=False)
-    summary_frame(results).to_csv(folder / "summary.csv", index=False)
-    timings = [
-        {**_cell(result.cell), **{name: round(getattr(result, name), 4) for name in TIMES}} for result in results
+    """Return `findings_frame` with the cell's id in a first column `cell`. The columns `CELL` do not identify a cell."""
+    rows = [
+        {"cell": result.cell.id, **_row(result.cell, finding)} for result in results for finding in result.findings
     ]
-    pd.DataFrame(timings, columns=[*CELL, *TIMES]).to_csv(folder / "timings.csv", index=False)
-
-
-def _cell(cell: Cell) -> dict[str, Any]:
-    return {column: getattr(cell, column) for column in CELL}
+    return pd.DataFrame(rows, columns=["cell", *CELL, *FINDING]).astype({**TYPES, "worst_head": "Int64"})
 
 
 def _row(cell: Cell, finding: Finding) -> dict[str, Any]:
     described = {column: getattr(finding, column) for column in FINDING}
     described["verdict"] = finding.verdict.value
     described["shape"] = "x".join(map(str, finding.shape))
-    return _cell(cell) | described
+    return cell_columns(cell) | described
+
+
+def summary_frame(results: Sequence[CellResult]) -> pd.DataFrame:
+    """Return one row per component, setting and case: `worst_by`, and `blame` of the first cell that failed."""
+    keys = [*SETTING, "component", "case"]
+    summary = worst_by(findings_by_cell(results), keys)
+    rows = [{**cell_columns(result.cell), "blame": result.blame or None} for result in results]
+    cells = pd.DataFrame(rows, columns=[*CELL, "blame"]).astype({"rotary_dim": "string"})
+    blame = cells.groupby(keys, sort=False, dropna=False)["blame"].first()
+    return summary.merge(blame.reset_index(), on=keys, how="left")
+
+
+def worst_by(findings: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    """Return for each group: cells, taps compared, a count per verdict, the worst verdict, where it is, and figures.
+
+    `where` is the place of the worst verdict; of several, of that with the greatest r. Figures are the greatest r,
+    max_abs and max_ulp, and the fewest bits. Groups are in the order of their first finding.
+
+    Args:
+        findings: see `findings_by_cell`.
+    """
+    severity = findings["verdict"].map({verdict.value: verdict.severity for verdict in Verdict})
+    compared = findings["verdict"].map({verdict.value: verdict.compares for verdict in Verdict})
+    flags = {verdict.value: findings["verdict"] == verdict.value for verdict in Verdict}
+    groups = findings.assign(taps=compared, **flags).groupby(keys, sort=False, dropna=False)
+    counted = groups[["taps", *flags]].sum().astype(int)
+    order = findings.assign(severity=severity, r=findings["r"].fillna(-1.0)).sort_values(
+        ["severity", "r"], ascending=False, kind="stable"
+    )
+    worst = order.groupby(keys, sort=False, dropna=False).first()
+    components = worst["component"] if "component" in worst else worst.index.get_level_values("component")
+    where = [
+        ", ".join(part for part in parts if part)
+        for parts in zip(components, worst["tap"], worst["at"], strict=True)
+    ]
+    described = pd.DataFrame({"worst_verdict": worst["verdict"], "where": where}, index=worst.index)
+    cells = groups["cell"].nunique().rename("cells")
+    greatest, fewest = groups[["r", "max_abs", "max_ulp"]].max(), groups[["bits"]].min()
+    return pd.concat([cells, counted, described.reindex(counted.index), greatest, fewest], axis=1).reset_index()
+
+
+def write_csv(folder: Path, results: Sequence[CellResult]) -> None:
+    """Write `findings.csv`, `summary.csv` and `timings.csv` of finished cells, which are in plan order."""
+    findings_frame(results).to_csv(folder / "findings.csv", index=False)
+    summary_frame(results).to_csv(folder / "summary.csv", index=False)
+    timings = [
+        {**cell_columns(result.cell), **{name: round(getattr(result, name), 4) for name in TIMES}}
+        for result in results
+    ]
+    pd.DataFrame(timings, columns=[*CELL, *TIMES]).to_csv(folder / "timings.csv", index=False)

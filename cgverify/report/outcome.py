@@ -1,53 +1,95 @@
-"""What a run came to: counts, exit code, and each failure as one sentence."""
+"""The outcome of a run: counts, exit code, and each failure as one sentence."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from cgverify.common.printable import printable
 from cgverify.common.records import IN_MEMORY, Cell, CellResult, Finding, Run, Verdict
 from cgverify.plan.cells import WHOLE
+from cgverify.report.numbers import counted
+
+
+def every_finding(results: Iterable[CellResult]) -> Iterator[tuple[Cell, Finding]]:
+    return ((result.cell, finding) for result in results for finding in result.findings)
+
+
+def counts(results: Iterable[CellResult]) -> dict[Verdict, int]:
+    """Return the number of findings with each verdict."""
+    total = dict.fromkeys(Verdict, 0)
+    for _, finding in every_finding(results):
+        total[finding.verdict] += 1
+    return total
+
+
+def taps_compared(results: Iterable[CellResult]) -> int:
+    return sum(number for verdict, number in counts(results).items() if verdict.compares)
+
+
+def verdict_line(results: Sequence[CellResult]) -> str:
+    """Return the number of cells and taps, and of findings with each verdict, as one line."""
+    by_verdict = ", ".join(f"{number} {verdict.value}" for verdict, number in counts(results).items() if number)
+    return f"{len(results)} cells, {taps_compared(results)} taps compared: {by_verdict or 'nothing'}"
+
+
+def exit_code(results: Iterable[CellResult]) -> int:
+    """Return 1 for a parity failure, else 3 if something could not be run, 5 if nothing was compared, else 0."""
+    total = counts(results)
+    if any(total[verdict] for verdict in Verdict if verdict.fails):
+        return 1
+    if total[Verdict.ERROR]:
+        return 3
+    return 0 if any(total[verdict] for verdict in Verdict if verdict.compares) else 5
+
+
+def place(cell: Cell, step: str = "") -> str:
+    """Return where something was found: component, candidate, dtype, case, and the step if the case has several."""
+    named = f" {step}" if step not in ("", "forward", cell.case) else ""
+    return f"{cell.component}, {cell.candidate} in {cell.dtype}, case {cell.case}{named}"
+
+
+def bare_tap(tap: str) -> str:
+    """Return a tap's name without its component, which has the tap also if it is verified outside its block."""
+    return tap.removeprefix("attn.").removeprefix("mlp.").removeprefix("ln1.")
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A fault, at the cell where it is worst, with the number of cells that show it."""
+    """A fault, at the cell where it is worst."""
 
     cell: Cell
     finding: Finding
     cells: int
+    """The number of cells that have the fault."""
     why: str
     """What is wrong, without a full stop."""
 
     @property
     def sentence(self) -> str:
-        more = f" (and in {self.cells - 1} more cell{'s' * (self.cells > 2)})" if self.cells > 1 else ""
-        cell = self.cell
-        step = f" {self.finding.step}" if self.finding.step not in ("", "forward", cell.case) else ""
-        where = f"{cell.component}, {cell.candidate} in {cell.dtype}, case {cell.case}{step}"
-        return printable(f"{where}: {self.why.rstrip('.')}{more}.")
+        more = f" (and in {counted(self.cells - 1, 'more cell')})" if self.cells > 1 else ""
+        return printable(f"{place(self.cell, self.finding.step)}: {self.why.rstrip('.')}{more}.")
 
     def command(self, run: Run) -> str:
-        """The command, or of models in memory the call, that repeats the cell alone. Defaults go without saying."""
-        cell, of = self.cell, run.checkpoint_of(self.cell)
-        if of.origin == IN_MEMORY:
+        """Return the command that repeats the cell alone, without defaults; for models in memory the Python call."""
+        cell, checkpoint = self.cell, run.checkpoint_of(self.cell)
+        if checkpoint.origin == IN_MEMORY:
             return self._call()
         options = {
-            "--weights": (of.weights, "auto"),
+            "--weights": (checkpoint.weights, "auto"),
             "--bridge": (cell.candidate, "cgverify"),
             "--dtype": (cell.dtype, "float32"),
             "--device": (cell.device, "cpu"),
-            "--rotary-dim": (cell.rotary_dim, of.rotary_dim),
+            "--rotary-dim": (cell.rotary_dim, checkpoint.rotary_dim),
             "--seed": (cell.seed, 0),
             **self._inputs(run.settings),
             "--allow": (",".join(run.settings.get("allow", ())), ""),
         }
-        said = [part for name, (value, default) in options.items() if value != default for part in (name, str(value))]
+        given = [part for name, (value, default) in options.items() if value != default for part in (name, str(value))]
         where = ["--component", cell.component, "--case", cell.case]
-        return printable(shlex.join(["cgverify", "all-components", "--model", of.asked, *where, *said]))
+        return printable(shlex.join(["cgverify", "all-components", "--model", checkpoint.asked, *where, *given]))
 
     def _call(self) -> str:
         cell = self.cell
@@ -59,71 +101,43 @@ class Failure:
             "batch_size": (cell.batch_size, 2),
             "seq_len": (cell.seq_len, 8),
         }
-        said = [f"{name}={value!r}" for name, (value, default) in axes.items() if value != default]
-        return f"cgverify.verify({', '.join(['bridge', 'reference', *said])})"
+        given = [f"{name}={value!r}" for name, (value, default) in axes.items() if value != default]
+        return f"cgverify.verify({', '.join(['bridge', 'reference', *given])})"
 
     def _inputs(self, settings: Mapping[str, Any]) -> dict[str, tuple[object, object]]:
-        """The options that say what a cell's inputs are."""
+        """Return the options that describe a cell's inputs, each with its default."""
         if self.cell.prompt:
             return {"--prompt": (settings.get("prompt"), None), "--tokens": (settings.get("tokens"), None)}
         return {"--batch-size": (self.cell.batch_size, 2), "--seq-len": (self.cell.seq_len, 8)}
 
 
-def counts(results: Sequence[CellResult]) -> dict[Verdict, int]:
-    """How many findings have each verdict."""
-    total = dict.fromkeys(Verdict, 0)
-    for result in results:
-        for finding in result.findings:
-            total[finding.verdict] += 1
-    return total
+def failures(results: Iterable[CellResult]) -> list[Failure]:
+    """Return every fault once, in the order of the computation.
 
-
-def exit_code(results: Sequence[CellResult]) -> int:
-    """1 a parity failure, 3 something could not be run, 5 nothing was compared, 0 all held; in this order."""
-    total = counts(results)
-    if any(total[verdict] for verdict in Verdict if verdict.fails):
-        return 1
-    if total[Verdict.ERROR]:
-        return 3
-    if not any(total[verdict] for verdict in Verdict if verdict.compares):
-        return 5
-    return 0
-
-
-def failures(results: Sequence[CellResult]) -> list[Failure]:
-    """Every fault once, in the order of the computation.
-
-    A fault is what breaks first in a forward of a cell; what breaks behind it may be led astray, and is counted in the
-    cell's own sentence, which tells of all hooks that never fired as well. Faults that share candidate, dtype, device,
-    stage, tap and verdict are one, whichever layers and cases they are of; one that shows in a component by itself is
-    not told again for the block around it.
+    A fault is what breaks first in a forward of a cell. What breaks after it may be a consequence, and is counted in the
+    cell's own sentence, which also names all hooks that never fired. Faults with equal model, candidate, dtype, device,
+    stage, tap and verdict are one fault, in whatever layers and cases. A fault of a component is not repeated for the
+    block that contains the component.
     """
     groups: dict[tuple[object, ...], list[tuple[Cell, Finding, str]]] = {}
     for result in results:
         cell = result.cell
-        missing = {_in_attention(one.tap) for one in result.findings if one.verdict is Verdict.MISSING}
-        for place, finding in enumerate(_first_of_each_step(result)):
-            if finding.verdict is Verdict.MISSING:
-                what: tuple[object, ...] = (frozenset(missing),)
-            else:
-                what = (finding.stage, _in_attention(finding.tap))
-            why = result.blame if place == 0 and result.blame else finding.message
+        missing = {bare_tap(one.tap) for one in result.findings if one.verdict is Verdict.MISSING}
+        for number, finding in enumerate(_first_of_each_step(result)):
+            tap = (finding.stage, bare_tap(finding.tap))
+            what = (frozenset(missing),) if finding.verdict is Verdict.MISSING else tap
+            why = result.blame if number == 0 and result.blame else finding.message
             key = (cell.model, cell.candidate, cell.dtype, cell.device, finding.verdict, *what)
             groups.setdefault(key, []).append((cell, finding, why))
-    failures = []
+    found = []
     for group in groups.values():
-        cell, finding, why = max(group, key=lambda found: _telling(*found))
-        failures.append(Failure(cell, finding, cells=len({cell.id for cell, *_ in group}), why=why))
-    return failures
-
-
-def _in_attention(tap: str) -> str:
-    """A tap's name without the part of the block that it is of."""
-    return tap.removeprefix("attn.").removeprefix("mlp.").removeprefix("ln1.")
+        cell, finding, why = max(group, key=lambda one: _informative(*one))
+        found.append(Failure(cell, finding, cells=len({cell.id for cell, *_ in group}), why=why))
+    return found
 
 
 def _first_of_each_step(result: CellResult) -> list[Finding]:
-    """Where a forward failed: the first of what diverged, or a hook that never fired where the cell has no more."""
+    """Return the first divergence or error of each step; a hook that never fired if the cell has nothing else."""
     steps: dict[str, list[Finding]] = {}
     for finding in result.findings:
         if finding.verdict.fails or finding.verdict is Verdict.ERROR:
@@ -132,14 +146,14 @@ def _first_of_each_step(result: CellResult) -> list[Finding]:
     return [one for one in firsts if one.verdict is not Verdict.MISSING] or firsts[:1]
 
 
-def _telling(cell: Cell, finding: Finding, why: str) -> tuple[bool, bool, float]:
-    """A component by itself tells more than what is around it, a cell's sentence than a message, a large r more."""
+def _informative(cell: Cell, finding: Finding, why: str) -> tuple[bool, bool, float]:
+    """Prefer a component to what contains it, a cell's sentence to a finding's message, and a large r to a small one."""
     return cell.kind not in ("block", *WHOLE), why != finding.message, finding.r or 0.0
 
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of a run's forwards, tapped, and of its oracle and judge."""
+    """Seconds that the tapped forwards of a run took, and the oracle with the comparison."""
 
     candidate: float
     reference: float
@@ -147,7 +161,6 @@ class Times:
 
     @property
     def sentence(self) -> str:
-        """How the cost of judging stands to that of the forwards."""
         forwards = self.candidate + self.reference
         share = f", {self.judging / forwards:.2g} times as long" if forwards else ""
         return (
@@ -157,7 +170,7 @@ class Times:
 
 
 def times(results: Sequence[CellResult]) -> Times:
-    """What all cells took together."""
+    """Return the sums over all cells."""
     return Times(
         candidate=sum(result.candidate_seconds for result in results),
         reference=sum(result.reference_seconds for result in results),
@@ -165,22 +178,27 @@ def times(results: Sequence[CellResult]) -> Times:
     )
 
 
-def suspects(results: Sequence[CellResult]) -> list[tuple[Cell, Finding]]:
-    """Findings where the reference breaks its own bound."""
+def suspects(results: Iterable[CellResult]) -> list[tuple[Cell, Finding]]:
+    """Return the findings where the reference breaks its own bound."""
     return [
-        (result.cell, finding)
-        for result in results
-        for finding in result.findings
+        (cell, finding)
+        for cell, finding in every_finding(results)
         if finding.reference_r is not None and finding.reference_r > 1
     ]
 
 
-def silent_hooks(results: Sequence[CellResult]) -> dict[str, list[str]]:
-    """For each candidate, the hooks that fired in no cell at all."""
-    silent: dict[str, dict[str, bool]] = {}
+def refusals(results: Iterable[CellResult]) -> list[str]:
+    """Return each reason for which Hugging Face refuses cells, once."""
+    unsupported = (one.message for _, one in every_finding(results) if one.verdict is Verdict.UNSUPPORTED)
+    return list(dict.fromkeys(unsupported))
+
+
+def silent_hooks(results: Iterable[CellResult]) -> dict[str, list[str]]:
+    """Return for each candidate the names of hooks that never fired in at least one cell."""
+    silent: dict[str, set[str]] = {}
     for result in results:
         cell = result.cell
         for hook in result.silent_hooks:
             name = hook if cell.kind == "block" else f"{cell.kind}.{hook}"
-            silent.setdefault(cell.candidate, {}).setdefault(name, True)
+            silent.setdefault(cell.candidate, set()).add(name)
     return {candidate: sorted(hooks) for candidate, hooks in silent.items()}

@@ -1,62 +1,42 @@
-"""A report in pieces: a title, lines, a table. The screen and Markdown each have their way of showing one."""
+"""A report: sections for people, a DataFrame for CSV, and a value for JSON. `cgverify.report.render` turns it to text."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from rich.box import SIMPLE
-from rich.console import Console, RenderableType
-from rich.table import Table
-from rich.text import Text
+import pandas as pd
 
-from cgverify.common.printable import printable
-
-Tone = Literal["plain", "good", "bad", "aside"]
-STYLES: dict[Tone, str] = {"plain": "", "good": "green", "bad": "red", "aside": "dim"}
+Tone = Literal["plain", "good", "bad", "warning", "note", "aside"]
 
 
 @dataclass(frozen=True)
 class Section:
-    """Part of a report. Lines stand before the table; a section with neither says only its title."""
+    """Part of a report: a title, then lines, then a table. Lines and table may be empty."""
 
     title: str
     lines: Sequence[str] = ()
+    """A line between backticks is code in Markdown."""
     columns: Sequence[str] = ()
     rows: Sequence[Sequence[str]] = ()
+    """A `Verdict` is an entry that has a colour in a terminal and a sign in Markdown."""
     tone: Tone = "plain"
+    wide: Sequence[str] = ()
+    """Columns that a narrow terminal leaves out."""
 
 
-def on_screen(sections: Iterable[Section]) -> str:
-    """The sections as text for stdout, in colour where that is a terminal. Lines are left unwrapped, to be copied."""
-    console = Console()
-    with console.capture() as captured:
-        for section in sections:
-            for part in _parts(section):
-                console.print(part, soft_wrap=isinstance(part, Text))
-    return captured.get()
+@dataclass(frozen=True)
+class Report:
+    """What every output format is made from. Each part is computed only if a format needs it."""
 
-
-def _parts(section: Section) -> list[RenderableType]:
-    parts: list[RenderableType] = [Text(printable(section.title), style=f"bold {STYLES[section.tone]}".strip())]
-    style = "" if section.tone == "bad" else STYLES[section.tone]
-    parts += [Text(f"  {printable(line)}", style=style) for line in section.lines]
-    if section.columns:
-        table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
-        for place, column in enumerate(section.columns):
-            table.add_column(printable(column), overflow="fold", justify="left" if place == 0 else "right")
-        for row in section.rows:
-            table.add_row(*(Text(printable(entry)) for entry in row))
-        parts.append(table)
-    return parts
-
-
-def shortened(text: str) -> str:
-    """At most 60 characters of a text."""
-    return text if len(text) <= 60 else text[:59] + "…"
-
-
-def counted(number: int, noun: str) -> str:
-    """`1 cell`, `12 cells`."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+    title: str
+    """The heading in Markdown. A terminal shows the sections alone."""
+    sections: Callable[[], Iterable[Section]]
+    frame: Callable[[], pd.DataFrame]
+    value: Callable[[], object]
+    """What JSON describes, without NaN and infinity."""
+    summary: str = ""
+    """One line that Markdown starts with and a terminal ends with."""
+    footer: Sequence[str] = ()
+    """Lines that Markdown ends with."""

@@ -1,0 +1,220 @@
+"""A run as a report: failures first, then tables, then notices."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+
+from cgverify.common.records import CellResult, Finding, Record, Run, Verdict
+from cgverify.report.comparison import comparison_sections
+from cgverify.report.frames import SETTING, cell_columns, findings_by_cell, findings_frame, setting_of, worst_by
+from cgverify.report.growth import growth
+from cgverify.report.numbers import bits, counted, figure
+from cgverify.report.outcome import (
+    counts,
+    every_finding,
+    exit_code,
+    failures,
+    refusals,
+    silent_hooks,
+    suspects,
+    taps_compared,
+    verdict_line,
+)
+from cgverify.report.sections import Report, Section
+from cgverify.runs.baseline import StoredRun
+from cgverify.runs.comparison.changes import compare
+
+SHOWN = 20
+OUTCOMES = {0: "all held", 1: "parity failure", 3: "something could not be run", 5: "nothing was compared"}
+
+Tables = Callable[[Run, Sequence[CellResult]], Iterator[Section]]
+
+
+def run_report(
+    run: Run, results: Sequence[CellResult], baseline: StoredRun | None = None, tables: Sequence[Tables] = ()
+) -> Report:
+    """Return the report of a run.
+
+    Args:
+        results: in report order.
+        baseline: what to show changes from, in the sections.
+        tables: those of the run's command by default.
+    """
+
+    def sections() -> Iterator[Section]:
+        yield from _failures(run, results)
+        yield from chain(*(each(run, results) for each in tables or TABLES.get(run.command, (by_component,))))
+        yield from _notices(run, results)
+        if baseline is not None:
+            yield from comparison_sections(compare(baseline, StoredRun(run, results)))
+
+    versions = [f"{name} {version}" for name, version in run.environment.get("versions", {}).items()]
+    return Report(
+        title=f"{run.model}: {OUTCOMES[exit_code(results)]}",
+        sections=sections,
+        frame=lambda: findings_frame(results),
+        value=lambda: _value(run, results),
+        summary=verdict_line(results),
+        footer=[", ".join(versions), f"weights: {run.weights_origin}"],
+    )
+
+
+def _failures(run: Run, results: Sequence[CellResult]) -> Iterator[Section]:
+    found = failures(results)
+    for failure in found[:SHOWN]:
+        title = f"{failure.finding.verdict.value} {failure.sentence}"
+        yield Section(title, [f"`{failure.command(run)}`"], tone="bad")
+    if len(found) > SHOWN:
+        yield Section(f"… and {counted(len(found) - SHOWN, 'more fault')}: see findings.csv.", tone="note")
+
+
+def by_component(run: Run, results: Sequence[CellResult]) -> Iterator[Section]:
+    """Yield a table for each setting, with a row per kind of component."""
+    columns = ["component", "cells", "taps", "verdict", "r", "max |Δ|", "max ULP", "bits", "where"]
+    for title, findings in _compared_settings(run, findings_by_cell(results)):
+        rows = []
+        for row in worst_by(findings, ["kind"]).to_dict("records"):
+            verdict = Verdict(row["worst_verdict"])
+            rows.append(
+                [
+                    *(str(row[name]) for name in ("kind", "cells", "taps")),
+                    verdict,
+                    *(figure(row[name]) for name in ("r", "max_abs", "max_ulp")),
+                    bits(row["bits"]),
+                    "" if verdict is Verdict.BITWISE else str(row["where"]),
+                ]
+            )
+        yield Section(title, columns=columns, rows=rows, wide=["where"])
+
+
+def by_tap(run: Run, results: Sequence[CellResult]) -> Iterator[Section]:
+    """Yield a table for each setting, with a row per tap and stage: where along the computation precision is lost."""
+    columns = ["tap", "stage", "verdict", "r", "max |Δ|", "max ULP", "bits", "head"]
+    for title, findings in _compared_settings(run, findings_frame(results)):
+        rows = [
+            [
+                str(tap),
+                str(stage),
+                max((Verdict(verdict) for verdict in own["verdict"]), key=lambda verdict: verdict.severity),
+                *(figure(own[column].max()) for column in ("r", "max_abs", "max_ulp")),
+                bits(own["bits"].min()),
+                _worst_head(own),
+            ]
+            for (tap, stage), own in findings.groupby(["tap", "stage"], sort=False)
+        ]
+        yield Section(title, columns=columns, rows=rows)
+
+
+def _compared_settings(run: Run, findings: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Yield a title and the findings of each setting in which something could be compared."""
+    origins = {checkpoint.name: checkpoint.origin for checkpoint in run.checkpoints}
+    for setting, own in findings.groupby(SETTING, sort=False, dropna=False):
+        if (own["verdict"] == Verdict.UNSUPPORTED.value).all():
+            continue
+        model, candidate, dtype, device, rotary_dim = map(str, setting)
+        origin = origins.get(model, run.weights_origin)
+        yield f"{model} · {candidate} · {dtype} · {device} · rotary_dim {rotary_dim} · {origin}", own
+
+
+def _worst_head(findings: pd.DataFrame) -> str:
+    """Return the head with the fewest bits; nothing if all heads are exact or there are none."""
+    measured = findings[findings["head_bits"].notna() & (findings["head_bits"] != float("inf"))]
+    return "" if measured.empty else str(measured.sort_values("head_bits", kind="stable").iloc[0]["worst_head"])
+
+
+def by_head(_: Run, results: Sequence[CellResult]) -> Iterator[Section]:
+    """Yield tables for each setting with a row per head: its fewest bits and greatest error at each tap.
+
+    Only cells of attention outside its block are counted. A table has as many taps as fit into the terminal.
+    """
+    settings: dict[str, list[Finding]] = {}
+    for cell, finding in every_finding(results):
+        if cell.kind == "attn" and finding.bits_by_head:
+            settings.setdefault(" · ".join(setting_of(cell)), []).append(finding)
+    for setting, findings in settings.items():
+        heads = max(len(finding.bits_by_head) for finding in findings)
+        by_tap: dict[str, list[Finding]] = {}
+        for finding in findings:
+            by_tap.setdefault(finding.tap, []).append(finding)
+        title = f"heads of {setting}: bits that can be trusted, greatest error"
+        for taps in _that_fit(list(by_tap), Console().width):
+            rows = [[str(head), *(_of_head(head, by_tap[tap]) for tap in taps)] for head in range(heads)]
+            yield Section(title, columns=["head", *map(_heading, taps)], rows=rows)
+            title = ""
+
+
+def _that_fit(taps: Sequence[str], width: int) -> Iterator[list[str]]:
+    """Yield groups of taps whose columns fit into a terminal side by side."""
+    row: list[str] = []
+    left = width - len(" head ")
+    for tap in taps:
+        needed = max(len(_heading(tap)), len("21.3 4e-07")) + 1
+        if row and needed > left:
+            yield row
+            row, left = [], width - len(" head ")
+        row.append(tap)
+        left -= needed
+    yield row
+
+
+def _heading(tap: str) -> str:
+    return tap.removeprefix("hook_")
+
+
+def _of_head(head: int, findings: Sequence[Finding]) -> str:
+    """Return `21.3 4e-07`, or `exact`."""
+    seen = [one for one in findings if head < len(one.bits_by_head)]
+    if not seen:
+        return "–"
+    error = max(one.errors_by_head[head] for one in seen)
+    return bits(min(one.bits_by_head[head] for one in seen)) + (f" {error:.0e}" if error else "")
+
+
+TABLES: dict[str, tuple[Tables, ...]] = {"attention": (by_tap, by_head)}
+"""The tables of a command. All others show `by_component`."""
+DETAILED: tuple[Tables, ...] = (by_component, by_head)
+
+
+def _notices(run: Run, results: Sequence[CellResult]) -> Iterator[Section]:
+    for line in growth(results):
+        yield Section(line, tone="note")
+    allowed = run.environment.get("numerics", {}).get("allowed", [])
+    if allowed:
+        widened = f"bounds of products are widened, since --allow {','.join(allowed)} is on"
+        yield Section(widened, tone="warning")
+    for reason in refusals(results):
+        yield Section(f"unsupported: {reason}", tone="warning")
+    suspected = suspects(results)
+    if suspected:
+        title = f"The reference breaks its own bound at {counted(len(suspected), 'tap')}"
+        lines = [f"{cell.component}, {one.tap}, {cell.dtype}, {cell.case}: {one.message}" for cell, one in suspected]
+        yield Section(title, lines[:SHOWN], tone="warning")
+    for candidate, hooks in silent_hooks(results).items():
+        title = f"hooks of {candidate} that never fired in a cell (not gated): {', '.join(hooks)}"
+        yield Section(title, tone="aside")
+
+
+def _value(run: Run, results: Sequence[CellResult]) -> dict[str, Any]:
+    """Return `{"run", "summary", "failed", "findings"}`, with NaN and infinity as strings."""
+    summary = {
+        "cells": len(results),
+        "taps": taps_compared(results),
+        **{verdict.value: number for verdict, number in counts(results).items()},
+        "ok": exit_code(results) == 0,
+        "silent_hooks": silent_hooks(results),
+    }
+    failed = [cell_columns(one.cell) | {"blame": one.blame} for one in results if one.verdict.fails]
+    findings = [cell_columns(cell) | _plain(finding) for cell, finding in every_finding(results)]
+    return {"run": _plain(run), "summary": summary, "failed": failed, "findings": findings}
+
+
+def _plain(record: Record) -> dict[str, Any]:
+    """Return a record's values for JSON. Only pydantic's own JSON writes NaN and infinity as strings."""
+    plain: dict[str, Any] = json.loads(record.model_dump_json())
+    return plain
