@@ -15,7 +15,8 @@ from cgverify.report.document import document
 from cgverify.report.figures import figure
 from cgverify.report.frames import CELL
 from cgverify.report.sections import Section, counted, on_screen
-from cgverify.runs.comparison.across import Across, FirstDifference, TapPair, first_differences
+from cgverify.runs.comparison.across import Across, FirstDifference, first_differences
+from cgverify.runs.comparison.pairs import TapPair
 
 SIDES = ("first", "second")
 FIGURES = ("verdict", "r", "error", "bits")
@@ -36,7 +37,7 @@ def across_frame(across: Across) -> pd.DataFrame:
 def _row(pair: TapPair) -> dict[str, object]:
     row: dict[str, object] = {column: getattr(pair.cell, column) for column in CELL}
     row |= {name: getattr(pair.finding, name) for name in ("step", "tap", "stage")} | {"ratio": pair.ratio}
-    for side, finding in zip(SIDES, (pair.first, pair.second), strict=True):
+    for side, finding in zip(SIDES, (pair.before, pair.after), strict=True):
         row |= {
             f"verdict_{side}": finding.verdict.value if finding else "",
             f"r_{side}": finding.r if finding else None,
@@ -124,7 +125,7 @@ def _stage(pair: TapPair | None) -> str:
 
 
 def _stage_and_verdicts(pair: TapPair | None) -> str:
-    return "–" if pair is None else f"{_stage(pair)}: {_verdicts(pair.first, pair.second)}"
+    return "–" if pair is None else f"{_stage(pair)}: {_verdicts(pair.before, pair.after)}"
 
 
 def _worst(pairs: Iterable[TapPair]) -> Iterator[list[str]]:
@@ -133,8 +134,8 @@ def _worst(pairs: Iterable[TapPair]) -> Iterator[list[str]]:
         if pair.finding.tap:
             grouped.setdefault((pair.cell.kind, pair.finding.tap), []).append(pair)
     for (kind, tap), own in grouped.items():
-        firsts = [pair.first for pair in own if pair.first]
-        seconds = [pair.second for pair in own if pair.second]
+        firsts = [pair.before for pair in own if pair.before]
+        seconds = [pair.after for pair in own if pair.after]
         errors = [_most(finding.candidate_error for finding in side) for side in (firsts, seconds)]
         verdicts = _verdicts(*(max(side, key=_severity, default=None) for side in (firsts, seconds)))
         if errors == [0, 0] and "→" not in verdicts:

@@ -16,7 +16,8 @@ from cgverify.report.folds import bare_tap, folded, verdicts, with_consequences_
 from cgverify.report.frames import CELL
 from cgverify.report.github import annotate
 from cgverify.report.sections import Section, Tone, counted, on_screen, shortened
-from cgverify.runs.comparison.changes import CellChange, Comparison, Group, Growth, Hook, Refusal
+from cgverify.runs.comparison.changes import Comparison, Group, Growth, Hook, Refusal
+from cgverify.runs.comparison.pairs import TapPair
 
 SHOWN = 20
 GROWTH_TOLD = 2.0
@@ -164,7 +165,7 @@ def sections(comparison: Comparison, regressions: Sequence[str] | None = None) -
         )
 
 
-def _sentences(changes: Iterable[CellChange]) -> list[str]:
+def _sentences(changes: Iterable[TapPair]) -> list[str]:
     folds = folded(changes)
     return [fold.sentence for fold in folds[:SHOWN]] + _more(len(folds))
 

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 from cgverify.report.figures import figure
 from cgverify.report.sections import counted
-from cgverify.runs.comparison.changes import CellChange
+from cgverify.runs.comparison.pairs import TapPair
 
 
 @dataclass(frozen=True)
 class Fold:
     """Changes that are one and the same in several cells: told once, where it tells most."""
 
-    change: CellChange
+    change: TapPair
     cells: int
     layers: tuple[int, ...]
 
@@ -36,9 +36,9 @@ class Fold:
         return f"{where}: {what} {_from_to(change)}{message}{self.places}."
 
 
-def folded(changes: Iterable[CellChange]) -> list[Fold]:
+def folded(changes: Iterable[TapPair]) -> list[Fold]:
     """Changes of one tap, from one verdict to another, over cells; those that fail first."""
-    found: dict[tuple[object, ...], list[CellChange]] = {}
+    found: dict[tuple[object, ...], list[TapPair]] = {}
     for change in changes:
         cell, finding = change.cell, change.finding
         setting = (cell.model, cell.candidate, cell.dtype, cell.device)
@@ -55,11 +55,11 @@ def folded(changes: Iterable[CellChange]) -> list[Fold]:
     return sorted(folds, key=lambda fold: not fold.change.fails)
 
 
-def with_consequences_apart(worse: Sequence[CellChange]) -> tuple[list[CellChange], list[CellChange]]:
+def with_consequences_apart(worse: Sequence[TapPair]) -> tuple[list[TapPair], list[TapPair]]:
     """What got worse by itself, and what holds its bound but comes, in its cell, behind a tap that fails now."""
     failing: set[str] = set()
-    causes: list[CellChange] = []
-    behind: list[CellChange] = []
+    causes: list[TapPair] = []
+    behind: list[TapPair] = []
     for change in worse:
         consequence = change.cell.id in failing and not change.fails
         (behind if consequence else causes).append(change)
@@ -68,13 +68,13 @@ def with_consequences_apart(worse: Sequence[CellChange]) -> tuple[list[CellChang
     return causes, behind
 
 
-def verdicts(change: CellChange) -> tuple[str, str]:
+def verdicts(change: TapPair) -> tuple[str, str]:
     """Before and after."""
     before, after = change.before, change.after
     return before.verdict.value if before else "not found", after.verdict.value if after else "not found"
 
 
-def _from_to(change: CellChange) -> str:
+def _from_to(change: TapPair) -> str:
     before, after = change.before, change.after
     told = " → ".join(verdicts(change))
     if before is not None and after is not None and before.r != after.r:

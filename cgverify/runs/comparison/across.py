@@ -5,56 +5,17 @@ Cells that are equal in all other axes had the same inputs, so their errors agai
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
 from cgverify.common.errors import UnknownNameError, UsageError
-from cgverify.common.records import Cell, CellResult, Finding
+from cgverify.common.records import CellResult
 from cgverify.runs.baseline import StoredRun
-from cgverify.runs.comparison.pairs import pair_cells, pair_findings
+from cgverify.runs.comparison.pairs import TapPair, pair_cells, pair_findings
 
 AXES = ("device", "dtype", "rotary_dim", "candidate")
 SETTING = ("model", "candidate", "dtype", "device", "rotary_dim")
-
-
-@dataclass(frozen=True)
-class TapPair:
-    """One tap on both sides. One is None if that side has no such finding."""
-
-    cell: Cell
-    """The cell of the second side."""
-    first: Finding | None
-    second: Finding | None
-
-    @property
-    def finding(self) -> Finding:
-        found = self.second or self.first
-        assert found is not None
-        return found
-
-    @property
-    def errors(self) -> tuple[float | None, float | None]:
-        """The greatest error against the oracle on each side; None if it is unknown."""
-        return _error(self.first), _error(self.second)
-
-    @property
-    def ratio(self) -> float | None:
-        """The second error divided by the first; None if one is unknown or both are 0."""
-        first, second = self.errors
-        if first is None or second is None or first == second == 0:
-            return None
-        return second / first if first else math.inf
-
-    @property
-    def verdict_differs(self) -> bool:
-        return (self.first and self.first.verdict) != (self.second and self.second.verdict)
-
-    @property
-    def error_differs(self) -> bool:
-        first, second = self.errors
-        return first != second
 
 
 @dataclass(frozen=True)
@@ -107,7 +68,7 @@ def first_differences(pairs: Sequence[TapPair]) -> list[FirstDifference]:
         FirstDifference(
             kind,
             case,
-            of_error=earliest(placed, lambda pair: pair.error_differs),
+            of_error=earliest(placed, lambda pair: pair.errors[0] != pair.errors[1]),
             of_verdict=earliest(placed, lambda pair: pair.verdict_differs),
         )
         for (kind, case), placed in found.items()
@@ -137,10 +98,6 @@ def across_runs(names: tuple[str, str], sides: tuple[StoredRun, StoredRun]) -> A
     return _paired("run", names, sides[0].results, sides[1].results)
 
 
-def _error(finding: Finding | None) -> float | None:
-    return None if finding is None else finding.candidate_error
-
-
 def _slice(axis: str, value: str, side: StoredRun) -> list[CellResult]:
     known = dict.fromkeys(str(getattr(result.cell, axis)) for result in side.results)
     if value not in known:
@@ -153,7 +110,7 @@ def _paired(axis: str, names: tuple[str, str], first: Sequence[CellResult], seco
     return Across(
         axis,
         *names,
-        pairs=[TapPair(after.cell, *taps) for before, after in pairing.pairs for taps in pair_findings(before, after)],
+        pairs=[pair for cells in pairing.pairs for pair in pair_findings(*cells)],
         cells=len(pairing.pairs),
         only_first=len(pairing.only_before),
         only_second=len(pairing.only_after),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from cgverify.common.records import Cell, CellResult, Finding, Run, Verdict
 from cgverify.plan.cells import WHOLE
 from cgverify.runs.baseline import StoredRun
-from cgverify.runs.comparison.pairs import FindingPair, Pairing, pair_cells, pair_findings
+from cgverify.runs.comparison.pairs import Pairing, TapPair, pair_cells, pair_findings
 from cgverify.runs.differences import Difference, differences
 
 TAP = ("model", "candidate", "dtype", "device", "rotary_dim", "case", "kind")
@@ -21,36 +21,6 @@ GROUPING_AXES = (
     *("layer", "seed", "batch_size", "seq_len"),
 )
 """The axes by which new cells are grouped, those that explain most first."""
-
-
-@dataclass(frozen=True)
-class CellChange:
-    """A tap of a cell whose verdict changed. One side is None if that run has no such finding."""
-
-    cell: Cell
-    before: Finding | None
-    after: Finding | None
-
-    @property
-    def finding(self) -> Finding:
-        """The finding of the run; that of the baseline if the run has none."""
-        found = self.after or self.before
-        assert found is not None
-        return found
-
-    @property
-    def fails(self) -> bool:
-        return self.after is not None and self.after.verdict.fails
-
-    @property
-    def direction(self) -> int:
-        """1 if the verdict is worse, -1 if it is better, 0 if it is neither."""
-        if self.before is None or self.after is None:
-            return int(self.fails) - int(self.before is not None and self.before.verdict.fails)
-        old, new = self.before.verdict, self.after.verdict
-        if not (old.compares and new.compares):
-            return 0
-        return (new.severity > old.severity) - (new.severity < old.severity)
 
 
 @dataclass(frozen=True)
@@ -119,8 +89,8 @@ class Comparison:
     """The number of cells that both runs have."""
     taps: int
     """The number of taps that both runs compared."""
-    worse: list[CellChange]
-    better: list[CellChange]
+    worse: list[TapPair]
+    better: list[TapPair]
     growths: list[Growth]
     """Every tap whose r grew, by any factor."""
     lost: list[Refusal]
@@ -157,20 +127,19 @@ def compare(baseline: StoredRun, run: StoredRun) -> Comparison:
     stopped: Counter[tuple[str, str]] = Counter()
     started: Counter[tuple[str, str]] = Counter()
     for before, after, pairs in matched:
-        cell, reversed_pairs = after.cell, [(new, old) for old, new in pairs]
-        lost += _refusal(cell, pairs)
-        regained += _refusal(cell, reversed_pairs)
-        stopped.update((cell.candidate, hook) for hook in _silenced_hooks(before, after, pairs))
-        started.update((cell.candidate, hook) for hook in _silenced_hooks(after, before, reversed_pairs))
-    every_pair = [(after.cell, old, new) for _, after, pairs in matched for old, new in pairs]
-    changes = [CellChange(*pair) for pair in every_pair]
+        reversed_pairs = [TapPair(pair.cell, pair.after, pair.before) for pair in pairs]
+        lost += _refusal(pairs)
+        regained += _refusal(reversed_pairs)
+        stopped.update((after.cell.candidate, hook) for hook in _silenced_hooks(before, after, pairs))
+        started.update((after.cell.candidate, hook) for hook in _silenced_hooks(after, before, reversed_pairs))
+    every_pair = [pair for _, _, pairs in matched for pair in pairs]
     return Comparison(
         baseline=baseline.run,
         run=run.run,
         cells=len(matched),
-        taps=sum(bool(old and new and old.verdict.compares and new.verdict.compares) for _, old, new in every_pair),
-        worse=[change for change in changes if change.direction > 0],
-        better=[change for change in changes if change.direction < 0],
+        taps=sum(_is_compared(pair.before) and _is_compared(pair.after) for pair in every_pair),
+        worse=[pair for pair in every_pair if pair.direction > 0],
+        better=[pair for pair in every_pair if pair.direction < 0],
         growths=_growths(every_pair),
         lost=lost,
         regained=regained,
@@ -185,29 +154,35 @@ def compare(baseline: StoredRun, run: StoredRun) -> Comparison:
     )
 
 
-def _refusal(cell: Cell, pairs: Sequence[FindingPair]) -> list[Refusal]:
+def _is_compared(finding: Finding | None) -> bool:
+    return finding is not None and finding.verdict.compares
+
+
+def _refusal(pairs: Sequence[TapPair]) -> list[Refusal]:
     """Return the first reason why a cell that was compared is unsupported or an error now, if there is one."""
-    if not any(before is not None and before.verdict.compares for before, _ in pairs):
+    if not any(_is_compared(pair.before) for pair in pairs):
         return []
     refusals = [
-        Refusal(cell, after)
-        for before, after in pairs
-        if after is not None and not after.verdict.compares and (before is None or before.verdict.compares)
+        Refusal(pair.cell, pair.after)
+        for pair in pairs
+        if pair.after is not None
+        and not pair.after.verdict.compares
+        and (pair.before is None or pair.before.verdict.compares)
     ]
     return refusals[:1]
 
 
-def _silenced_hooks(before: CellResult, after: CellResult, pairs: Sequence[FindingPair]) -> list[str]:
+def _silenced_hooks(before: CellResult, after: CellResult, pairs: Sequence[TapPair]) -> list[str]:
     """Return the hooks that fire in a cell of one run only, though the other ran the same forward without failing."""
-    failed_now = any(
-        old is None and new is not None and (new.verdict.fails or not new.verdict.compares) for old, new in pairs
-    )
+    failed_now = any(pair.before is None and (pair.fails or not _is_compared(pair.after)) for pair in pairs)
     forwards = {finding.step for finding in after.findings}
     names: dict[str, None] = {}
-    for old, new in pairs:
+    for pair in pairs:
+        old, new = pair.before, pair.after
         if old is not None and new is not None and new.verdict is Verdict.MISSING is not old.verdict:
             names[new.tap] = None
-    for old, new in pairs:
+    for pair in pairs:
+        old, new = pair.before, pair.after
         if new is None and old is not None and old.step in forwards and not (old.verdict.fails or failed_now):
             names[old.tap] = None
     names |= dict.fromkeys(hook for hook in after.silent_hooks if hook not in before.silent_hooks)
@@ -215,9 +190,10 @@ def _silenced_hooks(before: CellResult, after: CellResult, pairs: Sequence[Findi
     return [hook if kind in ("block", *WHOLE) else f"{kind}.{hook}" for hook in names if hook]
 
 
-def _growths(pairs: Iterable[tuple[Cell, Finding | None, Finding | None]]) -> list[Growth]:
+def _growths(pairs: Iterable[TapPair]) -> list[Growth]:
     greatest: dict[tuple[object, ...], Growth] = {}
-    for cell, old, new in pairs:
+    for pair in pairs:
+        cell, old, new = pair.cell, pair.before, pair.after
         if old is None or new is None or old.r is None or new.r is None:
             continue
         key = (*(getattr(cell, name) for name in TAP), new.step, new.tap, new.stage)

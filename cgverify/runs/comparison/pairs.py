@@ -2,14 +2,61 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from cgverify.common.records import Cell, CellResult, Finding
 
-FindingPair = tuple[Finding | None, Finding | None]
-"""One tap on both sides. One is None if that side has no such finding."""
+
+@dataclass(frozen=True)
+class TapPair:
+    """One tap of a cell on both sides. One finding is None if that side has no such finding."""
+
+    cell: Cell
+    """The cell of the second side."""
+    before: Finding | None
+    after: Finding | None
+
+    @property
+    def finding(self) -> Finding:
+        """The finding of the second side; that of the first if the second has none."""
+        found = self.after or self.before
+        assert found is not None
+        return found
+
+    @property
+    def fails(self) -> bool:
+        return self.after is not None and self.after.verdict.fails
+
+    @property
+    def direction(self) -> int:
+        """1 if the verdict is worse, -1 if it is better, 0 if it is neither."""
+        if self.before is None or self.after is None:
+            return int(self.fails) - int(self.before is not None and self.before.verdict.fails)
+        old, new = self.before.verdict, self.after.verdict
+        if not (old.compares and new.compares):
+            return 0
+        return (new.severity > old.severity) - (new.severity < old.severity)
+
+    @property
+    def verdict_differs(self) -> bool:
+        return (self.before and self.before.verdict) != (self.after and self.after.verdict)
+
+    @property
+    def errors(self) -> tuple[float | None, float | None]:
+        """The greatest error against the oracle on each side; None if it is unknown."""
+        first, second = (None if side is None else side.candidate_error for side in (self.before, self.after))
+        return first, second
+
+    @property
+    def ratio(self) -> float | None:
+        """The second error divided by the first; None if one is unknown or both are 0."""
+        first, second = self.errors
+        if first is None or second is None or first == second == 0:
+            return None
+        return second / first if first else math.inf
 
 
 @dataclass(frozen=True)
@@ -42,11 +89,10 @@ def pair_cells(before: Sequence[CellResult], after: Sequence[CellResult], ignore
     )
 
 
-def pair_findings(before: CellResult, after: CellResult) -> list[FindingPair]:
+def pair_findings(before: CellResult, after: CellResult) -> list[TapPair]:
     """Pair the findings of a cell by step, tap and stage: those of `after` in order, then those of `before` alone."""
     old, new = _by_tap(before.findings), _by_tap(after.findings)
-    gone = [(finding, None) for key, finding in old.items() if key not in new]
-    return [*((old.get(key), finding) for key, finding in new.items()), *gone]
+    return [TapPair(after.cell, old.get(key), new.get(key)) for key in dict.fromkeys((*new, *old))]
 
 
 def _values(cell: Cell, names: Sequence[str]) -> tuple[object, ...]:
