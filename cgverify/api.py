@@ -1,4 +1,4 @@
-"""What Python code calls to verify."""
+"""The functions that Python code calls to verify."""
 
 from __future__ import annotations
 
@@ -29,9 +29,65 @@ if TYPE_CHECKING:  # a stored run is read without torch
     from cgverify.verification.loaded_pair import LoadedPair
 
 AXES = ("layers", "components", "cases", "seeds", "batch_size", "seq_len")
-"""What of a plan `verify` takes for a pair."""
-SETTINGS = ("candidates", "dtypes", "devices", "rotary_dims")
-"""And what for a name only: a pair has its own."""
+"""The keys of a plan that `verify` accepts for a bridge and its reference."""
+CHECKPOINT_AXES = (*AXES, "candidates", "dtypes", "devices", "rotary_dims")
+"""The keys of a plan that `verify` accepts for a checkpoint."""
+MOST_REASONS = 5
+"""The failures that `assert_ok` lists."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """A run and its results."""
+
+    run: Run
+    results: tuple[CellResult, ...]
+    """In the plan's order."""
+    folder: Path | None
+    """The run folder; None if the run is not kept."""
+    planned: int
+    """The number of cells of the plan."""
+
+    @cached_property
+    def findings(self) -> pd.DataFrame:
+        """One row per tap of every cell, with the columns of `findings.csv`."""
+        return findings_frame(self.results)
+
+    @cached_property
+    def summary(self) -> pd.DataFrame:
+        """One row per component, setting and case, with the columns of `summary.csv`."""
+        return summary_frame(self.results)
+
+    @property
+    def exit_code(self) -> int:
+        """The exit code of the command line for this run."""
+        code = exit_code(self.results)
+        return code if code == 1 or len(self.results) == self.planned else 3
+
+    @property
+    def ok(self) -> bool:
+        """Whether every cell was verified and passed."""
+        return self.exit_code == 0
+
+    def assert_ok(self) -> None:
+        """Raise AssertionError, with a sentence for each failure, unless every cell was verified and passed."""
+        if not self.ok:
+            raise AssertionError("\n".join(self._reasons()))
+
+    def _reasons(self) -> list[str]:
+        found = failures(self.results)
+        reasons = [
+            f"{failure.finding.verdict.value} {failure.cell.model} {failure.sentence}\n    {failure.command(self.run)}"
+            for failure in found[:MOST_REASONS]
+        ]
+        if len(found) > MOST_REASONS:
+            reasons.append(f"… and {len(found) - MOST_REASONS} more: see the findings.")
+        if len(self.results) < self.planned:
+            reasons.append(f"Only {len(self.results)} of {self.planned} cells were verified.")
+        if not reasons:
+            refused = counts(self.results)[Verdict.UNSUPPORTED]
+            reasons.append(f"Nothing was compared: Hugging Face refuses {refused} cells.")
+        return reasons
 
 
 def sweep(
@@ -47,17 +103,17 @@ def sweep(
     """Carry out a plan, as `cgverify sweep` does.
 
     Args:
-        config: the path of a plan in YAML, or what such a file would say.
-        output: a new folder for the run; `reports/PLAN-TIME` by default.
-        threads: of torch in each process, which are set for this process too; None leaves them.
+        config: the path of a plan in YAML, or the plan as a mapping.
+        output: a new folder for the run; by default `reports/PLAN-TIME`.
+        threads: torch threads in each process, also in this one. None leaves them as they are.
         jobs: processes that share the work. With more than one, call this under `if __name__ == "__main__":`.
-        scheduler: of a Dask cluster whose workers do the work, `tcp://host:8786`.
-        keep_tensors: of which findings tensors are kept: `failed`, `all`, `none`.
+        scheduler: the address of a Dask scheduler whose workers do the work, such as `tcp://host:8786`.
+        keep_tensors: the findings whose tensors are kept: `failed`, `all` or `none`.
         resume: continue the run that is in `output`.
 
     Raises:
-        ConfigError: a plan that cannot be.
-        UsageError: an argument that cannot be.
+        ConfigError: the plan is wrong.
+        UsageError: another argument is wrong.
         CgverifyError: see `cgverify.common.errors`.
     """
     from cgverify.runs.prepare import prepare
@@ -97,7 +153,7 @@ def verify(bridge: nn.Module, reference: nn.Module, /, *, threads: int | None = 
 
 
 def verify(
-    what: str | os.PathLike[str] | nn.Module,
+    model_or_bridge: str | os.PathLike[str] | nn.Module,
     reference: nn.Module | None = None,
     /,
     *,
@@ -105,61 +161,81 @@ def verify(
     threads: int | None = None,
     **axes: Any,
 ) -> Result:
-    """Verify a checkpoint by its name, or a bridge in memory beside the model that it must agree with; nothing is kept.
+    """Verify a checkpoint, or a bridge in memory against its reference. The run is not kept.
 
     Args:
-        what: a name of `cgverify models`, a folder or a hub id; or a `TransformerBridge`.
-        reference: for a bridge: a `CodeGenForCausalLM` with the same weights in memory of its own, on which no bridge
-            was booted. Its dtype and device are the pair's. The bridge may be in compatibility mode: then its processed
-            weights are verified too (`cgverify.verification.compatibility`).
-        weights: for a name: see `cgverify.checkpoint.resolve`.
-        threads: of torch, which are set for this process; None leaves them.
-        axes: keys of a plan (`cgverify.plan.yaml_plan`): `AXES`, and for a name `SETTINGS` too. Rules and limits are
-            for `cgverify.sweep`.
+        model_or_bridge: a name of `cgverify models`, a folder or a hub id; or a `TransformerBridge`. The bridge may be
+            in compatibility mode: then its processed weights are verified too (`cgverify.verification.compatibility`).
+        reference: for a bridge: a `CodeGenForCausalLM` with equal weights, in its own memory, over which no bridge was
+            booted. The dtype and device are those of the bridge and its reference.
+        weights: for a checkpoint: see `cgverify.checkpoint.resolve`.
+        threads: torch threads in this process. None leaves them as they are.
+        axes: keys of a plan (`cgverify.plan.yaml_plan`): `AXES` for a bridge, `CHECKPOINT_AXES` for a checkpoint. For
+            rules and limits use `cgverify.sweep`.
 
     Raises:
-        UsageError: a name, an axis or another argument that cannot be; a pair that is none.
-        CgverifyError: a checkpoint that cannot be had.
+        UsageError: an argument is wrong, or bridge and reference do not fit together.
+        CgverifyError: the checkpoint is not available.
     """
-    from cgverify.runs.prepare import prepare
-    from cgverify.runs.session import verify_batches
     from cgverify.verification.loaded_pair import LoadedPair
 
     _require_count("threads", threads)
-    if isinstance(what, str | os.PathLike):
+    if isinstance(model_or_bridge, str | os.PathLike):
         if reference is not None:
-            raise UsageError("A reference stands beside a bridge: beside a name, leave it out.")
-        _require_axes(axes, (*AXES, *SETTINGS))
-        config = parse_plan(_plain({"models": {"model": what, "weights": weights}, **axes}))
-        (request,) = config.requests()
-        prepared = prepare(
-            one_checkpoint("verify", request.model, request.weights, request.axes), ExecutionOptions(threads=threads)
-        )
-        results = list(verify_batches(prepared, prepared.batches))
-        return Result(prepared.run, tuple(in_plan_order(results, prepared.cells)), None, len(prepared.cells))
+            raise UsageError("verify takes a reference only for a bridge: leave it out if you give a model's name.")
+        return _verify_checkpoint(model_or_bridge, weights, threads, axes)
     if reference is None:
         raise UsageError("verify takes a model's name, or a bridge and its reference.")
     if weights != "auto":
-        raise UsageError("weights is for a model's name: a pair has those that are in memory.")
-    return _verify_pair(LoadedPair(what, reference), threads, axes)
+        raise UsageError("weights is for a model's name: a bridge and its reference have their weights in memory.")
+    return _verify_pair(LoadedPair(model_or_bridge, reference), threads, axes)
 
 
-def _verify_pair(pair: LoadedPair, threads: int | None, axes: dict[str, Any]) -> Result:
+def _verify_checkpoint(
+    model: str | os.PathLike[str], weights: str, threads: int | None, axes: Mapping[str, Any]
+) -> Result:
+    from cgverify.runs.prepare import prepare
+    from cgverify.runs.session import verify_batches
+
+    _require_axes(axes, CHECKPOINT_AXES)
+    config = parse_plan(_plain({"models": {"model": model, "weights": weights}, **axes}))
+    (request,) = config.requests()
+    prepared = prepare(
+        one_checkpoint("verify", request.model, request.weights, request.axes), ExecutionOptions(threads=threads)
+    )
+    results = list(verify_batches(prepared, prepared.batches))
+    return Result(prepared.run, tuple(in_plan_order(results, prepared.cells)), None, len(prepared.cells))
+
+
+def _verify_pair(pair: LoadedPair, threads: int | None, axes: Mapping[str, Any]) -> Result:
     from cgverify.checkpoint.lookup import FoundCheckpoints
     from cgverify.runs.prepare import describe_run
 
     for key in axes:
-        if key in SETTINGS:
-            raise UsageError(f"{key} is the pair's own: leave it out.")
+        if key in CHECKPOINT_AXES and key not in AXES:
+            raise UsageError(f"{key} is that of the bridge and its reference: leave it out.")
     _require_axes(axes, AXES)
     own = {"models": IN_MEMORY, "candidates": "bridge", "dtypes": pair.dtype, "devices": pair.device}
-    asked = parse_plan(_plain({**own, **axes}))
-    checkpoint = pair.checkpoint
-    cells = plan(asked.requests(), {(IN_MEMORY, "auto"): checkpoint})
+    config = parse_plan(_plain({**own, **axes}))
+    found = {(IN_MEMORY, "auto"): pair.checkpoint}
+    cells = plan(config.requests(), found)
     pair.require(cells)
-    found = FoundCheckpoints({(IN_MEMORY, "auto"): checkpoint})
-    run = describe_run("verify", IN_MEMORY, found, asked.model_dump(mode="json"), pin_numerics(threads))
+    settings = config.model_dump(mode="json")
+    run = describe_run("verify", IN_MEMORY, FoundCheckpoints(found), settings, pin_numerics(threads))
     return Result(run, tuple(in_plan_order(pair.verify(cells), cells)), None, len(cells))
+
+
+def load_run(folder: str | os.PathLike[str]) -> Result:
+    """Load a run from its folder, or a baseline.
+
+    The run may be of an older cgverify. It may have been interrupted, or may still be running.
+
+    Raises:
+        RunFolderError: the folder has no run, or a damaged one, or one of a newer cgverify.
+    """
+    path = Path(folder)
+    stored = load_stored_run(path)
+    return Result(stored.run, tuple(stored.results), path, len(read_plan(path)) or len(stored.results))
 
 
 def _require_axes(given: Iterable[str], known: tuple[str, ...]) -> None:
@@ -177,7 +253,7 @@ def _require_count(name: str, given: object) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """A plan as YAML would have it: paths as text, and whatever can be gone through as a list."""
+    """Convert a plan to the types of YAML: paths to strings, and all iterables but strings and mappings to lists."""
     if isinstance(value, Mapping):
         return {key: _plain(one) for key, one in value.items()}
     if isinstance(value, os.PathLike):
@@ -185,73 +261,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Iterable) and not isinstance(value, str | bytes):
         return [_plain(one) for one in value]
     return value
-
-
-TOLD = 5
-"""How many failures `assert_ok` tells."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """A run and what it found."""
-
-    run: Run
-    results: tuple[CellResult, ...]
-    """In the plan's order."""
-    folder: Path | None
-    """Where it is kept; None where it is not."""
-    planned: int
-    """How many cells were to be verified."""
-
-    @cached_property
-    def findings(self) -> pd.DataFrame:
-        """One row per tap of every cell, the columns of `findings.csv`."""
-        return findings_frame(self.results)
-
-    @cached_property
-    def summary(self) -> pd.DataFrame:
-        """One row per component and setting, the columns of `summary.csv`."""
-        return summary_frame(self.results)
-
-    @property
-    def exit_code(self) -> int:
-        """What the command line would have ended with."""
-        code = exit_code(self.results)
-        return code if code == 1 or len(self.results) == self.planned else 3
-
-    @property
-    def ok(self) -> bool:
-        """Whether everything was verified, and everything held."""
-        return self.exit_code == 0
-
-    def assert_ok(self) -> None:
-        """Raise AssertionError, with a sentence for each failure, unless everything was verified and held."""
-        if not self.ok:
-            raise AssertionError("\n".join(self._reasons()))
-
-    def _reasons(self) -> list[str]:
-        found = failures(self.results)
-        told = [
-            f"{failure.finding.verdict.value} {failure.cell.model} {failure.sentence}\n    {failure.command(self.run)}"
-            for failure in found[:TOLD]
-        ]
-        if len(found) > TOLD:
-            told.append(f"… and {len(found) - TOLD} more: see the findings.")
-        if len(self.results) < self.planned:
-            told.append(f"Only {len(self.results)} of {self.planned} cells were verified.")
-        if not told:
-            refused = counts(self.results)[Verdict.UNSUPPORTED]
-            told.append(f"Nothing was compared: Hugging Face refuses {refused} cells.")
-        return told
-
-
-def load_run(folder: str | os.PathLike[str]) -> Result:
-    """A run that was kept, of this cgverify or an older one; also one that was interrupted, or still goes on; or a
-    baseline.
-
-    Raises:
-        RunFolderError: no run there, a damaged one, or one of a newer cgverify.
-    """
-    path = Path(folder)
-    stored = load_stored_run(path)
-    return Result(stored.run, tuple(stored.results), path, len(read_plan(path)) or len(stored.results))

@@ -182,7 +182,7 @@ def test_a_pair_that_is_none_is_told(reference: CodeGenForCausalLM) -> None:
     with pytest.raises(UsageError, match="share weights in memory"):
         cgverify.verify(bridge, sharing)
     for axes, told in (
-        ({"dtypes": "float32"}, "dtypes is the pair's own"),
+        ({"dtypes": "float32"}, "dtypes is that of the bridge"),
         ({"exclude": [{"seeds": 1}]}, "takes no exclude"),
         ({"models": "x"}, "takes no models"),
         ({"weights": "random"}, "weights is for a model's name"),
@@ -199,7 +199,7 @@ def test_rules_and_limits_are_for_sweeps(axis: str) -> None:
 
 
 def test_a_reference_beside_a_name_is_told(reference: CodeGenForCausalLM) -> None:
-    with pytest.raises(UsageError, match="beside a name, leave it out"):
+    with pytest.raises(UsageError, match="takes a reference only for a bridge"):
         cgverify.verify("codegen-nano", reference)  # type: ignore[call-overload]
 
 

@@ -8,7 +8,7 @@ from cgverify.bench import page
 from cgverify.bench.baseline import ScenarioChange
 from cgverify.bench.records import BenchRun
 from cgverify.bench.table import bench_frame, sections
-from cgverify.report.sections import on_screen
+from cgverify.report.render import terminal
 
 
 def render(format: str, run: BenchRun, compared: Sequence[ScenarioChange] = ()) -> str:
@@ -24,4 +24,4 @@ def render(format: str, run: BenchRun, compared: Sequence[ScenarioChange] = ()) 
         return bench_frame(run).to_csv(index=False)
     if format == "html":
         return page.render(run, compared) + "\n"
-    return on_screen(sections(run, compared))
+    return terminal(sections(run, compared))

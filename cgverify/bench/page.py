@@ -11,7 +11,7 @@ from cgverify.bench.records import BenchRun, Measured
 from cgverify.bench.table import sections
 from cgverify.common.printable import printable
 from cgverify.report.html.chart import Series, line_chart, styles
-from cgverify.report.html.figures import Figure
+from cgverify.report.html.run_charts import ChartWithTable
 from cgverify.report.html.scale import LinearScale
 from cgverify.report.html.templating import render_template
 
@@ -29,7 +29,7 @@ def render(run: BenchRun, compared: Sequence[ScenarioChange] = ()) -> str:
     return printable(page)
 
 
-def _charts(run: BenchRun) -> Iterator[Figure]:
+def _charts(run: BenchRun) -> Iterator[ChartWithTable]:
     """Yield the ratio, and the share of the limit, for each component and scenario with two sizes or more."""
     timed = [each for each in run.measured if each.unit == "s" and each.ratio is not None and each.point.batch_size]
     for (component, scenario, dtype, device), group in groupby(sorted(timed, key=_family), key=_family):
@@ -60,11 +60,11 @@ def _charts(run: BenchRun) -> Iterator[Figure]:
             yield _chart(f"{where}: share of the machine's matrix-product rate", shares, "limit")
 
 
-def _chart(title: str, series: Sequence[Series], limit_label: str) -> Figure:
+def _chart(title: str, series: Sequence[Series], limit_label: str) -> ChartWithTable:
     chart = line_chart(
         series, title=title, x_label="tokens", limit=1.0, limit_label=limit_label, scale=LinearScale, x_scale=math.log2
     )
-    return Figure(title, chart, tuple(styles([one.name for one in series]).values()), headings=(), rows=())
+    return ChartWithTable(title, chart, tuple(styles([one.name for one in series]).values()))
 
 
 def _family(measured: Measured) -> tuple[str, str, str, str]:

@@ -43,9 +43,9 @@ def accept(
 
     Exit codes: 0 accepted, 2 bad usage, or a run that cannot be a baseline.
     """
-    from cgverify.report.comparison import sections
+    from cgverify.report.comparison import comparison_sections
     from cgverify.report.frames import summary_frame
-    from cgverify.report.sections import on_screen
+    from cgverify.report.render import terminal
     from cgverify.runs.baseline import PACKED, load_stored_run, require_finished
     from cgverify.runs.baseline import accept as keep
     from cgverify.runs.comparison import compare_runs
@@ -61,7 +61,7 @@ def accept(
             typer.echo(f"The run is not compared with the baseline that it replaces: {error}", err=True)
     keep(stored, path, summary_frame(stored.results).to_csv(index=False))
     if before is not None:
-        typer.echo(on_screen(sections(compare_runs(before, stored))), nl=False)
+        typer.echo(terminal(comparison_sections(compare_runs(before, stored))), nl=False)
     typer.echo(f"Accepted as {path}: review its summary.csv, and commit the folder.", err=True)
     return 0
 

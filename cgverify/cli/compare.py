@@ -60,7 +60,9 @@ def compare(
 
 
 def _with_baseline(what: list[str], fail_on: list[str], format: str) -> int:
-    from cgverify.report.comparison import render
+    from cgverify.report.comparison import comparison_report
+    from cgverify.report.github import comparison_annotations
+    from cgverify.report.render import render
     from cgverify.runs.comparison import compare_runs
     from cgverify.runs.comparison.criteria import criteria, regressions
 
@@ -69,14 +71,19 @@ def _with_baseline(what: list[str], fail_on: list[str], format: str) -> int:
         raise UsageError(f"compare takes a BASELINE and a RUN, but {len(what)} folders are given.")
     comparison = compare_runs(*what)
     broken = regressions(comparison, asked)
-    typer.echo(render(format, comparison, broken), nl=False)
+    if format == "github":
+        text = comparison_annotations(comparison, broken)
+    else:
+        text = render(format, comparison_report(comparison, broken))
+    typer.echo(text, nl=False)
     if broken:
         return FAILED
     return 0 if comparison.cells else _nothing_in_common(what)
 
 
 def _across(axis: str, what: list[str], format: str) -> int:
-    from cgverify.report.across import render
+    from cgverify.report.across import across_report
+    from cgverify.report.render import render
     from cgverify.runs.baseline import load_stored_run
     from cgverify.runs.comparison.across import AXES, across, across_runs
 
@@ -94,7 +101,7 @@ def _across(axis: str, what: list[str], format: str) -> int:
             )
         runs = [load_stored_run(Path(folder)) for folder in what[2:]]
         found = across(axis, (what[0], what[1]), (runs[0], runs[-1]))
-    typer.echo(render(format, found), nl=False)
+    typer.echo(render(format, across_report(found)), nl=False)
     return 0 if found.cells else _nothing_in_common(what)
 
 

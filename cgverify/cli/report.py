@@ -51,15 +51,16 @@ def report(
             )
         baseline = None  # the environment sets it for every report, also for those that cannot show it
 
-    from cgverify.report.formats import render
-    from cgverify.report.pivot import render as render_pivot
+    from cgverify.report.formats import render_run
+    from cgverify.report.pivot import pivot_report
+    from cgverify.report.render import render
     from cgverify.runs.baseline import load_stored_run
 
     stored = load_stored_run(run)
     if by is None:
-        text = render(format, stored.run, stored.results, None if baseline is None else load_stored_run(baseline))
+        text = render_run(format, stored.run, stored.results, None if baseline is None else load_stored_run(baseline))
     else:
-        text = render_pivot(format, stored.run, stored.results, by)
+        text = render(format, pivot_report(stored.run, stored.results, by))
     if output is None:
         typer.echo(text, nl=False)
         return 0

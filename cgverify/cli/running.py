@@ -119,14 +119,16 @@ def show(run: Run, results: Sequence[CellResult], format: str, *, detailed: bool
         results: in report order.
         detailed: also report bits by head, and the time that forwards and the oracle took.
     """
-    from cgverify.report import screen
-    from cgverify.report.formats import render
+    from cgverify.report.formats import render_run
     from cgverify.report.outcome import exit_code, times
+    from cgverify.report.render import render
+    from cgverify.report.run import DETAILED, TABLES, run_report
 
-    if detailed and format == "table" and run.command not in screen.TABLES:
-        typer.echo(screen.render(run, results, screen.VERBOSE), nl=False)
+    if detailed and format == "table" and run.command not in TABLES:
+        text = render(format, run_report(run, results, tables=DETAILED))
     else:
-        typer.echo(render(format, run, results), nl=False)
+        text = render_run(format, run, results)
+    typer.echo(text, nl=False)
     if detailed:
         typer.echo(times(results).sentence, err=True)
     return exit_code(results)

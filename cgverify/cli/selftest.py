@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from cgverify.cli import options
 from cgverify.cli.command import command
@@ -57,8 +56,9 @@ def selftest(
     import_libraries(verbose)
 
     from cgverify.checkpoint.resolve import resolve
+    from cgverify.report.render import terminal
     from cgverify.selftest import seeded, variants
-    from cgverify.selftest.report import results_frame, show
+    from cgverify.selftest.report import results_frame, sections
     from cgverify.selftest.self_test import MODEL, SelfTest, exit_code
     from cgverify.verification.checkpoint_verifier import CheckpointVerifier, require_devices
     from cgverify.verification.judge import Judge
@@ -79,5 +79,5 @@ def selftest(
     if format == "csv":
         typer.echo(frame.to_csv(index=False), nl=False)
     else:
-        show(Console(), results)
+        typer.echo(terminal(sections(results)), nl=False)
     return exit_code(results)

@@ -15,6 +15,8 @@ from cgverify.plan.cells import Shard
 from cgverify.plan.yaml_plan import load_plan
 from cgverify.runs.request import sweep_of
 
+DRY_RUN_FORMATS = ("table", "csv", "json")
+
 Config = Annotated[Path, typer.Argument(help="A plan in YAML, such as configs/smoke.yaml.", metavar="CONFIG")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="List the cells and their estimated cost, and verify nothing.")]
 ShardText = Annotated[
@@ -55,12 +57,15 @@ def sweep(
     from cgverify.cli.running import carry_out, import_libraries
 
     if dry_run:
+        if run.format not in DRY_RUN_FORMATS:
+            raise UsageError(f"--dry-run prints table, csv or json, not {run.format}.")
         import_libraries(run.verbose)
 
-        from cgverify.report.dry_run import render
+        from cgverify.report.dry_run import dry_run_report
+        from cgverify.report.render import render
         from cgverify.runs.prepare import outline
 
-        typer.echo(render(run.format, outline(request, execution)), nl=False)
+        typer.echo(render(run.format, dry_run_report(outline(request, execution))), nl=False)
         return 0
     return carry_out(request, execution, run, rerun_failed=rerun_failed, max_minutes=max_minutes)
 

@@ -1,37 +1,27 @@
-"""A plan before it is run, as `cgverify sweep --dry-run` shows it: its cells, and what they would cost."""
+"""A plan that is not run, as a report: its cells, and their estimated cost."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import pandas as pd
-from rich.console import Console
-from rich.table import Table
 
-from cgverify.common.errors import UsageError
 from cgverify.plan.batches import CellBatch
 from cgverify.plan.cost.of_plan import cost, seconds
+from cgverify.report.numbers import duration
+from cgverify.report.sections import Report, Section
 
 
-def render(format: str, batches: Sequence[CellBatch]) -> str:
-    """Return a plan as text: a row for each checkpoint and setting (table), or for each cell (csv, json).
-
-    Raises:
-        UsageError: another format.
-    """
-    if format == "csv":
-        return pd.DataFrame(_cells(batches), dtype=object).to_csv(index=False)
-    if format == "json":
-        return json.dumps({"cells": _cells(batches), "cost": asdict(cost(batches))}) + "\n"
-    if format != "table":
-        raise UsageError(f"--dry-run prints table, csv or json, not {format}.")
-    console = Console()
-    with console.capture() as captured:
-        console.print(_table(batches))
-    return f"{captured.get()}{_sentence(batches)}\n"
+def dry_run_report(batches: Sequence[CellBatch]) -> Report:
+    """Return the report of a plan: a row for each cell, or in sections for each checkpoint and setting."""
+    return Report(
+        title="Dry run",
+        sections=lambda: _sections(batches),
+        frame=lambda: pd.DataFrame(_cells(batches), dtype=object),
+        value=lambda: {"cells": _cells(batches), "cost": asdict(cost(batches))},
+    )
 
 
 def _cells(batches: Sequence[CellBatch]) -> list[dict[str, Any]]:
@@ -43,35 +33,29 @@ def _cells(batches: Sequence[CellBatch]) -> list[dict[str, Any]]:
     ]
 
 
-def _table(batches: Sequence[CellBatch]) -> Table:
-    table = Table("checkpoint", "dtype", "device", "rotary_dim")
-    for heading in ("views", "cells", "weights", "time"):
-        table.add_column(heading, justify="right")
+def _sections(batches: Sequence[CellBatch]) -> Iterator[Section]:
     grouped: dict[tuple[str, str, str, str], list[CellBatch]] = {}
     for batch in batches:
         setting = (batch.checkpoint.asked, batch.dtype, batch.device, str(batch.cells[0].rotary_dim))
         grouped.setdefault(setting, []).append(batch)
+    rows = []
     for setting, own in grouped.items():
-        total = cost(own)
-        cells = sum(len(batch.cells) for batch in own)
-        table.add_row(*setting, str(len(own)), str(cells), f"{total.read_bytes / 1e9:.2f} GB", _time(total.seconds))
-    return table
+        total, cells = cost(own), sum(len(batch.cells) for batch in own)
+        amounts = str(len(own)), str(cells), f"{total.read_bytes / 1e9:.2f} GB", duration(total.seconds)
+        rows.append([*setting, *amounts])
+    columns = ["checkpoint", "dtype", "device", "rotary_dim", "views", "cells", "weights", "time"]
+    yield Section("", columns=columns, rows=rows)
+    yield Section(_sentence(batches), tone="note")
 
 
 def _sentence(batches: Sequence[CellBatch]) -> str:
     total = cost(batches)
     number = sum(len(batch.cells) for batch in batches)
     sentence = (
-        f"{number} cells in {len(batches)} batches, about {_time(total.seconds)} of one thread, reading "
+        f"{number} cells in {len(batches)} batches, about {duration(total.seconds)} of one thread, reading "
         f"{total.read_bytes / 1e9:,.1f} GB; the longest chain, which no number of workers shortens, takes "
-        f"{_time(total.longest)}."
+        f"{duration(total.longest)}."
     )
     if total.unknown:
         sentence += f" The shape of {', '.join(total.unknown)} is not known here, so its cost is not counted."
     return sentence
-
-
-def _time(value: float) -> str:
-    if value < 100:
-        return f"{value:.0f} s"
-    return f"{value / 60:.0f} min" if value < 6000 else f"{value / 3600:.1f} h"

@@ -1,9 +1,8 @@
-"""The formats of a run's report, by name: each a module with `render(run, results) -> str`, imported when asked for."""
+"""The formats of a run's report, by name. Each is imported when it is asked for."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib import import_module
 from typing import TYPE_CHECKING
 
 from cgverify.common.records import CellResult, Run
@@ -11,30 +10,37 @@ from cgverify.common.records import CellResult, Run
 if TYPE_CHECKING:
     from cgverify.runs.baseline import StoredRun
 
-FORMATS = {
-    "table": "cgverify.report.screen",
-    "json": "cgverify.report.as_json",
-    "csv": "cgverify.report.as_csv",
-    "junit": "cgverify.report.junit",
-    "markdown": "cgverify.report.markdown",
-    "github": "cgverify.report.github",
-    "html": "cgverify.report.html.page",
-}
+FORMATS = ("table", "json", "csv", "junit", "markdown", "github", "html")
 WITH_BASELINE = ("markdown", "html")
-"""Those that also show what changed: their `render` takes a baseline as a third argument."""
+"""The formats that also show what changed since a baseline."""
 PIVOTS = ("dtype", "device", "case", "candidate", "rotary_dim", "layer")
 """The axes along which `cgverify.report.pivot` shows a run, in `PIVOT_FORMATS`."""
 PIVOT_FORMATS = ("table", "json", "csv", "markdown")
 
 
-def render(format: str, run: Run, results: Sequence[CellResult], baseline: StoredRun | None = None) -> str:
-    """The report as text, ending in a newline.
+def render_run(format: str, run: Run, results: Sequence[CellResult], baseline: StoredRun | None = None) -> str:
+    """Return the report of a run as text that ends in a newline.
 
     Args:
-        format: a key of `FORMATS`.
+        format: one of `FORMATS`.
         results: in report order.
-        baseline: what to show changes from; for the formats in `WITH_BASELINE`.
+        baseline: a run to compare with, for the formats in `WITH_BASELINE`.
     """
-    show = import_module(FORMATS[format]).render
-    text: str = show(run, results) if baseline is None else show(run, results, baseline)
-    return text if text.endswith("\n") else text + "\n"
+    match format:
+        case "junit":
+            from cgverify.report.junit import junit_xml
+
+            return junit_xml(run, results)
+        case "github":
+            from cgverify.report.github import run_annotations
+
+            return run_annotations(run, results)
+        case "html":
+            from cgverify.report.html.page import run_page
+
+            return run_page(run, results, baseline)
+        case _:
+            from cgverify.report.render import render
+            from cgverify.report.run import run_report
+
+            return render(format, run_report(run, results, baseline))

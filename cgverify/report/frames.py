@@ -50,9 +50,7 @@ def findings_frame(results: Iterable[CellResult]) -> pd.DataFrame:
 
 def findings_by_cell(results: Iterable[CellResult]) -> pd.DataFrame:
     """Return `findings_frame` with the cell's id in a first column `cell`. The columns `CELL` do not identify a cell."""
-    rows = [
-        {"cell": result.cell.id, **_row(result.cell, finding)} for result in results for finding in result.findings
-    ]
+    rows = [{"cell": result.cell.id, **_row(result.cell, finding)} for result in results for finding in result.findings]
     return pd.DataFrame(rows, columns=["cell", *CELL, *FINDING]).astype({**TYPES, "worst_head": "Int64"})
 
 
@@ -93,8 +91,7 @@ def worst_by(findings: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
     worst = order.groupby(keys, sort=False, dropna=False).first()
     components = worst["component"] if "component" in worst else worst.index.get_level_values("component")
     where = [
-        ", ".join(part for part in parts if part)
-        for parts in zip(components, worst["tap"], worst["at"], strict=True)
+        ", ".join(part for part in parts if part) for parts in zip(components, worst["tap"], worst["at"], strict=True)
     ]
     described = pd.DataFrame({"worst_verdict": worst["verdict"], "where": where}, index=worst.index)
     cells = groups["cell"].nunique().rename("cells")
@@ -107,7 +104,6 @@ def write_csv(folder: Path, results: Sequence[CellResult]) -> None:
     findings_frame(results).to_csv(folder / "findings.csv", index=False)
     summary_frame(results).to_csv(folder / "summary.csv", index=False)
     timings = [
-        {**cell_columns(result.cell), **{name: round(getattr(result, name), 4) for name in TIMES}}
-        for result in results
+        {**cell_columns(result.cell), **{name: round(getattr(result, name), 4) for name in TIMES}} for result in results
     ]
     pd.DataFrame(timings, columns=[*CELL, *TIMES]).to_csv(folder / "timings.csv", index=False)

@@ -1,6 +1,6 @@
 """A run as JUnit XML: a suite per setting, a test case per cell.
 
-A parity failure is a `failure`, what could not be run an `error`, and what Hugging Face refuses altogether `skipped`.
+A parity failure is a `failure`, a cell that could not be run an `error`, and a cell that Hugging Face refuses `skipped`.
 """
 
 from __future__ import annotations
@@ -11,60 +11,57 @@ from itertools import groupby
 
 from junitparser import Error, Failure, JUnitXml, Skipped, TestCase, TestSuite
 
-from cgverify.common.records import Cell, CellResult, Finding, Run, Verdict
+from cgverify.common.records import CellResult, Finding, Run, Verdict
+from cgverify.report.frames import setting_of
 
-SHOWN = 50
-"""Findings told of one cell. All of them stand in findings.csv."""
+MOST_FINDINGS = 50
+"""Findings in the text of a test case. findings.csv has all of them."""
 NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-"""What XML 1.0 cannot hold, not even escaped."""
+"""Characters that XML 1.0 cannot contain, not even escaped."""
 
 
-def render(run: Run, results: Sequence[CellResult]) -> str:
-    """The report as text."""
+def junit_xml(run: Run, results: Sequence[CellResult]) -> str:
     report = JUnitXml("cgverify")
-    for setting, cells in groupby(results, key=lambda result: _setting(result.cell)):
+    for setting, cells in groupby(results, key=lambda result: setting_of(result.cell)):
         suite = TestSuite(_clean(" · ".join(setting)))
         suite.timestamp = run.created
         suite.add_testcases([_case(result) for result in cells])
         report.append(suite)
     report.update_statistics()
     text: bytes = report.tostring()
-    return text.decode("utf-8")
-
-
-def _setting(cell: Cell) -> tuple[str, ...]:
-    return cell.model, cell.candidate, cell.dtype, cell.device, f"rotary_dim {cell.rotary_dim}"
+    return text.decode("utf-8") + "\n"
 
 
 def _case(result: CellResult) -> TestCase:
     cell = result.cell
     case = TestCase(
         name=f"{cell.component}[{cell.case}-seed{cell.seed}-{cell.batch_size}x{cell.seq_len}]",
-        classname=_clean(".".join(part.replace(".", "_") for part in _setting(cell))),
+        classname=_clean(".".join(part.replace(".", "_") for part in setting_of(cell))),
         time=round(result.seconds, 3),
     )
     failed = [finding for finding in result.findings if finding.verdict.fails]
     errors = [finding for finding in result.findings if finding.verdict is Verdict.ERROR]
     if failed:
-        case.result = [_told(Failure, failed)]
+        case.result = [_described(Failure, failed)]
     elif errors:
-        case.result = [_told(Error, errors)]
+        case.result = [_described(Error, errors)]
     elif result.verdict is Verdict.UNSUPPORTED and not any(finding.verdict.compares for finding in result.findings):
         case.result = [Skipped(message=_clean(result.findings[0].message))]
     return case
 
 
-def _told(kind: type[Failure | Error], findings: Sequence[Finding]) -> Failure | Error:
-    """The first finding as the message, since the first stage that fails is the fault; all of them as the text."""
-    told = kind(message=_clean(findings[0].message), type_=_clean(findings[0].stage or findings[0].verdict.value))
+def _described(kind: type[Failure | Error], findings: Sequence[Finding]) -> Failure | Error:
+    """Return a result with all findings as text. Its message is the first one, since the first failing stage is the fault."""
+    first = findings[0]
+    described = kind(message=_clean(first.message), type_=_clean(first.stage or first.verdict.value))
     lines = [
         " ".join(part for part in (finding.verdict.value, finding.step, finding.tap) if part) + f": {finding.message}"
-        for finding in findings[:SHOWN]
+        for finding in findings[:MOST_FINDINGS]
     ]
-    if len(findings) > SHOWN:
-        lines.append(f"… and {len(findings) - SHOWN} more")
-    told.text = _clean("\n".join(lines))
-    return told
+    if len(findings) > MOST_FINDINGS:
+        lines.append(f"… and {len(findings) - MOST_FINDINGS} more")
+    described.text = _clean("\n".join(lines))
+    return described
 
 
 def _clean(text: str) -> str:

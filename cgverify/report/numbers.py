@@ -28,8 +28,15 @@ def bits(value: Any) -> str:
 
 
 def counted(number: int, noun: str) -> str:
-    """Return `1 cell` or `12 cells`."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+    """Return `1 cell` or `1,200 cells`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def duration(seconds: float) -> str:
+    """Return `90 s`, `12 min` or `3.5 h`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def shortened(text: str, length: int) -> str:

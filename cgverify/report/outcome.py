@@ -10,7 +10,7 @@ from typing import Any
 from cgverify.common.printable import printable
 from cgverify.common.records import IN_MEMORY, Cell, CellResult, Finding, Run, Verdict
 from cgverify.plan.cells import WHOLE
-from cgverify.report.numbers import counted
+from cgverify.report.numbers import counted, figure
 
 
 def every_finding(results: Iterable[CellResult]) -> Iterator[tuple[Cell, Finding]]:
@@ -114,10 +114,10 @@ class Failure:
 def failures(results: Iterable[CellResult]) -> list[Failure]:
     """Return every fault once, in the order of the computation.
 
-    A fault is what breaks first in a forward of a cell. What breaks after it may be a consequence, and is counted in the
-    cell's own sentence, which also names all hooks that never fired. Faults with equal model, candidate, dtype, device,
-    stage, tap and verdict are one fault, in whatever layers and cases. A fault of a component is not repeated for the
-    block that contains the component.
+    A fault is the first failure in a forward of a cell. Later failures may be consequences; the cell's own sentence
+    counts them, and names all hooks that never fired. Faults with equal model, candidate, dtype, device, stage, tap and
+    verdict are one fault, in whatever layers and cases. A fault of a component is not repeated for the block that
+    contains the component.
     """
     groups: dict[tuple[object, ...], list[tuple[Cell, Finding, str]]] = {}
     for result in results:
@@ -129,11 +129,11 @@ def failures(results: Iterable[CellResult]) -> list[Failure]:
             why = result.blame if number == 0 and result.blame else finding.message
             key = (cell.model, cell.candidate, cell.dtype, cell.device, finding.verdict, *what)
             groups.setdefault(key, []).append((cell, finding, why))
-    found = []
-    for group in groups.values():
-        cell, finding, why = max(group, key=lambda one: _informative(*one))
-        found.append(Failure(cell, finding, cells=len({cell.id for cell, *_ in group}), why=why))
-    return found
+    worst = [(group, max(group, key=lambda one: _informative(*one))) for group in groups.values()]
+    return [
+        Failure(cell, finding, cells=len({cell.id for cell, *_ in group}), why=why)
+        for group, (cell, finding, why) in worst
+    ]
 
 
 def _first_of_each_step(result: CellResult) -> list[Finding]:
@@ -147,7 +147,7 @@ def _first_of_each_step(result: CellResult) -> list[Finding]:
 
 
 def _informative(cell: Cell, finding: Finding, why: str) -> tuple[bool, bool, float]:
-    """Prefer a component to what contains it, a cell's sentence to a finding's message, and a large r to a small one."""
+    """Prefer a component to its block, a cell's sentence to a finding's message, and a large r to a small one."""
     return cell.kind not in ("block", *WHOLE), why != finding.message, finding.r or 0.0
 
 
@@ -178,10 +178,11 @@ def times(results: Sequence[CellResult]) -> Times:
     )
 
 
-def suspects(results: Iterable[CellResult]) -> list[tuple[Cell, Finding]]:
-    """Return the findings where the reference breaks its own bound."""
+def suspects(results: Iterable[CellResult]) -> list[str]:
+    """Return a sentence for each finding where the reference breaks its own bound."""
     return [
-        (cell, finding)
+        f"{cell.component}, {finding.tap}, {cell.dtype}, {cell.case}: r of the reference is "
+        f"{figure(finding.reference_r)}{finding.message and f'. {finding.message}'}"
         for cell, finding in every_finding(results)
         if finding.reference_r is not None and finding.reference_r > 1
     ]

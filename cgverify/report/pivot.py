@@ -1,54 +1,49 @@
-"""A run seen along one of its axes: components down, the axis's values across, the worst of each in between."""
+"""A run along one of its axes: the worst of each kind of component at each value of the axis."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
 from cgverify.common.records import CellResult, Run, Verdict
-from cgverify.report import as_json
-from cgverify.report.document import document
-from cgverify.report.figures import figure
 from cgverify.report.frames import findings_by_cell, worst_by
-from cgverify.report.sections import Section, on_screen
+from cgverify.report.numbers import figure
+from cgverify.report.render import json_rows
+from cgverify.report.sections import Report, Section
 
 
-def render(format: str, run: Run, results: Sequence[CellResult], by: str) -> str:
-    """The pivot as text: table, markdown, csv, or a JSON list with an object per row of `pivot_frame`."""
-    match format:
-        case "table":
-            return on_screen(pivot_sections(results, by))
-        case "markdown":
-            return document(f"{run.model} by {by}", pivot_sections(results, by))
-        case "csv":
-            text: str = pivot_frame(results, by).to_csv(index=False)
-            return text
-        case _:
-            return json.dumps(as_json.rows(pivot_frame(results, by)), allow_nan=False) + "\n"
+def pivot_report(run: Run, results: Sequence[CellResult], by: str) -> Report:
+    """Return a report with a row per kind of component and value of the axis, and the columns of `worst_by`.
 
-
-def pivot_frame(results: Sequence[CellResult], by: str) -> pd.DataFrame:
-    """One row per kind of component and value of the axis, with the columns of `worst_by`."""
-    return worst_by(findings_by_cell(results), ["kind", by])
-
-
-def pivot_sections(results: Sequence[CellResult], by: str) -> list[Section]:
-    """The pivot as a table.
-
-    A layer is a row, since there are many of them and few kinds of component; any other value is a column. Components
-    that belong to no layer have no place in a table of layers.
+    Args:
+        by: one of `cgverify.report.formats.PIVOTS`.
     """
-    frame = pivot_frame(results, by).dropna(subset=[by])
+    frame = worst_by(findings_by_cell(results), ["kind", by])
+    return Report(
+        title=f"{run.model} by {by}",
+        sections=lambda: [_table(frame, by)],
+        frame=lambda: frame,
+        value=lambda: json_rows(frame),
+    )
+
+
+def _table(frame: pd.DataFrame, by: str) -> Section:
+    """Return the table for people.
+
+    Layers are rows, since there are many layers and few kinds of component. The values of any other axis are columns.
+    Components outside the layers are not in a table of layers.
+    """
+    found = frame.dropna(subset=[by])
     down, across = (by, "kind") if by == "layer" else ("kind", by)
-    columns, rows = (list(frame[name].drop_duplicates()) for name in (across, down))
-    entries = {(row[down], row[across]): _entry(row) for row in frame.to_dict("records")}
-    table = [[str(row), *(entries.get((row, column), "") for column in columns)] for row in rows]
-    heading = "layer" if by == "layer" else "component"
-    title = f"by {by}: the worst verdict and the greatest r over everything else"
-    return [Section(title, columns=[heading, *map(str, columns)], rows=table)]
+    columns, rows = (list(found[name].drop_duplicates()) for name in (across, down))
+    entries = {(row[down], row[across]): _entry(row) for row in found.to_dict("records")}
+    return Section(
+        f"by {by}: the worst verdict and the greatest r over all other axes",
+        columns=["layer" if by == "layer" else "component", *map(str, columns)],
+        rows=[[str(row), *(entries.get((row, column), "") for column in columns)] for row in rows],
+    )
 
 
 def _entry(row: Mapping[Any, Any]) -> str:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import pandas as pd
 from rich.box import SIMPLE
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
@@ -41,7 +41,7 @@ WIDE = 100
 LIMIT = 1000 * 1024
 """Bytes of Markdown. GitHub refuses a job summary above 1 MiB, and other steps of the job may add to it."""
 LONGEST = 1000
-"""Characters of a line or a table's entry in Markdown: an exception's message may have pages."""
+"""Characters of a line or a table's entry in Markdown. The message of an exception may be pages long."""
 
 
 def render(format: str, report: Report) -> str:
@@ -82,21 +82,38 @@ def terminal(sections: Iterable[Section]) -> str:
                 style = "dim" if section.tone == "aside" or _is_code(line) else ""
                 text = line[1:-1] if _is_code(line) else line
                 console.print(Text(f"  {printable(text)}", style=style), soft_wrap=True)
-            if section.columns:
-                console.print(_table(section, console.width))
+            for columns in _columns_side_by_side(section, console.width):
+                console.print(_table(section, columns))
     return captured.get()
 
 
-def _table(section: Section, width: int) -> Table:
-    table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
+def _columns_side_by_side(section: Section, width: int) -> Iterator[list[int]]:
+    """Yield the numbers of the columns of each table that a terminal shows for a section."""
+    if not section.columns:
+        return
     left_out = section.wide if width < WIDE else ()
-    places = [place for place, column in enumerate(section.columns) if column not in left_out]
-    for place in places:
-        numeric = any(re.match(r"[~×]?\d", row[place]) for row in section.rows)
-        justify = "right" if numeric and place > 0 else "left"
-        table.add_column(printable(section.columns[place]), overflow="fold", justify=justify)  # type: ignore[arg-type]
+    first, *others = (number for number, column in enumerate(section.columns) if column not in left_out)
+    if not section.splits:
+        yield [first, *others]
+        return
+    needed = [max(map(len, entries)) + 2 for entries in zip(section.columns, *section.rows, strict=True)]
+    shown: list[int] = []
+    for number in others:
+        if shown and sum(needed[each] for each in (first, *shown, number)) > width:
+            yield [first, *shown]
+            shown = []
+        shown.append(number)
+    yield [first, *shown]
+
+
+def _table(section: Section, columns: Sequence[int]) -> Table:
+    table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
+    for number in columns:
+        numeric = any(re.match(r"[~×]?\d", row[number]) for row in section.rows)
+        justify: JustifyMethod = "right" if numeric and number > 0 else "left"
+        table.add_column(printable(section.columns[number]), overflow="fold", justify=justify)
     for row in section.rows:
-        table.add_row(*(_entry(row[place]) for place in places))
+        table.add_row(*(_entry(row[number]) for number in columns))
     return table
 
 

@@ -8,12 +8,10 @@ from itertools import chain
 from typing import Any
 
 import pandas as pd
-from rich.console import Console
 
 from cgverify.common.records import CellResult, Finding, Record, Run, Verdict
 from cgverify.report.comparison import comparison_sections
 from cgverify.report.frames import SETTING, cell_columns, findings_by_cell, findings_frame, setting_of, worst_by
-from cgverify.report.growth import growth
 from cgverify.report.numbers import bits, counted, figure
 from cgverify.report.outcome import (
     counts,
@@ -26,11 +24,11 @@ from cgverify.report.outcome import (
     taps_compared,
     verdict_line,
 )
-from cgverify.report.sections import Report, Section
+from cgverify.report.sections import SHOWN, Report, Section, limited
+from cgverify.report.whole_model import whole_model_lines
 from cgverify.runs.baseline import StoredRun
 from cgverify.runs.comparison.changes import compare
 
-SHOWN = 20
 OUTCOMES = {0: "all held", 1: "parity failure", 3: "something could not be run", 5: "nothing was compared"}
 
 Tables = Callable[[Run, Sequence[CellResult]], Iterator[Section]]
@@ -43,8 +41,8 @@ def run_report(
 
     Args:
         results: in report order.
-        baseline: what to show changes from, in the sections.
-        tables: those of the run's command by default.
+        baseline: a run whose differences from this one are shown, in the sections.
+        tables: functions that make the tables. By default those of the run's command.
     """
 
     def sections() -> Iterator[Section]:
@@ -129,42 +127,21 @@ def _worst_head(findings: pd.DataFrame) -> str:
 
 
 def by_head(_: Run, results: Sequence[CellResult]) -> Iterator[Section]:
-    """Yield tables for each setting with a row per head: its fewest bits and greatest error at each tap.
+    """Yield a table for each setting, with a row per head: its fewest bits and greatest error at each tap.
 
-    Only cells of attention outside its block are counted. A table has as many taps as fit into the terminal.
+    Only cells of attention outside its block are counted.
     """
-    settings: dict[str, list[Finding]] = {}
+    settings: dict[str, dict[str, list[Finding]]] = {}
     for cell, finding in every_finding(results):
         if cell.kind == "attn" and finding.bits_by_head:
-            settings.setdefault(" · ".join(setting_of(cell)), []).append(finding)
-    for setting, findings in settings.items():
-        heads = max(len(finding.bits_by_head) for finding in findings)
-        by_tap: dict[str, list[Finding]] = {}
-        for finding in findings:
-            by_tap.setdefault(finding.tap, []).append(finding)
+            taps = settings.setdefault(" · ".join(setting_of(cell)), {})
+            taps.setdefault(finding.tap, []).append(finding)
+    for setting, taps in settings.items():
+        heads = max(len(finding.bits_by_head) for own in taps.values() for finding in own)
+        rows = [[str(head), *(_of_head(head, own) for own in taps.values())] for head in range(heads)]
+        columns = ["head", *(tap.removeprefix("hook_") for tap in taps)]
         title = f"heads of {setting}: bits that can be trusted, greatest error"
-        for taps in _that_fit(list(by_tap), Console().width):
-            rows = [[str(head), *(_of_head(head, by_tap[tap]) for tap in taps)] for head in range(heads)]
-            yield Section(title, columns=["head", *map(_heading, taps)], rows=rows)
-            title = ""
-
-
-def _that_fit(taps: Sequence[str], width: int) -> Iterator[list[str]]:
-    """Yield groups of taps whose columns fit into a terminal side by side."""
-    row: list[str] = []
-    left = width - len(" head ")
-    for tap in taps:
-        needed = max(len(_heading(tap)), len("21.3 4e-07")) + 1
-        if row and needed > left:
-            yield row
-            row, left = [], width - len(" head ")
-        row.append(tap)
-        left -= needed
-    yield row
-
-
-def _heading(tap: str) -> str:
-    return tap.removeprefix("hook_")
+        yield Section(title, columns=columns, rows=rows, splits=True)
 
 
 def _of_head(head: int, findings: Sequence[Finding]) -> str:
@@ -182,7 +159,7 @@ DETAILED: tuple[Tables, ...] = (by_component, by_head)
 
 
 def _notices(run: Run, results: Sequence[CellResult]) -> Iterator[Section]:
-    for line in growth(results):
+    for line in whole_model_lines(results):
         yield Section(line, tone="note")
     allowed = run.environment.get("numerics", {}).get("allowed", [])
     if allowed:
@@ -193,8 +170,7 @@ def _notices(run: Run, results: Sequence[CellResult]) -> Iterator[Section]:
     suspected = suspects(results)
     if suspected:
         title = f"The reference breaks its own bound at {counted(len(suspected), 'tap')}"
-        lines = [f"{cell.component}, {one.tap}, {cell.dtype}, {cell.case}: {one.message}" for cell, one in suspected]
-        yield Section(title, lines[:SHOWN], tone="warning")
+        yield Section(title, limited(suspected), tone="warning")
     for candidate, hooks in silent_hooks(results).items():
         title = f"hooks of {candidate} that never fired in a cell (not gated): {', '.join(hooks)}"
         yield Section(title, tone="aside")

@@ -1,16 +1,13 @@
-"""The report of the self-test: a DataFrame with a row for each result, and a page for the screen."""
+"""The report of the self-test: a DataFrame with a row for each result, and sections for the terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 
 import pandas as pd
-from rich.box import SIMPLE
-from rich.console import Console, RenderableType
-from rich.table import Table
-from rich.text import Text
 
+from cgverify.report.sections import Section
 from cgverify.selftest.candidates import Fault
 from cgverify.selftest.result import Outcome, SelfTestResult
 
@@ -48,6 +45,32 @@ def _row(result: SelfTestResult) -> dict[str, object]:
     }
 
 
+def sections(results: Sequence[SelfTestResult]) -> Iterator[Section]:
+    """Yield what failed, then the faults that nothing can show, then the counts."""
+    of = {outcome: [result for result in results if result.outcome is outcome] for outcome in Outcome}
+    for result in of[Outcome.MISSED]:
+        yield Section(f"missed {_where(result)}: {result.known.sentence}", tone="bad")
+    for result in of[Outcome.FALSE_ALARM]:
+        message = result.first.message if result.first else ""
+        yield Section(f"false alarm {_where(result)}, case {result.case}: {message}", tone="bad")
+    for result in results:
+        if result.rightly_blamed is False and isinstance(result.known, Fault):
+            stages = " or ".join(sorted(result.known.stages))
+            title = f"wrong blame {_where(result)}: {', '.join(result.blamed)} instead of {stages}"
+            yield Section(title, tone="warning")
+    for outcome in (Outcome.NO_BIT, Outcome.BELOW):
+        for (dtype, device), group in _by_dtype(of[outcome]):
+            names = ", ".join(result.known.name for result in group)
+            yield Section(f"{outcome.value} in {dtype} on {device}: {names}", tone="aside")
+    columns = ["dtype", "device", *(outcome.value for outcome in Outcome), "rightly blamed"]
+    yield Section("", columns=columns, rows=[_counts(setting, group) for setting, group in _by_dtype(results)])
+    yield _summary(results)
+
+
+def _where(result: SelfTestResult) -> str:
+    return f"{result.known.name} in {result.dtype} on {result.device}"
+
+
 def _by_dtype(results: Iterable[SelfTestResult]) -> list[tuple[tuple[str, str], list[SelfTestResult]]]:
     """Group results by dtype and device."""
 
@@ -57,62 +80,20 @@ def _by_dtype(results: Iterable[SelfTestResult]) -> list[tuple[tuple[str, str], 
     return [(each, list(group)) for each, group in groupby(sorted(results, key=key), key=key)]
 
 
-def show(console: Console, results: Sequence[SelfTestResult]) -> None:
-    """Print what failed, then the faults that nothing can show, then the counts."""
-    for part in _parts(results):
-        console.print(part, soft_wrap=isinstance(part, Text))
+def _counts(setting: tuple[str, str], results: Sequence[SelfTestResult]) -> list[str]:
+    """Count the outcomes in a dtype on a device, and the faults with the right stage blamed."""
+    counts = [sum(result.outcome is outcome for result in results) for outcome in Outcome]
+    rightly = sum(result.rightly_blamed is True for result in results)
+    return [*setting, *map(str, (*counts, rightly))]
 
 
-def _parts(results: Sequence[SelfTestResult]) -> list[RenderableType]:
-    of = {outcome: [result for result in results if result.outcome is outcome] for outcome in Outcome}
-    parts: list[RenderableType] = [
-        *(Text(f"missed {_where(result)}: {result.known.sentence}", "red") for result in of[Outcome.MISSED]),
-        *(
-            Text(
-                f"false alarm {_where(result)}, case {result.case}: {result.first.message if result.first else ''}",
-                "red",
-            )
-            for result in of[Outcome.FALSE_ALARM]
-        ),
-    ]
-    for result in results:
-        if result.rightly_blamed is False and isinstance(result.known, Fault):
-            stages = " or ".join(sorted(result.known.stages))
-            parts.append(
-                Text(f"wrong blame {_where(result)}: {', '.join(result.blamed)} instead of {stages}", "yellow")
-            )
-    for outcome in (Outcome.NO_BIT, Outcome.BELOW):
-        for (dtype, device), group in _by_dtype(of[outcome]):
-            names = ", ".join(result.known.name for result in group)
-            parts.append(Text(f"{outcome.value} in {dtype} on {device}: {names}", "dim"))
-    return [*parts, _counts(results), _summary(results)]
-
-
-def _where(result: SelfTestResult) -> str:
-    return f"{result.known.name} in {result.dtype} on {result.device}"
-
-
-def _counts(results: Sequence[SelfTestResult]) -> Table:
-    """Count the outcomes in each dtype on each device, and the faults with the right stage blamed."""
-    table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
-    for column in ("dtype", "device"):
-        table.add_column(column, no_wrap=True)
-    for column in (*(outcome.value for outcome in Outcome), "rightly blamed"):
-        table.add_column(column, justify="right", min_width=max(map(len, column.split())))
-    for setting, group in _by_dtype(results):
-        counts = [sum(result.outcome is outcome for result in group) for outcome in Outcome]
-        rightly = sum(result.rightly_blamed is True for result in group)
-        table.add_row(*setting, *map(str, (*counts, rightly)))
-    return table
-
-
-def _summary(results: Sequence[SelfTestResult]) -> Text:
+def _summary(results: Sequence[SelfTestResult]) -> Section:
     count = {outcome: sum(result.outcome is outcome for result in results) for outcome in Outcome}
     caught = count[Outcome.CAUGHT]
     share = sum(result.rightly_blamed is True for result in results) / caught if caught else 1.0
     passed = share >= REQUIRED_SHARE and not any(result.outcome.fails for result in results)
-    return Text(
+    return Section(
         f"{caught} faults caught, {count[Outcome.MISSED]} missed, {count[Outcome.FALSE_ALARM]} false alarms in "
         f"{count[Outcome.HELD] + count[Outcome.FALSE_ALARM]} correct variants; right stage blamed in {share:.1%}",
-        "bold" if passed else "bold red",
+        tone="plain" if passed else "bad",
     )

@@ -13,7 +13,7 @@ from hand_made_bench import measured, run
 from cgverify.bench import page as bench_page
 from cgverify.bench.baseline import changes
 from cgverify.bench.table import COLUMNS, amount, bench_frame, sections
-from cgverify.report.sections import on_screen
+from cgverify.report.render import terminal
 
 RUN = run(
     measured(0.98, seq_len=8),
@@ -28,7 +28,7 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 def test_table_shows_every_figure_in_eighty_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    text = on_screen(sections(RUN, changes(run(measured(0.5, seq_len=8)), RUN)))
+    text = terminal(sections(RUN, changes(run(measured(0.5, seq_len=8)), RUN)))
     assert "…" not in text
     for shown in ("0.980", "~1.300", "0.970–0.990", "9.8 ms", "10 ms", "10%", "same", "other", "700 MB", "1 GB"):
         assert shown in text

@@ -5,24 +5,22 @@ from __future__ import annotations
 import json
 import re
 from io import StringIO
-from typing import cast
 
 import pandas as pd
 import pytest
 from command_line import ROOT
 from junitparser import Error, Failure, JUnitXml, Skipped
 from made_records import a_finding, a_result, a_run
-from rich.table import Table
 
 from cgverify.common.records import CellResult, Verdict
 from cgverify.report.across import COLUMNS as ACROSS_COLUMNS
 from cgverify.report.comparison import COLUMNS as COMPARISON_COLUMNS
-from cgverify.report.document import LIMIT
-from cgverify.report.formats import FORMATS, PIVOT_FORMATS, PIVOTS, render
+from cgverify.report.formats import FORMATS, PIVOT_FORMATS, PIVOTS, render_run
 from cgverify.report.frames import CELL, FINDING, summary_frame
-from cgverify.report.heads import by_head
-from cgverify.report.pivot import render as render_pivot
-from cgverify.report.sections import Section, on_screen
+from cgverify.report.pivot import pivot_report
+from cgverify.report.render import LIMIT, render, terminal
+from cgverify.report.run import by_head
+from cgverify.report.sections import Section
 
 AWKWARD = 'raised <a> & "b" | 100%\r\n::error::no, `x` *y* \x1b[31mred\x00, and: more'
 
@@ -50,7 +48,7 @@ def test_every_format_shows_an_awkward_run_and_an_empty_one(format: str) -> None
         for one in awkward()
     ]
     for results in (printable, []):
-        text = render(format, a_run(), results)
+        text = render_run(format, a_run(), results)
         assert text.endswith("\n")
         text.encode()
 
@@ -66,18 +64,18 @@ def test_no_terminal_obeys_what_a_run_holds(format: str) -> None:
     known = a_run().checkpoints
     known = (*known, known[0].model_copy(update={"name": f"m{unfit}"}))
     for command in ("all-components", "attention"):
-        text = render(format, a_run(command=command, checkpoints=known), results)
+        text = render_run(format, a_run(command=command, checkpoints=known), results)
         assert "blocks.0.attn" in text
         assert not set("\x1b\x07\x9b\u202e") & set(text)
 
 
 def test_no_terminal_obeys_what_a_comparison_holds() -> None:
     section = Section("t\x1b", ["l\x1b"], columns=["c\x1b"], rows=[["r\x1b"]])
-    assert on_screen([section]).count(r"\x1b") == 4
+    assert terminal([section]).count(r"\x1b") == 4
 
 
 def test_junit_tells_failures_from_errors_and_skips() -> None:
-    report = JUnitXml.fromstring(render("junit", a_run(), awkward()).encode())
+    report = JUnitXml.fromstring(render_run("junit", a_run(), awkward()).encode())
     (suite,) = report
     assert (report.tests, report.failures, report.errors, report.skipped) == (5, 1, 1, 1)
     assert suite.name == "m · c · float32 · cpu · rotary_dim 8"
@@ -97,7 +95,7 @@ def test_annotations_are_the_worst_ten_each_on_one_line() -> None:
         for layer in range(30)
     ]
     results.append(a_result(a_finding("boot", "boot", Verdict.DIVERGED, r=None, message="it raised"), layer=40))
-    lines = render("github", a_run(), results).splitlines()
+    lines = render_run("github", a_run(), results).splitlines()
     errors = [line for line in lines if line.startswith("::error ")]
     assert len(errors) == 10
     assert len(lines) == 11
@@ -112,7 +110,10 @@ def test_annotations_are_the_worst_ten_each_on_one_line() -> None:
 
 
 def test_a_run_that_held_is_a_notice() -> None:
-    assert render("github", a_run(), [a_result()]) == "::notice title=cgverify m::1 cells, 1 taps compared: 1 bitwise\n"
+    assert (
+        render_run("github", a_run(), [a_result()])
+        == "::notice title=cgverify m::1 cells, 1 taps compared: 1 bitwise\n"
+    )
 
 
 def test_markdown_of_twenty_thousand_awkward_cells_stays_under_githubs_limit() -> None:
@@ -125,17 +126,17 @@ def test_markdown_of_twenty_thousand_awkward_cells_stays_under_githubs_limit() -
         )
         for number in range(20_000)
     ]
-    text = render("markdown", a_run(), results)
+    text = render_run("markdown", a_run(), results)
     assert len(text.encode()) < 1 << 20
     assert len(text.encode()) > LIMIT / 2, "what fits is shown"
     assert "20000 diverged" in text
-    assert "19980 more faults" in text
+    assert "19,980 more faults" in text
     assert "sections left out" in text
     assert "<details>" not in text.replace(r"\<details", "")
 
 
 def test_markdown_tables_have_as_many_fields_in_every_row() -> None:
-    text = render(
+    text = render_run(
         "markdown", a_run(), [a_result(a_finding(verdict=Verdict.DIVERGED, at="a | b", message=AWKWARD[:40]))]
     )
     table = [line for line in text.splitlines() if line.startswith("|")]
@@ -152,18 +153,18 @@ def test_every_cell_is_counted_whatever_it_differs_in() -> None:
     ]
     results = [a_result(a_finding(), a_finding("hook_out"), **cell) for cell in others]
     assert summary_frame(results)["cells"].sum() == len(others)
-    by_layer = pd.read_csv(StringIO(render_pivot("csv", a_run(), results, "layer")))
+    by_layer = pd.read_csv(StringIO(render("csv", pivot_report(a_run(), results, "layer"))))
     assert by_layer["cells"].tolist() == [len(others)]
 
 
 def test_every_model_has_its_own_section() -> None:
     results = [a_result(model=model) for model in ("m", "n")]
-    text = render("markdown", a_run(), results)
+    text = render_run("markdown", a_run(), results)
     assert [line for line in text.splitlines() if "· c ·" in line] == [
-        f"### {model} · c · float32 · cpu · rotary\\_dim 8" for model in ("m", "n")
+        f"### {model} · c · float32 · cpu · rotary\\_dim 8 · random (seed 0)" for model in ("m", "n")
     ]
     heads = [a_result(a_finding(bits_by_head=(1.0,), errors_by_head=(0.1,)), model=model) for model in ("m", "n")]
-    assert [str(cast(Table, table).title).split(" · ")[0] for table in by_head(a_run(), heads, 80)] == [
+    assert [section.title.split(" · ")[0] for section in by_head(a_run(), heads)] == [
         "heads of m",
         "heads of n",
     ]
@@ -187,7 +188,7 @@ def test_pivots_put_the_values_of_an_axis_beside_each_other(by: str, format: str
             values[by], (Verdict.BITWISE, Verdict.BOUNDED), (0.125, 0.25), (20.0, 6.0), strict=True
         )
     ]
-    text = render_pivot(format, a_run(), results, by)
+    text = render(format, pivot_report(a_run(), results, by))
     if format == "csv":
         frame = pd.read_csv(StringIO(text), keep_default_na=False)
         assert frame[["kind", by]].astype(str).drop_duplicates().shape[0] == 4

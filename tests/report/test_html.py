@@ -16,9 +16,9 @@ from made_records import a_run_folder
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from cgverify.common.records import Cell, CellResult, Checkpoint, Finding, Run, Verdict
-from cgverify.report.comparison import sections
-from cgverify.report.html.chart import Pair, Series, line_chart, pair_chart
-from cgverify.report.html.page import MOST_FINDINGS, render
+from cgverify.report.comparison import comparison_sections
+from cgverify.report.html.chart import ErrorPair, Series, line_chart, pair_chart
+from cgverify.report.html.page import MOST_FINDINGS, run_page
 from cgverify.report.html.scale import LogScale
 from cgverify.runs.baseline import StoredRun
 from cgverify.runs.comparison import compare_runs
@@ -160,7 +160,7 @@ def shown_rows(page: Page) -> list[str]:
 
 
 def test_a_passing_run(look: Open) -> None:
-    page = look(render(RUN, passing()))
+    page = look(run_page(RUN, passing()))
     assert page.locator(".outcome").inner_text().split() == ["=", "Every", "tap", "holds"]
     assert page.locator("#failures, #changes").count() == 0
     # hook_z and hook_out of attention in 3 layers, 2 dtypes and 2 cases; embed outside the layers, 2 dtypes, 1 case.
@@ -171,7 +171,7 @@ def test_a_passing_run(look: Open) -> None:
 
 
 def test_a_failing_run_tells_its_faults_first_with_the_command(look: Open) -> None:
-    page = look(render(RUN, failing()))
+    page = look(run_page(RUN, failing()))
     assert page.locator(".outcome").inner_text().split() == ["×", "2", "faults"]
     first = page.locator(".failures li").first.inner_text()
     assert "blocks.1.attn, mine in bfloat16, case decode: mix is off" in first
@@ -183,13 +183,13 @@ def test_a_failing_run_tells_its_faults_first_with_the_command(look: Open) -> No
 
 
 def test_what_findings_say_is_text_whatever_it_is(look: Open) -> None:
-    page = look(render(RUN, failing()))
+    page = look(run_page(RUN, failing()))
     assert HOSTILE in page.locator(".failures li").first.inner_text()
     assert page.evaluate("window.owned") is None
 
 
 def test_pointing_at_a_square_shows_r_and_where_it_is_worst(look: Open) -> None:
-    page = look(render(RUN, failing()))
+    page = look(run_page(RUN, failing()))
     square(page, "attn.hook_z", "1").hover()
     tip = page.locator("#tip").inner_text()
     assert "diverged · r 419" in tip
@@ -201,7 +201,7 @@ def test_pointing_at_a_square_shows_r_and_where_it_is_worst(look: Open) -> None:
 
 
 def test_the_keyboard_reaches_what_the_mouse_does(look: Open) -> None:
-    page = look(render(RUN, failing()))
+    page = look(run_page(RUN, failing()))
     page.locator("#heat td[tabindex='0']").focus()
     page.keyboard.press("ArrowDown")  # from embed, outside the layers, there is nothing below
     assert "embed.hook_out" in page.locator("#tip").inner_text()
@@ -216,7 +216,7 @@ def test_the_keyboard_reaches_what_the_mouse_does(look: Open) -> None:
 
 
 def test_pressing_a_square_shows_its_findings(look: Open) -> None:
-    page = look(render(RUN, failing()))
+    page = look(run_page(RUN, failing()))
     page.locator("#map-filters select").first.select_option("bfloat16")
     square(page, "attn.hook_z", "1").click()
     assert [row.split("\t")[:4] for row in shown_rows(page)] == [
@@ -225,7 +225,7 @@ def test_pressing_a_square_shows_its_findings(look: Open) -> None:
 
 
 def test_a_finger_is_told_first_and_led_on_by_the_second_touch(look: Open) -> None:
-    page = look(render(RUN, failing()), has_touch=True, viewport={"width": 360, "height": 740})
+    page = look(run_page(RUN, failing()), has_touch=True, viewport={"width": 360, "height": 740})
     wrong = square(page, "attn.hook_z", "1")
     wrong.tap()
     assert "r 419" in page.locator("#tip").inner_text()
@@ -236,7 +236,7 @@ def test_a_finger_is_told_first_and_led_on_by_the_second_touch(look: Open) -> No
 
 
 def test_the_heat_map_narrows_to_a_dtype(look: Open) -> None:
-    page = look(render(RUN, failing()))
+    page = look(run_page(RUN, failing()))
     page.locator("#map-filters select").first.select_option("float32")
     assert square(page, "attn.hook_z", "1").inner_text() == "="
     assert square(page, "attn.hook_z", "bfloat16").inner_text() == ""
@@ -245,7 +245,7 @@ def test_the_heat_map_narrows_to_a_dtype(look: Open) -> None:
 
 
 def test_the_table_filters(look: Open) -> None:
-    page = look(render(RUN, failing()))
+    page = look(run_page(RUN, failing()))
     assert len(shown_rows(page)) == 2 + 2 * 12 + 1
     page.locator("[data-name=verdict]").select_option("missing")
     assert len(shown_rows(page)) == 1
@@ -262,7 +262,7 @@ def test_the_table_filters(look: Open) -> None:
 
 def test_without_scripts_the_same_squares_stand_there(browser: Browser, look: Open) -> None:
     """The page's script and its template find the same worst of everything."""
-    report = render(RUN, failing())
+    report = run_page(RUN, failing())
 
     def squares(page: Page) -> list[tuple[str, str, str]]:
         """What each looks like, and its r."""
@@ -281,14 +281,14 @@ def test_without_scripts_the_same_squares_stand_there(browser: Browser, look: Op
 
 @pytest.mark.parametrize("report", [passing, failing])
 def test_it_fits_a_phone(look: Open, report: Callable[[], list[CellResult]]) -> None:
-    page = look(render(RUN, report(), baseline=StoredRun(RUN, passing())), viewport={"width": 360, "height": 740})
+    page = look(run_page(RUN, report(), baseline=StoredRun(RUN, passing())), viewport={"width": 360, "height": 740})
     assert page.evaluate("document.documentElement.scrollWidth") == 360
     table = page.locator(".scroll:has(#finding-table)")
     assert table.evaluate("box => box.scrollWidth > box.clientWidth")  # it scrolls in its own box
 
 
 def test_it_prints_whole_and_without_controls(look: Open) -> None:
-    page = look(render(RUN, failing(), baseline=StoredRun(RUN, passing())), viewport={"width": 1032, "height": 300})
+    page = look(run_page(RUN, failing(), baseline=StoredRun(RUN, passing())), viewport={"width": 1032, "height": 300})
     page.emulate_media(media="print")
     assert page.locator("nav, select, button, input").locator("visible=true").count() == 0
     boxes = page.locator(".scroll")
@@ -312,7 +312,7 @@ def contrast(one: str, other: str) -> float:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_verdicts_are_told_apart_without_seeing_colour(look: Open, scheme: str) -> None:
     """Symbols differ and can be read on their ground; failures differ from passes in lightness alone."""
-    page = look(render(RUN, passing()), color_scheme=scheme)
+    page = look(run_page(RUN, passing()), color_scheme=scheme)
     badges = page.locator(".legend .badge")
     looks = badges.evaluate_all(
         "all => all.map(one => [getComputedStyle(one).color, getComputedStyle(one).background])"
@@ -330,18 +330,18 @@ def test_verdicts_are_told_apart_without_seeing_colour(look: Open, scheme: str) 
 
 def test_a_compared_run_says_what_changed(look: Open) -> None:
     now = RUN.model_copy(update={"environment": {"versions": {"torch": "2.14"}}})
-    page = look(render(now, failing(), StoredRun(RUN, passing())))
+    page = look(run_page(now, failing(), StoredRun(RUN, passing())))
     assert "1 tap worse than the baseline" in page.locator(".outcome").inner_text()
     section = page.locator("section:has(#changes)").inner_text()
     compared = compare_runs(StoredRun(RUN, passing()), StoredRun(now, failing()))
-    for part in sections(compared):
+    for part in comparison_sections(compared):
         assert part.title in section
         assert all(line in section for line in part.lines)
     assert "Worse: 1 tap" in section
     assert "bitwise → diverged" in section
     assert re.search(r"versions\.torch\s+2\.13\s+2\.14", section)
     assert re.search(r"cells appeared\s+1", section)
-    same = look(render(RUN, passing(), StoredRun(RUN, passing())))
+    same = look(run_page(RUN, passing(), StoredRun(RUN, passing())))
     assert "nothing changed" in same.locator(".outcome").inner_text()
 
 
@@ -353,7 +353,7 @@ def test_a_huge_run_stays_usable(look: Open) -> None:
         result(layer, "attn", dtype, f"case{case}", [wrong if (layer, case) == (9, 5) else tap for tap in taps])
         for layer, dtype, case in product(range(20), ("float64", "float32", "bfloat16", "float16"), range(12))
     ]
-    report = render(RUN, results)
+    report = run_page(RUN, results)
     assert len(report.encode()) < 1_500_000
     page = look(report)
     assert page.locator("#finding-table tbody tr").count() == MOST_FINDINGS
@@ -379,7 +379,9 @@ def test_zero_and_infinity_have_places_of_their_own() -> None:
 
 def test_a_chart_stands_by_itself() -> None:
     lines = line_chart([Series("a <b>", ((1, 0.0), (8, 2.0)))], title="t", x_label="n", limit=1.0)
-    pairs = pair_chart([Pair("tap", "s", 1.0, 0.5), Pair("other", "z", 0.0, 0.5)], title="t", x_label="r", limit=1.0)
+    pairs = pair_chart(
+        [ErrorPair("tap", "s", 1.0, 0.5), ErrorPair("other", "z", 0.0, 0.5)], title="t", x_label="r", limit=1.0
+    )
     marks = [len(ET.fromstring(chart).findall(".//*[@class='mark']")) for chart in (lines, pairs)]
     assert marks == [2, 2]
     assert "a <b>, 8: 2" in [title.text for title in ET.fromstring(lines).iter() if title.tag.endswith("title")]

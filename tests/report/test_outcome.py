@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from cgverify.common.records import Cell, CellResult, Checkpoint, Finding, Run, Verdict
-from cgverify.report.as_json import render
+from cgverify.report.formats import render_run
 from cgverify.report.frames import in_plan_order, summary_frame
 from cgverify.report.outcome import exit_code, failures, silent_hooks, times
 
@@ -119,7 +119,7 @@ def test_why_a_cell_failed_stands_in_summary_and_json() -> None:
     summary = summary_frame(results).set_index("component")
     assert summary.loc["blocks.1.attn", "blame"] == "mix breaks first"
     assert pd.isna(summary.loc["blocks.0.attn", "blame"])
-    (failed,) = json.loads(render(RUN, results))["failed"]
+    (failed,) = json.loads(render_run("json", RUN, results))["failed"]
     assert (failed["component"], failed["blame"]) == ("blocks.1.attn", "mix breaks first")
 
 

@@ -1,6 +1,5 @@
-"""A run as one HTML file that needs nothing else: no network, no fonts, no library.
+"""A run as one HTML file without network, fonts or libraries.
 
-The heat map is a table and the charts are SVG, so that they can be read aloud, printed, reached with the keyboard and
-searched, and the file of a whole checkpoint stays under a megabyte where plotly alone adds 4.8. `chart` draws for
-others too: its SVG stands by itself.
+The heat map is a table and the charts are SVG, so that they can be read aloud, printed, searched, and reached with the
+keyboard. The file of a whole checkpoint is smaller than a megabyte; plotly alone would add 4.8.
 """

@@ -1,7 +1,7 @@
 """Charts as SVG: lines over a whole-numbered axis, and pairs of dots over a logarithmic one.
 
-They stand by themselves, in a page or as a file. Colours are custom properties with a value to fall back on, so that a
-page can have them follow its theme. Series differ in shape and dash as well as in colour.
+A chart can be part of a page or a file of its own. Colours are custom properties with fallback values, so that a page can
+adapt them to its theme. Series differ in shape and dash as well as in colour.
 """
 
 from __future__ import annotations
@@ -18,21 +18,22 @@ from cgverify.report.html.templating import render_template
 SHAPES = ("circle", "square", "triangle", "diamond")
 COLOURS = ("#0072b2", "#b26a00", "#00795a", "#a6487f", "#4d5b6a", "#6b4fbb")
 DASHES = ("", "6 3", "2 3", "8 3 2 3")
+MOST_LABELS = 18
 
 
 @dataclass(frozen=True)
 class Series:
-    """One line: its name, and its figures at whole numbers (layers, sequence lengths)."""
+    """A line: its name, and its values at whole numbers, such as layers or sequence lengths."""
 
     name: str
     points: tuple[tuple[int, float], ...]
     intervals: tuple[tuple[float, float], ...] = ()
-    """The ends of each figure's interval, if figures have intervals."""
+    """The ends of each value's interval, if the values have intervals."""
 
 
 @dataclass(frozen=True)
-class Pair:
-    """Two figures that are compared, under a row's label and a series' name."""
+class ErrorPair:
+    """The errors of candidate and reference, under a row's label and a series' name."""
 
     row: str
     series: str
@@ -42,7 +43,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Style:
-    """What a series looks like."""
+    """How a series is drawn."""
 
     name: str
     colour: str
@@ -51,15 +52,15 @@ class Style:
 
 
 def styles(names: Sequence[str]) -> dict[str, Style]:
-    """A look of its own for each series, by its place."""
+    """Return a style for each series, by its number."""
     return {
         name: Style(
             name,
-            f"var(--series-{place % len(COLOURS)}, {COLOURS[place % len(COLOURS)]})",
-            SHAPES[place % len(SHAPES)],
-            DASHES[place % len(DASHES)],
+            f"var(--series-{number % len(COLOURS)}, {COLOURS[number % len(COLOURS)]})",
+            SHAPES[number % len(SHAPES)],
+            DASHES[number % len(DASHES)],
         )
-        for place, name in enumerate(names)
+        for number, name in enumerate(names)
     }
 
 
@@ -73,18 +74,18 @@ def line_chart(
     scale: type[LogScale] | type[LinearScale] = LogScale,
     x_scale: Callable[[float], float] = float,
 ) -> Markup:
-    """Draw figures that are not negative over whole numbers.
+    """Draw values that are not negative over whole numbers.
 
     Args:
-        title: what a screen reader says of the whole.
-        limit: the figure at which a dashed line is drawn across.
-        scale: the axis of the figures.
+        title: the label for screen readers.
+        limit: the value at which a dashed line is drawn across.
+        scale: the axis of the values.
         x_scale: the axis of the whole numbers: `float` is linear, `math.log2` logarithmic.
     """
     width, left, right, top, bottom = 560, 46, 16, 20, 224
-    figures = [y for one in series for _, y in one.points] + ([] if limit is None else [limit])
+    values = [y for one in series for _, y in one.points] + ([] if limit is None else [limit])
     ends = [end for one in series for interval in one.intervals for end in interval]
-    y_scale = scale.over(figures + ends, start=bottom, end=top)
+    y_scale = scale.over(values + ends, start=bottom, end=top)
     xs = sorted({x for one in series for x, _ in one.points})
     span = (x_scale(xs[-1]) - x_scale(xs[0])) or 1
 
@@ -94,6 +95,10 @@ def line_chart(
     def mark(name: str, x: int, y: float, interval: tuple[float, float] | None) -> tuple[Any, ...]:
         text = f"{name}, {x}: {y:.3g}" + ("" if interval is None else f" ({interval[0]:.3g}–{interval[1]:.3g})")
         return across(x), y_scale.place(y), interval and [y_scale.place(end) for end in interval], text
+
+    def marks(one: Series) -> list[tuple[Any, ...]]:
+        intervals: Sequence[tuple[float, float] | None] = one.intervals or [None] * len(one.points)
+        return [mark(one.name, x, y, interval) for (x, y), interval in zip(one.points, intervals, strict=True)]
 
     look = styles([one.name for one in series])
     return render_template(
@@ -105,37 +110,27 @@ def line_chart(
         right=width - right,
         bottom=bottom,
         y_ticks=y_scale.ticks(),
-        x_ticks=[(across(x), x) for x in _thinned(xs)],
+        x_ticks=[(across(x), x) for x in xs[:: max(1, -(-len(xs) // MOST_LABELS))]],
         limit=None if limit is None else y_scale.place(limit),
         limit_label=limit_label,
-        lines=[
-            (
-                look[one.name],
-                [mark(one.name, x, y, interval) for (x, y), interval in zip(one.points, _intervals(one), strict=True)],
-            )
-            for one in series
-        ],
+        lines=[(look[one.name], marks(one)) for one in series],
     )
 
 
-def _intervals(one: Series) -> Sequence[tuple[float, float] | None]:
-    return one.intervals or [None] * len(one.points)
-
-
-def pair_chart(pairs: Sequence[Pair], *, title: str, x_label: str, limit: float | None = None) -> Markup:
-    """A row per label: of each series a ring (reference) and a dot (candidate), joined, on a logarithmic scale.
+def pair_chart(pairs: Sequence[ErrorPair], *, title: str, x_label: str, limit: float | None = None) -> Markup:
+    """Draw a row per label: for each series a ring (reference) and a dot (candidate), joined, on a logarithmic scale.
 
     Args:
-        title: what a screen reader says of the whole.
-        limit: where a line is drawn down, as far as nothing may go.
+        title: the label for screen readers.
+        limit: the value at which a dashed line is drawn down.
     """
     rows = list(dict.fromkeys(pair.row for pair in pairs))
     look = styles(list(dict.fromkeys(pair.series for pair in pairs)))
     width, left, right, top, lane = 760, 200, 20, 26, 9
     step = lane * (len(look) + 1)
-    figures = [figure for pair in pairs for figure in (pair.candidate, pair.reference)]
-    figures += [] if limit is None else [limit]
-    scale = LogScale.over(figures, start=left + 12, end=width - right)
+    values = [value for pair in pairs for value in (pair.candidate, pair.reference)]
+    values += [] if limit is None else [limit]
+    scale = LogScale.over(values, start=left + 12, end=width - right)
     return render_template(
         "pairs.svg.j2",
         title=title,
@@ -159,8 +154,3 @@ def pair_chart(pairs: Sequence[Pair], *, title: str, x_label: str, limit: float 
             for pair in pairs
         ],
     )
-
-
-def _thinned(xs: Sequence[int]) -> Sequence[int]:
-    """As many as have room for a label."""
-    return xs[:: max(1, -(-len(xs) // 18))]

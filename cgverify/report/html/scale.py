@@ -1,4 +1,4 @@
-"""A logarithmic axis on which zero and infinity have places of their own."""
+"""The axes of charts: a logarithmic one on which zero and infinity have places of their own, and a linear one."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ LANE = 26.0
 
 @dataclass(frozen=True)
 class LogScale:
-    """Where figures stand between `start` and `end`, in pixels; `end` may lie before `start`.
+    """A logarithmic axis from pixel `start` to pixel `end`, which may be less than `start`.
 
-    With start 0, end 126 and the figures 0, 0.01 and 1: zero is at 0, 0.01 at 26 and 1 at 126.
+    With start 0, end 126 and the values 0, 0.01 and 1: 0 is at pixel 0, 0.01 at 26 and 1 at 126.
     """
 
     start: float
@@ -27,27 +27,27 @@ class LogScale:
     has_infinity: bool
 
     @classmethod
-    def over(cls, figures: Iterable[float], start: float, end: float) -> LogScale:
-        """The whole decades that hold all figures, which are not negative."""
-        seen = list(figures)
-        positive = [figure for figure in seen if 0 < figure < math.inf]
+    def over(cls, values: Iterable[float], start: float, end: float) -> LogScale:
+        """Return an axis of whole decades that contains all values, which are not negative."""
+        seen = list(values)
+        positive = [value for value in seen if 0 < value < math.inf]
         low = math.floor(math.log10(min(positive))) if positive else 0
         high = math.ceil(math.log10(max(positive))) if positive else 1
         return cls(start, end, low, max(high, low + 1), 0 in seen, math.inf in seen)
 
-    def place(self, figure: float) -> float:
-        """The pixel of a figure."""
-        if figure == 0:
+    def place(self, value: float) -> float:
+        """Return the pixel of a value."""
+        if value == 0:
             return self.start
-        if figure == math.inf:
+        if value == math.inf:
             return self.end
         lane = math.copysign(LANE, self.end - self.start)
         first = self.start + lane * self.has_zero
         last = self.end - lane * self.has_infinity
-        return round(first + (math.log10(figure) - self.low) / (self.high - self.low) * (last - first), 1)
+        return round(first + (math.log10(value) - self.low) / (self.high - self.low) * (last - first), 1)
 
     def ticks(self) -> list[tuple[float, str]]:
-        """Pixel and label of zero, of some decades, and of infinity."""
+        """Return pixel and label of zero, of some decades, and of infinity."""
         step = math.ceil((self.high - self.low) / MOST_TICKS)
         decades = [(self.place(10.0**power), _power(power)) for power in range(self.low, self.high + 1, step)]
         zero = [(self.start, "0")] if self.has_zero else []
@@ -63,16 +63,16 @@ class LinearScale:
     high: float
 
     @classmethod
-    def over(cls, figures: Iterable[float], start: float, end: float) -> LinearScale:
-        """Return an axis a little longer than the greatest of the figures, which are not negative."""
-        return cls(start, end, 1.05 * max(figures))
+    def over(cls, values: Iterable[float], start: float, end: float) -> LinearScale:
+        """Return an axis a little longer than the greatest of the values, which are not negative."""
+        return cls(start, end, 1.05 * max(values))
 
-    def place(self, figure: float) -> float:
-        """Return the pixel of a figure."""
-        return round(self.start + figure / self.high * (self.end - self.start), 1)
+    def place(self, value: float) -> float:
+        """Return the pixel of a value."""
+        return round(self.start + value / self.high * (self.end - self.start), 1)
 
     def ticks(self) -> list[tuple[float, str]]:
-        """Return pixel and label of four to nine round figures: for `high` 1.05 they are 0, 0.25, 0.5, 0.75 and 1."""
+        """Return pixel and label of four to nine round values: for `high` 1.05 they are 0, 0.25, 0.5, 0.75 and 1."""
         power = 10.0 ** math.floor(math.log10(self.high))
         step = power / 4 if self.high < 2 * power else power / 2 if self.high < 5 * power else power
         return [(self.place(n * step), f"{n * step:g}") for n in range(int(self.high / step) + 1)]

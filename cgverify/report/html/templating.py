@@ -1,4 +1,4 @@
-"""The templates of this package. Whatever is put into them is escaped; findings may hold any text."""
+"""The templates of this package. Values are escaped when they are filled in, since findings may contain any text."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from cgverify.common.records import Verdict
+from cgverify.report.numbers import counted, grouped_figure
 
 SYMBOLS = {
     Verdict.BITWISE: "=",
@@ -21,7 +22,7 @@ SYMBOLS = {
     Verdict.MISSING: "∅",
     Verdict.DIVERGED: "×",
 }
-"""What stands for a verdict beside its colour: equal, nearly equal, below the bound, and so on."""
+"""The symbol of each verdict, which is shown with its colour: equal, nearly equal, below the bound, and so on."""
 
 MEANINGS = {
     Verdict.BITWISE: "equal in every bit",
@@ -35,7 +36,7 @@ MEANINGS = {
 
 
 def render_template(name: str, **values: Any) -> Markup:
-    """A template, filled in."""
+    """Fill in a template."""
     return Markup(_environment().get_template(name).render(**values))
 
 
@@ -48,35 +49,21 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["figure"] = figure
+    environment.filters["figure"] = grouped_figure
     environment.globals["counted"] = counted
     environment.globals["symbols"] = SYMBOLS
     environment.globals["source"] = _source
     return environment
 
 
-def figure(number: float | None) -> str:
-    """Three digits, or whole numbers with their thousands; a dash for what is not there."""
-    if number is None:
-        return "–"
-    if 1000 <= number < 1e6:
-        return f"{number:,.0f}"
-    return f"{number:.3g}".replace("inf", "∞")
-
-
-def counted(number: int, noun: str) -> str:
-    """`1 fault`, `1,200 faults`."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
 def script_hash() -> str:
-    """What the page's policy allows to run: our script, and nothing that a finding might bring along."""
+    """Return the hash of the only script that the page's policy allows, so that no text of a finding can run."""
     digest = hashlib.sha256(_source("report.js").encode()).digest()
     return f"sha256-{base64.b64encode(digest).decode()}"
 
 
 def _source(name: str) -> Markup:
-    """A style sheet or script of ours, as it is: it is not to be escaped and holds no value of a run."""
+    """Return a style sheet or script of this package without escaping, since it contains no value of a run."""
     loader = _environment().loader
     assert loader is not None
     return Markup(loader.get_source(_environment(), name)[0])

@@ -52,11 +52,14 @@ class TapPair:
 
     @property
     def ratio(self) -> float | None:
-        """The second error divided by the first; None if one is unknown or both are 0."""
-        first, second = self.errors
-        if first is None or second is None or first == second == 0:
-            return None
-        return second / first if first else math.inf
+        return error_ratio(*self.errors)
+
+
+def error_ratio(first: float | None, second: float | None) -> float | None:
+    """Return the second error divided by the first; None if one is unknown or both are 0."""
+    if first is None or second is None or first == second == 0:
+        return None
+    return second / first if first else math.inf
 
 
 @dataclass(frozen=True)

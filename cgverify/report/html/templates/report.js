@@ -6,10 +6,10 @@ const SYMBOLS = ["=", "≈", "≤", "–", "!", "∅", "×"];
 const FIRST_ROWS = 100;
 const all = (selector, root = document) => [...root.querySelectorAll(selector)];
 
-/* What a mouse sees on hover a keyboard sees on focus and a finger on touch: one tip, taken from titles. */
+/* One tooltip, with the text of titles: on hover with a mouse, on focus with a keyboard, on touch with a finger. */
 const tip = document.getElementById("tip");
 
-function tell(mark, text) {
+function showTip(mark, text) {
   tip.textContent = text;
   tip.hidden = false;
   const at = mark.getBoundingClientRect();
@@ -27,7 +27,7 @@ function onTip(event) {
   }
   const under = event.type === "focusin" ? [] : document.elementsFromPoint(event.clientX, event.clientY);
   const marks = new Set([mark, ...under.map((element) => element.closest("[data-tip]")).filter(Boolean)]);
-  tell(mark, [...marks].map((one) => one.dataset.tip).join("\n"));
+  showTip(mark, [...marks].map((one) => one.dataset.tip).join("\n"));
 }
 
 for (const kind of ["pointerover", "focusin"]) document.addEventListener(kind, onTip);
@@ -39,13 +39,13 @@ for (const mark of all(".mark")) {
   title.remove();
 }
 
-/* The heat map: each square is the worst over the groups that the filter lets through. */
+/* The heat map: each square is the worst of the groups that pass the filters. */
 const heat = document.getElementById("heat");
-const spots = JSON.parse(document.getElementById("spots").textContent);
+const map = JSON.parse(document.getElementById("map-data").textContent);
 const taps = all("tbody tr:not(.section)", heat);
 const columns = [
-  ...spots.layers.map((layer, place) => ({ layer: place, name: layer === null ? "outside the layers" : `layer ${layer}` })),
-  ...spots.axes.flatMap(([, values], axis) => values.map((name, value) => ({ axis, value, name }))),
+  ...map.layers.map((layer, place) => ({ layer: place, name: layer === null ? "outside the layers" : `layer ${layer}` })),
+  ...map.axes.flatMap(([, values], axis) => values.map((name, value) => ({ axis, value, name }))),
 ];
 const names = taps.map((row) => row.dataset.tap);
 
@@ -55,40 +55,40 @@ function worse(one, other) {
 
 function worstOf(chosen) {
   const worst = taps.map(() => new Array(columns.length));
-  for (const [row, setting, severities, figures] of spots.groups) {
+  for (const [row, setting, severities, figures] of map.groups) {
     if (chosen.some((value, axis) => value !== "" && Number(value) !== setting[axis])) continue;
-    for (let layer = 0; layer < spots.layers.length; layer++) {
+    for (let layer = 0; layer < map.layers.length; layer++) {
       if (severities[layer] === ".") continue;
       const r = figures[layer] === null ? -1 : Number(figures[layer]);
-      const spot = { severity: Number(severities[layer]), r, setting, layer };
+      const found = { severity: Number(severities[layer]), r, setting, layer };
       columns.forEach((column, place) => {
         const here = "layer" in column ? column.layer === layer : setting[column.axis] === column.value;
-        if (here && worse(spot, worst[row][place])) worst[row][place] = spot;
+        if (here && worse(found, worst[row][place])) worst[row][place] = found;
       });
     }
   }
   return worst;
 }
 
-function described(row, column, spot) {
-  const r = spot.r < 0 ? "–" : spot.r === Infinity ? "∞" : String(spot.r);
-  const where = spot.setting.map((value, axis) => spots.axes[axis][1][value]);
-  if (spots.layers[spot.layer] !== null) where.push(`layer ${spots.layers[spot.layer]}`);
-  return `${names[row]} · ${column.name}\n${VERDICTS[spot.severity]} · r ${r}\nworst at ${where.join(" · ")}`;
+function described(row, column, found) {
+  const r = found.r < 0 ? "–" : found.r === Infinity ? "∞" : String(found.r);
+  const where = found.setting.map((value, axis) => map.axes[axis][1][value]);
+  if (map.layers[found.layer] !== null) where.push(`layer ${map.layers[found.layer]}`);
+  return `${names[row]} · ${column.name}\n${VERDICTS[found.severity]} · r ${r}\nworst at ${where.join(" · ")}`;
 }
 
 function paint() {
-  const chosen = spots.axes.map((_, axis) => heat.ownerDocument.querySelector(`[data-axis="${axis}"]`)?.value ?? "");
+  const chosen = map.axes.map((_, axis) => heat.ownerDocument.querySelector(`[data-axis="${axis}"]`)?.value ?? "");
   const worst = worstOf(chosen);
   taps.forEach((row, tap) => {
     columns.forEach((column, place) => {
       const square = row.cells[place + 1];
-      const spot = worst[tap][place];
-      square.className = `${spot ? `v${spot.severity}` : ""}${square.dataset.first ? " first" : ""}`;
-      square.textContent = spot ? SYMBOLS[spot.severity] : "";
+      const found = worst[tap][place];
+      square.className = `${found ? `v${found.severity}` : ""}${square.dataset.first ? " first" : ""}`;
+      square.textContent = found ? SYMBOLS[found.severity] : "";
       square.removeAttribute("title");
-      if (spot) {
-        square.dataset.tip = described(tap, column, spot);
+      if (found) {
+        square.dataset.tip = described(tap, column, found);
         square.setAttribute("aria-label", square.dataset.tip);
         square.tabIndex = -1;
       } else {
@@ -133,9 +133,9 @@ let touched = null;
 heat.addEventListener("click", (event) => {
   const square = event.target.closest("td[data-tip]");
   if (!square) return;
-  if (event.pointerType === "touch" && square !== touched) {  /* a finger cannot hover: the first touch tells */
+  if (event.pointerType === "touch" && square !== touched) {  /* a finger cannot hover: the first touch shows the tooltip */
     touched = square;
-    tell(square, square.dataset.tip);
+    showTip(square, square.dataset.tip);
   } else lookInto(square);
 });
 document.getElementById("map-filters").addEventListener("input", paint);
@@ -180,9 +180,9 @@ function lookInto(square) {
     facet.value = value;
   };
   choose("tap", names[taps.indexOf(square.parentElement)]);
-  if ("layer" in column) choose("layer", spots.layers[column.layer]);
-  else choose(spots.axes[column.axis][0], column.name);
-  spots.axes.forEach(([name, values], axis) => {
+  if ("layer" in column) choose("layer", map.layers[column.layer]);
+  else choose(map.axes[column.axis][0], column.name);
+  map.axes.forEach(([name, values], axis) => {
     const value = document.querySelector(`[data-axis="${axis}"]`)?.value ?? "";
     if (value !== "") choose(name, values[value]);
   });
@@ -204,7 +204,7 @@ for (const button of all(".copy")) {
     try {
       await navigator.clipboard.writeText(code.textContent);
       button.textContent = "Copied";
-    } catch {  /* not allowed from a file in some browsers: select it instead */
+    } catch {  /* some browsers do not allow this for a file: select the text instead */
       getSelection().selectAllChildren(code);
     }
   });

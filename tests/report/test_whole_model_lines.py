@@ -6,7 +6,7 @@ from typing import Any
 
 from cgverify.common.records import Cell, CellResult, Finding, Verdict
 from cgverify.plan.cells import AS_CARRIED, CARRIED, GENERATION, TOP_1
-from cgverify.report.growth import growth
+from cgverify.report.whole_model import whole_model_lines
 
 
 def result(kind: str, layer: int | None, *findings: Finding) -> CellResult:
@@ -48,7 +48,7 @@ def test_growth_is_told_at_the_first_the_middle_and_the_last_layer() -> None:
         found(AS_CARRIED, Verdict.ULP, step="prompt blocks.1"),
         found(GENERATION, Verdict.BITWISE, message="8 of 8 generated tokens alike"),
     )
-    assert growth([*layers, logits, whole]) == [
+    assert whole_model_lines([*layers, logits, whole]) == [
         "whole model · m · mine · float32 · cpu · rotary_dim 8: max |Δ| from the reference 1 after layer 0, 1e+02 "
         "after layer 2, 1e+04 after layer 4, 7 in the logits; top-1 agrees at 8 of 9 positions; 8 of 8 generated "
         "tokens alike; booted whole it differs from blocks.1 on"
@@ -58,7 +58,7 @@ def test_growth_is_told_at_the_first_the_middle_and_the_last_layer() -> None:
 def test_where_every_bit_is_the_references_the_distance_from_float64_is_told() -> None:
     layer = result("block", 3, found(CARRIED, Verdict.BITWISE, max_abs=0.0, candidate_error=0.5))
     whole = result("model", None, found(AS_CARRIED, Verdict.BITWISE))
-    (line,) = growth([layer, whole])
+    (line,) = whole_model_lines([layer, whole])
     assert line.endswith(
         "every layer bitwise equal to the reference (from float64: 0.5 after layer 3); booted whole it gives the same "
         "bits"
@@ -67,4 +67,4 @@ def test_where_every_bit_is_the_references_the_distance_from_float64_is_told() -
 
 def test_other_cases_have_no_line() -> None:
     plain = CellResult(cell=TOLD.cell.model_copy(update={"case": "text"}), findings=TOLD.findings, seconds=0.0)
-    assert growth([plain]) == []
+    assert whole_model_lines([plain]) == []
