@@ -1,4 +1,4 @@
-"""What Python code calls."""
+"""The functions of `cgverify.api`."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def test_a_sweep_returns_what_it_found_and_keeps_it(tmp_path: Path) -> None:
+def test_sweep_returns_and_keeps_its_results(tmp_path: Path) -> None:
     result = cgverify.sweep(QUICK, tmp_path / "run", threads=1)
     result.assert_ok()
     assert result.ok
@@ -50,30 +50,30 @@ def test_a_sweep_returns_what_it_found_and_keeps_it(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "findings.csv").read_text() == result.findings.to_csv(index=False)
 
 
-def test_a_failure_is_raised_with_its_sentence(tmp_path: Path) -> None:
+def test_assert_ok_raises_the_sentence_of_a_failure(tmp_path: Path) -> None:
     result = cgverify.sweep({**QUICK, "candidates": "faults:HeadsSwapped"}, tmp_path / "run", threads=1)
     with pytest.raises(
         AssertionError, match=r"codegen-nano blocks\.0\.attn, faults:HeadsSwapped.* mix breaks first, at hook_z"
-    ) as told:
+    ) as raised:
         result.assert_ok()
-    assert "cgverify all-components --model codegen-nano --component blocks.0.attn" in str(told.value)
+    assert "cgverify all-components --model codegen-nano --component blocks.0.attn" in str(raised.value)
 
 
 @pytest.mark.parametrize(
-    ("plan", "told"),
+    ("plan", "message"),
     [
         ({**QUICK, "rotary_dims": 7}, "Nothing was compared: Hugging Face refuses"),
         ({**QUICK, "devices": "mps"}, "no mps device"),
     ],
 )
-def test_what_compared_nothing_or_could_not_be_run_is_not_ok(
-    tmp_path: Path, plan: dict[str, object], told: str
+def test_run_that_compared_nothing_or_had_errors_is_not_ok(
+    tmp_path: Path, plan: dict[str, object], message: str
 ) -> None:
-    with pytest.raises(AssertionError, match=told):
+    with pytest.raises(AssertionError, match=message):
         cgverify.sweep(plan, tmp_path / "run", threads=1).assert_ok()
 
 
-def test_a_run_that_was_interrupted_is_not_ok(tmp_path: Path) -> None:
+def test_interrupted_run_is_not_ok(tmp_path: Path) -> None:
     cgverify.sweep(QUICK, tmp_path / "run", threads=1)
     run, results = read_run(tmp_path / "run")
     folder, _ = RunFolder.resume(tmp_path / "run", run)
@@ -84,7 +84,7 @@ def test_a_run_that_was_interrupted_is_not_ok(tmp_path: Path) -> None:
     cgverify.sweep(QUICK, tmp_path / "run", threads=1, resume=True).assert_ok()
 
 
-def test_a_baseline_is_loaded_as_the_run_that_it_was() -> None:
+def test_baseline_is_loaded_as_its_run() -> None:
     baseline = ROOT / "reports" / "codegen-nano-cpu"
     result = cgverify.load_run(baseline)
     assert result.ok
@@ -100,7 +100,7 @@ def test_loading_a_run_needs_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout == "True False\n"
 
 
-def test_what_cannot_be_is_told(tmp_path: Path) -> None:
+def test_wrong_arguments_are_reported(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="did you mean 'models'"):
         cgverify.sweep({"model": "codegen-nano"})
     with pytest.raises(UnknownNameError, match="Unknown keep_tensors 'some'"):
@@ -109,7 +109,7 @@ def test_what_cannot_be_is_told(tmp_path: Path) -> None:
         cgverify.load_run(tmp_path)
 
 
-def test_importing_cgverify_is_quick_and_every_name_is_there() -> None:
+def test_importing_cgverify_imports_no_library() -> None:
     script = "import sys, cgverify; print(sorted({'torch', 'pandas', 'pydantic'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout == "[]\n"
     for name in cgverify.__all__:
@@ -123,7 +123,7 @@ def reference() -> CodeGenForCausalLM:
     return CodeGenForCausalLM.from_pretrained(NANO, dtype=torch.bfloat16)
 
 
-def test_a_checkpoint_is_verified_by_name() -> None:
+def test_checkpoint_is_verified_by_name() -> None:
     result = cgverify.verify(
         "codegen-nano", layers=0, components="attn", cases="default", dtypes=["float32", "float16"]
     )
@@ -136,7 +136,7 @@ def test_a_checkpoint_is_verified_by_name() -> None:
         cgverify.verify("codegen-340M")
 
 
-def test_a_bridge_in_memory_is_verified_beside_its_reference(reference: CodeGenForCausalLM) -> None:
+def test_bridge_in_memory_is_verified(reference: CodeGenForCausalLM) -> None:
     bridge = boot(copy.deepcopy(reference).train())
     axes = {"layers": [0, 3], "components": ["attn", "mlp.in", "block", "unembed"]}
     result = cgverify.verify(bridge, reference, **axes)
@@ -150,72 +150,72 @@ def test_a_bridge_in_memory_is_verified_beside_its_reference(reference: CodeGenF
         bridge.blocks[3].attn.o.weight[0, 0] += 1
     with pytest.raises(
         AssertionError, match=r"blocks\.3\.attn, bridge in bfloat16, case .*: output breaks first"
-    ) as told:
+    ) as raised:
         cgverify.verify(bridge, reference, **axes).assert_ok()
     (call,) = set(
-        re.findall(r"cgverify\.verify\(bridge, reference, layers=3, components='attn', .*\)", str(told.value))
+        re.findall(r"cgverify\.verify\(bridge, reference, layers=3, components='attn', .*\)", str(raised.value))
     )
     assert not eval(call).ok
 
 
 @needs_upstream
-def test_upstreams_bridge_in_memory_fails_where_it_is_known_to(reference: CodeGenForCausalLM) -> None:
+def test_upstream_bridge_in_memory_fails(reference: CodeGenForCausalLM) -> None:
     bridge = bridge_from(copy.deepcopy(reference), CodeGenArchitectureAdapter)
     result = cgverify.verify(bridge, reference, layers=0, components="attn", cases="default")
     assert "missing" in set(result.findings["verdict"])
     assert not result.ok
 
 
-def test_a_pair_that_is_none_is_told(reference: CodeGenForCausalLM) -> None:
+def test_wrong_pairs_and_their_axes_are_reported(reference: CodeGenForCausalLM) -> None:
     model = copy.deepcopy(reference)
     bridge = boot(model)
-    for arguments, told in (
+    for arguments, message in (
         ((bridge, model), "boot it over a copy"),
         ((bridge, bridge), "boot it over a copy"),
         ((reference, copy.deepcopy(reference)), "is not a bridge"),
         ((bridge,), "a bridge and its reference"),
     ):
-        with pytest.raises(UsageError, match=told):
+        with pytest.raises(UsageError, match=message):
             cgverify.verify(*arguments)
     sharing = copy.deepcopy(reference)
     sharing.lm_head.weight = bridge.unembed.weight
     with pytest.raises(UsageError, match="share weights in memory"):
         cgverify.verify(bridge, sharing)
-    for axes, told in (
+    for axes, message in (
         ({"dtypes": "float32"}, "dtypes is that of the bridge"),
         ({"exclude": [{"seeds": 1}]}, "takes no exclude"),
         ({"models": "x"}, "takes no models"),
         ({"weights": "random"}, "weights is for a model's name"),
         ({"threads": 0}, "threads is 0"),
     ):
-        with pytest.raises(UsageError, match=told):
+        with pytest.raises(UsageError, match=message):
             cgverify.verify(bridge, reference, **axes)
 
 
 @pytest.mark.parametrize("axis", ["exclude", "include", "limits", "models"])
-def test_rules_and_limits_are_for_sweeps(axis: str) -> None:
+def test_verify_refuses_rules_and_limits(axis: str) -> None:
     with pytest.raises(UsageError, match=rf"verify takes no {axis}: give a plan with it to cgverify\.sweep"):
         cgverify.verify("codegen-nano", **{axis: []})
 
 
-def test_a_reference_beside_a_name_is_told(reference: CodeGenForCausalLM) -> None:
+def test_reference_of_a_name_is_refused(reference: CodeGenForCausalLM) -> None:
     with pytest.raises(UsageError, match="takes a reference only for a bridge"):
         cgverify.verify("codegen-nano", reference)  # type: ignore[call-overload]
 
 
 @pytest.mark.parametrize("number", [0, -1, "2", 1.5, True])
 @pytest.mark.parametrize("name", ["jobs", "threads"])
-def test_counts_that_are_none_are_told(name: str, number: object) -> None:
+def test_wrong_counts_are_reported(name: str, number: object) -> None:
     with pytest.raises(UsageError, match=f"{name} is {number!r}: give a whole number from 1 on"):
         cgverify.sweep(QUICK, **{name: number})
 
 
-def test_a_scheduler_has_the_workers_that_it_has() -> None:
+def test_jobs_with_a_scheduler_are_refused() -> None:
     with pytest.raises(UsageError, match="cannot be combined with --scheduler"):
         cgverify.sweep(QUICK, scheduler="tcp://127.0.0.1:1", jobs=2)
 
 
-def test_paths_tuples_and_ranges_stand_for_text_and_lists() -> None:
+def test_paths_tuples_and_ranges_are_accepted() -> None:
     result = cgverify.verify(NANO, layers=range(2), components=("ln1",), cases=("default",))
     result.assert_ok()
     assert set(result.findings["component"]) == {"blocks.0.ln1", "blocks.1.ln1"}
@@ -223,7 +223,7 @@ def test_paths_tuples_and_ranges_stand_for_text_and_lists() -> None:
         cgverify.sweep([NANO])  # type: ignore[arg-type]
 
 
-def test_the_examples_of_the_documentation_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_examples_of_the_documentation_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     page = (ROOT / "docs" / "sweep.md").read_text()
     examples = re.findall(r"```python\n(.*?)```", page, re.DOTALL)

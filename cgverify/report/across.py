@@ -34,7 +34,7 @@ def across_report(across: Across) -> Report:
 
 
 def _sections(across: Across) -> Iterator[Section]:
-    """Yield for each setting where the sides begin to differ, then the worst of each tap over layers, cases and seeds."""
+    """Yield for each setting where the sides begin to differ, then the worst of each tap over all its cells."""
     unpaired = across.only_first + across.only_second
     lines = [f"{counted(unpaired, 'cell')} without a partner left out"] if unpaired else []
     yield Section(f"{across.axis}: {across.first} and {across.second}, {counted(across.cells, 'cell')} of each", lines)

@@ -49,7 +49,7 @@ def findings_frame(results: Iterable[CellResult]) -> pd.DataFrame:
 
 
 def findings_by_cell(results: Iterable[CellResult]) -> pd.DataFrame:
-    """Return `findings_frame` with the cell's id in a first column `cell`. The columns `CELL` do not identify a cell."""
+    """Return `findings_frame` with a first column `cell`, the cell's id: the columns `CELL` do not identify a cell."""
     rows = [{"cell": result.cell.id, **_row(result.cell, finding)} for result in results for finding in result.findings]
     return pd.DataFrame(rows, columns=["cell", *CELL, *FINDING]).astype({**TYPES, "worst_head": "Int64"})
 

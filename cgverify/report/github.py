@@ -1,7 +1,7 @@
 """Annotations of a GitHub workflow: an `::error` for each of the ten worst faults, and a `::notice` with the counts.
 
-GitHub shows at most ten errors of a step. A line that starts with `::` is a command to the runner, so messages and names
-are escaped as the runner unescapes them:
+GitHub shows at most ten errors of a step. A line that starts with `::` is a command to the runner, so messages and
+names are escaped as the runner unescapes them:
 https://github.com/actions/toolkit/blob/main/packages/core/src/command.ts
 """
 

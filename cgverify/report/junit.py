@@ -1,6 +1,7 @@
 """A run as JUnit XML: a suite per setting, a test case per cell.
 
-A parity failure is a `failure`, a cell that could not be run an `error`, and a cell that Hugging Face refuses `skipped`.
+A parity failure is a `failure`, a cell that could not be run is an `error`, and a cell that Hugging Face refuses is
+`skipped`.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def _case(result: CellResult) -> TestCase:
 
 
 def _described(kind: type[Failure | Error], findings: Sequence[Finding]) -> Failure | Error:
-    """Return a result with all findings as text. Its message is the first one, since the first failing stage is the fault."""
+    """Return a result with the findings as text. The message is the first finding, which is the fault."""
     first = findings[0]
     described = kind(message=_clean(first.message), type_=_clean(first.stage or first.verdict.value))
     lines = [

@@ -22,13 +22,13 @@ from cgverify.common.records import CellResult, Verdict
 Invoke = Callable[..., Any]
 
 GATED = """
-from cgverify.selftest.seeded.scores import ScaleSlightlyOff
+from cgverify.bridge import CodeGenAttentionBridge
 
-class Bridge(ScaleSlightlyOff):
+class Bridge(CodeGenAttentionBridge):
     faulty = None
 
-    def factor(self):
-        return super().factor() if self._layer_idx == self.faulty else 1.0
+    def _scores(self, *args, **kwargs):
+        return super()._scores(*args, **kwargs) * (1 + 1e-4 if self._layer_idx == self.faulty else 1.0)
 """
 """A bridge whose scores can be made wrong in one layer."""
 

@@ -1,4 +1,4 @@
-"""A run in every format: what other programs read must hold whatever a candidate's messages hold."""
+"""A run in every format, with messages that contain anything."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def awkward() -> list[CellResult]:
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_every_format_shows_an_awkward_run_and_an_empty_one(format: str) -> None:
+def test_every_format_renders_awkward_and_empty_runs(format: str) -> None:
     printable = [
         one.model_copy(
             update={
@@ -54,8 +54,8 @@ def test_every_format_shows_an_awkward_run_and_an_empty_one(format: str) -> None
 
 
 @pytest.mark.parametrize("format", ["table", "markdown", "github", "junit", "html"])
-def test_no_terminal_obeys_what_a_run_holds(format: str) -> None:
-    unfit = "\x1b[31m\x07" if format == "junit" else "\x1b[31m\x07\x9b\u202e"  # the others are nothing to XML
+def test_control_characters_of_a_run_are_escaped(format: str) -> None:
+    unfit = "\x1b[31m\x07" if format == "junit" else "\x1b[31m\x07\x9b\u202e"  # XML allows the others
     failing = a_finding(f"hook_{unfit}", f"stage{unfit}", Verdict.DIVERGED, r=3.0, message=AWKWARD + unfit, at=unfit)
     results = [
         a_result(failing, a_finding(message=unfit), candidate=f"c{unfit}", silent_hooks=(unfit,)),
@@ -69,12 +69,12 @@ def test_no_terminal_obeys_what_a_run_holds(format: str) -> None:
         assert not set("\x1b\x07\x9b\u202e") & set(text)
 
 
-def test_no_terminal_obeys_what_a_comparison_holds() -> None:
+def test_control_characters_of_a_section_are_escaped() -> None:
     section = Section("t\x1b", ["l\x1b"], columns=["c\x1b"], rows=[["r\x1b"]])
     assert terminal([section]).count(r"\x1b") == 4
 
 
-def test_junit_tells_failures_from_errors_and_skips() -> None:
+def test_junit_distinguishes_failures_errors_and_skips() -> None:
     report = JUnitXml.fromstring(render_run("junit", a_run(), awkward()).encode())
     (suite,) = report
     assert (report.tests, report.failures, report.errors, report.skipped) == (5, 1, 1, 1)
@@ -89,7 +89,7 @@ def test_junit_tells_failures_from_errors_and_skips() -> None:
     assert cases[2].result[0].message == "out of memory"
 
 
-def test_annotations_are_the_worst_ten_each_on_one_line() -> None:
+def test_annotations_are_the_worst_ten_on_one_line_each() -> None:
     results = [
         a_result(a_finding(f"hook_{layer}", verdict=Verdict.DIVERGED, r=1.5 + layer, message=AWKWARD), layer=layer)
         for layer in range(30)
@@ -109,14 +109,14 @@ def test_annotations_are_the_worst_ten_each_on_one_line() -> None:
     assert "the worst 10 of 31 faults are shown" in lines[-1]
 
 
-def test_a_run_that_held_is_a_notice() -> None:
+def test_annotation_of_a_passing_run_is_one_notice() -> None:
     assert (
         render_run("github", a_run(), [a_result()])
         == "::notice title=cgverify m::1 cells, 1 taps compared: 1 bitwise\n"
     )
 
 
-def test_markdown_of_twenty_thousand_awkward_cells_stays_under_githubs_limit() -> None:
+def test_markdown_of_20000_awkward_cells_fits_githubs_limit() -> None:
     message = "<details> | ` * \x1b " * 200
     results = [
         a_result(
@@ -135,7 +135,7 @@ def test_markdown_of_twenty_thousand_awkward_cells_stays_under_githubs_limit() -
     assert "<details>" not in text.replace(r"\<details", "")
 
 
-def test_markdown_tables_have_as_many_fields_in_every_row() -> None:
+def test_markdown_table_rows_have_equal_numbers_of_fields() -> None:
     text = render_run(
         "markdown", a_run(), [a_result(a_finding(verdict=Verdict.DIVERGED, at="a | b", message=AWKWARD[:40]))]
     )
@@ -145,7 +145,7 @@ def test_markdown_tables_have_as_many_fields_in_every_row() -> None:
     assert "❌ diverged" in table[2]
 
 
-def test_every_cell_is_counted_whatever_it_differs_in() -> None:
+def test_cells_that_differ_in_any_field_are_all_counted() -> None:
     others: list[dict[str, object]] = [
         {},
         *({name: "other"} for name in ("model", "weights", "candidate", "dtype", "device", "prompt")),
@@ -157,7 +157,7 @@ def test_every_cell_is_counted_whatever_it_differs_in() -> None:
     assert by_layer["cells"].tolist() == [len(others)]
 
 
-def test_every_model_has_its_own_section() -> None:
+def test_each_model_has_a_section() -> None:
     results = [a_result(model=model) for model in ("m", "n")]
     text = render_run("markdown", a_run(), results)
     assert [line for line in text.splitlines() if "· c ·" in line] == [
@@ -172,7 +172,7 @@ def test_every_model_has_its_own_section() -> None:
 
 @pytest.mark.parametrize("by", PIVOTS)
 @pytest.mark.parametrize("format", PIVOT_FORMATS)
-def test_pivots_put_the_values_of_an_axis_beside_each_other(by: str, format: str) -> None:
+def test_pivot_shows_every_value_of_an_axis(by: str, format: str) -> None:
     values: dict[str, tuple[object, object]] = {
         "dtype": ("float32", "bfloat16"),
         "device": ("cpu", "cuda"),
@@ -203,7 +203,7 @@ def test_pivots_put_the_values_of_an_axis_beside_each_other(by: str, format: str
 
 
 def documented(heading: str) -> list[str]:
-    """The names in the first column of the table under a heading of docs/findings.md."""
+    """Return the names in the first column of the table under a heading of docs/findings.md."""
     text = (ROOT / "docs" / "findings.md").read_text()
     section = text.split(f"## {heading}\n", 1)[1].split("\n## ", 1)[0]
     rows = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
@@ -219,8 +219,8 @@ def documented(heading: str) -> list[str]:
         ("`compare --across --format csv`", ACROSS_COLUMNS),
     ],
 )
-def test_every_column_is_documented_and_every_documented_column_exists(heading: str, columns: list[str]) -> None:
-    told = documented(heading)
-    assert sorted(told) == sorted(set(told))
+def test_documented_columns_are_the_columns(heading: str, columns: list[str]) -> None:
+    names = documented(heading)
+    assert sorted(names) == sorted(set(names))
     new = [column for column in columns if heading == "`findings.csv`" or column not in (*CELL, *FINDING)]
-    assert set(told) == set(new)
+    assert set(names) == set(new)

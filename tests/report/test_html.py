@@ -1,4 +1,4 @@
-"""The HTML report in a real browser: it shows what was found, to whoever looks, wherever, and fetches nothing."""
+"""The HTML report in a real browser."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def finding(tap: str, verdict: Verdict = Verdict.BITWISE, r: float | None = 0.25
 
 
 def ratio(layer: int, dtype: str, case: str) -> float:
-    """Another r in every cell; 0.5 in layer 2."""
+    """Return a different r for every cell, at most 0.5, which is in layer 2."""
     return 0.5 - (2 - layer) / 10 - DTYPES.index(dtype) / 100 - CASES.index(case) / 1000
 
 
@@ -95,7 +95,7 @@ def passing() -> list[CellResult]:
 
 
 def failing() -> list[CellResult]:
-    """hook_z of layer 1 fails in bfloat16 with a cache, and the block lacks a hook."""
+    """Return results in which hook_z of layer 1 fails in bfloat16 with a cache, and the block lacks a hook."""
     wrong = finding("hook_z", Verdict.DIVERGED, 419.0, max_abs=0.5, message=f"mix is off {HOSTILE}")
     results = [
         one.model_copy(update={"findings": (wrong, *one.findings[1:])})
@@ -111,7 +111,7 @@ def failing() -> list[CellResult]:
 def browser() -> Iterator[Browser]:
     chromium = shutil.which("chromium")
     if chromium is None:
-        pytest.skip("no chromium on this machine's PATH: the report is looked at in a real one")
+        pytest.skip("chromium is not on the PATH")
     with sync_playwright() as playwright:
         started = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         yield started
@@ -123,9 +123,9 @@ Open = Callable[..., Page]
 
 @pytest.fixture
 def look(browser: Browser, tmp_path: Path) -> Iterator[Open]:
-    """Open a report as a file. Afterwards: nothing was fetched but it, and the console stayed empty."""
+    """Open reports as files. Afterwards nothing else was fetched, and the console is empty."""
     opened: list[Page] = []
-    told: list[str] = []
+    console: list[str] = []
     fetched: set[str] = set()
     path = tmp_path / "report.html"
 
@@ -134,8 +134,8 @@ def look(browser: Browser, tmp_path: Path) -> Iterator[Open]:
         page = browser.new_page(**context)
         opened.append(page)
         page.on("request", lambda request: fetched.add(request.url))
-        page.on("console", lambda message: told.append(message.text))
-        page.on("pageerror", lambda error: told.append(str(error)))
+        page.on("console", lambda message: console.append(message.text))
+        page.on("pageerror", lambda error: console.append(str(error)))
         page.goto(path.as_uri())
         return page
 
@@ -143,11 +143,11 @@ def look(browser: Browser, tmp_path: Path) -> Iterator[Open]:
     for page in opened:
         page.close()
     assert {url for url in fetched if not url.startswith("data:")} == {path.as_uri()}
-    assert told == []
+    assert console == []
 
 
 def square(page: Page, tap: str, column: str) -> Any:
-    """The heat map's square of a tap below a heading."""
+    """Return the heat map's square of a tap below a heading."""
     headings = page.locator("#heat thead tr").nth(1).locator("th").all_inner_texts()
     place = [heading.strip() for heading in headings].index(column)
     return page.locator(f'#heat tr[data-tap="{tap}"]').locator("th, td").nth(place)
@@ -159,7 +159,7 @@ def shown_rows(page: Page) -> list[str]:
     return shown
 
 
-def test_a_passing_run(look: Open) -> None:
+def test_passing_run_shows_no_failures(look: Open) -> None:
     page = look(run_page(RUN, passing()))
     assert page.locator(".outcome").inner_text().split() == ["=", "Every", "tap", "holds"]
     assert page.locator("#failures, #changes").count() == 0
@@ -170,7 +170,7 @@ def test_a_passing_run(look: Open) -> None:
     assert "|Δ| is 0 at every depth" in page.locator("main").inner_text()
 
 
-def test_a_failing_run_tells_its_faults_first_with_the_command(look: Open) -> None:
+def test_failing_run_shows_faults_first_with_the_command(look: Open) -> None:
     page = look(run_page(RUN, failing()))
     assert page.locator(".outcome").inner_text().split() == ["×", "2", "faults"]
     first = page.locator(".failures li").first.inner_text()
@@ -182,13 +182,13 @@ def test_a_failing_run_tells_its_faults_first_with_the_command(look: Open) -> No
     assert page.locator("#finding-table tbody tr").first.inner_text().startswith("× diverged")
 
 
-def test_what_findings_say_is_text_whatever_it_is(look: Open) -> None:
+def test_messages_with_markup_are_shown_as_text(look: Open) -> None:
     page = look(run_page(RUN, failing()))
     assert HOSTILE in page.locator(".failures li").first.inner_text()
     assert page.evaluate("window.owned") is None
 
 
-def test_pointing_at_a_square_shows_r_and_where_it_is_worst(look: Open) -> None:
+def test_pointing_at_a_square_shows_r_and_where_it_is(look: Open) -> None:
     page = look(run_page(RUN, failing()))
     square(page, "attn.hook_z", "1").hover()
     tip = page.locator("#tip").inner_text()
@@ -197,10 +197,10 @@ def test_pointing_at_a_square_shows_r_and_where_it_is_worst(look: Open) -> None:
     page.mouse.move(1, 1)
     assert page.locator("#tip").is_hidden()
     page.locator(".lines .mark").last.hover()
-    assert "float32, 2: 0.49\nbfloat16, 2: 0.5" in page.locator("#tip").inner_text()  # they lie upon each other
+    assert "float32, 2: 0.49\nbfloat16, 2: 0.5" in page.locator("#tip").inner_text()  # these marks overlap
 
 
-def test_the_keyboard_reaches_what_the_mouse_does(look: Open) -> None:
+def test_keyboard_reaches_squares_and_findings(look: Open) -> None:
     page = look(run_page(RUN, failing()))
     page.locator("#heat td[tabindex='0']").focus()
     page.keyboard.press("ArrowDown")  # from embed, outside the layers, there is nothing below
@@ -224,7 +224,7 @@ def test_pressing_a_square_shows_its_findings(look: Open) -> None:
     ]
 
 
-def test_a_finger_is_told_first_and_led_on_by_the_second_touch(look: Open) -> None:
+def test_first_touch_shows_r_and_second_the_findings(look: Open) -> None:
     page = look(run_page(RUN, failing()), has_touch=True, viewport={"width": 360, "height": 740})
     wrong = square(page, "attn.hook_z", "1")
     wrong.tap()
@@ -235,7 +235,7 @@ def test_a_finger_is_told_first_and_led_on_by_the_second_touch(look: Open) -> No
     assert len(shown_rows(page)) == 4
 
 
-def test_the_heat_map_narrows_to_a_dtype(look: Open) -> None:
+def test_heat_map_filters_by_dtype(look: Open) -> None:
     page = look(run_page(RUN, failing()))
     page.locator("#map-filters select").first.select_option("float32")
     assert square(page, "attn.hook_z", "1").inner_text() == "="
@@ -244,7 +244,7 @@ def test_the_heat_map_narrows_to_a_dtype(look: Open) -> None:
     assert square(page, "attn.hook_z", "1").inner_text() == "×"
 
 
-def test_the_table_filters(look: Open) -> None:
+def test_table_of_findings_filters(look: Open) -> None:
     page = look(run_page(RUN, failing()))
     assert len(shown_rows(page)) == 2 + 2 * 12 + 1
     page.locator("[data-name=verdict]").select_option("missing")
@@ -260,15 +260,15 @@ def test_the_table_filters(look: Open) -> None:
     assert page.locator("#finding-count").inner_text() == "3 of 3 findings shown, out of 27 in this page"
 
 
-def test_without_scripts_the_same_squares_stand_there(browser: Browser, look: Open) -> None:
-    """The page's script and its template find the same worst of everything."""
+def test_squares_without_scripts_equal_those_with_scripts(browser: Browser, look: Open) -> None:
+    """The page's script and its template compute the worst separately."""
     report = run_page(RUN, failing())
 
     def squares(page: Page) -> list[tuple[str, str, str]]:
-        """What each looks like, and its r."""
+        """Return the class, the text and the r of each square."""
         cells = page.locator("#heat tbody td").all()
-        told = [cell.get_attribute("title") or cell.get_attribute("aria-label") or "" for cell in cells]
-        figures = ["".join(re.findall(r"· r (\S+)", text)) for text in told]
+        labels = [cell.get_attribute("title") or cell.get_attribute("aria-label") or "" for cell in cells]
+        figures = ["".join(re.findall(r"· r (\S+)", text)) for text in labels]
         looks = [(cell.get_attribute("class") or "").strip() for cell in cells]
         return list(zip(looks, (cell.inner_text() for cell in cells), figures, strict=True))
 
@@ -280,14 +280,14 @@ def test_without_scripts_the_same_squares_stand_there(browser: Browser, look: Op
 
 
 @pytest.mark.parametrize("report", [passing, failing])
-def test_it_fits_a_phone(look: Open, report: Callable[[], list[CellResult]]) -> None:
+def test_page_fits_a_phone(look: Open, report: Callable[[], list[CellResult]]) -> None:
     page = look(run_page(RUN, report(), baseline=StoredRun(RUN, passing())), viewport={"width": 360, "height": 740})
     assert page.evaluate("document.documentElement.scrollWidth") == 360
     table = page.locator(".scroll:has(#finding-table)")
     assert table.evaluate("box => box.scrollWidth > box.clientWidth")  # it scrolls in its own box
 
 
-def test_it_prints_whole_and_without_controls(look: Open) -> None:
+def test_page_prints_completely_without_controls(look: Open) -> None:
     page = look(run_page(RUN, failing(), baseline=StoredRun(RUN, passing())), viewport={"width": 1032, "height": 300})
     page.emulate_media(media="print")
     assert page.locator("nav, select, button, input").locator("visible=true").count() == 0
@@ -298,7 +298,7 @@ def test_it_prints_whole_and_without_controls(look: Open) -> None:
 
 
 def luminance(colour: str) -> float:
-    """Relative luminance as WCAG 2 defines it, of `rgb(r, g, b)`."""
+    """Return the relative luminance of `rgb(r, g, b)` as WCAG 2 defines it."""
     channels = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
@@ -310,8 +310,8 @@ def contrast(one: str, other: str) -> float:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_verdicts_are_told_apart_without_seeing_colour(look: Open, scheme: str) -> None:
-    """Symbols differ and can be read on their ground; failures differ from passes in lightness alone."""
+def test_verdicts_are_distinguishable_without_colour(look: Open, scheme: str) -> None:
+    """Symbols differ and contrast with their background. Failures and passes differ in lightness."""
     page = look(run_page(RUN, passing()), color_scheme=scheme)
     badges = page.locator(".legend .badge")
     looks = badges.evaluate_all(
@@ -328,7 +328,7 @@ def test_verdicts_are_told_apart_without_seeing_colour(look: Open, scheme: str) 
     assert contrast(*body) >= 7
 
 
-def test_a_compared_run_says_what_changed(look: Open) -> None:
+def test_compared_run_shows_the_sections_of_compare(look: Open) -> None:
     now = RUN.model_copy(update={"environment": {"versions": {"torch": "2.14"}}})
     page = look(run_page(now, failing(), StoredRun(RUN, passing())))
     assert "1 tap worse than the baseline" in page.locator(".outcome").inner_text()
@@ -345,8 +345,8 @@ def test_a_compared_run_says_what_changed(look: Open) -> None:
     assert "nothing changed" in same.locator(".outcome").inner_text()
 
 
-def test_a_huge_run_stays_usable(look: Open) -> None:
-    """20 layers × 40 taps × 4 dtypes × 12 cases: under a megabyte and a half, with the worst in the table."""
+def test_page_of_a_huge_run_is_small_and_filters(look: Open) -> None:
+    """20 layers × 40 taps × 4 dtypes × 12 cases are under 1.5 MB, with the worst in the table."""
     taps = [finding(f"hook_{tap}") for tap in range(40)]
     wrong = finding("hook_7", Verdict.DIVERGED, 2.0)
     results = [
@@ -366,7 +366,7 @@ def test_a_huge_run_stays_usable(look: Open) -> None:
     assert square(page, "attn.hook_7", "case4").inner_text() == ""
 
 
-def test_zero_and_infinity_have_places_of_their_own() -> None:
+def test_log_scale_has_places_for_zero_and_infinity() -> None:
     scale = LogScale.over([0.0, 0.01, 1.0], start=0, end=126)
     assert [scale.place(figure) for figure in (0.0, 0.01, 1.0)] == [0, 26, 126]
     assert scale.ticks() == [(0, "0"), (26, "0.01"), (76, "0.1"), (126, "1")]
@@ -377,7 +377,7 @@ def test_zero_and_infinity_have_places_of_their_own() -> None:
     assert "10⁻¹²" in dict(map(reversed, upward.ticks()))
 
 
-def test_a_chart_stands_by_itself() -> None:
+def test_charts_are_complete_svg_documents() -> None:
     lines = line_chart([Series("a <b>", ((1, 0.0), (8, 2.0)))], title="t", x_label="n", limit=1.0)
     pairs = pair_chart(
         [ErrorPair("tap", "s", 1.0, 0.5), ErrorPair("other", "z", 0.0, 0.5)], title="t", x_label="r", limit=1.0
@@ -387,7 +387,7 @@ def test_a_chart_stands_by_itself() -> None:
     assert "a <b>, 8: 2" in [title.text for title in ET.fromstring(lines).iter() if title.tag.endswith("title")]
 
 
-def test_the_command_writes_the_page(cli: Cli, tmp_path: Path) -> None:
+def test_report_command_writes_the_page(cli: Cli, tmp_path: Path) -> None:
     a_run_folder(tmp_path / "run", *failing(), run=RUN).close()
     done = cli("report", "run", "--format", "html", "--output", "page.html", "--baseline", "run")
     assert done.returncode == 0, done.stderr

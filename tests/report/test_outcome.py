@@ -1,4 +1,4 @@
-"""What a run came to: exit codes, failures told once, hooks that never fired."""
+"""The outcome of a run: exit codes, failures, hooks that never fired."""
 
 from __future__ import annotations
 
@@ -76,11 +76,11 @@ def result(*verdicts: Verdict, layer: int = 0, kind: str = "attn", **fields: obj
         ([], 5),
     ],
 )
-def test_exit_codes_in_their_order(verdicts: list[Verdict], code: int) -> None:
+def test_exit_code_follows_from_the_verdicts(verdicts: list[Verdict], code: int) -> None:
     assert exit_code([result(*verdicts)] if verdicts else []) == code
 
 
-def test_a_fault_is_told_once_where_it_tells_most() -> None:
+def test_fault_of_many_cells_is_one_failure_at_the_worst() -> None:
     results = [result(Verdict.DIVERGED, layer=layer, kind=kind) for layer in range(3) for kind in ("attn", "block")]
     (failure,) = failures(results)
     assert failure.cell.component == "blocks.2.attn"
@@ -88,23 +88,23 @@ def test_a_fault_is_told_once_where_it_tells_most() -> None:
     assert failure.sentence == "blocks.2.attn, c in float32, case default: mix is off (and in 5 more cells)."
 
 
-def test_a_cells_own_sentence_is_told_and_what_broke_behind_is_not_told_again() -> None:
+def test_later_failures_of_a_forward_are_not_repeated() -> None:
     cell = result(Verdict.DIVERGED)
     behind = Finding(step="forward", tap="hook_out", stage="output", verdict=Verdict.DIVERGED, message="output is off")
     later = behind.model_copy(update={"step": "token 1"})
-    told = cell.model_copy(update={"findings": (*cell.findings, behind, later), "blame": "mix breaks first"})
-    mix, output = failures([told])
+    broken = cell.model_copy(update={"findings": (*cell.findings, behind, later), "blame": "mix breaks first"})
+    mix, output = failures([broken])
     assert mix.sentence == "blocks.0.attn, c in float32, case default: mix breaks first."
     assert output.sentence == "blocks.0.attn, c in float32, case default token 1: output is off."
 
 
-def test_hooks_that_never_fired_are_one_fault_in_all_cells_that_lack_the_same() -> None:
+def test_equal_missing_hooks_of_many_cells_are_one_failure() -> None:
     missing = [result(Verdict.MISSING, layer=layer, kind=kind) for layer in range(2) for kind in ("attn", "block")]
     (failure,) = failures([one.model_copy(update={"blame": "hook_z never fired"}) for one in missing])
     assert failure.sentence.endswith("hook_z never fired (and in 3 more cells).")
 
 
-def test_the_cost_of_judging_stands_beside_that_of_the_forwards() -> None:
+def test_times_compare_the_oracle_with_the_forwards() -> None:
     cell = result(Verdict.BITWISE).model_copy(
         update={"candidate_seconds": 1.0, "reference_seconds": 0.5, "judging_seconds": 0.75}
     )
@@ -113,7 +113,7 @@ def test_the_cost_of_judging_stands_beside_that_of_the_forwards() -> None:
     )
 
 
-def test_why_a_cell_failed_stands_in_summary_and_json() -> None:
+def test_blame_is_in_the_summary_and_in_json() -> None:
     held, broke = result(Verdict.BITWISE, layer=0), result(Verdict.DIVERGED, layer=1)
     results = [held, broke.model_copy(update={"blame": "mix breaks first"})]
     summary = summary_frame(results).set_index("component")
@@ -123,21 +123,21 @@ def test_why_a_cell_failed_stands_in_summary_and_json() -> None:
     assert (failed["component"], failed["blame"]) == ("blocks.1.attn", "mix breaks first")
 
 
-def test_the_command_that_repeats_says_only_what_is_not_default() -> None:
+def test_command_of_a_failure_leaves_out_defaults() -> None:
     (failure,) = failures([result(Verdict.DIVERGED, dtype="float16", seed=4, candidate="cgverify")])
     assert failure.command(RUN) == (
         "cgverify all-components --model './my model' --component blocks.0.attn --case default --dtype float16 --seed 4"
     )
 
 
-def test_tables_stand_in_the_plans_order_whatever_finished_first() -> None:
+def test_results_are_in_plan_order_however_they_finished() -> None:
     results = [result(Verdict.BITWISE, layer=layer) for layer in range(4)]
     plan = [one.cell for one in results]
     assert in_plan_order(reversed(results), plan) == results
     assert in_plan_order(results[2:], plan) == results[2:]
 
 
-def test_the_summary_counts_and_points_at_the_worst() -> None:
+def test_summary_counts_verdicts_and_locates_the_worst() -> None:
     results = [result(Verdict.BITWISE, Verdict.DIVERGED, layer=1), result(Verdict.UNSUPPORTED, layer=2)]
     summary = summary_frame(results).set_index("component")
     assert summary.loc["blocks.1.attn", ["taps", "bitwise", "diverged"]].tolist() == [2, 1, 1]
@@ -146,7 +146,7 @@ def test_the_summary_counts_and_points_at_the_worst() -> None:
     assert summary.loc["blocks.2.attn", "taps"] == 0
 
 
-def test_hooks_that_never_fired_are_listed_by_candidate() -> None:
+def test_silent_hooks_are_listed_by_candidate() -> None:
     first = result(Verdict.BITWISE).model_copy(update={"silent_hooks": ("hook_result",)})
     block = result(Verdict.BITWISE, kind="block").model_copy(update={"silent_hooks": ("attn.hook_result",)})
     assert silent_hooks([first, block, result(Verdict.BITWISE)]) == {"c": ["attn.hook_result"]}

@@ -1,4 +1,4 @@
-"""The tables of one attention: a row per tap, a row per head, bits as people read them."""
+"""The tables of one attention: a row per tap, a row per head, trusted bits."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def shown(results: list[CellResult], *tables: Tables, width: int = 240) -> list[
         return render("table", run_report(RUN, results, tables=tables)).splitlines()
 
 
-def test_a_row_per_tap_names_its_worst_head(results: list[CellResult]) -> None:
+def test_row_of_a_tap_names_the_worst_head(results: list[CellResult]) -> None:
     lines = shown(results, by_tap)
     (row,) = [line for line in lines if line.strip().startswith("hook_z ")]
     cells = row.split()
@@ -63,7 +63,7 @@ def test_a_row_per_tap_names_its_worst_head(results: list[CellResult]) -> None:
     assert not any("…" in line for line in shown(results, by_tap, width=80))
 
 
-def test_a_row_per_head_shows_which_one_is_wrong(results: list[CellResult]) -> None:
+def test_row_of_each_head_shows_the_wrong_one(results: list[CellResult]) -> None:
     (finding,) = [finding for finding in results[0].findings if finding.tap == "hook_z"]
     assert len(finding.bits_by_head) == len(finding.errors_by_head) == 8
     assert min(finding.bits_by_head) == finding.bits_by_head[2] < 3
@@ -72,11 +72,11 @@ def test_a_row_per_head_shows_which_one_is_wrong(results: list[CellResult]) -> N
     assert sum(line[:1] == " " and line[1:2].isdigit() for line in lines) == 8
 
 
-def test_the_fewest_bits_stand_beside_each_component(results: list[CellResult]) -> None:
+def test_component_table_has_bits(results: list[CellResult]) -> None:
     (header,) = [line for line in shown(results, by_component) if "verdict" in line]
     assert "bits" in header
 
 
 @pytest.mark.parametrize(("value", "written"), [(math.inf, "exact"), (21.27, "21.3"), (None, "–"), (math.nan, "–")])
-def test_bits_as_people_read_them(value: float | None, written: str) -> None:
+def test_bits_are_formatted_with_one_digit(value: float | None, written: str) -> None:
     assert bits(value) == written

@@ -1,4 +1,4 @@
-"""The `model` case in a line."""
+"""The lines about the case `model`."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ def found(stage: str, verdict: Verdict, **figures: Any) -> Finding:
     return Finding(step=figures.pop("step", "prompt"), tap="returned", stage=stage, verdict=verdict, **figures)
 
 
-TOLD = result("unembed", None, found(TOP_1, Verdict.BOUNDED, message="top-1 agrees at 8 of 9 positions"))
+TOP_1_ONLY = result("unembed", None, found(TOP_1, Verdict.BOUNDED, message="top-1 agrees at 8 of 9 positions"))
 
 
-def test_growth_is_told_at_the_first_the_middle_and_the_last_layer() -> None:
+def test_line_has_the_first_the_middle_and_the_last_layer() -> None:
     layers = [
         result("block", layer, found(CARRIED, Verdict.BOUNDED, max_abs=10.0**layer, candidate_error=1.0))
         for layer in range(5)
     ]
-    logits = result("unembed", None, found(CARRIED, Verdict.ULP, max_abs=7.0), *TOLD.findings)
+    logits = result("unembed", None, found(CARRIED, Verdict.ULP, max_abs=7.0), *TOP_1_ONLY.findings)
     whole = result(
         "model",
         None,
@@ -55,7 +55,7 @@ def test_growth_is_told_at_the_first_the_middle_and_the_last_layer() -> None:
     ]
 
 
-def test_where_every_bit_is_the_references_the_distance_from_float64_is_told() -> None:
+def test_line_of_a_bitwise_equal_model_has_float64_errors() -> None:
     layer = result("block", 3, found(CARRIED, Verdict.BITWISE, max_abs=0.0, candidate_error=0.5))
     whole = result("model", None, found(AS_CARRIED, Verdict.BITWISE))
     (line,) = whole_model_lines([layer, whole])
@@ -66,5 +66,7 @@ def test_where_every_bit_is_the_references_the_distance_from_float64_is_told() -
 
 
 def test_other_cases_have_no_line() -> None:
-    plain = CellResult(cell=TOLD.cell.model_copy(update={"case": "text"}), findings=TOLD.findings, seconds=0.0)
+    plain = CellResult(
+        cell=TOP_1_ONLY.cell.model_copy(update={"case": "text"}), findings=TOP_1_ONLY.findings, seconds=0.0
+    )
     assert whole_model_lines([plain]) == []

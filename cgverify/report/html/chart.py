@@ -1,7 +1,7 @@
 """Charts as SVG: lines over a whole-numbered axis, and pairs of dots over a logarithmic one.
 
-A chart can be part of a page or a file of its own. Colours are custom properties with fallback values, so that a page can
-adapt them to its theme. Series differ in shape and dash as well as in colour.
+A chart can be part of a page or a file of its own. Colours are custom properties with fallback values, so that a page
+can adapt them to its theme. Series differ in shape and dash as well as in colour.
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ class Errors:
 def errors_by_tap(results: Sequence[CellResult], axes: Sequence[Axis]) -> list[ChartWithTable]:
     """Return the errors of candidate and reference against the oracle at each tap, as a chart per candidate.
 
-    The charts are in units of the bound, so that all taps and dtypes have one scale. The tables have the errors as well.
+    The charts are in units of the bound, so that all taps and dtypes have one scale. The tables also have the errors.
     """
     by_chart = [axis for axis in axes if axis.name not in ("case", "dtype")]
     greatest: dict[str, dict[tuple[str, str], Errors]] = {}
