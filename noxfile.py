@@ -61,6 +61,14 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
+@nox.parametrize("constraints", ["constraints.txt", "constraints-5.23.txt"])
+def versions(session: nox.Session, constraints: str) -> None:
+    """Run the tests that take less than 30 seconds each with both generations of Hugging Face's CodeGen."""
+    session.install("-c", constraints, "-e", ".[dev,dask]")
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
 def slow(session: nox.Session) -> None:
     """Run the tests that take more than 30 seconds each."""
     install(session)

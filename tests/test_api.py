@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 from command_line import ROOT
-from hugging_face import needs_upstream
+from hugging_face import needs_upstream, table_owners
 from sweeping import SMALL
 from transformer_lens.model_bridge.supported_architectures.codegen import CodeGenArchitectureAdapter
 from transformers import CodeGenForCausalLM
@@ -233,3 +233,12 @@ def test_examples_of_the_documentation_run(tmp_path: Path, monkeypatch: pytest.M
     assert (tmp_path / "runs" / "attention" / "findings.csv").exists()
     (plan,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
     assert parse_plan(yaml.safe_load(plan)).all_requests()
+
+
+def test_table_of_the_bridges_own_model_is_verified(reference: CodeGenForCausalLM) -> None:
+    model = copy.deepcopy(reference)
+    bridge = boot(model)
+    for owner in table_owners(model):
+        owner.embed_positions.mul_(1 + 1e-4)
+    result = cgverify.verify(bridge, reference, layers=0, components="attn", cases="default")
+    assert set(result.findings.loc[result.findings["verdict"] == "diverged", "stage"]) == {"rope"}

@@ -30,7 +30,7 @@ def assembled(window: Window, config: CodeGenConfig, variant: ModelVariant) -> C
         window.show(layer)
         one_block = window.model(variant)
         model.transformer.h[layer] = one_block.transformer.h[0]
-        share_table(model, one_block)
+        share_table(one_block, model)
     window.show("ln_final")
     model.transformer.ln_f = window.model(variant).transformer.ln_f
     window.show("unembed")

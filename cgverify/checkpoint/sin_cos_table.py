@@ -20,7 +20,7 @@ def set_table(model: Any, device: torch.device, dtype: torch.dtype) -> None:
     owner.embed_positions = table.to(device, torch.promote_types(torch.float32, dtype))
 
 
-def share_table(whole: Any, block: Any) -> None:
-    """Give a whole model the table of a model of one block, if the table is kept once in the model."""
-    if hasattr(whole.transformer, "rotary_emb"):
-        whole.transformer.rotary_emb = block.transformer.rotary_emb
+def share_table(owner: Any, other: Any) -> None:
+    """Give another model the table of a model, if the model keeps it and not each of its blocks."""
+    if hasattr(owner.transformer, "rotary_emb"):
+        other.transformer.rotary_emb = owner.transformer.rotary_emb

@@ -124,6 +124,8 @@ class Finding(Record):
     candidate_error: float | None = None
     """Greatest absolute error against the oracle."""
     reference_error: float | None = None
+    reference_digest: str = ""
+    """Digest of Hugging Face's tensor, with its shape and dtype. Empty if it has no such tensor."""
     bits: float | None = None
     """Leading bits that can be trusted: −log2(candidate_error / greatest absolute value). Infinite where exact."""
     head_bits: float | None = None

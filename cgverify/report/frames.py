@@ -20,8 +20,8 @@ CELL = [
 ]
 FINDING = [
     *("step", "tap", "stage", "verdict", "r", "reference_r", "max_abs", "max_ulp"),
-    *("candidate_error", "reference_error", "bits", "head_bits", "worst_head", "shape", "at"),
-    *("message", "cause", "tensors"),
+    *("candidate_error", "reference_error", "reference_digest", "bits", "head_bits", "worst_head"),
+    *("shape", "at", "message", "cause", "tensors"),
 ]
 SETTING = ["model", "candidate", "dtype", "device", "rotary_dim"]
 TYPES = {"layer": "Int64", "rotary_dim": "string"}

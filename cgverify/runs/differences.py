@@ -15,7 +15,7 @@ class Difference:
     """A version, flag or setting that differs between two runs. A value that one run lacks is `–`."""
 
     part: str
-    """`versions`, `numerics`, `machine`, `weights`, `source` (of a candidate) or `settings`."""
+    """`versions`, `stages`, `numerics`, `machine`, `weights`, `source` (of a candidate) or `settings`."""
     name: str
     before: str
     after: str
@@ -42,7 +42,7 @@ def _described(run: Run) -> dict[tuple[str, str], object]:
     stored = run.model_dump(mode="json")
     settings, environment = stored["settings"], stored["environment"]
     parts = {
-        **{part: environment.get(part, {}) for part in ("versions", "numerics", "machine")},
+        **{part: environment.get(part, {}) for part in ("versions", "stages", "numerics", "machine")},
         "weights": {"origin": run.weights_origin, "digest": run.weights_digest},
         "source": settings.pop(CANDIDATE_SOURCES, {}),
         "settings": settings,

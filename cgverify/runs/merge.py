@@ -121,7 +121,12 @@ def _require_same_sweep(first: ShardRun, other: ShardRun) -> None:
         if digest != theirs:
             raise _not_one_sweep(first, other, f"other weights ({checkpoint} {digest}, now {theirs})")
     for difference in differences(first.run, other.run):
-        if difference.part in ("versions", "numerics", "source"):  # machines may differ: the merged run lists them
+        if difference.part in (
+            "versions",
+            "stages",
+            "numerics",
+            "source",
+        ):  # machines may differ: the merged run lists them
             raise _not_one_sweep(first, other, f"other {difference.part} ({difference})")
         if difference.part == "settings" and difference.name != "shard":
             raise _not_one_sweep(first, other, f"another plan ({difference})")

@@ -18,6 +18,7 @@ from cgverify.common.memory import available, taken
 from cgverify.common.numerics import machine, pin_numerics, versions
 from cgverify.common.records import Cell, Checkpoint, Run, WholePlan
 from cgverify.observe.candidate import find_candidate
+from cgverify.observe.generations import installed
 from cgverify.plan.batches import CellBatch, Job, batches
 from cgverify.plan.cells import PROMPTED, Shard, plan
 from cgverify.plan.cost.estimate import Estimate
@@ -139,7 +140,12 @@ def describe_run(
         weights_digest=only.digest if only else hashlib.sha256(digests.encode()).hexdigest()[:16],
         checkpoints=checkpoints,
         settings=settings,
-        environment={"versions": versions(), "machine": machine(), "numerics": numerics},
+        environment={
+            "versions": versions(),
+            "stages": dict(installed().definitions),
+            "machine": machine(),
+            "numerics": numerics,
+        },
     )
 
 

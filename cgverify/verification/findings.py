@@ -10,6 +10,7 @@ import torch
 
 from cgverify.common.printable import described
 from cgverify.common.records import Finding, Verdict
+from cgverify.observe.bits import digest
 from cgverify.observe.components import COMPONENTS, FLAGGED_HOOKS
 from cgverify.observe.stages import Stage
 from cgverify.verification import messages
@@ -55,6 +56,7 @@ def _finding(step: ObservedStep, index: int, stage: Stage) -> Finding:
         "stage": stage.name,
         "reference_r": reference_check.r if reference_check else None,
         "reference_error": reference_check.visible_error if reference_check else None,
+        "reference_digest": digest(theirs) if theirs is not None else "",
     }
     if ours is None:
         return Finding(**fields, verdict=Verdict.MISSING, message=messages.never_fired([stage.tap]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -12,6 +13,7 @@ from torch import nn
 from transformers import CodeGenForCausalLM
 
 from cgverify.checkpoint.lookup import describe_checkpoint
+from cgverify.checkpoint.sin_cos_table import share_table
 from cgverify.checkpoint.window import Window
 from cgverify.common.errors import UsageError
 from cgverify.common.records import IN_MEMORY, Cell, CellResult, Checkpoint
@@ -99,15 +101,20 @@ class LoadedPair:
             )
 
     def verify(self, cells: Sequence[Cell]) -> Iterator[CellResult]:
-        """Yield the results of cells of this pair. Both models are in eval mode while they are verified."""
+        """Yield the results of cells of this pair.
+
+        Both models are in eval mode while they are verified, and the reference's attention is eager: no other
+        implementation has scores and a pattern to compare with.
+        """
         modes = [(module, module.training) for side in (self._bridge, self._reference) for module in side.modules()]
         self._bridge.eval()
         self._reference.eval()
         try:
             window = Window(self._weights)
-            for batch in group_into_batches(cells):
-                window.show(weights_view(batch[0]))
-                yield from self._verify_batch(batch, window.spread())
+            with _eager(self._reference):
+                for batch in group_into_batches(cells):
+                    window.show(weights_view(batch[0]))
+                    yield from self._verify_batch(batch, window.spread())
         finally:
             for module, mode in modes:
                 module.training = mode
@@ -117,6 +124,8 @@ class LoadedPair:
         model = _one_block(self._reference, [COMPONENTS[kind].reference_path for kind in _PARTS], view)
         bridge = _one_block(self._bridge, [COMPONENTS[kind].bridge_path for kind in _PARTS], view)
         model.config, bridge.cfg = config, cast(Any, self._bridge).cfg
+        share_table(self._reference, model)
+        bridge.__dict__["original_model"] = cast(Any, self._bridge).original_model  # whose table its attention uses
         if not self._is_processed:
             reference = Reference(model, config, spread)
             observed = [observe_cell(cell, reference, bridge) for cell in cells]
@@ -127,6 +136,17 @@ class LoadedPair:
         observed = [observe_cell(cell, reference, bridge) for cell in cells]
         observed = [replace(one, extra_findings=weights.findings(one.cell.kind)) for one in observed]
         return DEFAULT_JUDGE.results(observed, reference.parameters)
+
+
+@contextlib.contextmanager
+def _eager(model: Any) -> Iterator[None]:
+    """Let a model use eager attention, and restore its own choice afterwards."""
+    chosen = model.config._attn_implementation
+    model.config._attn_implementation = "eager"
+    try:
+        yield
+    finally:
+        model.config._attn_implementation = chosen
 
 
 _PARTS = (*BEFORE, "block", *AFTER)

@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from command_line import ROOT, Cli, command
+from hugging_face import needs_upstream
 from safetensors.torch import load_file, save_file
 
 from cgverify.plan.cells import CASE_KINDS, DEFAULT_CASES
@@ -315,6 +316,7 @@ def test_env_prints_what_a_run_records(cli: Cli) -> None:
     assert "torch" in cli("env").stdout
 
 
+@needs_upstream
 def test_prompt_is_recorded_reported_and_carried_again_on_resume(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "ids").write_text("[100, 101, 102, 32, 102, 40, 41, 58]")
     arguments = ("all-components", "--model", "codegen-nano", "--layers", "3", "--case", "text,model")

@@ -27,8 +27,10 @@ from cgverify.bridge import CodeGenAttentionBridge
 class Bridge(CodeGenAttentionBridge):
     faulty = None
 
-    def _scores(self, *args, **kwargs):
-        return super()._scores(*args, **kwargs) * (1 + 1e-4 if self._layer_idx == self.faulty else 1.0)
+    def _scores(self, query, key, mask):
+        if self._layer_idx == self.faulty:
+            query = query.float() * 1.0001
+        return super()._scores(query, key, mask)
 """
 """A bridge whose scores can be made wrong in one layer."""
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from hugging_face import needs_upstream
+from hugging_face import TABLE_PER_MODEL, eager, needs_upstream
 from transformers import CodeGenForCausalLM
-from transformers.models.codegen.modeling_codegen import CodeGenAttention
+from transformers.models.codegen import modeling_codegen
 from verifying import ALL_DTYPES, failed, findings, nano_cells, of, verify
 
 from cgverify.checkpoint.names import NANO
@@ -57,7 +57,7 @@ def ours(given: Given) -> list[CellResult]:
 
 @pytest.fixture(scope="module")
 def hugging_face() -> Any:
-    model = CodeGenForCausalLM.from_pretrained(NANO, dtype=torch.float32).eval()
+    model = eager(CodeGenForCausalLM.from_pretrained(NANO, dtype=torch.float32).eval())
     with torch.no_grad():
         return model(TOKENS, output_hidden_states=True)
 
@@ -83,7 +83,7 @@ def test_text_gives_blocks_the_models_hidden_states(given: Given, hugging_face: 
 
 @pytest.mark.usefixtures("ours")
 def test_text_gives_components_the_blocks_tensors(given: Given) -> None:
-    model = CodeGenForCausalLM.from_pretrained(NANO, dtype=torch.float32).eval()
+    model = eager(CodeGenForCausalLM.from_pretrained(NANO, dtype=torch.float32).eval())
     block = model.transformer.h[3]
     seen = {}
     paths = {"ln1": "ln_1", "attn.o": "attn.out_proj", "mlp": "mlp", "mlp.in": "mlp.fc_in", "mlp.out": "mlp.fc_out"}
@@ -106,12 +106,19 @@ def test_model_case_takes_last_tokens_one_by_one(ours: list[CellResult], given: 
 def test_exact_states_match_hugging_face_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hugging Face's scores are patched to float64; it computes them in float32."""
 
-    def attend(self: Any, query: Any, key: Any, value: Any, attention_mask: Any = None) -> Any:
-        pattern = ((query @ key.mT + attention_mask) / self.scale_attn).softmax(-1)
+    def attend(_: Any, query: Any, key: Any, value: Any, attention_mask: Any = None) -> Any:
+        pattern = ((query @ key.mT + attention_mask) / query.shape[-1] ** 0.5).softmax(-1)
         return pattern @ value, pattern
 
-    monkeypatch.setattr(CodeGenAttention, "_attn", attend)
-    model = CodeGenForCausalLM.from_pretrained(NANO, dtype=torch.float64).eval()
+    def attend_by_position(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **_: Any) -> Any:
+        output, pattern = attend(module, query, key, value, attention_mask)
+        return output.transpose(1, 2), pattern
+
+    if TABLE_PER_MODEL:
+        monkeypatch.setattr(modeling_codegen, "eager_attention_forward", attend_by_position)
+    else:
+        monkeypatch.setattr(modeling_codegen.CodeGenAttention, "_attn", attend)
+    model = eager(CodeGenForCausalLM.from_pretrained(NANO, dtype=torch.float64).eval())
     with torch.no_grad():
         wanted = model(TOKENS).logits
     source = resolve("codegen-nano")

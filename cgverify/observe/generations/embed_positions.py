@@ -104,6 +104,11 @@ def _attention_taps(attention: Any, record: RecordTap) -> Iterator[None]:
 
 
 EMBED_POSITIONS = Generation(
+    definitions={
+        "rope": "x·cos + rotate_every_two(x)·sin, in the dtype that x and the table promote to",
+        "cache": "the rotated key, cast to the dtype of the hidden states",
+        "scores": "(q·kᵀ + mask) / √head_dim",
+    },
     misfits=_misfits,
     kinds_with_pattern=("attn", "block"),
     sin_cos_table=_sin_cos_table,

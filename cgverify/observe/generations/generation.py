@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,8 @@ from cgverify.oracle.shortcuts import Shortcuts
 
 @dataclass(frozen=True)
 class Generation:
+    definitions: Mapping[str, str]
+    """What each stage that differs between generations computes, as a formula for people. Runs record it."""
     misfits: Callable[[], list[str]]
     """Return what this generation needs and the installed classes lack, in words; empty if they fit."""
     kinds_with_pattern: tuple[str, ...]

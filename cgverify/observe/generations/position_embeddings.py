@@ -160,6 +160,11 @@ class _SplitHeads(TorchFunctionMode):
 
 
 POSITION_EMBEDDINGS = Generation(
+    definitions={
+        "rope": "x·cos + rotate_every_two(x)·sin, cast to the dtype of v",
+        "cache": "the rotated key",
+        "scores": "q·kᵀ · head_dim^−½ + mask",
+    },
     misfits=_misfits,
     kinds_with_pattern=("attn",),
     sin_cos_table=_sin_cos_table,

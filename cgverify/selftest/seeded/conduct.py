@@ -44,7 +44,8 @@ def _raise_for_one_token(_: Any, mix: Any, pattern: Tensor, value: Tensor) -> An
 
 
 def _one_token(_: Any, inputs: Any, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-    return {name: tensor[:1, :1] for name, tensor in inputs(*args, **kwargs).items()}
+    given = inputs(*args, **kwargs)
+    return {name: tensor[:1, :1] for name, tensor in given.items() if name != "position_embeddings"}
 
 
 _INPUT: Rows = {"ChangesItsInput": ("Changes the hidden states in place after use.", attention(forward=_change_input))}

@@ -13,8 +13,15 @@ from cgverify.selftest.seeded.seeding import attention, edited, is_hidden, repla
 
 
 def _scaled(factor: Callable[[Any], float]) -> Implementation:
-    """Multiply the scores by a function of the bridge."""
-    return attention(_scores=lambda bridge, scores, q, k, mask: scores(q, k, mask) * factor(bridge))
+    """Multiply the scores, before the mask is added or after it as the scale is, by a function of the bridge."""
+
+    def scaled(bridge: Any, scores: Any, query: Tensor, key: Tensor, mask: Tensor) -> Any:
+        if not scales_before_mask(bridge):
+            return scores(query, key, mask) * factor(bridge)
+        wide = torch.promote_types(query.dtype, torch.float32)
+        return scores(query.to(wide) * factor(bridge), key, mask)
+
+    return attention(_scores=scaled)
 
 
 def _masked(change: Callable[[Tensor], Tensor]) -> Implementation:
