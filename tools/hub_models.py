@@ -19,7 +19,7 @@ import typer
 import yaml
 from huggingface_hub import HfApi, snapshot_download
 
-from cgverify.checkpoint.names import ARCHITECTURES
+from cgverify.checkpoint.names import HUB_IDS
 
 WEIGHTS = (".safetensors", ".bin")
 app = typer.Typer(help=(__doc__ or "").splitlines()[0])
@@ -71,7 +71,7 @@ def _hub_id(entry: str | dict[str, str], product: dict[str, Any]) -> str | None:
         weights = entry.get("weights", weights)
     if weights.startswith("random") or Path(name).is_dir():
         return None
-    return ARCHITECTURES[name].hub if name in ARCHITECTURES else name
+    return None if name == "codegen-nano" else HUB_IDS.get(name, name)
 
 
 def _name(entry: str | dict[str, str]) -> str:

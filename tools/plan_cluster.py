@@ -16,8 +16,9 @@ from pathlib import Path
 
 import typer
 
+from cgverify.checkpoint import names
 from cgverify.plan.batches import BatchWeights, CellBatch
-from cgverify.plan.cost.of_plan import memory, parameters, seconds, shape
+from cgverify.plan.cost.of_plan import memory, parameters, seconds
 from cgverify.plan.yaml_plan import load_plan
 from cgverify.runs.execute.batch_queue import BatchQueue, longest_first
 from cgverify.runs.prepare import outline
@@ -62,8 +63,8 @@ def schedule(batches: Sequence[CellBatch], workers: int) -> Schedule:
         if seen.get(worker) != batch.in_view:
             read_bytes += 4 * parameters(batch)
         if seen.get(worker, ())[:2] != batch.in_view[:2]:
-            hashed_bytes += 4 * shape(batch.checkpoint).parameters
-            time += 4 * shape(batch.checkpoint).parameters / HASHING
+            hashed_bytes += 4 * names.parameters(batch.checkpoint)
+            time += 4 * names.parameters(batch.checkpoint) / HASHING
         seen[worker] = batch.in_view
         heapq.heappush(free, (time + seconds(batch), worker))
     return Schedule(workers, max(time for time, _ in free), sum(map(seconds, batches)), read_bytes, hashed_bytes)

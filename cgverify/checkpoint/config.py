@@ -1,4 +1,4 @@
-"""A folder's config.json -> a `CodeGenConfig`, or the sentence that says why it is none."""
+"""A folder's config.json -> a `CodeGenConfig`, or a sentence that says why it is not one."""
 
 from __future__ import annotations
 
@@ -9,42 +9,29 @@ from typing import Any
 from transformers import CodeGenConfig
 
 from cgverify.bridge.qkv_layout import PARTITIONS
-from cgverify.checkpoint.names import ARCHITECTURES, Architecture
+from cgverify.checkpoint.names import NAMED
 from cgverify.common.errors import CheckpointMissingError
 
 
 def named_config(name: str) -> CodeGenConfig:
-    """Of a named architecture."""
-    shape = ARCHITECTURES[name]
+    """Return the config of a named checkpoint."""
+    shape = NAMED[name]
     return CodeGenConfig(
         vocab_size=shape.vocab_size,
         n_positions=shape.n_positions,
         n_ctx=shape.n_positions,
         n_embd=shape.n_embd,
-        n_layer=shape.n_layer,
+        n_layer=shape.n_layers,
         n_head=shape.n_head,
         rotary_dim=shape.rotary_dim,
     )
 
 
-def shape_of(config: CodeGenConfig) -> Architecture:
-    """The sizes that decide what a checkpoint costs."""
-    return Architecture(
-        n_embd=config.n_embd,
-        n_layer=config.n_layer,
-        n_head=config.n_head,
-        rotary_dim=config.rotary_dim,
-        hub=None,
-        vocab_size=config.vocab_size,
-        n_positions=config.n_positions,
-    )
-
-
 def read_config(folder: Path) -> CodeGenConfig:
-    """Of a folder.
+    """Return the config of a folder.
 
     Raises:
-        CheckpointMissingError: no config.json, a damaged one, or one that is not CodeGen's.
+        CheckpointMissingError: config.json is missing or damaged, or is not CodeGen's.
     """
     path = folder / "config.json"
     if not path.is_file():
@@ -54,14 +41,14 @@ def read_config(folder: Path) -> CodeGenConfig:
     except ValueError as error:
         raise CheckpointMissingError(f"{path} is not JSON: {error}") from error
     if not isinstance(described, dict):
-        raise CheckpointMissingError(f"{path} is not a model's config: it holds no JSON object.")
+        raise CheckpointMissingError(f"{path} is not a model's config: it is not a JSON object.")
     if described.get("model_type") != "codegen":
         raise CheckpointMissingError(
-            f"{folder} holds a {described.get('model_type', 'nameless')} checkpoint: cgverify verifies CodeGen."
+            f"{folder} has a {described.get('model_type', 'nameless')} checkpoint: cgverify verifies CodeGen."
         )
     if "auto_map" in described:
         raise CheckpointMissingError(
-            f"{folder} brings code of its own (auto_map), as CodeGen2 does, whose fused QKV weight has 8 partitions "
+            f"{folder} has its own code (auto_map), as CodeGen2 does, whose fused QKV weight has 8 partitions "
             "under CodeGen's name: cgverify does not guess its layout."
         )
     try:
@@ -85,5 +72,5 @@ def _require_sound(config: CodeGenConfig, where: str) -> None:
         )
     if config.activation_function != "gelu_new":
         raise CheckpointMissingError(
-            f"{where} has the activation {config.activation_function}: cgverify knows CodeGen's gelu_new alone."
+            f"{where} has the activation {config.activation_function}: cgverify knows only CodeGen's gelu_new."
         )

@@ -1,4 +1,4 @@
-"""Which checkpoints are on this disk already. No torch, so that `cgverify models` is quick."""
+"""Find checkpoints on this disk. Importing this needs no torch, so that `cgverify models` is quick."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
 from cgverify.checkpoint.files import weight_files
-from cgverify.checkpoint.names import ARCHITECTURES, NANO
+from cgverify.checkpoint.names import HUB_IDS, NANO
 from cgverify.common.errors import WeightsError
 
 
 def on_this_disk(model: str, revision: str | None = None) -> Path | None:
-    """The folder of a named checkpoint or hub id if its weights need no download.
+    """Return the folder of a named checkpoint or hub id, or None if its weights must be downloaded.
 
     Args:
         revision: a branch, tag or commit of a hub id; None is its main branch.
@@ -23,7 +23,7 @@ def on_this_disk(model: str, revision: str | None = None) -> Path | None:
     hub_id = hub_id_of(model)
     try:
         config = try_to_load_from_cache(hub_id, "config.json", revision=revision)
-    except HFValidationError:  # not even the form of a hub id
+    except HFValidationError:  # it does not have the form of a hub id
         return None
     if not isinstance(config, str):
         return None
@@ -36,6 +36,5 @@ def on_this_disk(model: str, revision: str | None = None) -> Path | None:
 
 
 def hub_id_of(model: str) -> str:
-    """The hub id that a name stands for, else the name as it is."""
-    architecture = ARCHITECTURES.get(model)
-    return architecture.hub if architecture and architecture.hub else model
+    """Return the hub id of a name, or the name itself if it has none."""
+    return HUB_IDS.get(model, model)

@@ -1,4 +1,4 @@
-"""The checkpoints of a plan, as they are found here."""
+"""Find the checkpoints of a plan."""
 
 from __future__ import annotations
 
@@ -6,30 +6,30 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cgverify.checkpoint.names import ARCHITECTURES, Architecture
+from cgverify.checkpoint.names import ABSENT, HUB_IDS, NAMED
 from cgverify.checkpoint.resolve import resolve
 from cgverify.checkpoint.source import Source
 from cgverify.common.errors import CgverifyError, UnknownNameError
 from cgverify.common.records import Checkpoint
 
 CheckpointRequest = tuple[str, str]
-"""A model and its `--weights`, as the user has them."""
+"""A model and its `--weights`, as the user typed them."""
 
 
 @dataclass(frozen=True)
 class FoundCheckpoints:
-    """What became of everything that was asked for."""
+    """The checkpoints that were asked for."""
 
     checkpoints: dict[CheckpointRequest, Checkpoint] = field(default_factory=dict)
     sources: dict[CheckpointRequest, Source] = field(default_factory=dict)
-    """Of those whose weights can be had."""
+    """The weights of those that are available."""
 
 
 def find_checkpoints(asked: Iterable[CheckpointRequest]) -> FoundCheckpoints:
-    """Each checkpoint, the ones that cannot be had with the reason.
+    """Find checkpoints. One that is unavailable is described with the reason.
 
     Raises:
-        UnknownNameError: a name that can be no checkpoint anywhere.
+        UnknownNameError: a name cannot be a checkpoint anywhere.
     """
     found = FoundCheckpoints()
     for model, weights in dict.fromkeys(asked):
@@ -38,7 +38,7 @@ def find_checkpoints(asked: Iterable[CheckpointRequest]) -> FoundCheckpoints:
         except UnknownNameError:
             raise
         except CgverifyError as error:
-            found.checkpoints[model, weights] = _absent(model, weights, str(error))
+            found.checkpoints[model, weights] = _describe_absent(model, weights, problem=str(error))
         else:
             found.sources[model, weights] = source
             found.checkpoints[model, weights] = describe_checkpoint(model, weights, source)
@@ -46,37 +46,31 @@ def find_checkpoints(asked: Iterable[CheckpointRequest]) -> FoundCheckpoints:
 
 
 def find_checkpoint(model: str, weights: str) -> FoundCheckpoints:
-    """A checkpoint that must be had.
-
-    Raises:
-        CgverifyError: it cannot.
-    """
+    """Find a checkpoint that must be available; see `resolve` for what is raised if it is not."""
     source = resolve(model, weights)
     return FoundCheckpoints({(model, weights): describe_checkpoint(model, weights, source)}, {(model, weights): source})
 
 
 def sketch(model: str, weights: str) -> Checkpoint:
-    """A checkpoint's shape, from its config alone; its weights are neither read nor fetched.
+    """Describe a checkpoint from its name or config, and download nothing.
 
     Raises:
-        UnknownNameError: a name that can be no checkpoint anywhere.
+        UnknownNameError: the name cannot be a checkpoint anywhere.
     """
-    shape = architecture(model)
-    if shape is None or shape.hub is None:
-        try:
-            return describe_checkpoint(model, weights, resolve(model, "auto" if weights == "pretrained" else weights))
-        except UnknownNameError:
-            raise
-        except CgverifyError as error:
-            return _absent(model, weights, str(error))
-    return _absent(model, weights, "").model_copy(update={"digest": f"{model} {weights}"})
+    if _name_of_shape(model) in HUB_IDS:
+        return _describe_absent(model, weights, digest=f"{model} {weights}")
+    try:
+        return describe_checkpoint(model, weights, resolve(model, "auto" if weights == "pretrained" else weights))
+    except UnknownNameError:
+        raise
+    except CgverifyError as error:
+        return _describe_absent(model, weights, problem=str(error))
 
 
 def describe_checkpoint(model: str, weights: str, source: Source) -> Checkpoint:
-    """Describe an open checkpoint."""
     config = source.config
     return Checkpoint(
-        name=name_of(model),
+        name=_name_in_reports(model),
         asked=model,
         weights=weights,
         origin=source.origin,
@@ -86,33 +80,21 @@ def describe_checkpoint(model: str, weights: str, source: Source) -> Checkpoint:
         n_positions=config.n_positions,
         n_embd=config.n_embd,
         vocab_size=config.vocab_size,
+        n_head=config.n_head,
     )
 
 
-def _absent(model: str, weights: str, problem: str) -> Checkpoint:
-    """A checkpoint that cannot be had: in the shape that its name stands for, or of none."""
-    shape = architecture(model)
-    return Checkpoint(
-        name=name_of(model),
-        asked=model,
-        weights=weights,
-        origin="not to be had",
-        digest="",
-        n_layers=shape.n_layer if shape else 0,
-        rotary_dim=shape.rotary_dim if shape else 0,
-        n_positions=shape.n_positions if shape else 1 << 30,
-        n_embd=shape.n_embd if shape else 0,
-        vocab_size=shape.vocab_size if shape else 0,
-        problem=problem,
-    )
+def _describe_absent(model: str, weights: str, *, digest: str = "", problem: str = "") -> Checkpoint:
+    """Describe a checkpoint that is unavailable, with its shape if the name is known."""
+    described = {"asked": model, "weights": weights, "digest": digest, "problem": problem}
+    return NAMED.get(_name_of_shape(model), ABSENT).model_copy(update={"name": _name_in_reports(model), **described})
 
 
-def architecture(model: str) -> Architecture | None:
-    """The shape that a name or one of its hub ids stands for."""
-    by_hub = {shape.hub: shape for shape in ARCHITECTURES.values()}
-    return ARCHITECTURES.get(model) or by_hub.get(model)
+def _name_of_shape(model: str) -> str:
+    """Return the name of a checkpoint that was given by its name or its hub id."""
+    return next((name for name, hub_id in HUB_IDS.items() if hub_id == model), model)
 
 
-def name_of(model: str) -> str:
-    """What a checkpoint is called in reports: a folder's last part, else the name as it is."""
+def _name_in_reports(model: str) -> str:
+    """Return the last part of a folder, or else the name."""
     return Path(model).resolve().name if Path(model).is_dir() else model

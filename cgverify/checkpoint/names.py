@@ -1,49 +1,56 @@
-"""The named architectures. No torch here: `cgverify models` and the messages of errors need none."""
+"""The named checkpoints. Importing this needs no torch, so that `cgverify models` and error messages are quick."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
+from cgverify.common.records import Checkpoint
+
 NANO = Path(__file__).parent / "codegen-nano"
-"""The trained checkpoint that ships in the package."""
+"""The trained checkpoint that is part of the package."""
+
+ABSENT = Checkpoint(
+    name="",
+    asked="",
+    weights="auto",
+    origin="not available",
+    digest="",
+    n_layers=0,
+    rotary_dim=0,
+    n_positions=1 << 30,
+    n_embd=0,
+    vocab_size=0,
+)
+"""A checkpoint that was not found, whose shape is unknown."""
 
 
-@dataclass(frozen=True)
-class Architecture:
-    """The shape of a CodeGen model."""
-
-    n_embd: int
-    n_layer: int
-    n_head: int
-    rotary_dim: int
-    hub: str | None
-    """Id on the Hugging Face hub of the checkpoint that the bare name stands for."""
-    vocab_size: int = 51200
-    n_positions: int = 2048
-
-    @property
-    def block_parameters(self) -> int:
-        """Attention 4·d², MLP 8·d² and its biases 5·d, layer norm 2·d."""
-        return 12 * self.n_embd**2 + 7 * self.n_embd
-
-    @property
-    def parameters(self) -> int:
-        ends = 2 * self.vocab_size * self.n_embd + self.vocab_size + 2 * self.n_embd
-        return self.n_layer * self.block_parameters + ends
+def _named(name: str, n_embd: int, n_layers: int, n_head: int, rotary_dim: int, **more: int) -> Checkpoint:
+    shape = {"n_embd": n_embd, "n_layers": n_layers, "n_head": n_head, "rotary_dim": rotary_dim}
+    return ABSENT.model_copy(update={"name": name, "vocab_size": 51200, "n_positions": 2048, **shape, **more})
 
 
-def _salesforce(size: str, n_embd: int, n_layer: int, n_head: int, rotary_dim: int) -> dict[str, Architecture]:
-    name = f"codegen-{size}"
-    variants = {f"{name}-{variant}": f"Salesforce/{name}-{variant}" for variant in ("mono", "multi", "nl")}
-    shapes = {variant: Architecture(n_embd, n_layer, n_head, rotary_dim, hub) for variant, hub in variants.items()}
-    return {name: shapes[f"{name}-mono"], **shapes}
+SALESFORCE = {"350M": (1024, 20, 16, 32), "2B": (2560, 32, 32, 64), "6B": (4096, 33, 16, 64), "16B": (6144, 34, 24, 64)}
+"""n_embd, n_layers, n_head and rotary_dim of each size."""
 
-
-ARCHITECTURES: dict[str, Architecture] = {
-    "codegen-nano": Architecture(192, 5, 8, 16, hub=None, vocab_size=256, n_positions=512),
-    **_salesforce("350M", 1024, 20, 16, 32),
-    **_salesforce("2B", 2560, 32, 32, 64),
-    **_salesforce("6B", 4096, 33, 16, 64),
-    **_salesforce("16B", 6144, 34, 24, 64),
+HUB_IDS = {
+    f"codegen-{size}{suffix}": f"Salesforce/codegen-{size}-{suffix.removeprefix('-') or 'mono'}"
+    for size in SALESFORCE
+    for suffix in ("", "-mono", "-multi", "-nl")
 }
+"""The id on the Hugging Face hub of each name. codegen-nano has none."""
+
+NAMED: dict[str, Checkpoint] = {
+    "codegen-nano": _named("codegen-nano", 192, 5, 8, 16, vocab_size=256, n_positions=512),
+    **{name: _named(name, *SALESFORCE[name.split("-")[1]]) for name in HUB_IDS},
+}
+"""The shape of each named checkpoint, before anything of it is found."""
+
+
+def block_parameters(checkpoint: Checkpoint) -> int:
+    """Return the number of parameters of a block: attention 4·d², MLP 8·d² and its biases 5·d, layer norm 2·d."""
+    return 12 * checkpoint.n_embd**2 + 7 * checkpoint.n_embd
+
+
+def parameters(checkpoint: Checkpoint) -> int:
+    ends = 2 * checkpoint.vocab_size * checkpoint.n_embd + checkpoint.vocab_size + 2 * checkpoint.n_embd
+    return checkpoint.n_layers * block_parameters(checkpoint) + ends

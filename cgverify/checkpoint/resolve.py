@@ -1,4 +1,4 @@
-"""From what the user typed (a name, a folder, a hub id) and `--weights` to a source of tensors."""
+"""What the user typed (a name, a folder or a hub id) and `--weights` -> a source of tensors."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from cgverify.checkpoint.config import named_config, read_config
 from cgverify.checkpoint.disk import hub_id_of, on_this_disk
 from cgverify.checkpoint.hub import download
-from cgverify.checkpoint.names import ARCHITECTURES, NANO
+from cgverify.checkpoint.names import NAMED, NANO
 from cgverify.checkpoint.source import FolderWeights, RandomWeights, Source
 from cgverify.common.errors import CheckpointMissingError, UnknownNameError
 
@@ -15,7 +15,7 @@ WEIGHTS = ("auto", "pretrained", "random")
 
 
 def resolve(model: str, weights: str = "auto") -> Source:
-    """The source of a checkpoint's tensors.
+    """Return the source of a checkpoint's tensors.
 
     Args:
         model: a name of `cgverify models`, a folder, or a hub id; name or id may end in `@REVISION`, a branch, tag or
@@ -24,8 +24,8 @@ def resolve(model: str, weights: str = "auto") -> Source:
             downloads what is missing; `random` or `random:SEED` draws them.
 
     Raises:
-        UsageError: nothing of that name, or a checkpoint that is not CodeGen's.
-        WeightsError: weights that cannot be read or fetched.
+        UsageError: nothing has that name, or the checkpoint is not CodeGen's.
+        WeightsError: the weights cannot be read or fetched.
     """
     kind, _, digits = weights.partition(":")
     if kind not in WEIGHTS or (digits and (kind != "random" or not digits.isdecimal())):
@@ -41,14 +41,14 @@ def resolve(model: str, weights: str = "auto") -> Source:
 
 
 def _folder(model: str, weights: str) -> Path | None:
-    """The folder that holds the checkpoint; None for a named architecture without one."""
+    """Return the folder of a checkpoint, or None for a named one that is not on this disk."""
     if not model:
-        raise UnknownNameError("model", model, ARCHITECTURES)
+        raise UnknownNameError("model", model, NAMED)
     path = Path(model)
-    if model not in ARCHITECTURES and path.is_dir():
+    if model not in NAMED and path.is_dir():
         return path
     name, at, revision = model.partition("@")
-    named = name in ARCHITECTURES
+    named = name in NAMED
     found = on_this_disk(name, revision or None)
     if found is not None and not (named and weights == "random"):
         return found
@@ -61,7 +61,7 @@ def _folder(model: str, weights: str) -> Path | None:
             f"There is no folder {model!r}, and no such checkpoint in the hub cache: give a folder with a config.json, "
             "or a hub id with --weights pretrained."
         )
-    raise UnknownNameError("model", model, ARCHITECTURES)
+    raise UnknownNameError("model", model, NAMED)
 
 
 def _origin(model: str, folder: Path) -> str:

@@ -25,10 +25,7 @@ from cgverify.checkpoint.source import Source
 from cgverify.common.errors import WeightsError
 from cgverify.common.memory import give_back_freed
 from cgverify.common.printable import described
-from cgverify.common.records import RotaryDim
-
-WeightsView = int | str
-"""What is in view: a layer's number, `embed`, `ln_final` or `unembed`."""
+from cgverify.common.records import RotaryDim, WeightsView
 
 _ENDS = {"embed": "transformer.wte", "ln_final": "transformer.ln_f", "unembed": "lm_head"}
 

@@ -20,7 +20,7 @@ from cgverify.cli.options import format_option, known, option, split
 from cgverify.common.errors import UsageError
 from cgverify.common.process import hush_libraries, keep_memory, uncollected
 from cgverify.common.streams import stdout_is_ours
-from cgverify.plan.cells import DEVICES, DTYPES
+from cgverify.plan.axes import DEVICES, DTYPES
 
 if TYPE_CHECKING:
     from cgverify.bench.session import PreparedBench

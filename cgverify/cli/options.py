@@ -8,17 +8,30 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import typer
+from pydantic import ValidationError
 
 from cgverify.common.errors import UnknownNameError, UsageError
 from cgverify.common.numerics import SHORTCUTS
-from cgverify.common.records import RotaryDim
-from cgverify.plan.cells import CASE_KINDS, DEFAULT_CASES, DEVICES, DTYPES, Axes, Shard
+from cgverify.plan.axes import DEVICES, DTYPES, Axes, describe_error
+from cgverify.plan.cases import CASE_KINDS, DEFAULT_CASES
+from cgverify.plan.cells import Shard
 from cgverify.report.formats import FORMATS
 from cgverify.runs.reading import require_new
 from cgverify.runs.request import ExecutionOptions
 
 KEEP_TENSORS = ("failed", "all", "none")
-MOST_LAYERS = 10_000
+OPTION_OF_AXIS = {
+    "candidates": "--bridge",
+    "dtypes": "--dtype",
+    "devices": "--device",
+    "rotary_dims": "--rotary-dim",
+    "cases": "--case",
+    "layers": "--layers",
+    "components": "--component",
+    "seeds": "--seed",
+    "batch_size": "--batch-size",
+    "seq_len": "--seq-len",
+}
 
 
 def option(name: str, help: str, *, short: str | None = None, panel: str | None = None, **settings: Any) -> Any:
@@ -119,21 +132,31 @@ class AxisOptions(NamedTuple):
         """Return the axes that the options say.
 
         Raises:
-            UsageError: a name is unknown, or text is not a number.
+            UsageError: an option names nothing, or a value is not allowed.
         """
-        cases = split(self.case)
-        return Axes(
-            candidates=split(self.bridge),
-            dtypes=known("dtype", split(self.dtype), DTYPES),
-            devices=known("device", split(self.device), DEVICES),
-            rotary_dims=[_rotary_dim(text) for text in split(self.rotary_dim)],
-            cases=list(CASE_KINDS) if cases == ["all"] else known("case", cases, CASE_KINDS),
-            layers=None if self.layers is None else _layers(self.layers),
-            components=split(component),
-            seeds=[_number("--seed", text, below=1 << 63) for text in split(self.seed)],
-            batch_size=self.batch_size,
-            seq_len=self.seq_len,
-        )
+        given = {
+            "candidates": split(self.bridge),
+            "dtypes": split(self.dtype),
+            "devices": split(self.device),
+            "cases": split(self.case),
+            "seeds": [_number(text) for text in split(self.seed)],
+            "batch_size": self.batch_size,
+            "seq_len": self.seq_len,
+        }
+        if self.rotary_dim:
+            given["rotary_dims"] = [_number(text.lower()) for text in split(self.rotary_dim)]
+        if self.layers is not None:
+            given["layers"] = split([self.layers])
+        if component:
+            given["components"] = split(component)
+        try:
+            return Axes.model_validate(given)
+        except ValidationError as error:
+            first = error.errors()[0]
+            option = OPTION_OF_AXIS[str(first["loc"][0])]
+            if first["type"] == "too_short":
+                raise UsageError(f"{option} names nothing: give a value, or leave it out.") from None
+            raise UsageError(describe_error(first, option)) from None
 
 
 class RunOptions(NamedTuple):
@@ -203,27 +226,9 @@ def known(kind: str, given: Sequence[str], names: Iterable[str]) -> list[str]:
     return list(given)
 
 
-def _rotary_dim(text: str) -> RotaryDim:
-    return "none" if text.lower() == "none" else _number("--rotary-dim", text)
-
-
-def _layers(text: str) -> list[int]:
-    """Parse layer numbers and ranges: `0,5-7` is 0, 5, 6 and 7."""
-    layers: list[int] = []
-    for part in split([text]):
-        first, dash, last = part.partition("-")
-        if dash and not first:
-            raise UsageError(f"--layers {part!r} is not a layer: layers count from 0.")
-        start = _number("--layers", first, below=MOST_LAYERS)
-        layers += range(start, _number("--layers", last, below=MOST_LAYERS) + 1) if dash else [start]
-    if not layers:
-        raise UsageError(f"--layers {text!r} names no layer: write 3, or 0,5-7.")
-    return sorted(set(layers))
-
-
-def _number(option: str, text: str, below: int = 1 << 31) -> int:
-    if not text.isdecimal():
-        raise UsageError(f"{option} {text!r} is not a whole number.")
-    if int(text) >= below:
-        raise UsageError(f"{option} {text} is too large: give less than {below}.")
-    return int(text)
+def _number(text: str) -> int | str:
+    """Return a number, or text that is not one as it is: `Axes` reports it."""
+    try:
+        return int(text)
+    except ValueError:
+        return text

@@ -86,8 +86,8 @@ def _announce(session: RunSession) -> None:
     run = prepared.run
     shard = f", shard {prepared.options.shard}" if prepared.options.shard else ""
     typer.echo(
-        f"{run.model}, weights {run.weights_origin}{shard}: {len(prepared.plan)} cells, {prepared.forecast}. {note}"
-        f"Run folder {session.folder.path}",
+        f"{run.model}, weights {run.weights_origin}{shard}: {len(prepared.plan)} cells, "
+        f"about {prepared.peak_bytes / 1e9:.1f} GB of memory. {note}Run folder {session.folder.path}",
         err=True,
     )
     for checkpoint in run.checkpoints:

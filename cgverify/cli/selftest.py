@@ -13,7 +13,7 @@ from cgverify.cli.options import format_option, known, option, split
 from cgverify.common.errors import RunFolderError
 from cgverify.common.numerics import pin_numerics
 from cgverify.common.streams import stdout_is_ours
-from cgverify.plan.cells import DEVICES, DTYPES
+from cgverify.plan.axes import DEVICES, DTYPES
 
 FORMATS = ("table", "csv")
 THREADS = 1

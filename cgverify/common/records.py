@@ -1,6 +1,6 @@
-"""What travels between the rooms and what is stored: Cell, Finding, CellResult, Checkpoint, Run.
+"""The records that rooms exchange and run folders store: Cell, Finding, CellResult, Checkpoint, Run.
 
-Plain values only, no tensors. NaN and infinity survive a round trip through JSON.
+They contain plain values and no tensors. NaN and infinity survive a round trip through JSON.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SCHEMA_VERSION = 2
 
 
 class Verdict(StrEnum):
-    """What was found at a tap, from the best to the worst. Each finding carries the strongest that is true."""
+    """The verdict on a tap, from the best to the worst. Each finding has the strongest verdict that is true."""
 
     BITWISE = "bitwise"
     ULP = "ulp"
@@ -37,7 +37,7 @@ class Verdict(StrEnum):
 
     @property
     def compares(self) -> bool:
-        """Whether tensors were really compared."""
+        """Whether tensors were compared."""
         return self not in (Verdict.UNSUPPORTED, Verdict.ERROR)
 
     @property
@@ -60,13 +60,16 @@ class Record(BaseModel):
 
 RotaryDim = int | Literal["none"]
 
+WeightsView = int | str
+"""The weights of a checkpoint that are in view: a layer's number, `embed`, `ln_final`, `unembed`, or all in turn."""
+
 
 class Prompt(Record):
     """A text as one sequence of token ids, for the cases `text` and `model`."""
 
     tokens: tuple[int, ...]
     origin: str
-    """For people: where the tokens are from."""
+    """Where the tokens are from, for a reader."""
 
     @property
     def digest(self) -> str:
@@ -74,11 +77,11 @@ class Prompt(Record):
 
 
 class Cell(Record):
-    """One thing to verify. Its content is its identity."""
+    """One thing to verify, identified by its content."""
 
     model: str
     weights: str
-    """Digest of the weights."""
+    """The digest of the weights."""
     layer: int | None
     kind: str
     """The component without its layer: `attn.q`, `block`, `embed`."""
@@ -91,7 +94,7 @@ class Cell(Record):
     batch_size: int
     seq_len: int
     prompt: str = ""
-    """Digest of the token ids; empty where inputs are random."""
+    """The digest of the token ids; empty if inputs are random."""
 
     @property
     def component(self) -> str:
@@ -102,67 +105,69 @@ class Cell(Record):
 
     @cached_property
     def id(self) -> str:
-        # A cell of random inputs is the same cell as before there were prompts.
+        # Older runs have no prompts: a cell with random inputs keeps the id that it has there.
         left_out = None if self.prompt else {"prompt"}
         return hashlib.sha256(self.model_dump_json(exclude=left_out).encode()).hexdigest()[:16]
 
 
 class Finding(Record):
-    """What was found at one tap of one cell. Errors are absolute; r is the greatest error over its bound."""
+    """The finding at one tap of one cell. Errors are absolute; r is the greatest error relative to its bound."""
 
     step: str
-    """The forward of the case: `prefill`, `token 1`, …, or `forward` where there is only one."""
+    """The forward of the case: `prefill`, `token 1`, …, or `forward` if there is only one."""
     tap: str
     stage: str
     verdict: Verdict
     r: float | None = None
-    """Candidate against the oracle, in units of the bound. None where the stage could not be computed."""
+    """The candidate's r against the oracle. None if the stage could not be computed."""
     reference_r: float | None = None
     max_abs: float | None = None
-    """Greatest absolute difference between candidate and reference."""
+    """The greatest absolute difference between candidate and reference."""
     max_ulp: float | None = None
     candidate_error: float | None = None
-    """Greatest absolute error against the oracle."""
+    """The candidate's greatest absolute error against the oracle."""
     reference_error: float | None = None
     reference_digest: str = ""
     """Digest of Hugging Face's tensor, with its shape and dtype. Empty if it has no such tensor."""
     bits: float | None = None
-    """Leading bits that can be trusted: −log2(candidate_error / greatest absolute value). Infinite where exact."""
+    """The leading bits that are right: −log2(candidate_error / greatest absolute value). Infinite if exact."""
     head_bits: float | None = None
-    """The same of the worst head, where the tap has heads."""
+    """The bits of the worst head, if the tap has heads."""
     worst_head: int | None = None
     bits_by_head: tuple[float, ...] = ()
-    """The same of every head, and `errors_by_head` the greatest error of each."""
+    """The bits of every head."""
     errors_by_head: tuple[float, ...] = ()
+    """The greatest error of every head."""
     shape: tuple[int, ...] = ()
     at: str = ""
-    """Where the worst element is: `head 3, position 5`."""
+    """The place of the worst element: `head 3, position 5`."""
     message: str = ""
     cause: str = ""
-    """The known cause whose computation the tap agrees with."""
+    """The known cause that would give this tap's values."""
     tensors: str = ""
-    """The safetensors file in the run folder that holds what this finding is about; empty where none was kept."""
+    """The safetensors file in the run folder with this finding's tensors; empty if none were kept."""
 
 
 TIMES = ("seconds", "candidate_seconds", "reference_seconds", "judging_seconds")
-"""The fields of a finished cell that differ whenever it is run again."""
+"""The fields of a result that differ each time a cell is run."""
 
 
 class CellResult(Record):
-    """A finished cell: one line of findings.jsonl."""
+    """The result of a finished cell: one line of findings.jsonl."""
 
     cell: Cell
     findings: tuple[Finding, ...]
     silent_hooks: tuple[str, ...] = ()
-    """Registered hooks that did not fire in this cell."""
+    """The registered hooks that did not fire in this cell."""
     blame: str = ""
-    """Why the cell failed, as one sentence without a full stop; empty where it held."""
+    """Why the cell failed, as a sentence without a full stop; empty if it did not fail."""
     seconds: float
     candidate_seconds: float = 0.0
-    """What its forwards took, tapped; `reference_seconds` is 0 where another candidate's cell had run them before."""
+    """The time of the candidate's forwards, with taps."""
     reference_seconds: float = 0.0
+    """The time of the reference's forwards; 0 if they were run for another candidate's cell before."""
     judging_seconds: float = 0.0
-    """Its share of the oracle's and the judge's time, which cells that are in view together spend together."""
+    """The cell's share of the time that the oracle and the judge take for a batch."""
 
     @property
     def verdict(self) -> Verdict:
@@ -170,10 +175,10 @@ class CellResult(Record):
 
 
 class WholePlan(Record):
-    """The plan that a run carries out, or of which it is a shard."""
+    """The plan that a run carries out, whole or one shard of it."""
 
     size: int
-    """Cells."""
+    """The number of cells."""
     digest: str
 
     @classmethod
@@ -185,57 +190,60 @@ class WholePlan(Record):
 
 
 IN_MEMORY = "in memory"
-"""The name and origin of a checkpoint that is a model in memory, which no command can name."""
+"""The name and origin of a model in memory, which no command can name."""
 
 
 class Checkpoint(Record):
-    """A checkpoint of a run, as it was found when the run was planned."""
+    """A checkpoint, as it was found when a run was planned."""
 
     name: str
-    """What cells call it."""
+    """Its name in cells."""
     asked: str
-    """What the user typed: a name, a folder, a hub id."""
+    """What the user typed: a name, a folder, or a hub id."""
     weights: str
     """`auto`, `pretrained`, `random` or `random:SEED`."""
     origin: str
-    """For people: where the weights are from."""
+    """Where the weights are from, for a reader."""
     digest: str
-    """Of the weights; cells bear it. Empty where they cannot be had."""
+    """The digest of the weights, which is in its cells. Empty if they are unavailable."""
     n_layers: int
+    """0 if the shape is unknown."""
     rotary_dim: int
     n_positions: int
     n_embd: int
     vocab_size: int
+    n_head: int = 0
+    """0 in runs of older versions, which did not record it."""
     problem: str = ""
-    """Why its weights cannot be had: its cells are then errors."""
+    """Why its weights are unavailable: its cells are then errors."""
     prompt: Prompt | None = None
-    """In its own tokens, for the cases that have one."""
+    """The prompt in its own tokens, if there is a case that needs one."""
 
 
 class Run(Record):
-    """What a run was: stored as run.json before the first cell."""
+    """The description of a run, which is stored as run.json before the first cell."""
 
     schema_version: int = SCHEMA_VERSION
     created: str
     command: str
     model: str
-    """What the run is called: its checkpoint, or the plan of a sweep."""
+    """The name of the run: its checkpoint, or the plan of a sweep."""
     weights_origin: str
     weights_digest: str
-    """Of the one checkpoint, or of all digests together."""
+    """The digest of the one checkpoint, or a digest of all their digests."""
     checkpoints: tuple[Checkpoint, ...] = ()
     plan: WholePlan | None = None
-    """None for a pair in memory, whose run is not kept."""
+    """None for a pair in memory, whose run is not stored."""
     settings: dict[str, Any]
     environment: dict[str, Any]
 
     def checkpoint_of(self, cell: Cell) -> Checkpoint:
-        """The checkpoint that a cell is of.
+        """Return the checkpoint of a cell.
 
         Raises:
-            LookupError: none of this run's.
+            LookupError: it is not a checkpoint of this run.
         """
         for checkpoint in self.checkpoints:
             if (checkpoint.name, checkpoint.digest) == (cell.model, cell.weights):
                 return checkpoint
-        raise LookupError(f"{cell.model} with weights {cell.weights} is no checkpoint of this run")
+        raise LookupError(f"{cell.model} with weights {cell.weights} is not a checkpoint of this run")

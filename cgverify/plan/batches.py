@@ -11,8 +11,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Protocol
 
-from cgverify.common.records import Cell, CellResult, Checkpoint, Finding, Verdict
-from cgverify.plan.cells import IN_TURN, WeightsView, weights_view
+from cgverify.common.records import Cell, CellResult, Checkpoint, Finding, Verdict, WeightsView
+from cgverify.plan.cells import IN_TURN, weights_view
 
 BatchWeights = tuple[str, str, WeightsView]
 """A checkpoint by name and digest, and what is in view of it."""

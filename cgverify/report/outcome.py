@@ -9,7 +9,7 @@ from typing import Any
 
 from cgverify.common.printable import printable
 from cgverify.common.records import IN_MEMORY, Cell, CellResult, Finding, Run, Verdict
-from cgverify.plan.cells import WHOLE
+from cgverify.plan.cases import WHOLE
 from cgverify.report.numbers import counted, figure
 
 

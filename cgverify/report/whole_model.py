@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from cgverify.common.records import CellResult, Finding, Verdict
-from cgverify.plan.cells import AS_CARRIED, CARRIED, GENERATION, TOP_1
+from cgverify.plan.cases import AS_CARRIED, CARRIED, GENERATION, TOP_1
 from cgverify.report.frames import setting_of
 
 

@@ -12,7 +12,6 @@ from typing import Any
 
 from cgverify.checkpoint.lookup import FoundCheckpoints, find_checkpoint, find_checkpoints, sketch
 from cgverify.checkpoint.prompt import UNSEEN, prompt_for
-from cgverify.checkpoint.source import Source
 from cgverify.common.errors import NothingToVerifyError, UsageError
 from cgverify.common.memory import available, taken
 from cgverify.common.numerics import machine, pin_numerics, versions
@@ -20,9 +19,10 @@ from cgverify.common.records import Cell, Checkpoint, Run, WholePlan
 from cgverify.observe.candidate import find_candidate
 from cgverify.observe.generations import installed
 from cgverify.plan.batches import CellBatch, Job, batches
-from cgverify.plan.cells import PROMPTED, Shard, plan
-from cgverify.plan.cost.estimate import Estimate
-from cgverify.plan.cost.headroom import forecast, require_room, without_room
+from cgverify.plan.cases import PROMPTED
+from cgverify.plan.cells import Shard, plan
+from cgverify.plan.cost.fit import require_room, without_room
+from cgverify.plan.cost.memory import peaks
 from cgverify.runs.differences import CANDIDATE_SOURCES
 from cgverify.runs.reading import PlannedCell
 from cgverify.runs.request import ExecutionOptions, RunRequest
@@ -47,9 +47,9 @@ class PreparedRun:
         return batches(self.cells, self.found.checkpoints.values())
 
     @property
-    def forecast(self) -> Estimate:
-        """The memory and time that the run takes on this machine."""
-        return forecast(_sources_by_digest(self.found), self.cells, self.options.jobs)
+    def peak_bytes(self) -> int:
+        """The estimated memory of all processes."""
+        return self.options.jobs * max(peaks(self.found, self.cells).values(), default=0)
 
     def job(self, folder: Path | None = None) -> Job:
         """Return what every worker has to know.
@@ -192,18 +192,14 @@ def _require_memory(
     """
     if request.config is None:
         (one,), (key,) = request.checkpoints, request.models
-        require_room(one, found.checkpoints[key], found.sources[key], available_bytes)
+        require_room(one.axes, found.checkpoints[key], found.sources[key].stored_width, available_bytes)
         return found
-    problems = without_room(_sources_by_digest(found), cells, available_bytes)
+    problems = without_room(peaks(found, cells), available_bytes)
 
     def checked(checkpoint: Checkpoint) -> Checkpoint:
         return checkpoint.model_copy(update={"problem": problems.get(checkpoint.digest, checkpoint.problem)})
 
     return replace(found, checkpoints={key: checked(one) for key, one in found.checkpoints.items()})
-
-
-def _sources_by_digest(found: FoundCheckpoints) -> dict[str, Source]:
-    return {found.checkpoints[key].digest: source for key, source in found.sources.items()}
 
 
 def _cells_of_shard(shard: Shard | None, cells: Sequence[Cell], found: FoundCheckpoints) -> list[Cell]:

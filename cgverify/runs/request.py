@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cgverify.common.errors import UsageError
-from cgverify.plan.cells import Axes, CheckpointAxes, Shard
+from cgverify.plan.axes import Axes, CheckpointAxes
+from cgverify.plan.cells import Shard
 from cgverify.plan.yaml_plan import SweepConfig
 
 
@@ -74,12 +75,17 @@ def one_checkpoint(
     command: str, model: str, weights: str, axes: Axes, prompt: str | None = None, tokens: Path | None = None
 ) -> RunRequest:
     """Return the request to verify one checkpoint."""
-    prompted = {"prompt": prompt, "tokens": None if tokens is None else str(tokens)}
+    settings = {
+        **axes.model_dump(mode="json", include=set(Axes.model_fields) - {"limits"}),
+        "most_layers": None,  # a setting of older runs, with which this one may be compared
+        "prompt": prompt,
+        "tokens": None if tokens is None else str(tokens),
+    }
     return RunRequest(
         command=command,
         name=model,
         checkpoints=(CheckpointAxes(model, weights, axes),),
-        settings={"model": model, "weights": weights, **asdict(axes), **prompted},
+        settings={"model": model, "weights": weights, **settings},
         prompt=prompt,
         tokens=tokens,
     )

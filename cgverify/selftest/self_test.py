@@ -10,10 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from cgverify.checkpoint.lookup import describe_checkpoint
 from cgverify.checkpoint.source import Source
 from cgverify.common.records import Cell, CellResult
 from cgverify.observe.candidate import Candidate, find_candidate
-from cgverify.plan.cells import CASE_KINDS, PROMPTED, Axes, CheckpointShape, cells
+from cgverify.plan.axes import Axes
+from cgverify.plan.cases import CASE_KINDS, PROMPTED
+from cgverify.plan.cells import cells
 from cgverify.selftest.candidates import Fault, KnownCandidate
 from cgverify.selftest.result import Outcome, SelfTestResult, result_of
 from cgverify.selftest.visibility import explain_miss
@@ -48,9 +51,8 @@ class SelfTest:
         """Return the cells of one candidate, in plan order."""
         cases = self._cases(known)
         kinds = [kind for kind in known.kinds if any(kind in CASE_KINDS[case] for case in cases)]
-        config = source.config
         return cells(
-            CheckpointShape(MODEL, source.digest, config.n_layer, config.rotary_dim, config.n_positions),
+            describe_checkpoint(MODEL, "auto", source),
             Axes(
                 candidates=[known.bridge],
                 dtypes=self.dtypes,

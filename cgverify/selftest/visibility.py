@@ -19,8 +19,8 @@ import torch
 from torch import nn
 
 from cgverify.checkpoint.source import Source
-from cgverify.checkpoint.window import WeightsView, Window
-from cgverify.common.records import Cell
+from cgverify.checkpoint.window import Window
+from cgverify.common.records import Cell, WeightsView
 from cgverify.observe.bits import same_tensor
 from cgverify.observe.candidate import Candidate, find_candidate
 from cgverify.observe.inputs import CaseInputs

@@ -11,11 +11,12 @@ from torch import nn
 from cgverify.checkpoint.source import Source
 from cgverify.checkpoint.window import Window, refusal
 from cgverify.common.errors import DeviceError, WeightsError
-from cgverify.common.records import Cell, CellResult, Prompt, RotaryDim, Verdict
+from cgverify.common.records import Cell, CellResult, Prompt, RotaryDim, Verdict, WeightsView
 from cgverify.observe.candidate import Candidate, free_bridge_afterwards
 from cgverify.oracle.shortcuts import NO_SHORTCUTS, Shortcuts
 from cgverify.plan.batches import group_into_batches
-from cgverify.plan.cells import WHOLE, WeightsView, weights_view
+from cgverify.plan.cases import WHOLE
+from cgverify.plan.cells import weights_view
 from cgverify.verification.judge import DEFAULT_JUDGE, Judge, uncompared
 from cgverify.verification.observe_cell import Reference, observe_candidate, observe_cell, variant_of
 from cgverify.verification.observed import ObservedCell

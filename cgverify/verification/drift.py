@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from cgverify.common.records import Finding, Verdict
-from cgverify.plan.cells import AS_CARRIED, CARRIED, GENERATION, TOP_1
+from cgverify.plan.cases import AS_CARRIED, CARRIED, GENERATION, TOP_1
 from cgverify.verification.metrics import Difference, difference, leading_bits, verdict
 
 

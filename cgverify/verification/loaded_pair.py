@@ -16,12 +16,13 @@ from cgverify.checkpoint.lookup import describe_checkpoint
 from cgverify.checkpoint.sin_cos_table import share_table
 from cgverify.checkpoint.window import Window
 from cgverify.common.errors import UsageError
-from cgverify.common.records import IN_MEMORY, Cell, CellResult, Checkpoint
+from cgverify.common.records import IN_MEMORY, Cell, CellResult, Checkpoint, WeightsView
 from cgverify.observe.components import COMPONENTS
 from cgverify.observe.inputs import CaseInputs
 from cgverify.observe.run import reference_parameters
 from cgverify.plan.batches import group_into_batches
-from cgverify.plan.cells import AFTER, BEFORE, WeightsView, weights_view
+from cgverify.plan.cases import AFTER, BEFORE
+from cgverify.plan.cells import weights_view
 from cgverify.verification.compatibility import ProcessedWeights, processed_reference
 from cgverify.verification.judge import DEFAULT_JUDGE
 from cgverify.verification.observe_cell import Reference, observe_cell

@@ -13,14 +13,13 @@ from itertools import groupby
 import torch
 from torch import nn
 
-from cgverify.checkpoint.window import WeightsView
-from cgverify.common.records import Cell, Finding, Prompt, Verdict
+from cgverify.common.records import Cell, Finding, Prompt, Verdict, WeightsView
 from cgverify.observe.cases import CASES
 from cgverify.observe.cases.case import Case
 from cgverify.observe.inputs import CaseInputs, Step, block_inputs, prompt_context
 from cgverify.observe.taps import Observation
 from cgverify.oracle import exact
-from cgverify.plan.cells import AFTER, BEFORE, WHOLE
+from cgverify.plan.cases import AFTER, BEFORE, WHOLE
 from cgverify.verification import drift
 from cgverify.verification.observe_cell import Reference, observe_prompt_cell
 from cgverify.verification.observed import CandidateFailedError, ObservedCell

@@ -24,10 +24,10 @@ from transformers import CodeGenForCausalLM, DynamicCache
 
 from cgverify.checkpoint.assembled import assembled, too_large
 from cgverify.checkpoint.source import Source
-from cgverify.checkpoint.window import WeightsView, Window
+from cgverify.checkpoint.window import Window
 from cgverify.common.errors import CandidateError, WeightsError
 from cgverify.common.printable import described, said
-from cgverify.common.records import Cell, CellResult, Finding, Prompt, Verdict
+from cgverify.common.records import Cell, CellResult, Finding, Prompt, Verdict, WeightsView
 from cgverify.observe.bits import same_tensor
 from cgverify.observe.candidate import Candidate, restore_working_directory
 from cgverify.observe.cases.model import prompt_spans
@@ -38,7 +38,7 @@ from cgverify.observe.run import reference_parameters
 from cgverify.observe.stages import RESIDUAL, Stage, copy
 from cgverify.observe.taps import Observation, hook_points, observe, record_cache, record_returned, watch_hooks
 from cgverify.oracle.shortcuts import Shortcuts
-from cgverify.plan.cells import GENERATED_TOKENS
+from cgverify.plan.cases import GENERATED_TOKENS
 from cgverify.verification import drift
 from cgverify.verification.judge import Judge, uncompared
 from cgverify.verification.observe_cell import cached, variant_of

@@ -15,12 +15,14 @@ from transformers import CodeGenConfig, CodeGenForCausalLM
 from verifying import failed, verify
 
 from cgverify.checkpoint import formats
+from cgverify.checkpoint.lookup import describe_checkpoint
 from cgverify.checkpoint.resolve import resolve
 from cgverify.checkpoint.source import FolderWeights
 from cgverify.checkpoint.window import ModelVariant, Window
 from cgverify.common.errors import WeightsError
 from cgverify.observe.candidate import find_candidate
-from cgverify.plan.cells import Axes, CheckpointShape, cells
+from cgverify.plan.axes import Axes
+from cgverify.plan.cells import cells
 from cgverify.verification.checkpoint_verifier import CheckpointVerifier
 
 NAME = "transformer.h.0.attn.out_proj.weight"
@@ -283,7 +285,7 @@ def test_each_tensor_is_read_once_whatever_is_asked_of_it(folder: Path) -> None:
         candidates=("cgverify", "transformer_lens"),
         components=("embed", "ln1", "attn.o", "unembed"),
     )
-    plan = cells(CheckpointShape("small", source.digest, 2, 8, 64), axes)
+    plan = cells(describe_checkpoint("small", "auto", source), axes)
     results = list(
         CheckpointVerifier(source, {name: find_candidate(name) for name in axes.candidates}).verify_all(plan)
     )

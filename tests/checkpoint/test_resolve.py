@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import CodeGenForCausalLM
 
-from cgverify.checkpoint.names import ARCHITECTURES
+from cgverify.checkpoint.names import NAMED
 from cgverify.checkpoint.resolve import resolve
 from cgverify.checkpoint.source import FolderWeights, RandomWeights
 from cgverify.common.errors import CgverifyError, CheckpointMissingError, UnknownNameError, WeightsError
@@ -32,10 +32,10 @@ def test_the_shipped_checkpoint_is_trained_and_small(nano: Path) -> None:
     assert (nano / "model.safetensors").stat().st_size < 6_000_000
     assert source.config.vocab_size == 256
     assert source.config.n_layer >= 4
-    shape = ARCHITECTURES["codegen-nano"]
+    shape = NAMED["codegen-nano"]
     assert (source.config.n_embd, source.config.n_layer, source.config.n_head, source.config.rotary_dim) == (
         shape.n_embd,
-        shape.n_layer,
+        shape.n_layers,
         shape.n_head,
         shape.rotary_dim,
     )
@@ -100,7 +100,7 @@ def only_an_index(folder: Path) -> None:
         (change_config(n_head=2), CheckpointMissingError, "multiple of 4"),
         (change_config(n_layer=0), CheckpointMissingError, "n_layer 0"),
         (change_config(rotary_dim=None), CheckpointMissingError, "not a CodeGen config"),
-        (lambda folder: (folder / "config.json").write_text("[1]"), CheckpointMissingError, "no JSON object"),
+        (lambda folder: (folder / "config.json").write_text("[1]"), CheckpointMissingError, "not a JSON object"),
         (only_an_index, WeightsError, "not an index"),
         (change_config(activation_function="relu"), CheckpointMissingError, "gelu_new"),
         (change_config(auto_map={"AutoModel": "x"}), CheckpointMissingError, "CodeGen2"),

@@ -16,7 +16,7 @@ from command_line import ROOT, Cli, command
 from hugging_face import needs_upstream
 from safetensors.torch import load_file, save_file
 
-from cgverify.plan.cells import CASE_KINDS, DEFAULT_CASES
+from cgverify.plan.cases import CASE_KINDS, DEFAULT_CASES
 from cgverify.runs.reading import read_run
 
 QUICK = ("all-components", "--model", "codegen-nano", "--layers", "1", "--case", "default")
@@ -236,19 +236,19 @@ def test_nan_in_weights_is_an_error_and_the_rest_is_verified(cli: Cli, folder: P
         (("--model", "codegen-340M"), 2, "did you mean 'codegen-350M'"),
         (("--model", "./nowhere"), 2, "no folder"),
         (("--dtype", "float8"), 2, "did you mean 'float"),
-        (("--device", "gpu"), 2, "Unknown device 'gpu'"),
+        (("--device", "gpu"), 2, "--device 'gpu': unknown device: did you mean 'cpu'"),
         (("--device", "mps"), 3, "no mps device"),
         (("--case", "stres"), 2, "did you mean 'stress'"),
         (("--component", "attn.w"), 2, "Unknown component 'attn.w'"),
         (("--layers", "5"), 2, "between 0 and 4"),
-        (("--layers", "x"), 2, "not a whole number"),
-        (("--layers", "-1"), 2, "count from 0"),
-        (("--layers", "0-99999999999"), 2, "too large"),
-        (("--seed", "99999999999999999999"), 2, "too large"),
+        (("--layers", "x"), 2, "numbers from 0 and ranges"),
+        (("--layers", "-1"), 2, "numbers from 0"),
+        (("--layers", "0-99999999999"), 2, "--layers: write all, or numbers"),
+        (("--seed", "99999999999999999999"), 2, "input should be less than 9223372036854"),
         (("--seq-len", "510"), 2, "has 512 positions"),
         (("--dtype", ","), 2, "names nothing"),
-        (("--case", "all,foo"), 2, "Unknown case 'all'"),
-        (("--rotary-dim", "half"), 2, "not a whole number"),
+        (("--case", "all,foo"), 2, "--case 'all': unknown case"),
+        (("--rotary-dim", "half"), 2, "--rotary-dim 'half': write own, none, or a number"),
         (("--bridge", "nowhere:Bridge"), 2, "No module named 'nowhere'"),
         (("--bridge", "pathlib:Path"), 2, "is not a bridge"),
         (("--weights", "best"), 2, "Unknown weights 'best'"),

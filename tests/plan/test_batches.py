@@ -9,6 +9,7 @@ import pytest
 from command_line import ROOT
 from sweeping import SMALL
 
+from cgverify.checkpoint.names import parameters
 from cgverify.plan.batches import CellBatch
 from cgverify.plan.cost.of_plan import memory, seconds
 from cgverify.plan.yaml_plan import parse_plan
@@ -53,6 +54,6 @@ def test_estimated_time_has_its_least_and_greatest_bound(workers: int, monkeypat
     least = max(max(each), sum(each) / workers)
     assert least < makespan
     assert makespan < least + max(each) + sum(
-        tool.START + 4 * tool.shape(checkpoint).parameters / tool.HASHING
+        tool.START + 4 * parameters(checkpoint) / tool.HASHING
         for checkpoint in {batch.checkpoint.name: batch.checkpoint for batch in batches}.values()
     )

@@ -1,4 +1,4 @@
-"""From options to cells."""
+"""Axes -> cells."""
 
 from __future__ import annotations
 
@@ -7,20 +7,25 @@ import json
 
 import pytest
 
+from cgverify.checkpoint.names import ABSENT
 from cgverify.common.errors import UnknownNameError, UsageError
 from cgverify.common.records import Prompt
 from cgverify.observe.components import COMPONENTS
-from cgverify.plan.cells import AFTER, BEFORE, CASE_KINDS, PER_LAYER, WHOLE, Axes, CheckpointShape, cells
+from cgverify.plan.axes import Axes
+from cgverify.plan.cases import AFTER, BEFORE, CASE_KINDS, PER_LAYER, WHOLE
+from cgverify.plan.cells import cells
 
-SUBJECT = CheckpointShape(model="m", weights="d", n_layers=3, rotary_dim=8, n_positions=64)
+PROMPT = Prompt(tokens=(5, 6, 7, 8), origin="a test")
+PLAIN = ABSENT.model_copy(update={"name": "m", "digest": "d", "n_layers": 3, "rotary_dim": 8, "n_positions": 64})
+PROMPTED = PLAIN.model_copy(update={"prompt": PROMPT})
 
 
-def test_the_plan_and_the_table_name_the_same_components() -> None:
+def test_plan_and_table_of_components_name_the_same() -> None:
     assert {*COMPONENTS, *WHOLE} == {*BEFORE, *PER_LAYER, *AFTER, *WHOLE}
 
 
-def test_everything_is_planned_by_default() -> None:
-    planned = cells(SUBJECT, Axes())
+def test_default_axes_plan_every_component() -> None:
+    planned = cells(PLAIN, Axes())
     assert len(planned) == 3 * 2 + 3 * (10 * 2 + 2)
     assert {cell.component for cell in planned} >= {"embed", "blocks.0", "blocks.2.attn.q", "ln_final", "unembed"}
     assert {cell.rotary_dim for cell in planned} == {8}
@@ -28,9 +33,9 @@ def test_everything_is_planned_by_default() -> None:
 
 
 def test_axes_multiply() -> None:
-    one = len(cells(SUBJECT, Axes()))
+    one = len(cells(PLAIN, Axes()))
     axes = Axes(candidates=["a", "b"], dtypes=["float32", "float16"], rotary_dims=[2, "none"], seeds=[0, 1, 2])
-    assert len(cells(SUBJECT, axes)) == one * 2 * 2 * 2 * 3
+    assert len(cells(PLAIN, axes)) == one * 2 * 2 * 2 * 3
 
 
 @pytest.mark.parametrize(
@@ -42,47 +47,42 @@ def test_axes_multiply() -> None:
     ],
 )
 def test_globs_select_by_kind_or_by_name(globs: list[str], kinds: set[str]) -> None:
-    assert {cell.kind for cell in cells(SUBJECT, Axes(components=globs))} == kinds
+    assert {cell.kind for cell in cells(PLAIN, Axes(components=globs))} == kinds
 
 
-def test_a_glob_that_matches_nothing_is_an_error() -> None:
+def test_glob_that_matches_nothing_is_an_error() -> None:
     with pytest.raises(UnknownNameError, match=r"attn\.q"):
-        cells(SUBJECT, Axes(components=["attn.qq"]))
-
-
-def test_a_layer_that_is_not_there_is_an_error() -> None:
-    with pytest.raises(UsageError, match="between 0 and 2"):
-        cells(SUBJECT, Axes(layers=[3]))
-
-
-def test_more_positions_than_there_are_is_an_error() -> None:
-    assert cells(SUBJECT, Axes(seq_len=59))
-    with pytest.raises(UsageError, match="has 64 positions, and 65 are asked for"):
-        cells(SUBJECT, Axes(seq_len=60))
-    assert cells(SUBJECT, Axes(seq_len=64, cases=["default"]))
-
-
-def test_a_component_that_no_given_case_is_for_is_an_error() -> None:
+        cells(PLAIN, Axes(components=["attn.qq"]))
     with pytest.raises(UsageError, match="None of the cases asked for is for the component 'ln1'"):
-        cells(SUBJECT, Axes(components=["ln1"], cases=["decode"]))
+        cells(PLAIN, Axes(components=["ln1"], cases=["decode"]))
 
 
-def test_a_cells_identity_is_its_content() -> None:
-    first, second = cells(SUBJECT, Axes(layers=[0]))[:2]
+def test_layer_beyond_the_last_is_an_error() -> None:
+    with pytest.raises(UsageError, match="between 0 and 2"):
+        cells(PLAIN, Axes(layers=[3]))
+
+
+def test_sequence_longer_than_the_positions_is_an_error() -> None:
+    assert cells(PLAIN, Axes(seq_len=59))
+    with pytest.raises(UsageError, match="has 64 positions, and 65 are asked for"):
+        cells(PLAIN, Axes(seq_len=60))
+    assert cells(PLAIN, Axes(seq_len=64, cases=["default"]))
+    assert cells(PROMPTED, Axes(seq_len=100, cases=["text"])), "the length of random inputs"
+
+
+def test_cell_is_identified_by_its_content() -> None:
+    first, second = cells(PLAIN, Axes(layers=[0]))[:2]
     assert first.id == type(first).model_validate_json(first.model_dump_json()).id
     assert first.id != second.id
 
 
 def test_cases_are_for_the_kinds_that_they_name() -> None:
-    assert {cell.kind for cell in cells(SUBJECT, Axes(cases=["decode"]))} == set(CASE_KINDS["decode"])
+    assert {cell.kind for cell in cells(PLAIN, Axes(cases=["decode"]))} == set(CASE_KINDS["decode"])
 
 
-PROMPT = Prompt(tokens=(5, 6, 7, 8), origin="a test")
-
-
-def test_a_prompt_is_planned_once_whatever_random_inputs_are() -> None:
+def test_prompt_is_planned_once_for_all_random_inputs() -> None:
     axes = Axes(cases=["default", "text", "model"], seeds=[3, 4], batch_size=5, layers=[1])
-    planned = cells(SUBJECT, axes, PROMPT)
+    planned = cells(PROMPTED, axes)
     prompted = [cell for cell in planned if cell.case != "default"]
     assert {(cell.seed, cell.batch_size, cell.seq_len, cell.prompt) for cell in prompted} == {(3, 1, 4, PROMPT.digest)}
     assert {cell.kind for cell in prompted if cell.case == "text"} == {*BEFORE, *PER_LAYER, *AFTER}
@@ -90,17 +90,18 @@ def test_a_prompt_is_planned_once_whatever_random_inputs_are() -> None:
     assert len({cell.id for cell in planned}) == len(planned)
 
 
-def test_another_prompt_is_another_cell() -> None:
-    axes = Axes(cases=["text"], components=["embed"])
-    (one,) = cells(SUBJECT, axes, PROMPT)
-    (other,) = cells(SUBJECT, axes, PROMPT.model_copy(update={"tokens": (5, 6, 8, 7)}))
-    assert one.id != other.id
-    (elsewhere,) = cells(SUBJECT, axes, PROMPT.model_copy(update={"origin": "another file"}))
-    assert one.id == elsewhere.id
+def test_cell_is_another_with_other_tokens_and_not_by_origin() -> None:
+    def only_id(**prompt: object) -> str:
+        checkpoint = PLAIN.model_copy(update={"prompt": PROMPT.model_copy(update=prompt)})
+        (cell,) = cells(checkpoint, Axes(cases=["text"], components=["embed"]))
+        return cell.id
+
+    assert only_id() != only_id(tokens=(5, 6, 8, 7))
+    assert only_id() == only_id(origin="another file")
 
 
-def test_a_cell_of_random_inputs_is_what_it_was_before_there_were_prompts() -> None:
-    cell = cells(SUBJECT, Axes(layers=[0]))[0]
+def test_cell_of_random_inputs_keeps_its_id_of_older_runs() -> None:
+    cell = cells(PLAIN, Axes(layers=[0]))[0]
     fields = {name: value for name, value in cell.model_dump().items() if name != "prompt"}
     assert cell.id == hashlib.sha256(json.dumps(fields, separators=(",", ":")).encode()).hexdigest()[:16]
 
@@ -114,10 +115,12 @@ def test_a_cell_of_random_inputs_is_what_it_was_before_there_were_prompts() -> N
         ("text", 65, "has 64 positions, and the prompt 65 tokens: give a shorter"),
     ],
 )
-def test_a_prompt_must_fit_its_cases(case: str, tokens: int, sentence: str) -> None:
+def test_prompt_that_does_not_fit_its_case_is_an_error(case: str, tokens: int, sentence: str) -> None:
+    prompt = Prompt(tokens=(1,) * tokens, origin="a test")
     with pytest.raises(UsageError, match=sentence):
-        cells(SUBJECT, Axes(cases=[case]), Prompt(tokens=(1,) * tokens, origin="a test"))
+        cells(PLAIN.model_copy(update={"prompt": prompt}), Axes(cases=[case]))
 
 
-def test_the_length_of_random_inputs_does_not_concern_a_prompt() -> None:
-    assert cells(SUBJECT, Axes(cases=["text"], seq_len=100), PROMPT)
+def test_case_with_a_prompt_needs_one() -> None:
+    with pytest.raises(UsageError, match="The cases text and model need a prompt"):
+        cells(PLAIN, Axes(cases=["text", "model"]))

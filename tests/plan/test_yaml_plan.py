@@ -1,4 +1,4 @@
-"""Plans from YAML: what they may say, and what is told where they do not."""
+"""Plans from YAML: their meaning, and the errors in them."""
 
 from __future__ import annotations
 
@@ -9,40 +9,32 @@ import yaml
 from command_line import ROOT
 
 from cgverify.checkpoint.lookup import sketch
+from cgverify.checkpoint.names import ABSENT
 from cgverify.checkpoint.prompt import UNSEEN
 from cgverify.common.errors import ConfigError, NothingToVerifyError
 from cgverify.common.records import Cell, Checkpoint
-from cgverify.plan.cells import CASE_KINDS, CheckpointAxes, Shard, plan
+from cgverify.plan.axes import CheckpointAxes
+from cgverify.plan.cases import CASE_KINDS
+from cgverify.plan.cells import Shard, plan
 from cgverify.plan.yaml_plan import load_plan, parse_plan
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 
 
 def checkpoint(model: str = "m", n_layers: int = 6) -> Checkpoint:
-    return Checkpoint(
-        name=model,
-        asked=model,
-        weights="auto",
-        origin="random",
-        digest=f"digest of {model}",
-        n_layers=n_layers,
-        rotary_dim=8,
-        n_positions=64,
-        n_embd=64,
-        vocab_size=101,
-        prompt=UNSEEN,
-    )
+    shape = {"n_layers": n_layers, "rotary_dim": 8, "n_positions": 64, "prompt": UNSEEN}
+    return ABSENT.model_copy(update={"name": model, "asked": model, "digest": f"digest of {model}", **shape})
 
 
 def planned(text: str, n_layers: int = 6) -> list[Cell]:
-    """The cells of a plan in YAML, over checkpoints of so many layers."""
+    """Return the cells of a plan in YAML, over checkpoints with a number of layers."""
     config = parse_plan(yaml.safe_load(text))
     requests = config.all_requests()
     found = {(one.model, one.weights): checkpoint(one.model, n_layers) for one in requests}
     return plan(requests, found, config.excluded)
 
 
-def test_a_model_alone_is_what_all_components_does() -> None:
+def test_model_alone_has_the_defaults_of_all_components() -> None:
     (request,) = parse_plan({"models": "m"}).all_requests()
     assert request == CheckpointAxes("m", "auto", request.axes)
     assert len(planned("models: m", n_layers=2)) == 3 * 2 + 2 * (10 * 2 + 2)
@@ -60,7 +52,7 @@ def test_every_combination_of_the_axes_is_a_cell() -> None:
     assert {(cell.batch_size, cell.seq_len) for cell in cells} == {(3, 5)}
 
 
-def test_own_and_its_value_are_one() -> None:
+def test_own_rotary_dim_and_its_value_are_one() -> None:
     assert {cell.rotary_dim for cell in planned("{models: m, rotary_dims: [own, 8, 16]}")} == {8, 16}
     assert len(planned("{models: m, rotary_dims: [own, 8]}")) == len(planned("models: m"))
 
@@ -73,7 +65,7 @@ def test_layers_are_thinned_evenly_and_other_axes_cut() -> None:
     assert [cell.layer for cell in one] == [0]
 
 
-def test_include_takes_the_rest_from_the_top_and_counts_nothing_twice() -> None:
+def test_include_takes_other_keys_from_the_top_without_repeats() -> None:
     text = "{models: m, components: attn, layers: 0, cases: default, include: [{dtypes: [float32, float16]}]}"
     assert [(cell.dtype, cell.layer, cell.kind) for cell in planned(text)] == [
         ("float32", 0, "attn"),
@@ -81,7 +73,7 @@ def test_include_takes_the_rest_from_the_top_and_counts_nothing_twice() -> None:
     ]
 
 
-def test_exclude_leaves_out_what_fits_every_key() -> None:
+def test_exclude_leaves_out_cells_that_fit_every_key() -> None:
     rule = "{models: '*16B', components: 'mlp*', cases: stress}"
     left = planned(f"{{models: [big-16B, m], cases: [default, stress], exclude: [{rule}]}}")
     assert not [cell for cell in left if cell.model == "big-16B" and cell.kind == "mlp.in" and cell.case == "stress"]
@@ -89,14 +81,14 @@ def test_exclude_leaves_out_what_fits_every_key() -> None:
         assert [cell for cell in left if (cell.model, cell.kind, cell.case) == kept]
 
 
-def test_a_checkpoint_of_unknown_shape_has_a_cell_to_bear_the_error() -> None:
+def test_checkpoint_of_unknown_shape_has_a_cell_per_setting() -> None:
     config = parse_plan({"models": ["m"], "cases": "decode", "layers": 3, "dtypes": ["float32", "float16"]})
     absent = checkpoint(n_layers=0).model_copy(update={"problem": "not there"})
     assert [cell.dtype for cell in plan(config.all_requests(), {("m", "auto"): absent})] == ["float32", "float16"]
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("model: m", "unknown key 'model': did you mean 'models'?"),
         ("{models: m, dtpyes: float32}", "unknown key 'dtpyes': did you mean 'dtypes'?"),
@@ -117,26 +109,26 @@ def test_a_checkpoint_of_unknown_shape_has_a_cell_to_bear_the_error() -> None:
         ("{models: m, rotary_dims: half}", "rotary_dims[0] 'half': write own, none, or a number"),
         ("{models: 3}", "models[0] 3: write a name"),
         ("[m]", "a plan is a mapping"),
-        ("{models: m, models: n}", "'models' stands there twice"),
+        ("{models: m, models: n}", "the key 'models' is repeated"),
         ("{models: [m", "is not YAML"),
         ("models: m\n? [a, b] : 2", "line 2 is not YAML: a key is a word"),
         ("models: m\n? {a: b}\n: 2", "line 2 is not YAML: a key is a word"),
-        ("\nmodels: 2024-13-45", "line 2 is not YAML: '2024-13-45' looks like a value of timestamp, and is none"),
-        ("{models: m, seeds: 0x_}", "line 1 is not YAML: '0x_' looks like a value of int, and is none"),
+        ("\nmodels: 2024-13-45", "line 2 is not YAML: '2024-13-45' looks like a value of timestamp, and is not one"),
+        ("{models: m, seeds: 0x_}", "line 1 is not YAML: '0x_' looks like a value of int, and is not one"),
         ("{models: m, seeds: !!bool maybe}", "'maybe' looks like a value of bool"),
         ("{models: m, seeds: !!timestamp maybe}", "'maybe' looks like a value of timestamp"),
         (f"{{models: m, seeds: 1{'0' * 5000}}}", "looks like a value of int"),
         ("models: \0", "is not YAML: unacceptable character"),
         (f"models: {'[' * 3000}{']' * 3000}", "too many brackets within brackets"),
-        ("{models: m, include: [{limits: {cells: 5}}]}", "include[0].limits.cells: it is of the whole plan"),
+        ("{models: m, include: [{limits: {cells: 5}}]}", "include[0].limits.cells: it is for the whole plan"),
     ],
 )
-def test_what_a_plan_may_not_say_is_told_with_its_place(text: str, told: str, tmp_path: Path) -> None:
+def test_error_in_a_plan_is_reported_with_its_place(text: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "plan.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError) as raised:
         load_plan(path)
-    assert told in str(raised.value)
+    assert message in str(raised.value)
     assert str(path) in str(raised.value)
     assert "\n" not in str(raised.value)
 
@@ -152,32 +144,32 @@ def test_what_a_plan_may_not_say_is_told_with_its_place(text: str, told: str, tm
         "{models: m, exclude: [{models: m}]}",
     ],
 )
-def test_an_empty_product_is_no_plan(text: str) -> None:
+def test_plan_without_a_cell_is_an_error(text: str) -> None:
     with pytest.raises(NothingToVerifyError, match="The plan is empty"):
         planned(text)
     assert NothingToVerifyError.exit_code == 5
 
 
-def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
+def test_missing_file_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="Cannot read"):
         load_plan(tmp_path / "nowhere.yaml")
 
 
-def test_an_empty_product_is_told_with_its_file(tmp_path: Path) -> None:
+def test_plan_without_a_cell_is_reported_with_its_file(tmp_path: Path) -> None:
     path = tmp_path / "plan.yaml"
     path.write_text("{models: m, layers: []}")
     with pytest.raises(NothingToVerifyError, match=f"{path}: The plan is empty: layers names nothing"):
         load_plan(path)
 
 
-def test_the_limit_of_cells_holds_for_what_is_included_too() -> None:
+def test_limit_of_cells_counts_included_products() -> None:
     config = parse_plan({"models": "m", "limits": {"cells": 5}, "include": [{"dtypes": "float16"}]})
     cells = planned("{models: m, include: [{dtypes: float16}]}")
     with pytest.raises(ConfigError, match=f"m has {len(cells)} cells, and limits.cells allows 5"):
         config.require_sense(cells, cells)
 
 
-def test_a_rule_that_fits_nothing_and_too_many_cells_are_refused() -> None:
+def test_useless_rule_and_too_many_cells_are_refused() -> None:
     cells = planned("models: m")
     with pytest.raises(ConfigError, match=r"exclude\[0\] fits no cell"):
         parse_plan({"models": "m", "exclude": [{"models": "n"}]}).require_sense(cells, cells)
@@ -186,7 +178,7 @@ def test_a_rule_that_fits_nothing_and_too_many_cells_are_refused() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
-def test_shards_are_a_partition_in_which_views_stay_whole(count: int) -> None:
+def test_shards_are_a_partition_with_whole_views(count: int) -> None:
     cells = planned("{models: [a, b, c], dtypes: [float32, float16], seeds: [0, 1]}")
     shards = [Shard(index, count).of(cells) for index in range(1, count + 1)]
     assert sorted(cell.id for shard in shards for cell in shard) == sorted(cell.id for cell in cells)
@@ -198,7 +190,7 @@ def test_shards_are_a_partition_in_which_views_stay_whole(count: int) -> None:
     assert max(map(len, shards)) < 2 * min(map(len, shards)), "layers are spread evenly"
 
 
-def test_a_checkpoint_is_dealt_alike_whatever_else_is_in_the_plan() -> None:
+def test_shards_of_a_checkpoint_do_not_depend_on_the_others() -> None:
     def of_b(text: str) -> list[str]:
         return [cell.id for cell in Shard(1, 3).of(planned(text)) if cell.model == "b"]
 
@@ -206,7 +198,7 @@ def test_a_checkpoint_is_dealt_alike_whatever_else_is_in_the_plan() -> None:
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_the_plans_that_ship_are_plans(path: Path) -> None:
+def test_plan_in_configs_is_valid(path: Path) -> None:
     config = load_plan(path)
     requests = config.all_requests()
     found = {
@@ -218,7 +210,7 @@ def test_the_plans_that_ship_are_plans(path: Path) -> None:
     assert path.read_text().startswith("# ")
 
 
-def test_the_nightly_plan_has_the_twelve_checkpoints_of_salesforce() -> None:
+def test_nightly_plan_has_the_twelve_checkpoints_of_salesforce() -> None:
     models = {entry.model for entry in load_plan(ROOT / "configs" / "nightly.yaml").models}
     assert models >= {
         f"codegen-{size}-{kind}" for size in ("350M", "2B", "6B", "16B") for kind in ("mono", "nl", "multi")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from cgverify.common.records import Cell, CellResult, Finding, Verdict
-from cgverify.plan.cells import AS_CARRIED, CARRIED, GENERATION, TOP_1
+from cgverify.plan.cases import AS_CARRIED, CARRIED, GENERATION, TOP_1
 from cgverify.report.whole_model import whole_model_lines
 
 

@@ -7,7 +7,7 @@ from faults import ShiftedByOneBit, run_self_test, verify_known
 
 from cgverify.bridge import CodeGenAttentionBridge
 from cgverify.common.records import Verdict
-from cgverify.plan.cells import CASE_KINDS
+from cgverify.plan.cases import CASE_KINDS
 from cgverify.selftest.candidates import Fault, KnownCandidate, Variant, fault
 from cgverify.selftest.result import Outcome
 from cgverify.selftest.seeded import FAULTS

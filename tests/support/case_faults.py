@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cgverify.observe.cases.patched import patched_taps
 from cgverify.observe.components import COMPONENTS
-from cgverify.plan.cells import CASE_KINDS
+from cgverify.plan.cases import CASE_KINDS
 from cgverify.selftest.seeded.patches import PROJECTIONS
 from cgverify.selftest.seeded.seeding import deaf
 

@@ -6,12 +6,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from cgverify.checkpoint.lookup import describe_checkpoint
 from cgverify.checkpoint.prompt import prompt_for
 from cgverify.checkpoint.resolve import resolve
 from cgverify.common.records import Cell, CellResult, Finding, Prompt
 from cgverify.observe.candidate import find_candidate
 from cgverify.oracle.shortcuts import NO_SHORTCUTS, Shortcuts
-from cgverify.plan.cells import PROMPTED, Axes, CheckpointShape, cells
+from cgverify.plan.axes import Axes
+from cgverify.plan.cases import PROMPTED
+from cgverify.plan.cells import cells
 from cgverify.verification.checkpoint_verifier import CheckpointVerifier
 from cgverify.verification.judge import Judge, KeepTensors
 
@@ -20,10 +23,8 @@ ALL_DTYPES = ["float64", "float32", "bfloat16", "float16"]
 
 def nano_cells(axes: Axes, prompt: Prompt | None = None) -> list[Cell]:
     """Plan cells of codegen-nano."""
-    source = resolve("codegen-nano")
-    config = source.config
-    shape = CheckpointShape("codegen-nano", source.digest, config.n_layer, config.rotary_dim, config.n_positions)
-    return cells(shape, axes, prompt)
+    checkpoint = describe_checkpoint("codegen-nano", "auto", resolve("codegen-nano"))
+    return cells(checkpoint.model_copy(update={"prompt": prompt}), axes)
 
 
 def verify(

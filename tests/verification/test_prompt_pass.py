@@ -22,7 +22,8 @@ from cgverify.common.records import Cell, CellResult, Finding, Prompt, Verdict
 from cgverify.observe.candidate import find_candidate
 from cgverify.observe.run import reference_parameters
 from cgverify.oracle import exact
-from cgverify.plan.cells import CARRIED, CASE_KINDS, Axes
+from cgverify.plan.axes import Axes
+from cgverify.plan.cases import CARRIED, CASE_KINDS
 from cgverify.selftest.variants import VARIANTS
 from cgverify.verification.checkpoint_verifier import CheckpointVerifier
 from cgverify.verification.diagnosis.mismatch import CandidateStage

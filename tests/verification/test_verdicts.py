@@ -16,7 +16,7 @@ from cgverify.checkpoint.resolve import resolve
 from cgverify.common.records import CellResult, Verdict
 from cgverify.observe.candidate import find_candidate
 from cgverify.observe.components import COMPONENTS
-from cgverify.plan.cells import Axes
+from cgverify.plan.axes import Axes
 from cgverify.selftest.seeded import FAULTS
 from cgverify.selftest.seeded.block import mlp_reads_the_residual, residual_after_norm
 from cgverify.selftest.seeded.ends import embedding_shifted, unembedding_in_bfloat16

@@ -15,7 +15,7 @@ from cgverify.checkpoint.names import NANO
 from cgverify.checkpoint.resolve import resolve
 from cgverify.checkpoint.window import ModelVariant, Window
 from cgverify.common.records import CellResult, Prompt, Verdict
-from cgverify.plan.cells import AS_CARRIED, CARRIED, GENERATED_TOKENS, GENERATION, TOP_1
+from cgverify.plan.cases import AS_CARRIED, CARRIED, GENERATED_TOKENS, GENERATION, TOP_1
 from cgverify.verification.whole_model import run_reference
 
 PROMPT = Prompt(tokens=tuple(b"def f(x):\n"), origin="a test")

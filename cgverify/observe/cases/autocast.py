@@ -31,7 +31,7 @@ from cgverify.observe.stages import Heads, Oracle, Stage, TapFunction, TensorsBy
 from cgverify.oracle.arithmetic import HALVES, Expected
 from cgverify.oracle.autocast import operand, widened
 from cgverify.oracle.parameters import Parameters
-from cgverify.plan.cells import DECODED_TOKENS
+from cgverify.plan.cases import DECODED_TOKENS
 
 
 def autocast_dtypes(dtype: torch.dtype) -> tuple[torch.dtype, ...]:

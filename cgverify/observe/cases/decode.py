@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from cgverify.observe.cases.case import Case
 from cgverify.observe.components import Component
 from cgverify.observe.inputs import Inputs, InputSpec, Step, slice_tokens, stress_context
-from cgverify.plan.cells import DECODE_STEPS, DECODED_TOKENS
+from cgverify.plan.cases import DECODE_STEPS, DECODED_TOKENS
 
 SHARED_POSITIONS = ("token 2", "chunk")
 """Steps with one row of positions for the whole batch."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from cgverify.observe.cases.case import Case
 from cgverify.observe.inputs import PromptSpan, leave_unchanged
-from cgverify.plan.cells import FORCED_TOKENS
+from cgverify.plan.cases import FORCED_TOKENS
 
 
 def prompt_spans(tokens: int) -> tuple[PromptSpan, ...]:

@@ -1,36 +1,33 @@
-"""What a plan costs, batch by batch, before anything is read: for `sweep --dry-run` and for executors."""
+"""The estimated cost of a plan, batch by batch, for `sweep --dry-run` and for executors."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from cgverify.checkpoint.names import Architecture
-from cgverify.common.records import Checkpoint
+from cgverify.checkpoint import names
 from cgverify.plan.batches import CellBatch
 from cgverify.plan.cells import IN_TURN
-from cgverify.plan.cost.estimate import estimate, seconds_of, weights_in_view
-
-NARROWEST_HEAD = 64
-"""Of the checkpoints on the hub; a plan does not know the number of heads, on which scores depend."""
+from cgverify.plan.cost.memory import peak_bytes, weights_in_view
+from cgverify.plan.cost.time import seconds_of
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of a plan, on the machine of the constants in `cgverify.plan.cost.estimate`."""
+    """The cost of a plan, on the machine of the constants in `cgverify.plan.cost.time`."""
 
     seconds: float
-    """All batches one after another."""
+    """The time of all batches, one after another."""
     longest: float
-    """The largest batch's: no number of workers is done sooner."""
+    """The time of the largest batch: more workers do not shorten it."""
     read_bytes: int
-    """Of weights in float32, if each view is read once."""
+    """The bytes of weights in float32, if each view is read once."""
     unknown: tuple[str, ...]
-    """Checkpoints of which not even the shape is known here."""
+    """Checkpoints whose shape is unknown here."""
 
 
 def cost(batches: Iterable[CellBatch]) -> Cost:
-    """What all batches cost together."""
+    """Return the cost of all batches together."""
     planned = list(batches)
     each = [seconds(batch) for batch in planned]
     views = {batch.in_view: parameters(batch) for batch in planned}
@@ -39,29 +36,16 @@ def cost(batches: Iterable[CellBatch]) -> Cost:
 
 
 def seconds(batch: CellBatch) -> float:
-    """Of one batch."""
-    return seconds_of(shape(batch.checkpoint), batch.cells)
+    return seconds_of(batch.checkpoint, batch.cells)
 
 
 def memory(batch: CellBatch) -> int:
-    """Bytes that a process takes for one batch, of weights in float32."""
-    whole = shape(batch.checkpoint)
-    heads = max(1, whole.n_embd // NARROWEST_HEAD)
-    return estimate(replace(whole, n_head=heads), batch.cells).peak_bytes
+    """Return the bytes that a process takes for a batch, with weights in float32."""
+    return peak_bytes(batch.checkpoint, batch.cells)
 
 
 def parameters(batch: CellBatch) -> int:
-    """In view of a batch; of the whole model where a prompt goes through all views in turn."""
-    whole = shape(batch.checkpoint)
-    return whole.parameters if batch.view == IN_TURN else weights_in_view(whole, batch.cells[0])
-
-
-def shape(checkpoint: Checkpoint) -> Architecture:
-    return Architecture(
-        n_embd=checkpoint.n_embd,
-        n_layer=checkpoint.n_layers,
-        n_head=1,  # the number of parameters does not depend on it
-        rotary_dim=checkpoint.rotary_dim,
-        hub=None,
-        vocab_size=checkpoint.vocab_size,
-    )
+    """Return the number of weights in view of a batch. A prompt goes through all views of the model in turn."""
+    if batch.view == IN_TURN:
+        return names.parameters(batch.checkpoint)
+    return weights_in_view(batch.checkpoint, batch.cells[0])

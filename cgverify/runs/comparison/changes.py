@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from cgverify.common.records import Cell, CellResult, Finding, Run, Verdict
-from cgverify.plan.cells import WHOLE
+from cgverify.plan.cases import WHOLE
 from cgverify.runs.baseline import StoredRun
 from cgverify.runs.comparison.pairs import Pairing, TapPair, pair_cells, pair_findings
 from cgverify.runs.differences import Difference, differences

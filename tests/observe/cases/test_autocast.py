@@ -13,7 +13,7 @@ from verifying import ALL_DTYPES, failed, findings, verify
 from cgverify.common.records import CellResult, Verdict
 from cgverify.observe.cases import CASES
 from cgverify.observe.cases.autocast import autocast_dtypes
-from cgverify.plan.cells import CASE_KINDS as KINDS
+from cgverify.plan.cases import CASE_KINDS as KINDS
 from cgverify.selftest.result import Outcome, SelfTestResult
 from cgverify.selftest.seeded import autocast
 

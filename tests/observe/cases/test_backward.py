@@ -16,7 +16,7 @@ from cgverify.common.records import CellResult, Verdict
 from cgverify.observe.cases.backward import leaves
 from cgverify.oracle.monte_carlo import Drawn, Exact, product
 from cgverify.oracle.shortcuts import NO_SHORTCUTS
-from cgverify.plan import cells as plan
+from cgverify.plan import cases as plan
 
 
 @pytest.fixture(scope="module")

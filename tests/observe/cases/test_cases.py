@@ -18,7 +18,7 @@ from cgverify.common.records import CellResult, Verdict
 from cgverify.observe.cases import CASES
 from cgverify.observe.components import COMPONENTS, FLAGGED_HOOKS
 from cgverify.observe.taps import Observation, hook_points
-from cgverify.plan import cells as plan
+from cgverify.plan import cases as plan
 
 OWN = ["masked_row", "cast_table", "gated", "patched", "train"]
 """The cases beyond the default ones, which have tests of their own."""

@@ -1,4 +1,4 @@
-"""A run that cannot fit stops before it starts, and is told what would."""
+"""A run that does not fit into memory stops before it starts, and the error says what would fit."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from cgverify.cli.app import app
 from cgverify.common.errors import MemoryShortError, UsageError
-from cgverify.plan.cells import Axes
+from cgverify.plan.axes import Axes
 from cgverify.plan.cost.fit import require_fits
 
 LARGE = Axes(seq_len=512)
@@ -22,37 +22,37 @@ def peak_of(axes: Axes) -> int:
     return 10**9 + 10**7 * axes.seq_len * axes.batch_size * len(axes.cases)
 
 
-def told(axes: Axes, available: float) -> str:
+def message(axes: Axes, available: float) -> str:
     with pytest.raises(MemoryShortError) as error:
         require_fits(axes, peak_of, int(available))
     assert error.value.exit_code == 3
     return str(error.value)
 
 
-def test_what_fits_runs() -> None:
+def test_run_that_fits_is_accepted() -> None:
     require_fits(LARGE, peak_of, 10**12)
 
 
 def test_single_options_that_suffice_are_alternatives() -> None:
-    assert told(LARGE, 12e9).endswith("12.0 GB can be had: it would fit with --case default or with --seq-len 8.")
+    assert message(LARGE, 12e9).endswith("12.0 GB are available: it would fit with --case default or with --seq-len 8.")
 
 
 def test_options_that_suffice_together_are_listed_together() -> None:
-    assert told(LARGE, 1.17e9).endswith("it would fit with --case default --seq-len 8.")
+    assert message(LARGE, 1.17e9).endswith("it would fit with --case default --seq-len 8.")
 
 
-def test_where_nothing_fits_the_least_is_told() -> None:
-    assert "the least is about 1.1 GB" in told(LARGE, 0.5e9)
-    assert "the least is about 1.1 GB" in told(Axes(cases=("model",)), 0.5e9)
+def test_least_memory_is_reported_if_nothing_fits() -> None:
+    assert "the least is about 1.1 GB" in message(LARGE, 0.5e9)
+    assert "the least is about 1.1 GB" in message(Axes(cases=("model",)), 0.5e9)
 
 
-def test_the_command_stops_before_it_leaves_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command_that_does_not_fit_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cgverify.runs.prepare.available", lambda: 0)
     monkeypatch.setattr("cgverify.runs.prepare.taken", lambda: 1 << 30)
     arguments = ["all-components", "--model", "codegen-6B", "--output", str(tmp_path / "run")]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 3
     assert result.stderr.startswith("Error: This run needs about ")
-    assert "1.1 GB can be had" in result.stderr
+    assert "1.1 GB are available" in result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert not (tmp_path / "run").exists()

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from command_line import command
 
+from cgverify.plan.axes import Axes
 from cgverify.plan.batches import unfinished_batches
-from cgverify.plan.cells import Axes
 from cgverify.runs.prepare import prepare
 from cgverify.runs.reading import read_run
 from cgverify.runs.request import ExecutionOptions, one_checkpoint

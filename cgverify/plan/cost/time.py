@@ -1,0 +1,87 @@
+"""The processor time of a run, estimated before it starts.
+
+    seconds = Σ_views P·READ + Σ_cells forwards · (FIXED + P'·(WEIGHT + rows·PRODUCT))
+
+P is the number of weights in view, P' the number that a component uses. The constants were fitted to the time of one
+thread in runs of codegen-350M in float32, with sequences of 8 and 64 tokens, on the machine of docs/scale.md. There the
+estimate is within a factor of two for every case and dtype. It does not know other processors and devices.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+
+import numpy as np
+
+from cgverify.common.records import Cell, Checkpoint
+from cgverify.plan.cases import FORCED_TOKENS
+from cgverify.plan.cost.memory import rows, weights_in_view
+
+START = 6.5
+"""Seconds of the imports, and of the report."""
+
+READ = 3e-9
+"""Seconds for a weight that is drawn or read, and copied."""
+
+WEIGHT, PRODUCT = 1.7e-9, 2.2e-10
+"""Seconds for a weight in a forward of both sides, and for its product with each row, there and in the oracle."""
+
+FIXED = {"attn": 0.008, "block": 0.012, "mlp": 0.01}
+"""Seconds of a forward of both sides, and of judging it, with any width; 0.002 for other kinds."""
+
+USED = {"ln1": 0.0, "attn": 1 / 3, "attn.o": 1 / 12, "mlp": 2 / 3, "mlp.in": 1 / 3, "mlp.out": 1 / 3, "block": 1.0}
+"""The share of a block's weights that a kind uses; q, k and v a quarter, since Hugging Face computes them together."""
+
+BACKWARD_FIXED, BACKWARD_WEIGHT = 0.3, 900e-9
+"""Seconds that the case `backward` takes in addition: for a cell, and for each weight that it uses."""
+
+FORWARDS: dict[str, dict[str, int]] = {
+    "decode": {"attn": 4, "block": 4},
+    "gated": {"attn": 3, "block": 4},
+    "patched": {"embed": 2, "ln1": 4, "attn": 56, "mlp": 6, "block": 48, "ln_final": 4, "unembed": 2},
+    "autocast": {"attn": 8, "block": 8}
+    | dict.fromkeys(("ln1", "attn.q", "attn.k", "attn.v", "attn.o", "mlp", "mlp.in", "mlp.out"), 2)
+    | dict.fromkeys(("ln_final", "unembed"), 2),
+    "model": dict.fromkeys(("embed", "block", "ln_final", "unembed", "model"), 1 + FORCED_TOKENS),
+}
+"""The forwards of a case on a kind of component; 1 for other cases."""
+
+
+def seconds_of(checkpoint: Checkpoint, cells: Iterable[Cell]) -> float:
+    """Return the seconds of cells of one checkpoint, in one thread and without the start."""
+    views, seconds = {}, 0.0
+    for cell in cells:
+        weights = weights_in_view(checkpoint, cell)
+        views[cell.kind if cell.layer is None else cell.layer, bool(cell.prompt)] = weights
+        seconds += _seconds_of_cell(weights, cell)
+    return seconds + READ * sum(views.values())
+
+
+def _seconds_of_cell(weights: int, cell: Cell) -> float:
+    used = float(weights)
+    if cell.layer is not None:
+        used *= USED.get(cell.kind, 1 / 4)
+    elif cell.kind == "embed":  # rows are looked up, and nothing is multiplied
+        used = 0.0
+    forward = FIXED.get(cell.kind, 0.002) + used * (WEIGHT + PRODUCT * rows(cell))
+    more = BACKWARD_FIXED + BACKWARD_WEIGHT * used if cell.case == "backward" else 0.0
+    return FORWARDS.get(cell.case, {}).get(cell.kind, 1) * forward + more
+
+
+SECONDS_OF_ONE = 2.1e-3
+"""Seconds of the product in `measured_speed` on the machine of the constants."""
+
+
+def measured_speed() -> float:
+    """Return how many times as long products take on this machine as on the machine of the constants.
+
+    A weight is converted and multiplied as the oracle does it, but with numpy, which is quick to import: 0.1 s in all.
+    """
+    rows, weight = np.ones((48, 1024)), np.ones((1024, 1024), dtype=np.float32)
+    times = []
+    for _ in range(30):  # the shortest of many: other work on this machine must not count
+        started = time.perf_counter()
+        rows @ weight.astype(np.float64).T
+        times.append(time.perf_counter() - started)
+    return min(times) / SECONDS_OF_ONE

@@ -1,0 +1,51 @@
+"""The estimated time of a run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import CodeGenConfig
+
+from cgverify.checkpoint.names import NAMED
+from cgverify.common.records import Checkpoint
+from cgverify.observe.cases import CASES
+from cgverify.observe.components import COMPONENTS
+from cgverify.observe.inputs import InputSpec
+from cgverify.plan.axes import Axes
+from cgverify.plan.cases import CASE_KINDS
+from cgverify.plan.cells import cells
+from cgverify.plan.cost.time import FORWARDS, measured_speed, seconds_of
+
+SMALL = NAMED["codegen-350M"]
+
+
+def seconds(checkpoint: Checkpoint = SMALL, **axes: Any) -> float:
+    return seconds_of(checkpoint, cells(checkpoint, Axes(**axes)))
+
+
+@pytest.mark.parametrize(("case", "kind"), [(case, kind) for case, kinds in CASE_KINDS.items() for kind in kinds])
+def test_forwards_of_a_case_are_those_that_it_runs(case: str, kind: str, config: CodeGenConfig) -> None:
+    if spans := CASES[case].spans:
+        forwards = len(spans(8))
+    else:
+        spec = InputSpec(0, 2, 8, config.n_positions, torch.float32, 1.0)
+        component = COMPONENTS[kind]
+        inputs = CASES[case].build_inputs(component, spec, config, component.random_inputs(config))
+        forwards = len(inputs.steps)
+    assert FORWARDS.get(case, {}).get(kind, 1) == forwards
+
+
+def test_twice_the_layers_take_twice_the_time() -> None:
+    deeper = SMALL.model_copy(update={"n_layers": 40})
+    assert seconds(deeper, components=["blocks.*"]) == pytest.approx(2 * seconds(components=["blocks.*"]))
+
+
+def test_second_dtype_and_longer_sequences_take_longer() -> None:
+    assert seconds(dtypes=["float32", "bfloat16"]) > seconds()
+    assert seconds(seq_len=64) > 2 * seconds()
+
+
+def test_speed_of_this_machine_can_be_measured() -> None:
+    assert 0.1 < measured_speed() < 100
