@@ -24,9 +24,9 @@ from cgverify.checkpoint.window import ModelVariant
 from cgverify.common.errors import CgverifyError
 from cgverify.common.memory import give_back_freed
 from cgverify.common.numerics import pin_numerics
-from cgverify.common.printable import said
+from cgverify.common.printable import message_of
 from cgverify.common.records import Record
-from cgverify.common.streams import stdout_is_ours
+from cgverify.common.streams import stdout_to_stderr
 from cgverify.observe.candidate import find_candidate
 
 
@@ -122,13 +122,13 @@ def measure(request: MemoryRequest) -> int:
 
 def one_line(error: BaseException) -> str:
     """Return an exception's type and message in one line."""
-    return " ".join(f"{type(error).__name__}: {said(error)}".split())
+    return " ".join(f"{type(error).__name__}: {message_of(error)}".split())
 
 
 def main() -> None:
     request = MemoryRequest.model_validate_json(sys.argv[1])
     try:
-        with stdout_is_ours():
+        with stdout_to_stderr():
             answer: dict[str, Any] = {"bytes": measure(request)}
     except KeyboardInterrupt:
         raise

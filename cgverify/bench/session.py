@@ -20,7 +20,7 @@ from cgverify.bench.timing import Limits, product_rate
 from cgverify.checkpoint.resolve import resolve
 from cgverify.common.errors import RunFolderError
 from cgverify.common.numerics import machine, pin_numerics, versions
-from cgverify.common.streams import stdout_is_ours
+from cgverify.common.streams import stdout_to_stderr
 from cgverify.observe.candidate import find_candidate
 from cgverify.runs.folder import new_folder
 from cgverify.verification.checkpoint_verifier import require_devices
@@ -83,7 +83,7 @@ def prepare(
         CgverifyError: a device, a candidate or the checkpoint is not available, or the folder cannot be used.
     """
     require_devices(selection.devices)
-    with stdout_is_ours():
+    with stdout_to_stderr():
         candidates = {name: find_candidate(name) for name in bridges}
     source = resolve(model, weights)
     numerics = pin_numerics(threads or torch.get_num_threads()) | {"memory": memory}

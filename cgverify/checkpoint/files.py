@@ -1,11 +1,11 @@
-"""Which files of a folder hold a checkpoint's weights. No torch: a folder is judged before anything heavy is imported.
+"""Find the files of a folder that contain a checkpoint's weights. This needs no torch.
 
 | | one file | shards |
 |---|---|---|
 | safetensors | `model.safetensors` | `model.safetensors.index.json` |
 | PyTorch's pickles | `pytorch_model.bin` | `pytorch_model.bin.index.json` |
 
-The first that is there is taken, row by row, as `from_pretrained` does.
+The first that exists is read, row by row, as `from_pretrained` does.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from cgverify.common.errors import WeightsError
 
 STEMS = ("model.safetensors", "pytorch_model.bin")
 PATTERNS = {stem: [stem, f"{stem}.index.json", stem.replace(".", "-*-of-*.")] for stem in STEMS}
-"""Names of a format's files, by the name that its single file has."""
+"""The names of a format's files, by the name of its single file."""
 
 
 @dataclass(frozen=True)
 class WeightFiles:
-    """The files of one format that make up a checkpoint, all of them there."""
+    """The files of one format that make up a checkpoint. All of them exist."""
 
     paths: tuple[Path, ...]
     shard_of: dict[str, Path] | None = None
-    """By a tensor's name, as an index tells; None where a single file holds all."""
+    """The file of each tensor, as an index says; None if a single file has all of them."""
 
     @property
     def size(self) -> int:
-        """Bytes on the disk."""
+        """The bytes on the disk."""
         return sum(path.stat().st_size for path in self.paths)
 
 
 def weight_files(folder: Path) -> WeightFiles:
-    """The files from which a folder's weights are read.
+    """Return the files from which a folder's weights are read.
 
     Raises:
-        WeightsError: none, a shard that is missing, or an index that is damaged or names files elsewhere.
+        WeightsError: there are none, a shard is missing, or an index is damaged or names files elsewhere.
     """
     for stem in STEMS:
         single, index = folder / stem, folder / f"{stem}.index.json"
@@ -62,7 +62,7 @@ def _shards(index: Path) -> WeightFiles:
     for shard in shards.values():
         if not isinstance(shard, str) or shard in ("", ".", "..") or {"/", "\\"} & set(shard):
             raise WeightsError(
-                f"{index} names the shard {shard!r}, which is no file beside it: it is not to be trusted."
+                f"{index} names the shard {shard!r}, which is not a file in its folder: do not trust it."
             )
     files = {name: index.parent / shard for name, shard in shards.items()}
     for missing in sorted({path for path in files.values() if not path.is_file()}):

@@ -1,4 +1,4 @@
-"""Read single tensors out of a file of weights, mapped and not loaded. Nothing that a file holds is ever run."""
+"""Read single tensors from a file of weights. Files are mapped and not loaded, and no code in them is ever run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from cgverify.common.errors import WeightsError
 
 MOST_MAPPED = 1 << 27
-"""Bytes that are read through one mapping of a `.bin`. What was read stays in memory as long as its mapping."""
+"""Bytes that are read through one mapping of a `.bin`. Pages that were read stay in memory as long as the mapping."""
 
 
 class TensorFile(Protocol):
@@ -24,19 +24,19 @@ class TensorFile(Protocol):
     names: tuple[str, ...]
 
     def read(self, name: str, shape: torch.Size) -> torch.Tensor:
-        """The tensor of that name in its stored dtype, contiguous, in fresh memory.
+        """Return a tensor in its stored dtype, contiguous, in its own memory.
 
-        Fresh memory is aligned to 64 bytes, what lies in a mapped file is at any address, and alignment decides which
+        That memory is aligned to 64 bytes. A tensor in a mapped file may be at any address, and alignment decides which
         kernel runs.
 
         Raises:
-            WeightsError: not there, unreadable, of another shape, or not floating-point numbers.
+            WeightsError: the tensor is missing, unreadable, has another shape, or is not of floating-point numbers.
         """
         ...
 
 
-def opened(path: Path) -> TensorFile:
-    """A file of weights, by its suffix."""
+def open_tensors(path: Path) -> TensorFile:
+    """Open a file of weights. Its suffix decides the format."""
     return PickleFile(path) if path.suffix == ".bin" else SafetensorsFile(path)
 
 
@@ -60,7 +60,7 @@ class SafetensorsFile:
 
 
 class PickleFile:
-    """A `.bin` file, as `torch.save` writes a state dict since PyTorch 1.6."""
+    """A `.bin` file: a state dict as `torch.save` writes it since PyTorch 1.6."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -70,11 +70,11 @@ class PickleFile:
         self.names = tuple(self._tensors)
 
     def read(self, name: str, shape: torch.Size) -> torch.Tensor:
-        with self._lock:  # a view's tensors are read side by side
+        with self._lock:  # several threads read a view's tensors
             mapped = self._tensors or _mapped(self.path)
             self._tensors = mapped
         if name not in mapped:
-            raise WeightsError(f"Cannot read {name} from {self.path}: it is not in there. Fetch the file again.")
+            raise WeightsError(f"Cannot read {name} from {self.path}: it is not in the file. Fetch the file again.")
         tensor = _copied(mapped[name], name, shape, self.path)
         with self._lock:
             self._bytes_read += tensor.nbytes
@@ -84,37 +84,37 @@ class PickleFile:
 
 
 def _mapped(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a `.bin`, in mapped memory."""
+    """Return the tensors of a `.bin`, in mapped memory."""
     try:
         if path.stat().st_size and not zipfile.is_zipfile(path):
             raise WeightsError(
-                f"{path} is no archive as torch.save writes since PyTorch 1.6: it is damaged (fetch it again), or so "
-                "old that it must be saved anew."
+                f"{path} is not an archive as torch.save writes it since PyTorch 1.6: it is damaged (fetch it again), "
+                "or so old that it must be saved again."
             )
         found: Any = torch.load(path, mmap=True, weights_only=True, map_location="cpu")
     except WeightsError:
         raise
     except pickle.UnpicklingError as error:
         raise WeightsError(
-            f"{path} holds something else than tensors, which could run code when it is loaded, so it is not: "
-            "ask for safetensors, or convert it where you trust it."
+            f"{path} contains more than tensors, which could run code when it is loaded, so it is not loaded: "
+            "use safetensors, or convert it on a machine where it may run."
         ) from error
     except Exception as error:  # damaged bytes may raise anything
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise WeightsError(f"Cannot read {path}: {reason}. Fetch the file again.") from error
     if not isinstance(found, dict) or not all(isinstance(value, torch.Tensor) for value in found.values()):
-        raise WeightsError(f"{path} is no state dict: it holds other things than named tensors.")
+        raise WeightsError(f"{path} is not a state dict: it contains more than named tensors.")
     return {str(name): tensor for name, tensor in found.items()}
 
 
 def _copied(tensor: torch.Tensor, name: str, shape: torch.Size, path: Path) -> torch.Tensor:
-    """A contiguous copy of a tensor, once it is found to be what it should."""
+    """Return a contiguous copy of a tensor after checking its kind and shape."""
     if not tensor.is_floating_point() or tensor.layout is not torch.strided or tensor.device.type != "cpu":
         kind = tensor.dtype if tensor.layout is torch.strided else tensor.layout
         raise WeightsError(f"{name} in {path} is stored as {kind}: cgverify reads dense floating-point weights.")
     if tensor.shape != shape:
         raise WeightsError(
-            f"{name} in {path} has shape {list(tensor.shape)} where config.json wants {list(shape)}: the weights and "
-            "the config are of different models."
+            f"{name} in {path} has shape {list(tensor.shape)} and config.json says {list(shape)}: the weights "
+            "and the config belong to different models."
         )
     return tensor.detach().clone(memory_format=torch.contiguous_format)

@@ -1,4 +1,4 @@
-"""Fetch a checkpoint from the Hugging Face hub into its local cache; what goes wrong becomes one sentence."""
+"""Fetch a checkpoint from the Hugging Face hub into its local cache. Each failure becomes one sentence."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ TOO_MANY_REQUESTS = 429
 
 
 def download(hub_id: str, revision: str | None = None) -> Path:
-    """The folder of a checkpoint in the local cache, after fetching what is missing there.
+    """Fetch the missing files of a checkpoint, and return its folder in the local cache.
 
-    The config comes first: what is not CodeGen's is refused before its weights are fetched. Of the weights only one
-    format is, safetensors where there are any.
+    The config is fetched first: a checkpoint that is not CodeGen's is refused before its weights are fetched. These are
+    fetched in one format, safetensors if there is a choice.
 
     Raises:
-        UsageError: no hub id, or a checkpoint that is not CodeGen's.
-        WeightsError: whatever else hinders, from the network to the disk.
+        UsageError: this is not a hub id, or the checkpoint is not CodeGen's.
+        WeightsError: anything else fails, from the network to the disk.
     """
     folder = _fetch(hub_id, revision, ["config.json"])
     read_config(folder)
@@ -40,10 +40,10 @@ def download(hub_id: str, revision: str | None = None) -> Path:
 
 
 def _patterns(hub_id: str, revision: str | None) -> list[str]:
-    """Of the files that hold a repository's weights."""
+    """Return the patterns of the files with a repository's weights."""
     try:
         files = HfApi().list_repo_files(hub_id, revision=revision)
-    except Exception as error:  # the hub's client lets errors of several libraries through
+    except Exception as error:  # the hub's client raises errors of several libraries
         raise WeightsError(_reason(error, hub_id, revision)) from error
     for patterns in PATTERNS.values():
         if any(fnmatchcase(file, pattern) for file in files for pattern in patterns):
@@ -56,12 +56,12 @@ def _fetch(hub_id: str, revision: str | None, patterns: Sequence[str]) -> Path:
         return Path(snapshot_download(hub_id, revision=revision, allow_patterns=list(patterns)))
     except HFValidationError as error:
         raise UsageError(f"{hub_id!r} is neither a folder nor a hub id: {error}") from error
-    except Exception as error:  # the hub's client lets errors of several libraries through
+    except Exception as error:  # the hub's client raises errors of several libraries
         raise WeightsError(_reason(error, hub_id, revision)) from error
 
 
 def _reason(error: BaseException, hub_id: str, revision: str | None) -> str:
-    """Why a checkpoint cannot be fetched, and what to do."""
+    """Return why a checkpoint cannot be fetched, and what to do."""
     for cause in _causes(error):
         if isinstance(cause, GatedRepoError):
             return f"{hub_id} is gated: accept its terms on its page on the hub, then log in with `hf auth login`."
@@ -73,7 +73,7 @@ def _reason(error: BaseException, hub_id: str, revision: str | None) -> str:
             return f"{hub_id} is not in the hub cache, and HF_HUB_OFFLINE is set: unset it to download."
         if isinstance(cause, HfHubHTTPError) and cause.response.status_code == TOO_MANY_REQUESTS:
             return (
-                f"The hub limits how often it is asked: wait some minutes, or log in with `hf auth login` ({hub_id})."
+                f"The hub limits the number of requests: wait some minutes, or log in with `hf auth login` ({hub_id})."
             )
     last = list(_causes(error))[-1]
     lines = str(last).strip().splitlines() or [type(last).__name__]

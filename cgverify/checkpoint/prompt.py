@@ -1,11 +1,11 @@
-"""From `--prompt` or `--tokens` to the token ids of a checkpoint.
+"""`--prompt` or `--tokens` -> the token ids of a checkpoint.
 
 | checkpoint | a text's tokens |
 |---|---|
 | codegen-nano | its bytes |
-| one with a tokenizer beside its weights | the tokenizer's |
-| random weights without one | its bytes, spread over the vocabulary: no text means anything to them |
-| trained weights without one | none: `--tokens` is asked for, since any others would be no text to the model |
+| one with a tokenizer in the folder of its weights | the tokenizer's |
+| random weights without one | its bytes, spread over the vocabulary, since no text has a meaning for them |
+| trained weights without one | none: `--tokens` is required, since other tokens would not be text for the model |
 """
 
 from __future__ import annotations
@@ -25,42 +25,42 @@ DEFAULT = Path(__file__).with_name("prompt.txt")
 """A short piece of Python."""
 
 UNSEEN = Prompt(tokens=(0,) * 64, origin="not known before the checkpoint is here")
-"""Stands for the prompt of a checkpoint that cannot be had, or is not looked at."""
+"""The prompt in a plan for a checkpoint that is unavailable or not opened."""
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json")
 
 
 def prompt_for(model: str, source: Source, text: str | None = None, tokens: Path | None = None) -> Prompt:
-    """The prompt of a run.
+    """Return the prompt of a run.
 
     Args:
-        model: as the user named it; its tokenizer is looked for where its weights are, and nowhere else.
-        text: None is the package's own.
+        model: as the user typed it. Its tokenizer is looked for only in the folder of its weights.
+        text: None is the text of the package.
         tokens: a file of token ids, separated by white space, or a JSON list.
 
     Raises:
-        UsageError: both are given, the file holds no ids of this vocabulary, or there is no way from text to tokens.
+        UsageError: both are given, the file does not contain ids of this vocabulary, or there is no tokenizer.
     """
     if tokens is not None:
         if text is not None:
-            raise UsageError("--prompt and --tokens are two ways to say the same: give one of them.")
+            raise UsageError("--prompt and --tokens cannot be combined: give one of them.")
         return _in_vocabulary(Prompt(tokens=_read(tokens), origin=f"tokens of {tokens}"), source)
-    whose = "the package's own text" if text is None else repr(text)
-    wanted = DEFAULT.read_text(encoding="utf-8") if text is None else text
+    origin = "the package's own text" if text is None else repr(text)
+    text = DEFAULT.read_text(encoding="utf-8") if text is None else text
     folder = Path(model) if Path(model).is_dir() else on_this_disk(model)
-    in_bytes = wanted.encode()
+    in_bytes = text.encode()
     if folder == NANO:
-        return Prompt(tokens=tuple(in_bytes), origin=f"{whose}, bytes as tokens")
+        return Prompt(tokens=tuple(in_bytes), origin=f"{origin}, bytes as tokens")
     if folder is not None and any((folder / name).is_file() for name in TOKENIZER_FILES):
-        ids = AutoTokenizer.from_pretrained(folder, local_files_only=True)(wanted)["input_ids"]
-        return _in_vocabulary(Prompt(tokens=tuple(ids), origin=f"{whose}, by the tokenizer in {folder}"), source)
+        ids = AutoTokenizer.from_pretrained(folder, local_files_only=True)(text)["input_ids"]
+        return _in_vocabulary(Prompt(tokens=tuple(ids), origin=f"{origin}, by the tokenizer in {folder}"), source)
     if isinstance(source, RandomWeights):
         size = source.config.vocab_size
         spread = max(1, size // 256)
         ids = tuple(byte * spread % size for byte in in_bytes)
-        return Prompt(tokens=ids, origin=f"{whose}, bytes spread over the vocabulary")
+        return Prompt(tokens=ids, origin=f"{origin}, bytes spread over the vocabulary")
     raise UsageError(
-        f"{model} has no tokenizer beside its weights, so a prompt cannot be made into tokens: give --tokens FILE with "
+        f"{model} has no tokenizer in the folder of its weights, so a prompt has no tokens: give --tokens FILE with "
         "token ids, or put its tokenizer.json there."
     )
 
@@ -73,10 +73,11 @@ def _read(path: Path) -> tuple[int, ...]:
         raise UsageError(f"Cannot read --tokens {path}: {error.strerror}.") from error
     except ValueError as error:
         raise UsageError(
-            f"--tokens {path} holds no token ids: write whole numbers with white space between them, or a JSON list."
+            f"--tokens {path} does not contain token ids: write whole numbers with white space between them, or a JSON "
+            "list."
         ) from error
     if not all(type(token) is int for token in ids):
-        raise UsageError(f"--tokens {path} holds something else than whole numbers: write a flat list of token ids.")
+        raise UsageError(f"--tokens {path} contains more than whole numbers: write a flat list of token ids.")
     return tuple(ids)
 
 

@@ -1,7 +1,7 @@
-"""Where a CodeGen model keeps its sin/cos table: in each attention, or once in the model.
+"""Set the sin/cos table of a CodeGen model.
 
-transformers has both forms. The table is a buffer that no checkpoint stores, so a model that was built on the meta
-device needs one.
+The table is a buffer in each attention or, in newer versions of transformers, one in the model. Checkpoints do not
+store it, so a model that was built on the meta device needs one.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Where tensors come from: a protocol, with seeded random weights and Hugging Face folders behind it.
+"""The sources of tensors: seeded random weights, and folders of Hugging Face.
 
-A source yields one tensor at a time in its stored dtype, so that no more of a checkpoint is in memory than is in use.
+A source reads one tensor at a time in its stored dtype, so that only the part of a checkpoint in use is in memory.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ import torch
 from transformers import CodeGenConfig, CodeGenForCausalLM
 
 from cgverify.checkpoint.files import WeightFiles, weight_files
-from cgverify.checkpoint.formats import TensorFile, opened
+from cgverify.checkpoint.formats import TensorFile, open_tensors
 from cgverify.common.errors import WeightsError
 
 TIED = {"lm_head.weight": "transformer.wte.weight", "transformer.wte.weight": "lm_head.weight"}
-"""Which tensor stands for another where embedding and unembedding are tied and only one of them is stored."""
+"""The tensor to read instead of each, if embedding and unembedding are tied and only one of them is stored."""
 
 LEGACY = re.compile(r"(^|\.)attn\.(causal_mask|bias|masked_bias|embed_positions)$")
-"""Buffers that older versions of transformers stored: they follow from the config, and are computed anew."""
+"""Buffers that older versions of transformers stored. They follow from the config, and are computed again."""
 
 
 class Source(Protocol):
@@ -34,31 +34,31 @@ class Source(Protocol):
 
     config: CodeGenConfig
     origin: str
-    """For people: `random (seed 0)`, `codegen-nano (shipped)`, a folder."""
+    """A description for a reader: `random (seed 0)`, `codegen-nano (shipped)`, a folder."""
     digest: str
-    """Of the content: equal digests mean equal tensors."""
+    """The digest of the content: equal digests mean equal tensors."""
     stored_width: int
-    """Bytes of a weight as it is stored, as far as the config tells."""
+    """The bytes of a weight as it is stored, according to the config."""
 
     def read(self, name: str, shape: torch.Size) -> torch.Tensor:
-        """The tensor of that name in its stored dtype, in memory of its own.
+        """Return a tensor in its stored dtype, in its own memory.
 
         Raises:
-            WeightsError: absent, unreadable or of another shape.
+            WeightsError: the tensor is missing, unreadable, or has another shape.
         """
         ...
 
 
 class RandomWeights:
-    """Weights drawn from (seed, tensor name) alone, so that any tensor can be made without the others.
+    """Weights that depend only on the seed and the tensor's name, so that any tensor can be drawn without the others.
 
-    Matrices and biases are normal with the config's `initializer_range`, gains of layer norms lie around 1: unlike
-    freshly initialised ones, no bias is 0 and no gain is 1, so leaving one out shows.
+    Matrices and biases are normal with the config's `initializer_range`, and gains of layer norms are near 1. Unlike in
+    a newly initialised model, no bias is 0 and no gain is 1, so that leaving one out has an effect.
     """
 
     CHUNK = 1 << 22
-    """Numbers that are drawn from one generator. Chunks have generators of their own, so that threads share the work
-    and the result is the same with any number of them."""
+    """The numbers that are drawn from one generator. Each chunk has its own, so that threads share the work and the
+    result does not depend on their number."""
 
     def __init__(self, config: CodeGenConfig, seed: int) -> None:
         self.config = config
@@ -84,10 +84,10 @@ class RandomWeights:
 
 
 class FolderWeights:
-    """A folder as `save_pretrained` writes it, or wrote it once: safetensors or `.bin`, one file or shards.
+    """A folder as `save_pretrained` writes it, now or in older versions: safetensors or `.bin`, one file or shards.
 
     Raises:
-        WeightsError: files that are missing, damaged or not to be trusted; tensors that CodeGen lacks or has not.
+        WeightsError: a file is missing, damaged or unsafe, or the tensors are not exactly CodeGen's.
     """
 
     def __init__(self, folder: Path, config: CodeGenConfig, origin: str) -> None:
@@ -95,10 +95,10 @@ class FolderWeights:
         self.origin = origin
         self.stored_width = (config.dtype or torch.float32).itemsize
         files = weight_files(folder)
-        self._open: TensorFile = opened(files.paths[0])
+        self._open: TensorFile = open_tensors(files.paths[0])
         self._choosing = threading.Lock()
         self._shards = files.shard_of or dict.fromkeys(self._open.names, files.paths[0])
-        self._stands_for = TIED if config.tie_word_embeddings else {}
+        self._tied = TIED if config.tie_word_embeddings else {}
         self._require_codegen(folder)
         self.digest = _digest(folder, files)
 
@@ -108,16 +108,16 @@ class FolderWeights:
             raise WeightsError(f"The checkpoint has no tensor {name}: it is incomplete, or not CodeGen's.")
         path = self._shards[stored]
         with self._choosing:  # a view's tensors are read side by side
-            if self._open.path != path:  # one file at a time: what is mapped counts as memory
-                self._open = opened(path)
+            if self._open.path != path:  # one file at a time: mapped pages count as memory
+                self._open = open_tensors(path)
             file = self._open
         return file.read(stored, shape)
 
     def _stored_name(self, name: str) -> str | None:
-        return next((each for each in (name, self._stands_for.get(name)) if each in self._shards), None)
+        return next((each for each in (name, self._tied.get(name)) if each in self._shards), None)
 
     def _require_codegen(self, folder: Path) -> None:
-        """Exactly a CodeGen model's tensors are there, whatever older versions stored beside them."""
+        """Raise WeightsError unless the tensors are exactly CodeGen's. Buffers of older versions are ignored."""
         expected = set(parameter_names(self.config))
         missing = [name for name in sorted(expected) if self._stored_name(name) is None]
         if missing:
@@ -127,13 +127,13 @@ class FolderWeights:
         surplus = [name for name in sorted(self._shards) if name not in expected and not LEGACY.search(name)]
         if surplus:
             raise WeightsError(
-                f"{folder} holds the tensor {_first_of(surplus)}, which CodeGen has not: it is of another "
-                "architecture, or an addition that must be merged or left out first."
+                f"{folder} has the tensor {_first_of(surplus)}, which CodeGen does not have: it belongs to another "
+                "architecture, or is an addition that must be merged or left out first."
             )
 
 
 def parameter_names(config: CodeGenConfig) -> Iterable[str]:
-    """The names of all parameters, as Hugging Face's model has them: asked of one block, on the meta device."""
+    """Yield the names of all parameters of Hugging Face's model, from a model of one block on the meta device."""
     one_block = copy.deepcopy(config)
     one_block.n_layer = 1
     with torch.device("meta"):
@@ -152,7 +152,7 @@ def _first_of(names: list[str]) -> str:
 
 
 def _digest(folder: Path, files: WeightFiles) -> str:
-    """Of the bytes of the config and of every file of weights."""
+    """Return the digest of the bytes of the config and of every file of weights."""
     digest = hashlib.sha256((folder / "config.json").read_bytes())
     with ThreadPoolExecutor() as pool:
         for of_file in pool.map(_digest_of_file, files.paths):

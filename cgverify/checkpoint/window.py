@@ -1,7 +1,7 @@
-"""The one-block window through which a checkpoint is seen.
+"""A window of one block that shows one part of a checkpoint at a time.
 
-A `CodeGenForCausalLM` with a single block whose weights are those of the layer in view. What is not in view (the
-embeddings while a block is, the block while the embeddings are) stays on the meta device: shape without memory.
+It makes a `CodeGenForCausalLM` with a single block, whose weights are those of the layer in view. Parts that are not in
+view (the embeddings while a block is, and the other way round) stay on the meta device: shapes without memory.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _ENDS = {"embed": "transformer.wte", "ln_final": "transformer.ln_f", "unembed": 
 
 @dataclass(frozen=True)
 class ModelVariant:
-    """How the weights in view are to be held."""
+    """The form of the weights in a model."""
 
     dtype: torch.dtype
     device: torch.device
@@ -40,7 +40,7 @@ class ModelVariant:
 
 
 class Window:
-    """Weights of one view at a time, read once and held in their stored dtype."""
+    """The weights of one view at a time, which are read once and kept in their stored dtype."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
@@ -53,13 +53,13 @@ class Window:
         self.view: WeightsView | None = None
 
     def show(self, view: WeightsView) -> None:
-        """Bring a view into the window, dropping the one before.
+        """Read the weights of a view, and drop those of the view before.
 
         Raises:
-            WeightsError: a tensor that cannot be read, that holds NaN or infinity, or that memory has no room for.
+            WeightsError: a tensor cannot be read, contains NaN or infinity, or does not fit into memory.
         """
         self._stored, self.view = {}, None
-        if isinstance(view, str):  # the largest view of a small model, after the layers have torn the heap
+        if isinstance(view, str):  # the largest view of a small model, after the layers fragmented the heap
             give_back_freed()
         module = _in_view(skeleton(self._config, 1), view)
         prefix = f"transformer.h.{view}" if isinstance(view, int) else _ENDS[view]
@@ -70,17 +70,17 @@ class Window:
             _require_finite(tensor, f"{prefix}.{name}")
             return tensor
 
-        # Reading a file and drawing random numbers use one processor each, however many torch may use.
+        # Reading a file or drawing random numbers uses one processor, whatever the number of torch threads.
         with _memory_reported(view), ThreadPoolExecutor(torch.get_num_threads()) as pool:
             self._stored = dict(zip(shapes, pool.map(read, shapes), strict=True))
         self.view = view
 
     def spread(self) -> float:
-        """The factor on standard normal inputs that gives the attention scores in view a standard deviation of 3.
+        """Return the factor on standard normal inputs that gives attention scores a standard deviation of 3.
 
         For x, y standard normal, xᵀAy has variance ‖A‖²; here A = WqᵀWk/√D of a head, and
-        ‖WqᵀWk‖² = tr(WqWqᵀ·WkWkᵀ). Taken from the stored weights, so that it is one number in every dtype; 1.0 where no
-        block is in view. Rounded to two digits, so that it is one number with any number of threads, too.
+        ‖WqᵀWk‖² = tr(WqWqᵀ·WkWkᵀ). It is computed from the stored weights, so that every dtype has the same factor, and
+        rounded to two digits, so that every number of threads has. It is 1.0 if no block is in view.
         """
         if not isinstance(self.view, int):
             return 1.0
@@ -91,41 +91,41 @@ class Window:
         deviation = float((squares.mean() / query.shape[1]).sqrt())
         return float(f"{math.sqrt(3 / deviation):.2g}") if deviation > 0 else 1.0
 
-    def model(self, setting: ModelVariant) -> CodeGenForCausalLM:
-        """A fresh model in eval mode whose weights in view are copies in memory of their own: it may be changed.
+    def model(self, variant: ModelVariant) -> CodeGenForCausalLM:
+        """Return a new model in eval mode, whose weights in view are copies, so that it may be changed.
 
-        As after `from_pretrained(dtype=…)`: weights in the dtype, the sin/cos table in float32 unless that is wider.
+        As after `from_pretrained(dtype=…)`, weights have the dtype, and the sin/cos table has float32 or wider.
 
         Raises:
-            WeightsError: memory has no room for it.
+            WeightsError: it does not fit into memory.
         """
-        return self._model(setting, partial(torch.Tensor.to, copy=True))
+        return self._model(variant, partial(torch.Tensor.to, copy=True))
 
-    def reference(self, setting: ModelVariant) -> CodeGenForCausalLM:
-        """The same model on the stored weights themselves where they have the dtype: it must not be changed.
+    def reference(self, variant: ModelVariant) -> CodeGenForCausalLM:
+        """Return the same model with the stored weights themselves if they have the dtype. It must not be changed.
 
-        Hugging Face's modules write to none of their weights; a third copy of the largest view would be a third of the
+        Hugging Face's modules never write to their weights. A third copy of the largest view would be a third of the
         memory that a verification takes.
         """
-        return self._model(setting, torch.Tensor.to)
+        return self._model(variant, torch.Tensor.to)
 
-    def _model(self, setting: ModelVariant, held: Callable[..., torch.Tensor]) -> CodeGenForCausalLM:
+    def _model(self, variant: ModelVariant, converted: Callable[..., torch.Tensor]) -> CodeGenForCausalLM:
         assert self.view is not None, "show a view first"
         config = copy.deepcopy(self._config)
         head_dim = config.n_embd // config.n_head
-        config.rotary_dim = head_dim if setting.rotary_dim == "none" else setting.rotary_dim
+        config.rotary_dim = head_dim if variant.rotary_dim == "none" else variant.rotary_dim
         with _memory_reported(self.view):
             model = skeleton(config, 1)
             module = _in_view(model, self.view)
             for name, stored in self._stored.items():
                 owner, _, leaf = name.rpartition(".")
-                weight = held(stored, device=setting.device, dtype=setting.dtype)
+                weight = converted(stored, device=variant.device, dtype=variant.dtype)
                 setattr(module.get_submodule(owner), leaf, nn.Parameter(weight, requires_grad=False))
             if isinstance(self.view, int):
-                set_table(model, setting.device, setting.dtype)
+                set_table(model, variant.device, variant.dtype)
                 attention: Any = module.attn
-                attention.layer_idx = self.view  # by which a cache is addressed
-                if setting.rotary_dim == "none":
+                attention.layer_idx = self.view  # the index of its cache
+                if variant.rotary_dim == "none":
                     attention.rotary_dim = None
         return model.eval()
 
@@ -144,13 +144,13 @@ def _memory_reported(view: WeightsView) -> Iterator[None]:
         yield
     except (MemoryError, RuntimeError) as error:  # torch raises RuntimeError if it has too little memory
         name = f"blocks.{view}" if isinstance(view, int) else view
-        raise WeightsError(f"The weights of {name} cannot be put into memory: {described(error)}") from error
+        raise WeightsError(f"The weights of {name} do not fit into memory: {described(error)}") from error
 
 
 def refusal(config: CodeGenConfig, rotary_dim: RotaryDim) -> str | None:
-    """Why Hugging Face refuses a rotary_dim for this architecture; None if it does not.
+    """Return why Hugging Face refuses a rotary_dim for this architecture; None if it does not.
 
-    Asked of its own model of one block, on the meta device: shapes are checked and nothing is computed.
+    Its own model of one block decides, on the meta device: shapes are checked and nothing is computed.
     """
     if rotary_dim == "none":
         return None
@@ -170,8 +170,8 @@ def _in_view(model: CodeGenForCausalLM, view: WeightsView) -> nn.Module:
 
 
 def _require_finite(tensor: torch.Tensor, name: str) -> None:
-    # A sum is not finite if any element is not, and is much faster than a look at each.
+    # A sum is not finite if any element is not, and is much faster than a check of each.
     if not tensor.sum().isfinite():
         bad = int((~tensor.isfinite()).sum())
         if bad:
-            raise WeightsError(f"{name} holds {bad} NaN or infinite values: the weights are damaged.")
+            raise WeightsError(f"{name} has {bad} NaN or infinite values: the weights are damaged.")

@@ -19,7 +19,7 @@ from cgverify.cli.command import INTERRUPTED, command
 from cgverify.cli.options import format_option, known, option, split
 from cgverify.common.errors import UsageError
 from cgverify.common.process import hush_libraries, keep_memory, uncollected
-from cgverify.common.streams import stdout_is_ours
+from cgverify.common.streams import stdout_to_stderr
 from cgverify.plan.axes import DEVICES, DTYPES
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def _measure(prepared: PreparedBench, quiet: bool) -> tuple[list[Measured], bool
         )
     console = Console(stderr=True)
     results: list[Measured] = []
-    with stdout_is_ours():
+    with stdout_to_stderr():
         progress = track(
             harness.measure(points),
             "measuring",

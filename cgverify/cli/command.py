@@ -13,7 +13,7 @@ from typing import Any, get_type_hints
 import typer
 
 from cgverify.common.errors import CgverifyError
-from cgverify.common.printable import said
+from cgverify.common.printable import message_of
 
 INTERRUPTED = 130
 
@@ -71,5 +71,5 @@ def exit_codes(verbosity: int = 0) -> Iterator[None]:
     except BaseException as error:  # Python would exit with 1, which means a parity failure here
         if verbosity >= 2:
             raise
-        typer.echo(f"Error: {type(error).__name__}: {said(error)} (-vv shows the traceback).", err=True)
+        typer.echo(f"Error: {type(error).__name__}: {message_of(error)} (-vv shows the traceback).", err=True)
         raise typer.Exit(CgverifyError.exit_code) from None

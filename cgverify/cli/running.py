@@ -16,7 +16,7 @@ from cgverify.cli.options import RunOptions
 from cgverify.common.errors import CgverifyError
 from cgverify.common.process import hush_libraries, prefer_huge_pages, uncollected
 from cgverify.common.records import CellResult, Run
-from cgverify.common.streams import stdout_is_ours
+from cgverify.common.streams import stdout_to_stderr
 from cgverify.runs.request import ExecutionOptions, RunRequest
 
 if TYPE_CHECKING:  # these import torch, which `import_libraries` prepares for
@@ -53,7 +53,7 @@ def carry_out(
     if request.config is None:
         for checkpoint in request.checkpoints:
             require_devices(checkpoint.axes.devices)
-    with stdout_is_ours():
+    with stdout_to_stderr():
         prepared = prepare(request, execution)
     path = options.output or new_folder(prepared.run.model)
     start = RunSession.rerun_failed if rerun_failed else RunSession.resume if options.resume else RunSession.start
@@ -102,7 +102,7 @@ def _verify(session: RunSession, options: RunOptions, deadline: float | None) ->
     failed_before = {cell for cell, result in session.results.items() if result.verdict.fails}
     ended = "Time is up"
     try:
-        with stdout_is_ours(), contextlib.closing(session.carry_out(deadline)) as results:
+        with stdout_to_stderr(), contextlib.closing(session.carry_out(deadline)) as results:
             for result in with_progress(results, total, options.quiet):
                 if options.exitfirst and result.verdict.fails and result.cell.id not in failed_before:
                     ended = "Stopped at a failure"

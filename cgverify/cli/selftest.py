@@ -12,7 +12,7 @@ from cgverify.cli.command import command
 from cgverify.cli.options import format_option, known, option, split
 from cgverify.common.errors import RunFolderError
 from cgverify.common.numerics import pin_numerics
-from cgverify.common.streams import stdout_is_ours
+from cgverify.common.streams import stdout_to_stderr
 from cgverify.plan.axes import DEVICES, DTYPES
 
 FORMATS = ("table", "csv")
@@ -68,7 +68,7 @@ def selftest(
     source = resolve(MODEL)
     self_test = SelfTest((*seeded.FAULTS, *variants.VARIANTS), tuple(dtypes), tuple(devices), quick)
     plan = self_test.plan(source)
-    with stdout_is_ours():
+    with stdout_to_stderr():
         verifier = CheckpointVerifier(source, self_test.candidates(), judge=Judge(with_sentence=False))
         finished = list(with_progress(verifier.verify_all(plan), len(plan), quiet))
         results = list(self_test.results(finished, source))

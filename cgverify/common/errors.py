@@ -1,17 +1,17 @@
-"""Every error that a user can meet. Each is one sentence that says what to do, with the exit code of its kind.
+"""The errors that a user can see. Each is one sentence that says what to do, with the exit code of its kind.
 
 CgverifyError                 3  something could not be run
 ├── UsageError                2  the command or its arguments are wrong
-│   ├── UnknownNameError         a name that is none of the known ones
-│   ├── CheckpointMissingError   no checkpoint there, or one of another architecture
+│   ├── UnknownNameError         a name that is not known
+│   ├── CheckpointMissingError   no checkpoint, or one of another architecture
 │   ├── CandidateError           --bridge cannot be imported, or is not a bridge
-│   ├── ConfigError              a plan's file that cannot be read, or does not say what a plan may say
-│   └── RunFolderError           the output folder exists, cannot be written, or does not fit
+│   ├── ConfigError              a plan that cannot be read, or that contains an error
+│   └── RunFolderError           the output folder exists, cannot be written, or has another run
 ├── NothingToVerifyError      5  a plan without a cell
 ├── StorageError              3  the run folder cannot be written any longer: the disk is full
 ├── WeightsError              3  a checkpoint whose weights cannot be read or trusted
 ├── DeviceError               3  a device that this machine does not have
-└── MemoryShortError          3  a run that cannot fit into memory
+└── MemoryShortError          3  a run that does not fit into memory
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from difflib import get_close_matches
 
 
 class CgverifyError(Exception):
-    """Base of all; str(error) is what the user reads."""
+    """The base of all errors. `str(error)` is the message for the user."""
 
     exit_code = 3
 
@@ -31,7 +31,7 @@ class UsageError(CgverifyError):
 
 
 class UnknownNameError(UsageError):
-    """A name that is none of the known ones."""
+    """A name that is not known. The message suggests the nearest known name."""
 
     def __init__(self, kind: str, given: str, known: Iterable[str]) -> None:
         names = list(known)

@@ -1,4 +1,4 @@
-"""Whose stdout is."""
+"""Redirect the output of other code from stdout to stderr."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def stdout_is_ours() -> Iterator[None]:
-    """Whatever is written to stdout inside goes to stderr, also past Python: it is a candidate's, and no report.
+def stdout_to_stderr() -> Iterator[None]:
+    """Redirect stdout to stderr, also for C code: the output of a candidate is not part of the report.
 
-    Where stdout was closed from the start, its descriptor may be another file's, and is left alone.
+    If stdout was closed when Python started, its descriptor may belong to another file, and is not touched.
     """
     if sys.__stdout__ is None:
         with contextlib.redirect_stdout(sys.stderr):
             yield
         return
-    kept = fcntl.fcntl(1, fcntl.F_DUPFD_CLOEXEC, 3)  # not 2, should stderr be closed
+    kept = fcntl.fcntl(1, fcntl.F_DUPFD_CLOEXEC, 3)  # not 2, if stderr is closed
     try:
         _flush()
-        _lead_away()
+        _redirect()
         with contextlib.redirect_stdout(sys.stderr):
             yield
     finally:
@@ -34,7 +34,7 @@ def stdout_is_ours() -> Iterator[None]:
             os.close(kept)
 
 
-def _lead_away() -> None:
+def _redirect() -> None:
     if sys.__stderr__ is not None:
         os.dup2(2, 1)
         return
@@ -44,7 +44,7 @@ def _lead_away() -> None:
 
 
 def _flush() -> None:
-    """Write what waits in the buffers of Python and of C to where stdout leads now."""
+    """Write the buffers of Python and of C to the present target of stdout."""
     if sys.stdout is not None:
         sys.stdout.flush()
     ctypes.CDLL(None).fflush(None)

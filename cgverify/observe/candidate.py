@@ -21,7 +21,7 @@ from transformer_lens.model_bridge.supported_architectures.codegen import CodeGe
 
 from cgverify.bridge.booting import CodeGenAdapter, adapter_with, bridge_from
 from cgverify.common.errors import CandidateError
-from cgverify.common.printable import said
+from cgverify.common.printable import message_of
 from cgverify.observe.generations import installed
 
 BUILT_IN: dict[str, type[ArchitectureAdapter]] = {
@@ -131,5 +131,7 @@ def _import(name: str) -> Any:
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # importing runs the user's code, which may raise anything
-        raise CandidateError(f"--bridge {name} cannot be imported: {type(error).__name__}: {said(error)}") from error
+        raise CandidateError(
+            f"--bridge {name} cannot be imported: {type(error).__name__}: {message_of(error)}"
+        ) from error
     return found

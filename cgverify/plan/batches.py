@@ -1,6 +1,6 @@
-"""What is handed to an executor, and what an executor is.
+"""Batches of cells, and the executors that verify them.
 
-Work travels as names and settings, never as tensors: whoever verifies a batch reads the weights where they are.
+A batch has names and settings and no tensors: the worker that verifies it reads the weights itself.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from cgverify.common.records import Cell, CellResult, Checkpoint, Finding, Verdi
 from cgverify.plan.cells import IN_TURN, weights_view
 
 BatchWeights = tuple[str, str, WeightsView]
-"""A checkpoint by name and digest, and what is in view of it."""
+"""A checkpoint's name and digest, and the view of its weights."""
 
 
 @dataclass(frozen=True)
 class CellBatch:
-    """Cells of one checkpoint that share a view of its weights in one setting, and one reference.
+    """The cells of one checkpoint that share a view of its weights in one setting, and the reference.
 
-    They are observed and judged together, so a batch is run whole or not at all: products of float64 may differ in the
-    last bit by what they are computed beside, and the same batch gives the same figures wherever it runs.
+    They are judged together, so a batch is run whole or not at all: a float64 product may differ in the last bit if
+    it is computed together with other rows. So a batch gives the same figures on every executor.
     """
 
     checkpoint: Checkpoint
@@ -34,46 +34,46 @@ class CellBatch:
 
     @property
     def in_view(self) -> BatchWeights:
-        """What must be read: batches that have it in common are best run by one worker, one after another."""
+        """The weights that must be read. One worker should run all batches with the same ones."""
         return self.checkpoint.name, self.checkpoint.digest, self.view
 
 
 @dataclass(frozen=True)
 class Job:
-    """What every worker of a run must know."""
+    """The settings that every worker of a run needs."""
 
     candidates: tuple[str, ...]
-    """The `--bridge` names that cells have."""
+    """The `--bridge` names in cells."""
     threads: int
-    """Of torch, in each worker."""
+    """torch threads in each worker."""
     allow: tuple[str, ...] = ()
-    """Shortcuts of products that are left on."""
+    """Shortcuts of matrix products that stay switched on."""
     folder: Path | None = None
-    """The run folder, where tensors are kept; None keeps none."""
+    """The run folder, in which tensors are kept; None keeps none."""
     keep_tensors: str = "none"
     warnings: bool = False
-    """Whether libraries may say what is no concern of the user's."""
+    """Whether warnings of libraries are shown."""
 
 
 class Executor(Protocol):
-    """Carries out batches."""
+    """Verifies batches."""
 
     def run(self, batches: Sequence[CellBatch], job: Job) -> Iterator[CellResult]:
-        """Each cell's result as it is found; every cell of every batch exactly once.
+        """Yield the result of each cell of each batch exactly once, in any order.
 
-        What goes wrong with a cell is a result (`error`). Closing the iterator stops the work.
+        A fault of one cell is a result (`error`). Closing the iterator stops the work.
 
         Raises:
-            CgverifyError: what concerns the whole run, such as a run folder that cannot be written.
+            CgverifyError: the whole run cannot go on, for example because the run folder cannot be written.
         """
         ...
 
 
 def batches(cells: Sequence[Cell], checkpoints: Iterable[Checkpoint]) -> list[CellBatch]:
-    """The batches of a plan, in the order in which they are best run.
+    """Return the batches of a plan, in the best order to run them.
 
     Args:
-        checkpoints: those that the cells are of.
+        checkpoints: the checkpoints of the cells.
     """
     known = {(checkpoint.name, checkpoint.digest): checkpoint for checkpoint in checkpoints}
     return [
@@ -83,7 +83,7 @@ def batches(cells: Sequence[Cell], checkpoints: Iterable[Checkpoint]) -> list[Ce
 
 
 def group_into_batches(cells: Sequence[Cell]) -> list[tuple[Cell, ...]]:
-    """The cells of each batch: a checkpoint after another, a view of its weights after another, in it every setting.
+    """Return the cells of each batch, ordered by checkpoint, then by view of its weights, then by setting.
 
     A prompt's cells of one setting are one batch, since its hidden states go from view to view.
     """
@@ -100,7 +100,7 @@ def group_into_batches(cells: Sequence[Cell]) -> list[tuple[Cell, ...]]:
 
 
 def unfinished_batches(planned: Sequence[CellBatch], finished: set[str]) -> list[CellBatch]:
-    """The batches of which not every cell is finished, whole.
+    """Return each batch with a cell that is not finished, whole.
 
     Args:
         finished: ids of cells.
@@ -109,6 +109,6 @@ def unfinished_batches(planned: Sequence[CellBatch], finished: set[str]) -> list
 
 
 def lost(cells: Iterable[Cell], reason: str) -> list[CellResult]:
-    """Errors for cells whose worker was lost."""
+    """Return errors for cells whose worker was lost."""
     finding = Finding(step="", tap="", stage="", verdict=Verdict.ERROR, message=reason)
     return [CellResult(cell=cell, findings=(finding,), seconds=0.0) for cell in cells]

@@ -26,7 +26,7 @@ from cgverify.checkpoint.assembled import assembled, too_large
 from cgverify.checkpoint.source import Source
 from cgverify.checkpoint.window import Window
 from cgverify.common.errors import CandidateError, WeightsError
-from cgverify.common.printable import described, said
+from cgverify.common.printable import described, message_of
 from cgverify.common.records import Cell, CellResult, Finding, Prompt, Verdict, WeightsView
 from cgverify.observe.bits import same_tensor
 from cgverify.observe.candidate import Candidate, restore_working_directory
@@ -82,7 +82,7 @@ def verify_whole_model(
                 del model
                 gc.collect()  # a bridge and its components refer to each other
             if reference.raised is not None:
-                message = f"the reference refuses: {said(reference.raised)}"
+                message = f"the reference refuses: {message_of(reference.raised)}"
                 yield from uncompared([cell], Verdict.UNSUPPORTED, message)
                 continue
             watch(None)

@@ -55,7 +55,7 @@ FORMS: dict[str, Write] = {
 
 
 def store(folder: Path, state: State, write: Write) -> str:
-    """Store a state dict in another form in a folder that has its config; returns the folder's name."""
+    """Store a state dict in another form in a folder that has its config, and return the folder's name."""
     for path in folder.glob("model*"):
         path.unlink()
     write(folder, state)
@@ -91,7 +91,7 @@ def test_formats_of_one_checkpoint_give_the_same_findings(folder: Path, model: C
 
 @pytest.mark.parametrize("form", ["sharded .bin", "sharded safetensors"])
 def test_tensors_of_several_shards_can_be_read_at_once(folder: Path, model: CodeGenForCausalLM, form: str) -> None:
-    """As the window reads a view. One file is open at a time, and each thread must read from its own."""
+    """The window reads a view in threads. One file is open at a time, and each thread must read from its own."""
     expected = model.state_dict()
     source = resolve(store(folder, expected, FORMS[form]))
     names = sorted(expected) * 8
@@ -104,7 +104,7 @@ def test_tensors_of_several_shards_can_be_read_at_once(folder: Path, model: Code
 
 
 @pytest.mark.parametrize("stored", ["transformer.wte.weight", "lm_head.weight", "both"])
-def test_tied_embeddings_are_what_from_pretrained_ties(config: CodeGenConfig, tmp_path: Path, stored: str) -> None:
+def test_tied_embeddings_equal_those_of_from_pretrained(config: CodeGenConfig, tmp_path: Path, stored: str) -> None:
     config.tie_word_embeddings = True
     model = CodeGenForCausalLM(config)
     model.save_pretrained(tmp_path)
@@ -120,7 +120,7 @@ def test_tied_embeddings_are_what_from_pretrained_ties(config: CodeGenConfig, tm
     assert not failed(results)
 
 
-def test_a_resized_vocabulary_is_verified_whole(model: CodeGenForCausalLM, tmp_path: Path) -> None:
+def test_resized_vocabulary_is_verified_whole(model: CodeGenForCausalLM, tmp_path: Path) -> None:
     model.resize_token_embeddings(107)
     model.save_pretrained(tmp_path)
     results = verify(model=str(tmp_path), cases=["default", "stress"], components=["*embed"])
@@ -150,26 +150,26 @@ def drop(name: str) -> Callable[[State], None]:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
-        (add("v_head.weight"), "v_head.weight, which CodeGen has not"),
-        (add("transformer.h.0.attn.qkv_proj.bias"), "qkv_proj.bias, which CodeGen has not"),
+        (add("v_head.weight"), "v_head.weight, which CodeGen does not have"),
+        (add("transformer.h.0.attn.qkv_proj.bias"), "qkv_proj.bias, which CodeGen does not have"),
         (drop("transformer.h.1.ln_1.bias"), "no tensor transformer.h.1.ln_1.bias: it is incomplete"),
         (drop("lm_head.weight"), "no tensor lm_head.weight"),
     ],
 )
 @pytest.mark.parametrize("write", [one_bin, FORMS["sharded safetensors"]])
-def test_tensors_that_do_not_belong_or_are_not_there_are_told(
-    folder: Path, model: CodeGenForCausalLM, write: Write, change: Callable[[State], None], told: str
+def test_missing_or_surplus_tensor_is_reported(
+    folder: Path, model: CodeGenForCausalLM, write: Write, change: Callable[[State], None], message: str
 ) -> None:
     state = dict(model.state_dict())
     change(state)
-    with pytest.raises(WeightsError, match=told):
+    with pytest.raises(WeightsError, match=message):
         resolve(store(folder, state, write))
 
 
 class Payload:
-    """Pickled, it is an order to create a file."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -178,13 +178,13 @@ class Payload:
         return Path.touch, (self.path,)
 
 
-def test_a_bin_that_would_run_code_is_refused_and_not_run(folder: Path, model: CodeGenForCausalLM) -> None:
+def test_bin_with_code_is_refused_and_not_run(folder: Path, model: CodeGenForCausalLM) -> None:
     trace = folder / "ran"
     store(folder, {**model.state_dict(), "x": Payload(trace)}, one_bin)  # type: ignore[dict-item]
     torch.load(folder / "pytorch_model.bin", weights_only=False)
     assert trace.exists()
     trace.unlink()
-    with pytest.raises(WeightsError, match="could run code when it is loaded, so it is not"):
+    with pytest.raises(WeightsError, match="could run code when it is loaded, so it is not loaded"):
         resolve(str(folder))
     assert not trace.exists()
 
@@ -196,41 +196,41 @@ def truncated(folder: Path, state: State) -> None:
 
 
 @pytest.mark.parametrize(
-    ("write", "told"),
+    ("write", "message"),
     [
         (truncated, "damaged"),
         (lambda folder, _: (folder / "pytorch_model.bin").touch(), "Fetch the file again"),
         (lambda folder, _: (folder / "pytorch_model.bin").write_bytes(b"\x80\x02}q\x00."), "so old"),
-        (lambda folder, state: torch.save({"state_dict": state}, folder / "pytorch_model.bin"), "no state dict"),
-        (lambda folder, state: torch.save(list(state), folder / "pytorch_model.bin"), "no state dict"),
+        (lambda folder, state: torch.save({"state_dict": state}, folder / "pytorch_model.bin"), "not a state dict"),
+        (lambda folder, state: torch.save(list(state), folder / "pytorch_model.bin"), "not a state dict"),
         (lambda folder, _: (folder / "model.safetensors").write_bytes(b"\xff" * 100), "Fetch the file again"),
     ],
 )
-def test_damaged_files_are_told(folder: Path, model: CodeGenForCausalLM, write: Write, told: str) -> None:
-    with pytest.raises(WeightsError, match=told):
+def test_damaged_file_is_reported(folder: Path, model: CodeGenForCausalLM, write: Write, message: str) -> None:
+    with pytest.raises(WeightsError, match=message):
         resolve(store(folder, model.state_dict(), write))
 
 
-def test_a_pickle_of_the_old_format_is_told(folder: Path, model: CodeGenForCausalLM) -> None:
+def test_pickle_of_the_old_format_is_reported(folder: Path, model: CodeGenForCausalLM) -> None:
     def old(folder: Path, state: State) -> None:
         torch.save(state, folder / "pytorch_model.bin", _use_new_zipfile_serialization=False)
 
-    with pytest.raises(WeightsError, match="saved anew"):
+    with pytest.raises(WeightsError, match="saved again"):
         resolve(store(folder, model.state_dict(), old))
 
 
 @pytest.mark.parametrize("shard", ["../../x.bin", "/etc/passwd", "sub/x.bin", "..\\x.bin", "..", "", 7])
-def test_an_index_may_only_name_files_beside_it(folder: Path, model: CodeGenForCausalLM, shard: object) -> None:
+def test_index_with_a_path_to_another_folder_is_refused(folder: Path, model: CodeGenForCausalLM, shard: object) -> None:
     store(folder, model.state_dict(), FORMS["sharded .bin"])
     path = folder / "pytorch_model.bin.index.json"
     index = json.loads(path.read_text())
     index["weight_map"][NAME] = shard
     path.write_text(json.dumps(index))
-    with pytest.raises(WeightsError, match="not to be trusted"):
+    with pytest.raises(WeightsError, match="do not trust it"):
         resolve(str(folder))
 
 
-def test_a_shard_without_what_its_index_promises_is_told(folder: Path, model: CodeGenForCausalLM) -> None:
+def test_shard_without_an_indexed_tensor_is_reported(folder: Path, model: CodeGenForCausalLM) -> None:
     for form, pattern in (("sharded .bin", "pytorch_model-*"), ("sharded safetensors", "model-*")):
         store(folder, model.state_dict(), FORMS[form])
         for path in folder.glob(pattern):
@@ -244,10 +244,10 @@ def test_a_shard_without_what_its_index_promises_is_told(folder: Path, model: Co
             path.unlink()
 
 
-def test_what_was_read_of_a_bin_does_not_stay_mapped(
+def test_bin_is_unmapped_after_it_was_read(
     folder: Path, model: CodeGenForCausalLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Linux tells what is mapped. With a budget of nothing, each read maps the file anew and lets go of it."""
+    """Linux lists the mapped files. With a budget of 0 bytes, each read maps the file again and unmaps it."""
     monkeypatch.setattr(formats, "MOST_MAPPED", 0)
     source = resolve(store(folder, model.state_dict(), one_bin))
     tensors = [source.read(NAME, SHAPE) for _ in range(3)]
@@ -255,14 +255,14 @@ def test_what_was_read_of_a_bin_does_not_stay_mapped(
     assert Path("/proc/self/maps").read_text().count("pytorch_model.bin") == 0
 
 
-def test_a_tensor_of_the_wrong_kind_is_told(folder: Path, model: CodeGenForCausalLM) -> None:
-    for wrong, told in (
+def test_tensor_of_the_wrong_kind_is_reported(folder: Path, model: CodeGenForCausalLM) -> None:
+    for wrong, message in (
         (torch.zeros(64, 64, dtype=torch.int8), r"stored as torch\.int8"),
         (torch.zeros(64, 64).to_sparse(), r"stored as torch\.sparse_coo"),
         (torch.zeros(1, 1).expand(64, 65), r"shape \[64, 65\]"),
     ):
         source = resolve(store(folder, {**model.state_dict(), NAME: wrong}, one_bin))
-        with pytest.raises(WeightsError, match=told):
+        with pytest.raises(WeightsError, match=message):
             source.read(NAME, SHAPE)
 
 
@@ -274,7 +274,7 @@ class Counting(FolderWeights):
         return super().read(name, shape)
 
 
-def test_each_tensor_is_read_once_whatever_is_asked_of_it(folder: Path) -> None:
+def test_each_tensor_is_read_once_for_all_cells(folder: Path) -> None:
     known = resolve(str(folder))
     source = Counting(folder, known.config, known.origin)
     source.reads = Counter()
@@ -294,7 +294,7 @@ def test_each_tensor_is_read_once_whatever_is_asked_of_it(folder: Path) -> None:
     assert source.reads[NAME] == 1
 
 
-def test_the_reference_stands_on_the_stored_weights_and_the_candidate_on_copies(folder: Path) -> None:
+def test_reference_has_stored_weights_and_candidate_copies(folder: Path) -> None:
     stored = load_file(folder / "model.safetensors")[NAME]
     window = Window(resolve(str(folder)))
     window.show(0)

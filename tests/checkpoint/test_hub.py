@@ -1,4 +1,4 @@
-"""Checkpoints of the hub: what is fetched, and how each refusal is told. The hub is a server on this machine."""
+"""Checkpoints of the hub: the files that are fetched, and each refusal. The hub is a server on this machine."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NAME, SHAPE = "lm_head.weight", torch.Size([101, 64])
 
 @pytest.fixture
 def hub(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The small model on a hub, with both formats and files that nobody needs; an empty cache."""
+    """The small model on a hub, in both formats and with files that are not needed, and an empty cache."""
     (folder / "pytorch_model.bin").write_bytes(b"not wanted where there is safetensors")
     (folder / "README.md").write_text("not wanted")
     with serving(folder, MODEL) as address:
@@ -40,7 +40,7 @@ def hub(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
         yield address
 
 
-def test_a_download_takes_one_format_and_is_found_again(
+def test_download_has_one_format_and_is_found_again(
     hub: str, model: CodeGenForCausalLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert on_this_disk(MODEL) is None
@@ -55,14 +55,14 @@ def test_a_download_takes_one_format_and_is_found_again(
         assert resolve(MODEL, weights).digest == source.digest
 
 
-def test_a_repository_of_bin_files_is_fetched(hub: str, folder: Path, model: CodeGenForCausalLM) -> None:
+def test_repository_of_bin_files_is_fetched(hub: str, folder: Path, model: CodeGenForCausalLM) -> None:
     (folder / "model.safetensors").unlink()
     torch.save(model.state_dict(), folder / "pytorch_model.bin")
     assert torch.equal(resolve(MODEL, "pretrained").read(NAME, SHAPE), model.state_dict()[NAME])
 
 
 @pytest.mark.parametrize("revision", ["v2", COMMIT])
-def test_a_revision_is_part_of_the_name(hub: str, revision: str) -> None:
+def test_revision_in_the_name_is_fetched(hub: str, revision: str) -> None:
     with pytest.raises(CheckpointMissingError, match="no such checkpoint in the hub cache"):
         resolve(f"{MODEL}@{revision}")
     assert resolve(f"{MODEL}@{revision}", "pretrained").origin == f"{MODEL}@{COMMIT} (hub cache)"
@@ -71,13 +71,13 @@ def test_a_revision_is_part_of_the_name(hub: str, revision: str) -> None:
     assert on_this_disk(MODEL, revision) is not None
 
 
-def test_a_revision_of_a_named_checkpoint_is_never_replaced_by_random_weights(hub: str) -> None:
+def test_missing_revision_never_becomes_random_weights(hub: str) -> None:
     assert isinstance(resolve("codegen-350M"), RandomWeights)
     with pytest.raises(CheckpointMissingError, match="codegen-350M@v2"):
         resolve("codegen-350M@v2")
 
 
-def test_an_interrupted_download_is_not_taken_for_a_checkpoint(hub: str) -> None:
+def test_interrupted_download_is_not_a_checkpoint(hub: str) -> None:
     resolve(MODEL, "pretrained")
     folder = on_this_disk(MODEL)
     assert folder is not None
@@ -86,7 +86,7 @@ def test_an_interrupted_download_is_not_taken_for_a_checkpoint(hub: str) -> None
     assert resolve(MODEL, "pretrained").config.n_embd == 64
 
 
-def test_what_is_not_codegen_is_refused_before_its_weights_are_fetched(hub: str, folder: Path, tmp_path: Path) -> None:
+def test_other_model_is_refused_before_its_weights_are_fetched(hub: str, folder: Path, tmp_path: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "auto_map": {"AutoModel": "modeling.CodeGen2"}}))
     with pytest.raises(CheckpointMissingError, match="CodeGen2"):
@@ -94,7 +94,7 @@ def test_what_is_not_codegen_is_refused_before_its_weights_are_fetched(hub: str,
     assert not list((tmp_path / "cache").rglob("*.safetensors"))
 
 
-def test_a_repository_without_weights_is_told(hub: str, folder: Path) -> None:
+def test_repository_without_weights_is_reported(hub: str, folder: Path) -> None:
     for path in ("model.safetensors", "pytorch_model.bin"):
         (folder / path).unlink()
     with pytest.raises(WeightsError, match=r"neither model\.safetensors nor pytorch_model\.bin"):
@@ -102,23 +102,23 @@ def test_a_repository_without_weights_is_told(hub: str, folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("repository", "told"),
+    ("repository", "message"),
     [
         ("some/gated", "some/gated is gated: accept its terms"),
         ("some/absent", "no some/absent on the hub, or it is private"),
-        ("some/busy", "limits how often it is asked"),
+        ("some/busy", "limits the number of requests"),
         ("some/broken", "Cannot fetch some/broken from the hub: Server error"),
         (f"{MODEL}@v9", "has no revision 'v9' on the hub"),
     ],
 )
-def test_each_refusal_of_the_hub_is_one_sentence(hub: str, repository: str, told: str) -> None:
-    with pytest.raises(WeightsError, match=told) as refusal:
+def test_each_refusal_of_the_hub_is_one_sentence(hub: str, repository: str, message: str) -> None:
+    with pytest.raises(WeightsError, match=message) as refusal:
         resolve(repository, "pretrained")
     assert refusal.value.exit_code == 3
     assert "\n" not in str(refusal.value)
 
 
-def test_no_network_and_no_permission_to_use_it_are_told(hub: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_network_and_offline_mode_are_reported(hub: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(WeightsError, match=r"Cannot fetch some/codegen from the hub: .*Check the network"):
         resolve(MODEL, "pretrained")
@@ -127,14 +127,14 @@ def test_no_network_and_no_permission_to_use_it_are_told(hub: str, monkeypatch: 
         resolve(MODEL, "pretrained")
 
 
-def test_what_is_no_hub_id_is_told(hub: str) -> None:
+def test_text_that_is_not_a_hub_id_is_reported(hub: str) -> None:
     error: type[CgverifyError] = UsageError
     with pytest.raises(error, match="neither a folder nor a hub id"):
         resolve("a/b/c", "pretrained")
 
 
-def test_a_terminal_sees_the_download(hub: str, tmp_path: Path) -> None:
-    """A process at a pseudo-terminal: the bars of the hub's client, then the run."""
+def test_download_is_shown_on_a_terminal(hub: str, tmp_path: Path) -> None:
+    """On a pseudo-terminal, a process shows the bars of the hub's client, then the run."""
     arguments = command(
         *("all-components", "--model", MODEL, "--weights", "pretrained", "--component", "embed", "--case", "default")
     )
@@ -155,7 +155,7 @@ def test_a_terminal_sees_the_download(hub: str, tmp_path: Path) -> None:
 
 
 def read_some(descriptor: int) -> bytes:
-    """What a process wrote to its terminal; nothing once it has ended, which Linux reports as an error."""
+    """Return what a process wrote to its terminal; nothing after it has ended, which Linux reports as an error."""
     try:
         return os.read(descriptor, 1 << 16)
     except OSError:

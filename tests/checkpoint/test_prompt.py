@@ -1,4 +1,4 @@
-"""From text and files to token ids."""
+"""Text and files -> token ids."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cgverify.checkpoint.resolve import resolve
 from cgverify.common.errors import UsageError
 
 
-def test_bytes_are_nanos_tokens() -> None:
+def test_tokens_of_nano_are_bytes() -> None:
     source = resolve("codegen-nano")
     assert prompt_for("codegen-nano", source, "x = ü").tokens == tuple("x = ü".encode())
     own = prompt_for("codegen-nano", source)
@@ -21,12 +21,12 @@ def test_bytes_are_nanos_tokens() -> None:
     assert own.origin == "the package's own text, bytes as tokens"
 
 
-def test_random_weights_get_bytes_spread_over_the_vocabulary() -> None:
+def test_tokens_of_random_weights_are_spread_bytes() -> None:
     tokens = prompt_for("codegen-350M", resolve("codegen-350M", "random"), "\x00 \x7f").tokens
     assert tokens == (0, 32 * 200, 127 * 200)
 
 
-def test_a_tokenizer_beside_the_weights_is_used(folder: Path) -> None:
+def test_tokenizer_in_the_folder_of_the_weights_is_used(folder: Path) -> None:
     words = Tokenizer(models.WordLevel({"def": 7, "f": 100, "?": 0}, unk_token="?"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(folder)
@@ -35,13 +35,13 @@ def test_a_tokenizer_beside_the_weights_is_used(folder: Path) -> None:
     assert str(folder) in prompt.origin
 
 
-def test_trained_weights_without_a_tokenizer_ask_for_tokens(folder: Path) -> None:
-    with pytest.raises(UsageError, match=r"has no tokenizer beside its weights.*give --tokens FILE"):
+def test_trained_weights_without_a_tokenizer_require_tokens(folder: Path) -> None:
+    with pytest.raises(UsageError, match=r"has no tokenizer in the folder of its weights.*give --tokens FILE"):
         prompt_for(str(folder), resolve(str(folder)))
 
 
 @pytest.mark.parametrize("written", ["5 6\n7", "[5, 6, 7]", " \n[5,6,\n7]\n"])
-def test_token_files(folder: Path, tmp_path: Path, written: str) -> None:
+def test_token_file_is_read_in_either_form(folder: Path, tmp_path: Path, written: str) -> None:
     (tmp_path / "ids").write_text(written)
     assert prompt_for(str(folder), resolve(str(folder)), tokens=tmp_path / "ids").tokens == (5, 6, 7)
 
@@ -49,21 +49,21 @@ def test_token_files(folder: Path, tmp_path: Path, written: str) -> None:
 @pytest.mark.parametrize(
     ("written", "sentence"),
     [
-        ("5 six", "holds no token ids: write whole numbers"),
-        ("[5, 6", "holds no token ids"),
+        ("5 six", "does not contain token ids: write whole numbers"),
+        ("[5, 6", "does not contain token ids"),
         ("[[5], 6]", "write a flat list"),
         ("[5, true]", "write a flat list"),
         ("5 101", "Token 101 .* is not in the vocabulary: ids go from 0 to 100"),
         ("5 -1", "Token -1"),
     ],
 )
-def test_files_of_no_tokens_are_refused(folder: Path, tmp_path: Path, written: str, sentence: str) -> None:
+def test_file_without_tokens_is_refused(folder: Path, tmp_path: Path, written: str, sentence: str) -> None:
     (tmp_path / "ids").write_text(written)
     with pytest.raises(UsageError, match=sentence):
         prompt_for(str(folder), resolve(str(folder)), tokens=tmp_path / "ids")
 
 
-def test_a_file_that_is_not_there_and_two_prompts_are_refused(tmp_path: Path) -> None:
+def test_missing_file_and_second_prompt_are_refused(tmp_path: Path) -> None:
     source = resolve("codegen-nano")
     with pytest.raises(UsageError, match="Cannot read --tokens"):
         prompt_for("codegen-nano", source, tokens=tmp_path / "none")

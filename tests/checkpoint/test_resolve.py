@@ -1,4 +1,4 @@
-"""From what the user typed to a source of tensors, and each way in which that can fail."""
+"""What the user typed -> a source of tensors, and each way in which this can fail."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from cgverify.common.errors import CgverifyError, CheckpointMissingError, Unknow
 NAME = "transformer.h.0.attn.out_proj.weight"
 
 
-def test_a_named_architecture_without_weights_here_is_random_and_says_so() -> None:
+def test_named_checkpoint_without_weights_here_is_random() -> None:
     source = resolve("codegen-350M")
     assert isinstance(source, RandomWeights)
     assert source.origin == "random (seed 0)"
     assert (source.config.n_embd, source.config.n_layer, source.config.rotary_dim) == (1024, 20, 32)
 
 
-def test_the_shipped_checkpoint_is_trained_and_small(nano: Path) -> None:
+def test_shipped_checkpoint_is_trained_and_small(nano: Path) -> None:
     source = resolve("codegen-nano")
     assert isinstance(source, FolderWeights)
     assert (nano / "model.safetensors").stat().st_size < 6_000_000
@@ -41,15 +41,15 @@ def test_the_shipped_checkpoint_is_trained_and_small(nano: Path) -> None:
     )
 
 
-def test_the_shipped_checkpoint_has_learned_python(nano: Path) -> None:
-    """A uniform guess costs 5.5 nats a byte; half of that is far beyond what byte frequencies alone give."""
+def test_shipped_checkpoint_has_learned_python(nano: Path) -> None:
+    """A uniform guess costs 5.5 nats a byte. Byte frequencies alone would give far more than half of that."""
     model = CodeGenForCausalLM.from_pretrained(nano, dtype=torch.float32).eval()
     text = b"def main(self, name):\n    if name is None:\n        raise ValueError(name)\n    return self.name\n"
     tokens = torch.tensor([list(text)])
     assert model(tokens, labels=tokens).loss < 2.0
 
 
-def test_one_file_and_shards_are_the_same_weights(folder: Path, model: CodeGenForCausalLM, tmp_path: Path) -> None:
+def test_one_file_and_shards_give_the_same_weights(folder: Path, model: CodeGenForCausalLM, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "sharded", max_shard_size="100KB")
     assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 1
     shape = torch.Size([64, 64])
@@ -57,13 +57,13 @@ def test_one_file_and_shards_are_the_same_weights(folder: Path, model: CodeGenFo
     assert torch.equal(*tensors)
 
 
-def test_random_weights_of_a_folder_keep_its_shape(folder: Path) -> None:
+def test_random_weights_of_a_folder_have_its_shape(folder: Path) -> None:
     source = resolve(str(folder), "random:7")
     assert source.origin == "random (seed 7)"
     assert source.config.n_embd == 64
 
 
-def test_the_digest_is_that_of_the_content(folder: Path) -> None:
+def test_digest_depends_on_the_content(folder: Path) -> None:
     before = resolve(str(folder)).digest
     assert resolve(str(folder)).digest == before
     path = folder / "model.safetensors"
@@ -92,7 +92,7 @@ def only_an_index(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "error", "told"),
+    ("damage", "error", "message"),
     [
         (lambda folder: (folder / "config.json").unlink(), CheckpointMissingError, "no config.json"),
         (lambda folder: (folder / "config.json").write_text("{"), CheckpointMissingError, "not JSON"),
@@ -108,15 +108,15 @@ def only_an_index(folder: Path) -> None:
         (truncate, WeightsError, "Fetch the file again"),
     ],
 )
-def test_what_is_wrong_with_a_folder_is_told(
-    folder: Path, damage: Callable[[Path], None], error: type[CgverifyError], told: str
+def test_damaged_folder_is_reported(
+    folder: Path, damage: Callable[[Path], None], error: type[CgverifyError], message: str
 ) -> None:
     damage(folder)
-    with pytest.raises(error, match=told):
+    with pytest.raises(error, match=message):
         resolve(str(folder))
 
 
-def test_a_missing_shard_is_told(model: CodeGenForCausalLM, tmp_path: Path) -> None:
+def test_missing_shard_is_reported(model: CodeGenForCausalLM, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path, max_shard_size="100KB")
     lost = sorted(tmp_path.glob("*.safetensors"))[1]
     lost.unlink()
@@ -124,15 +124,15 @@ def test_a_missing_shard_is_told(model: CodeGenForCausalLM, tmp_path: Path) -> N
         resolve(str(tmp_path))
 
 
-def test_a_tensor_of_the_wrong_shape_and_one_that_is_not_there_are_told(folder: Path) -> None:
+def test_tensor_of_the_wrong_shape_and_missing_one_are_reported(folder: Path) -> None:
     source = resolve(str(folder))
-    with pytest.raises(WeightsError, match=r"shape \[64, 64\] where config.json wants \[64, 65\]"):
+    with pytest.raises(WeightsError, match=r"shape \[64, 64\] and config.json says \[64, 65\]"):
         source.read(NAME, torch.Size([64, 65]))
     with pytest.raises(WeightsError, match="has no tensor"):
         source.read("transformer.h.9.ln_1.weight", torch.Size([64]))
 
 
-def test_weights_that_are_no_floats_are_told(folder: Path) -> None:
+def test_integer_weights_are_reported(folder: Path) -> None:
     path = folder / "model.safetensors"
     tensors = load_file(path)
     tensors[NAME] = tensors[NAME].to(torch.int32)
@@ -142,24 +142,24 @@ def test_weights_that_are_no_floats_are_told(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "weights", "error", "told"),
+    ("model", "weights", "error", "message"),
     [
         ("codegen-350", "auto", UnknownNameError, "codegen-350M"),
         ("./nowhere", "auto", CheckpointMissingError, "no folder"),
-        ("somebody/something", "auto", CheckpointMissingError, "hub id"),
+        ("owner/something", "auto", CheckpointMissingError, "hub id"),
         ("codegen-nano", "pretraned", UnknownNameError, "pretrained"),
         ("codegen-nano", "random:x", UnknownNameError, "random"),
         ("Salesforce/codegen-350M-mono", "pretrained", WeightsError, "Cannot fetch"),
         ("codegen-350M", "pretrained", WeightsError, "Cannot fetch Salesforce/codegen-350M-mono"),
     ],
 )
-def test_names_that_lead_nowhere_are_told(model: str, weights: str, error: type[CgverifyError], told: str) -> None:
-    with pytest.raises(error, match=told):
+def test_unknown_name_is_reported(model: str, weights: str, error: type[CgverifyError], message: str) -> None:
+    with pytest.raises(error, match=message):
         resolve(model, weights)
 
 
-def test_a_hub_checkpoint_in_the_cache_is_found(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The cache's layout: models--OWNER--NAME/snapshots/REVISION, and refs that name the revision."""
+def test_hub_checkpoint_in_the_cache_is_found(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cache has folders models--OWNER--NAME/snapshots/REVISION, and refs that name the revision."""
     repository = tmp_path / "hub" / "models--Salesforce--codegen-350M-mono"
     (repository / "refs").mkdir(parents=True)
     (repository / "refs" / "main").write_text("abc")

@@ -1,4 +1,4 @@
-"""The one-block window: what it shows is what `from_pretrained` would have loaded."""
+"""The window of one block shows the weights that `from_pretrained` would load."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_layer_in_the_window_is_that_of_from_pretrained(folder: Path, dtype: torch.dtype) -> None:
+def test_layer_in_the_window_equals_that_of_from_pretrained(folder: Path, dtype: torch.dtype) -> None:
     whole = CodeGenForCausalLM.from_pretrained(folder, dtype=dtype)
     window = Window(resolve(str(folder)))
     window.show(1)
@@ -40,7 +40,7 @@ def test_a_layer_in_the_window_is_that_of_from_pretrained(folder: Path, dtype: t
 
 
 @pytest.mark.parametrize("view", ["embed", "ln_final", "unembed"])
-def test_what_stands_around_the_blocks(folder: Path, view: str) -> None:
+def test_ends_in_the_window_equal_those_of_from_pretrained(folder: Path, view: str) -> None:
     whole = CodeGenForCausalLM.from_pretrained(folder, dtype=torch.float32)
     window = Window(resolve(str(folder)))
     window.show(view)
@@ -52,7 +52,7 @@ def test_what_stands_around_the_blocks(folder: Path, view: str) -> None:
         assert torch.equal(ours, theirs)
 
 
-def test_only_what_is_in_view_takes_memory(folder: Path) -> None:
+def test_only_weights_in_view_take_memory(folder: Path) -> None:
     window = Window(resolve(str(folder)))
     window.show(0)
     model = window.model(ModelVariant(torch.float32, CPU, 8))
@@ -72,7 +72,7 @@ def test_models_of_one_view_share_no_memory(folder: Path) -> None:
     assert torch.equal(third.transformer.h[0].attn.out_proj.weight, second.transformer.h[0].attn.out_proj.weight)
 
 
-def test_weights_lie_at_addresses_that_kernels_like(folder: Path) -> None:
+def test_weights_are_aligned_to_64_bytes(folder: Path) -> None:
     window = Window(resolve(str(folder)))
     window.show(0)
     for parameter in window.model(ModelVariant(torch.float32, CPU, 8)).transformer.h[0].parameters():
@@ -80,7 +80,7 @@ def test_weights_lie_at_addresses_that_kernels_like(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("rotary_dim", [2, 16, "none"])
-def test_another_rotary_dim(folder: Path, rotary_dim: int | str) -> None:
+def test_rotary_dim_of_the_variant_is_used(folder: Path, rotary_dim: int | str) -> None:
     window = Window(resolve(str(folder)))
     window.show(0)
     model = window.model(ModelVariant(torch.float32, CPU, rotary_dim))  # type: ignore[arg-type]
@@ -90,7 +90,7 @@ def test_another_rotary_dim(folder: Path, rotary_dim: int | str) -> None:
 
 
 @pytest.mark.parametrize(("rotary_dim", "refused"), [(0, True), (2, False), (7, True), (16, False), (18, True)])
-def test_hugging_face_is_asked_what_it_refuses(config: CodeGenConfig, rotary_dim: int, refused: bool) -> None:
+def test_rotary_dim_that_hugging_face_refuses_is_refused(config: CodeGenConfig, rotary_dim: int, refused: bool) -> None:
     reason = refusal(config, rotary_dim)
     assert (reason is not None) == refused
     assert reason is None or f"rotary_dim {rotary_dim}" in reason
@@ -110,18 +110,18 @@ def test_spread_gives_scores_a_deviation_of_three(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [float("nan"), float("inf")])
-def test_damaged_weights_are_told(folder: Path, damage: float) -> None:
+def test_damaged_weights_are_reported(folder: Path, damage: float) -> None:
     path = folder / "model.safetensors"
     tensors = load_file(path)
     tensors["transformer.h.1.mlp.fc_in.weight"][3, 4] = damage
     save_file(tensors, path, metadata={"format": "pt"})
     window = Window(resolve(str(folder)))
     window.show(0)
-    with pytest.raises(WeightsError, match=r"h\.1\.mlp\.fc_in\.weight holds 1 NaN"):
+    with pytest.raises(WeightsError, match=r"h\.1\.mlp\.fc_in\.weight has 1 NaN"):
         window.show(1)
 
 
-def test_random_weights_come_from_seed_and_name_alone(config: CodeGenConfig) -> None:
+def test_random_weights_depend_on_seed_and_name_alone(config: CodeGenConfig) -> None:
     shape = torch.Size([5, 7])
     source = RandomWeights(config, seed=3)
     first = source.read("transformer.h.0.mlp.fc_in.weight", shape)
@@ -134,7 +134,7 @@ def test_random_weights_come_from_seed_and_name_alone(config: CodeGenConfig) -> 
     assert RandomWeights(config, 3).digest != RandomWeights(config, 4).digest
 
 
-def test_weights_are_the_same_however_many_are_read_at_once(config: CodeGenConfig) -> None:
+def test_random_weights_do_not_depend_on_the_threads(config: CodeGenConfig) -> None:
     threads = torch.get_num_threads()
     found = []
     try:

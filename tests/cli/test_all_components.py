@@ -226,7 +226,7 @@ def test_nan_in_weights_is_an_error_and_the_rest_is_verified(cli: Cli, folder: P
     report = json.loads(done.stdout)
     errors = [finding for finding in report["findings"] if finding["verdict"] == "error"]
     assert {finding["layer"] for finding in errors} == {1}
-    assert all("attn.out_proj.weight holds 1 NaN" in finding["message"] for finding in errors)
+    assert all("attn.out_proj.weight has 1 NaN" in finding["message"] for finding in errors)
     assert {finding["layer"] for finding in report["findings"] if finding["verdict"] == "bitwise"} == {0, None}
 
 

@@ -1,4 +1,4 @@
-"""Memory that may be taken (the machine's, or what a control group leaves of it), and memory that is given back."""
+"""Memory that is available to this process on the machine and in its control groups, and memory that it returns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a process sets up before it works."""
+"""The setup of a process before it works."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ except ImportError:
 """
 
 
-def test_imports_are_not_collected_and_are_left_out_of_later_passes() -> None:
+def test_imported_objects_are_never_collected() -> None:
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["0", "True", "True", "True"]
 
@@ -46,8 +46,8 @@ print(min(faults() for _ in range(6)))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
-def test_memory_that_is_kept_faults_once() -> None:
-    """64 MiB, each page of which is written to, in a process that keeps what it frees and in one that does not.
+def test_kept_memory_has_no_second_page_fault() -> None:
+    """Write to each page of 64 MiB, in a process that keeps freed memory and in one that does not.
 
     The fewest faults of several times: something small that stays may land behind the first piece, so that the second
     finds it too short and takes another, which the third has again.
@@ -62,7 +62,7 @@ def test_memory_that_is_kept_faults_once() -> None:
     assert faults("fresh") >= huge_pages  # a system that gives huge pages unasked has one fault for each
 
 
-def test_where_torch_is_imported_already_nothing_is_frozen() -> None:
+def test_nothing_is_frozen_if_torch_is_imported_already() -> None:
     before = gc.get_freeze_count()
     with uncollected():
         assert gc.isenabled()

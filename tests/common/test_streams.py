@@ -1,4 +1,4 @@
-"""stdout is the report's, and comes back as it was."""
+"""Output of other code goes to stderr, and stdout is restored afterwards."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pytest
 
 SCRIPT = """
 import ctypes, os, sys
-from cgverify.common.streams import stdout_is_ours
+from cgverify.common.streams import stdout_to_stderr
 print("before", end=" ")
-with stdout_is_ours():
+with stdout_to_stderr():
     print("python")
     os.write(1, b"system\\n")
     ctypes.CDLL(None).puts(b"c")
@@ -28,21 +28,21 @@ def run(redirections: str, script: str = SCRIPT) -> subprocess.CompletedProcess[
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def test_what_others_write_goes_to_stderr_and_ours_stays_in_order() -> None:
+def test_output_of_other_code_goes_to_stderr_in_order() -> None:
     done = run("")
     assert (done.returncode, done.stdout) == (0, "before after\n")
     assert sorted(done.stderr.splitlines()) == sorted(FOREIGN)
 
 
-def test_it_is_lost_where_stderr_is_closed() -> None:
+def test_output_of_other_code_is_lost_if_stderr_is_closed() -> None:
     assert run("2>&-").stdout == "before after\n"
 
 
 @pytest.mark.parametrize("redirections", [">&-", ">&- 2>&-"])
-def test_where_stdout_is_closed_descriptor_one_may_be_a_file(redirections: str, tmp_path: Path) -> None:
+def test_file_on_descriptor_one_is_untouched_if_stdout_is_closed(redirections: str, tmp_path: Path) -> None:
     script = f"""
-from cgverify.common.streams import stdout_is_ours
-with open({str(tmp_path / "file")!r}, "w", buffering=1) as file, stdout_is_ours():
+from cgverify.common.streams import stdout_to_stderr
+with open({str(tmp_path / "file")!r}, "w", buffering=1) as file, stdout_to_stderr():
     print("python")
     print(file.fileno(), file=file)
 """

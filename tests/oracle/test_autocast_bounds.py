@@ -1,4 +1,4 @@
-"""Bounds under autocast: torch's own products and scores hold them, and one rounding more or less breaks them."""
+"""Bounds under autocast: torch's products and scores are within them, one rounding more or less exceeds them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def normal(*shape: int, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("dtype", "low"), PAIRS)
-def test_linears_hold_and_those_outside_autocast_do_not(dtype: torch.dtype, low: torch.dtype) -> None:
+def test_only_linears_under_autocast_are_within_their_bound(dtype: torch.dtype, low: torch.dtype) -> None:
     x, weight, bias = normal(16, 256, dtype=dtype), normal(64, 256, dtype=dtype, seed=1), normal(64, dtype=dtype)
     with torch.autocast("cpu", low):
         y = functional.linear(x, weight, bias)
@@ -56,7 +56,7 @@ def test_linears_hold_and_those_outside_autocast_do_not(dtype: torch.dtype, low:
 
 
 @pytest.mark.parametrize("low", HALVES)
-def test_a_float32_pattern_is_rounded_before_it_mixes(low: torch.dtype) -> None:
+def test_float32_pattern_is_rounded_before_the_mix(low: torch.dtype) -> None:
     pattern, value = normal(2, 4, 6, 9, dtype=torch.float32).softmax(-1), normal(2, 4, 9, 16, dtype=low).float()
     of = mix(operand(pattern, low), operand(value, low), NO_SHORTCUTS)
     with torch.autocast("cpu", low):
@@ -69,14 +69,14 @@ def test_a_float32_pattern_is_rounded_before_it_mixes(low: torch.dtype) -> None:
 
 
 def scored(q: torch.Tensor, k: torch.Tensor, mask: torch.Tensor, low: torch.dtype) -> torch.Tensor:
-    """As Hugging Face's `_attn` computes them."""
+    """Return scores as Hugging Face's `_attn` computes them."""
     with torch.autocast("cpu", low):
         summed = torch.matmul(q.to(torch.float32), k.to(torch.float32).transpose(-1, -2)) + mask
     return summed / math.sqrt(q.shape[-1])
 
 
 def attention(dtype: torch.dtype, seed: int, head_dim: int = 40) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """q and k as the rotation leaves them, and a soft mask under a causal one."""
+    """Return q and k as after the rotation, and a soft mask under a causal one."""
     wide = torch.promote_types(dtype, torch.float32)
     q, k = (normal(2, 3, 8, head_dim, dtype=wide, seed=seed + i) * 2 for i in (0, 1))
     hidden = torch.ones(8, 8, dtype=torch.bool).triu(1)
@@ -84,7 +84,7 @@ def attention(dtype: torch.dtype, seed: int, head_dim: int = 40) -> tuple[torch.
 
 
 @pytest.mark.parametrize(("dtype", "low"), PAIRS)
-def test_hugging_faces_scores_hold_and_are_near_their_bound(dtype: torch.dtype, low: torch.dtype) -> None:
+def test_scores_of_hugging_face_are_just_within_their_bound(dtype: torch.dtype, low: torch.dtype) -> None:
     largest = 0.0
     for seed in range(20):
         q, k, mask = attention(dtype, seed)
@@ -96,7 +96,7 @@ def test_hugging_faces_scores_hold_and_are_near_their_bound(dtype: torch.dtype, 
 
 
 @pytest.mark.parametrize(("dtype", "low"), PAIRS)
-def test_scores_of_another_precision_break_it(dtype: torch.dtype, low: torch.dtype) -> None:
+def test_scores_of_another_precision_exceed_their_bound(dtype: torch.dtype, low: torch.dtype) -> None:
     q, k, mask = attention(dtype, 0)
     of = autocast_scores(exact_input(q), exact_input(k), mask, low, NO_SHORTCUTS)
     outside = ((q @ k.mT + mask) / math.sqrt(q.shape[-1])).to(of.dtype)
@@ -107,7 +107,7 @@ def test_scores_of_another_precision_break_it(dtype: torch.dtype, low: torch.dty
 
 
 @pytest.mark.parametrize("low", HALVES)
-def test_queries_that_were_not_seen_come_with_the_bound_of_what_made_them(low: torch.dtype) -> None:
+def test_unseen_queries_add_the_bound_of_their_stage(low: torch.dtype) -> None:
     q, k, mask = attention(torch.float32, 3)
     unseen = bounded_output(q.double(), q.double().abs() * 2.0**-20, torch.float32)
     nearby = q * (1 + 2.0**-21)
@@ -116,7 +116,7 @@ def test_queries_that_were_not_seen_come_with_the_bound_of_what_made_them(low: t
     assert r_of(scored(q * 1.1, k, mask, low), of) > 1
 
 
-def test_a_masked_score_may_overflow_in_float16_and_only_there() -> None:
+def test_masked_score_may_overflow_only_in_float16() -> None:
     q, k, mask = attention(torch.float16, 0)
     scores = scored(q * 4, k * 4, mask, torch.float16)
     assert scores.isinf().any()
@@ -134,7 +134,7 @@ def test_a_masked_score_may_overflow_in_float16_and_only_there() -> None:
 
 
 @pytest.mark.parametrize("low", HALVES)
-def test_the_blocks_sum_rounds_its_branches_and_not_its_residual(low: torch.dtype) -> None:
+def test_block_sum_rounds_its_branches_and_not_its_residual(low: torch.dtype) -> None:
     attn, mlp = normal(500, dtype=low), normal(500, dtype=low, seed=1)
     residual = normal(500, dtype=torch.float32, seed=2)
     of = block_sum(attn, mlp, residual)
@@ -143,7 +143,7 @@ def test_the_blocks_sum_rounds_its_branches_and_not_its_residual(low: torch.dtyp
     assert r_of(attn + mlp + residual.to(low).float(), of) > 1
 
 
-def test_what_the_device_widens_is_asked_of_torch() -> None:
+def test_widened_dtype_is_that_of_torch() -> None:
     x = normal(3, 4, dtype=torch.bfloat16)
     assert widened(x, lambda one: one.pow(3), torch.bfloat16).dtype == torch.bfloat16  # on CUDA it would be float32
     assert widened(x, lambda one: torch.cumsum(one.float(), 0), torch.bfloat16).dtype == torch.float32

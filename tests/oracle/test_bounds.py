@@ -1,4 +1,4 @@
-"""Every bound holds on correct code and is not loose: Hugging Face's own modules and other correct variants."""
+"""Correct code is within every bound, and no bound is loose: Hugging Face's modules and other correct variants."""
 
 from __future__ import annotations
 
@@ -62,14 +62,14 @@ CORRECT: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
 @pytest.mark.parametrize("variant", CORRECT)
 @settings(deadline=None, max_examples=10)
 @given(seed=seeds, n=st.sampled_from([5, 64, 300, 1024]))
-def test_correct_float32_products_hold(variant: str, seed: int, n: int) -> None:
+def test_correct_float32_products_are_within_their_bound(variant: str, seed: int, n: int) -> None:
     x, weight = randn(seed, 6, n), randn(seed + 1, 40, n) * 0.02
     assert product_r(CORRECT[variant](x, weight), x, weight) <= 1
 
 
 @settings(deadline=None, max_examples=20)
 @given(seed=seeds, dtype=dtypes, n=st.sampled_from([16, 192, 1024]), with_bias=st.booleans())
-def test_products_hold_in_every_dtype(seed: int, dtype: torch.dtype, n: int, with_bias: bool) -> None:
+def test_products_of_every_dtype_are_within_their_bound(seed: int, dtype: torch.dtype, n: int, with_bias: bool) -> None:
     x, weight = randn(seed, 9, n).to(dtype), (randn(seed + 1, 30, n) * 0.05).to(dtype)
     bias = randn(seed + 2, 30).to(dtype) if with_bias else None
     assert product_r(F.linear(x, weight, bias), x, weight, bias) <= 1
@@ -85,19 +85,19 @@ FAULTS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
 
 
 def _tf32(x: torch.Tensor) -> torch.Tensor:
-    """Ten bits of mantissa are kept."""
+    """Return x with ten bits of mantissa."""
     return (x.view(torch.int32) + (1 << 12) & ~((1 << 13) - 1)).view(torch.float32)
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize(("m", "n"), [(256, 1024), (128, 4096), (64, 16384)])
-def test_faults_of_precision_show_at_real_widths(fault: str, m: int, n: int) -> None:
+def test_faults_of_precision_exceed_the_bound_at_real_widths(fault: str, m: int, n: int) -> None:
     x, weight = randn(0, 8, n), randn(1, m, n) * 0.02
     assert product_r(FAULTS[fault](x, weight), x, weight) > 1
     assert 0.003 < product_r(x @ weight.T, x, weight) <= 1 or n > 4096
 
 
-def test_products_are_asked_together_and_answered_apart() -> None:
+def test_products_of_several_inputs_equal_single_products() -> None:
     xs = [randn(0, 3, 8), randn(1, 2, 5, 8)]
     weight = randn(2, 7, 8)
     for columns, answers in products(xs, weight, None, NO_SHORTCUTS):
@@ -111,7 +111,7 @@ def test_products_are_asked_together_and_answered_apart() -> None:
 
 @settings(deadline=None, max_examples=20)
 @given(seed=seeds, dtype=dtypes, table_dtype=st.sampled_from([torch.float32, torch.bfloat16]))
-def test_rope(seed: int, dtype: torch.dtype, table_dtype: torch.dtype) -> None:
+def test_rope_is_within_its_bound(seed: int, dtype: torch.dtype, table_dtype: torch.dtype) -> None:
     x = randn(seed, 2, 7, 4, 16).to(dtype)
     table = create_sinusoidal_positions(500, 8).to(table_dtype)
     positions = torch.randint(500, (2, 7), generator=torch.Generator().manual_seed(seed))
@@ -122,7 +122,7 @@ def test_rope(seed: int, dtype: torch.dtype, table_dtype: torch.dtype) -> None:
 
 @settings(deadline=None, max_examples=20)
 @given(seed=seeds, dtype=dtypes, soft=st.booleans(), reciprocal=st.booleans())
-def test_scores(seed: int, dtype: torch.dtype, soft: bool, reciprocal: bool) -> None:
+def test_scores_are_within_their_bound(seed: int, dtype: torch.dtype, soft: bool, reciprocal: bool) -> None:
     query, key = randn(seed, 2, 7, 4, 24) * 3, randn(seed + 1, 2, 4, 9, 24) * 3
     lowest = torch.finfo(dtype).min
     mask = (randn(seed + 2, 2, 1, 7, 9) * (2 if soft else 0)).to(dtype)
@@ -136,8 +136,8 @@ def test_scores(seed: int, dtype: torch.dtype, soft: bool, reciprocal: bool) -> 
 
 @settings(deadline=None, max_examples=20)
 @given(seed=seeds, dtype=dtypes)
-def test_rotation_and_scores_merged(seed: int, dtype: torch.dtype) -> None:
-    """Where the rotated q and k were not seen, their bounds add, and a correct pair of stages still holds."""
+def test_scores_of_unseen_rotations_are_within_their_bound(seed: int, dtype: torch.dtype) -> None:
+    """If the rotated q and k were not observed, their bounds are added to that of the scores."""
     query, key = randn(seed, 2, 2, 7, 4, 16).to(dtype)
     table, positions = create_sinusoidal_positions(50, 16), torch.arange(7)[None]
     sin, cos = table[positions].chunk(2, dim=-1)
@@ -150,7 +150,7 @@ def test_rotation_and_scores_merged(seed: int, dtype: torch.dtype) -> None:
 
 @settings(deadline=None, max_examples=20)
 @given(seed=seeds, dtype=dtypes, spread=st.sampled_from([0.1, 3.0, 30.0]), n=st.sampled_from([1, 8, 300]))
-def test_softmax(seed: int, dtype: torch.dtype, spread: float, n: int) -> None:
+def test_softmax_is_within_its_bound(seed: int, dtype: torch.dtype, spread: float, n: int) -> None:
     wide = torch.promote_types(torch.float32, dtype)
     given = (randn(seed, 2, 4, 5, n) * spread).to(wide)
     given[..., n // 2 + 1 :] = torch.finfo(torch.float32).min / 4
@@ -162,7 +162,7 @@ def test_softmax(seed: int, dtype: torch.dtype, spread: float, n: int) -> None:
 
 @settings(deadline=None, max_examples=20)
 @given(seed=seeds, dtype=dtypes, n=st.sampled_from([1, 8, 300]))
-def test_mix(seed: int, dtype: torch.dtype, n: int) -> None:
+def test_mix_is_within_its_bound(seed: int, dtype: torch.dtype, n: int) -> None:
     pattern = (randn(seed, 2, 4, 5, n) * 3).softmax(-1).to(dtype)
     value = randn(seed + 1, 2, 4, n, 16).to(dtype)
     assert r((pattern @ value).transpose(1, 2), mix(pattern, value, NO_SHORTCUTS)) <= 1
@@ -176,7 +176,9 @@ def test_mix(seed: int, dtype: torch.dtype, n: int) -> None:
     offset=st.sampled_from([0.0, 30.0]),
     by_hand=st.booleans(),
 )
-def test_layer_norm(seed: int, dtype: torch.dtype, size: float, offset: float, by_hand: bool) -> None:
+def test_layer_norm_is_within_its_bound(
+    seed: int, dtype: torch.dtype, size: float, offset: float, by_hand: bool
+) -> None:
     x = (randn(seed, 6, 256) * size + offset).to(dtype)
     gain, bias = (1 + randn(seed + 1, 256) * 0.1).to(dtype), randn(seed + 2, 256).to(dtype)
     wide = x.to(torch.promote_types(torch.float32, dtype))
@@ -188,27 +190,27 @@ def test_layer_norm(seed: int, dtype: torch.dtype, size: float, offset: float, b
     assert r(sigma, scale(x, 1e-5)) <= 1
 
 
-def test_a_wrong_eps_shows_where_the_variance_is_near_it() -> None:
+def test_wrong_eps_exceeds_the_bound_if_the_variance_is_near_it() -> None:
     x, gain, bias = randn(0, 6, 256) * 3e-3, torch.ones(256), torch.zeros(256)
     assert r(F.layer_norm(x, (256,), gain, bias, 1e-6), layer_norm(x, gain, bias, 1e-5)) > 1
 
 
 @settings(deadline=None, max_examples=20)
 @given(seed=seeds, dtype=dtypes)
-def test_gelu_new(seed: int, dtype: torch.dtype) -> None:
+def test_gelu_new_is_within_its_bound(seed: int, dtype: torch.dtype) -> None:
     x = torch.cat((torch.linspace(-9, 9, 2001), randn(seed, 500) * 3)).to(dtype)
     assert r(NewGELUActivation()(x), gelu_new(x)) <= 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_erf_form_of_gelu_is_another_function(dtype: torch.dtype) -> None:
+def test_erf_form_of_gelu_exceeds_the_bound(dtype: torch.dtype) -> None:
     x = torch.linspace(-9, 9, 2001, dtype=dtype)
     assert r(F.gelu(x), gelu_new(x)) > 1
 
 
 @settings(deadline=None, max_examples=20)
 @given(seed=seeds, dtype=dtypes, order=st.permutations([0, 1, 2]))
-def test_block_sum_in_any_order(seed: int, dtype: torch.dtype, order: list[int]) -> None:
+def test_block_sum_in_any_order_is_within_its_bound(seed: int, dtype: torch.dtype, order: list[int]) -> None:
     terms = [randn(seed + i, 4, 64).to(dtype) for i in range(3)]
     first, second, third = (terms[i] for i in order)
     assert r(first + second + third, block_sum(*terms)) <= 1
@@ -228,7 +230,7 @@ def test_cache_is_exact(dtype: torch.dtype) -> None:
 )
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_bounds_are_not_loose_in_16_bits(stage: str, least: float, dtype: torch.dtype) -> None:
-    """The greatest r of correct code comes near 1."""
+    """The greatest r of correct code is near 1."""
     x, weight = randn(0, 64, 256).to(dtype), (randn(1, 256, 256) * 0.05).to(dtype)
     heads = randn(2, 4, 16, 4, 16).to(dtype)
     table, positions = create_sinusoidal_positions(50, 16).to(dtype), torch.arange(16)[None]

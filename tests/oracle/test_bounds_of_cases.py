@@ -1,4 +1,4 @@
-"""Bounds that some cases alone use: dropout, attention head by head, layer norm after a hook. Held, and not loose."""
+"""Bounds that only some cases use, none of them loose: dropout, attention head by head, layer norm after a hook."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def normal(*shape: int, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
 
 @pytest.mark.parametrize("p", [0.1, 0.3, 0.5, 0.77])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_torchs_dropout_holds(dtype: torch.dtype, p: float) -> None:
+def test_dropout_of_torch_is_within_its_bound(dtype: torch.dtype, p: float) -> None:
     x = normal(64, 1000, dtype=dtype)
     torch.manual_seed(1)
     dropped = functional.dropout(x, p)
@@ -43,7 +43,7 @@ def test_torchs_dropout_holds(dtype: torch.dtype, p: float) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, *HALVES])
-def test_the_bound_of_dropout_is_not_loose(dtype: torch.dtype) -> None:
+def test_bound_of_dropout_is_not_loose(dtype: torch.dtype) -> None:
     x = normal(64, 1000, dtype=dtype)
     ratios = []
     for p in torch.linspace(0.05, 0.95, 37).tolist():
@@ -53,7 +53,7 @@ def test_the_bound_of_dropout_is_not_loose(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_another_element_kept_or_dropped_breaks_it(dtype: torch.dtype) -> None:
+def test_other_choice_of_kept_elements_exceeds_the_bound(dtype: torch.dtype) -> None:
     x = normal(50, 50, dtype=dtype)
     dropped = functional.dropout(x, 0.5)
     kept = dropped != 0
@@ -62,7 +62,7 @@ def test_another_element_kept_or_dropped_breaks_it(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_another_scale_breaks_it(dtype: torch.dtype) -> None:
+def test_other_scale_of_dropout_exceeds_the_bound(dtype: torch.dtype) -> None:
     x = normal(50, 50, dtype=dtype)
     dropped = functional.dropout(x, 0.1)
     expected = dropout(exact_input(x), dropped != 0, 0.1)
@@ -70,8 +70,8 @@ def test_another_scale_breaks_it(dtype: torch.dtype) -> None:
         assert r_of(dropped * factor, expected) > 1
 
 
-def test_a_kept_element_that_underflows_is_not_taken_for_a_dropped_one() -> None:
-    """Of a softmax in float16, whose smallest entries may round up or down."""
+def test_kept_element_that_underflows_is_not_a_dropped_one() -> None:
+    """The smallest entries of a softmax in float16 may round up or down."""
     scores = torch.tensor([[0.0, -17.3]])
     expected = dropout(softmax(scores, torch.float16), torch.tensor([[True, False]]), 0.1)
     for smallest in (0.0, 6e-8):
@@ -83,7 +83,7 @@ def test_a_kept_element_that_underflows_is_not_taken_for_a_dropped_one() -> None
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_whole_product_is_what_the_blocks_are(dtype: torch.dtype) -> None:
+def test_whole_product_equals_its_blocks(dtype: torch.dtype) -> None:
     x, weight, bias = normal(2, 3, 96, dtype=dtype), normal(40, 96, dtype=dtype), normal(40, dtype=dtype)
     whole = product(exact_input(x), weight, bias, NO_SHORTCUTS)
     ((_, (block,)),) = products([x], weight, bias, NO_SHORTCUTS)
@@ -92,8 +92,8 @@ def test_a_whole_product_is_what_the_blocks_are(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, *HALVES])
-def test_a_product_of_what_was_not_seen_holds(dtype: torch.dtype) -> None:
-    """Layer norm and projection judged as one."""
+def test_product_of_an_unseen_input_is_within_its_bound(dtype: torch.dtype) -> None:
+    """Layer norm and projection are judged as one stage."""
     x, weight = normal(2, 5, 512, dtype=dtype), (normal(64, 512, dtype=torch.float32, seed=1) / 20).to(dtype)
     gain, bias = normal(512, dtype=dtype, seed=2), normal(512, dtype=dtype, seed=3)
     y = functional.linear(functional.layer_norm(x, (512,), gain, bias, 1e-5), weight)
@@ -108,7 +108,7 @@ def test_a_product_of_what_was_not_seen_holds(dtype: torch.dtype) -> None:
 
 @pytest.fixture(params=DTYPES, ids=str)
 def heads(request: pytest.FixtureRequest) -> tuple[torch.Tensor, torch.Tensor]:
-    """z `[batch, seq, heads, head_dim]`, and an output weight `[d_model, heads * head_dim]`."""
+    """Return z `[batch, seq, heads, head_dim]`, and an output weight `[d_model, heads * head_dim]`."""
     dtype: torch.dtype = request.param
     return normal(2, 5, 16, 64, dtype=dtype), (normal(1024, 1024, dtype=torch.float32, seed=1) / 32).to(dtype)
 
@@ -117,7 +117,7 @@ def results_of(z: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return torch.einsum("bshd,mhd->bshm", z, weight.unflatten(1, (z.shape[2], -1)))
 
 
-def test_results_and_their_sum_hold(heads: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_results_per_head_and_their_sum_are_within_their_bounds(heads: tuple[torch.Tensor, torch.Tensor]) -> None:
     z, weight = heads
     results = results_of(z, weight)
     summed = results.sum(-2)
@@ -130,14 +130,14 @@ def test_results_and_their_sum_hold(heads: tuple[torch.Tensor, torch.Tensor]) ->
 
 
 @pytest.mark.parametrize("dtype", HALVES)
-def test_in_sixteen_bits_the_bounds_per_head_are_not_loose(dtype: torch.dtype) -> None:
+def test_bounds_per_head_are_not_loose_in_16_bits(dtype: torch.dtype) -> None:
     z, weight = normal(2, 5, 16, 64, dtype=dtype), (normal(1024, 1024, dtype=torch.float32, seed=1) / 32).to(dtype)
     results = results_of(z, weight)
     assert r_of(results, head_results(exact_input(z), weight, NO_SHORTCUTS)) > 0.4
     assert r_of(results.sum(-2), head_sum(exact_input(results))) > 0.4
 
 
-def test_wrong_results_and_sums_break_them(heads: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_wrong_results_per_head_exceed_their_bounds(heads: tuple[torch.Tensor, torch.Tensor]) -> None:
     z, weight = heads
     results = results_of(z, weight)
     expected = head_results(exact_input(z), weight, NO_SHORTCUTS)
@@ -148,7 +148,7 @@ def test_wrong_results_and_sums_break_them(heads: tuple[torch.Tensor, torch.Tens
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_projections_of_each_heads_own_input_hold(dtype: torch.dtype) -> None:
+def test_projections_per_head_are_within_their_bound(dtype: torch.dtype) -> None:
     inputs, weight = normal(2, 5, 4, 128, dtype=dtype), normal(128, 128, dtype=dtype, seed=1)
     projected = torch.einsum("bshm,hdm->bshd", inputs, weight.unflatten(0, (4, -1)))
     expected = head_projections(exact_input(inputs), weight, NO_SHORTCUTS)
@@ -161,7 +161,7 @@ def test_projections_of_each_heads_own_input_hold(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_layer_norm_from_a_given_scale_holds(dtype: torch.dtype) -> None:
+def test_layer_norm_from_a_given_scale_is_within_its_bound(dtype: torch.dtype) -> None:
     x, scale = normal(2, 5, 256, dtype=dtype) + 3, normal(2, 5, 1, dtype=dtype, seed=1)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     gain, bias = normal(256, dtype=dtype, seed=2), normal(256, dtype=dtype, seed=3)

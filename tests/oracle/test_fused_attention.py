@@ -36,7 +36,7 @@ def eager(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor)
 
 
 def online(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Keys in blocks of 16, rescaled as FlashAttention does."""
+    """Take the keys in blocks of 16, and rescale as FlashAttention does."""
     wide = torch.promote_types(q.dtype, torch.float32)
     greatest = q.new_full((*q.shape[:-1], 1), -torch.inf, dtype=wide)
     total, mixed = torch.zeros_like(greatest), torch.zeros_like(q, dtype=wide)

@@ -51,7 +51,7 @@ def r(tap: torch.Tensor, expected: Expected) -> float:
 
 
 def operands(seed: int, dtype: torch.dtype, mask_dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """q `[2, 4, 7, 24]` and k `[2, 4, 9, 24]`, laid out as rotated heads are, and a soft mask under a causal one."""
+    """Return q `[2, 4, 7, 24]` and k `[2, 4, 9, 24]` in rotated heads' layout, and a soft mask under a causal one."""
     generator = torch.Generator().manual_seed(seed)
     query, key = (
         (torch.randn(2, length, 4, HEAD_DIM, generator=generator) * 3).to(dtype).transpose(1, 2) for length in (7, 9)

@@ -1,4 +1,4 @@
-"""Shortcuts that a user allows: within wider bounds where they are allowed, a failure where they are not."""
+"""Shortcuts of matrix products: within wider bounds if they are allowed, a failure if they are not."""
 
 from __future__ import annotations
 
@@ -43,17 +43,17 @@ def product_r(
 
 
 def rounded(x: torch.Tensor) -> torch.Tensor:
-    """x rounded to the nearest with ten bits of mantissa."""
+    """Round x to the nearest number with ten bits of mantissa."""
     return (x.view(torch.int32) + (1 << 12) & -(1 << 13)).view(torch.float32)
 
 
 def truncated(x: torch.Tensor) -> torch.Tensor:
-    """The first ten bits of mantissa."""
+    """Cut x after ten bits of mantissa."""
     return (x.view(torch.int32) & -(1 << 13)).view(torch.float32)
 
 
 def two_halves(x: torch.Tensor) -> torch.Tensor:
-    """x as the sum of two bfloat16 numbers."""
+    """Return x as the sum of two bfloat16 numbers."""
     high = x.bfloat16().float()
     return high + (x - high).bfloat16().float()
 
@@ -63,7 +63,7 @@ def two_halves(x: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("n", [64, 1024, 4096])
 @pytest.mark.parametrize("taken", [rounded, truncated])
-def test_tf32_operands_hold_only_the_wider_bound(taken: Callable[[torch.Tensor], torch.Tensor], n: int) -> None:
+def test_tf32_operands_are_only_within_the_wider_bound(taken: Callable[[torch.Tensor], torch.Tensor], n: int) -> None:
     x, weight, bias = normal(16, n), normal(64, n, seed=1) * 0.05, normal(64, seed=2)
     y = functional.linear(taken(x), taken(weight), bias)
     assert product_r(y, x, weight, bias) > 1
@@ -73,7 +73,7 @@ def test_tf32_operands_hold_only_the_wider_bound(taken: Callable[[torch.Tensor],
 
 
 @pytest.mark.parametrize("n", [64, 1024])
-def test_bfloat16_operands_break_the_bound_of_tf32(n: int) -> None:
+def test_bfloat16_operands_exceed_the_bound_of_tf32(n: int) -> None:
     x, weight = normal(16, n), normal(64, n, seed=1) * 0.05
     y = x.bfloat16().float() @ weight.bfloat16().float().T
     both = product_r(y, x, weight, shortcuts=Shortcuts(["tf32", "bfloat16"]))
@@ -82,12 +82,12 @@ def test_bfloat16_operands_break_the_bound_of_tf32(n: int) -> None:
 
 
 @pytest.mark.parametrize("fault", [lambda y: y * 1.02, lambda y: y.roll(1, 0), lambda y: y + 0.1])
-def test_wider_bound_still_fails_a_fault(fault: Callable[[torch.Tensor], torch.Tensor]) -> None:
+def test_fault_exceeds_the_wider_bound(fault: Callable[[torch.Tensor], torch.Tensor]) -> None:
     x, weight = normal(16, 1024), normal(64, 1024, seed=1) * 0.05
     assert product_r(fault(x @ weight.T), x, weight, shortcuts=TF32) > 1
 
 
-def test_equal_terms_that_round_alike_hold() -> None:
+def test_equal_terms_with_equal_rounding_are_within_the_bound() -> None:
     x, weight = torch.full((1, 900), 1.0004), torch.full((1, 900), 1.0004)
     for taken in (rounded, truncated):
         assert product_r(taken(x) @ taken(weight).T, x, weight, shortcuts=TF32) <= 1
@@ -98,7 +98,7 @@ def test_equal_terms_that_round_alike_hold() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("n", [64, 1024])
-def test_sixteen_bit_sums_hold_only_where_allowed(dtype: torch.dtype, n: int) -> None:
+def test_sixteen_bit_sums_are_within_the_bound_only_if_allowed(dtype: torch.dtype, n: int) -> None:
     x, weight = normal(16, n).to(dtype), (normal(64, n, seed=1) * 0.05).to(dtype)
     parts = torch.stack([a @ b.T for a, b in zip(x.chunk(8, -1), weight.chunk(8, -1), strict=True)])
     y = parts[0]
@@ -136,7 +136,7 @@ def test_tf32_candidates_diverge_unless_it_is_allowed() -> None:
     assert Verdict.BOUNDED in {finding.verdict for finding in findings(widened)}
 
 
-def test_other_faults_diverge_where_tf32_is_allowed() -> None:
+def test_other_faults_diverge_if_tf32_is_allowed() -> None:
     names = ["HeadsSwapped", "MaskOnOtherSideOfScale", "OnePartition", "PositionsIgnored"]
     results = verify(candidates=[f"faults:{name}" for name in names], components=["attn"], shortcuts=TF32)
     assert {r.cell.candidate.partition(":")[2] for r in results if r.verdict.fails} == set(names)
@@ -156,7 +156,7 @@ def test_other_faults_diverge_where_tf32_is_allowed() -> None:
     ],
 )
 @pytest.mark.usefixtures("_strict_afterwards")
-def test_flags_are_set_recorded_and_taken_back(
+def test_flags_are_set_recorded_and_restored(
     names: tuple[str, ...], precision: str, tf32: bool, reduction: bool
 ) -> None:
     recorded = pin_numerics(None, names)
