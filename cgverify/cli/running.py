@@ -120,7 +120,7 @@ def show(run: Run, results: Sequence[CellResult], format: str, *, detailed: bool
         detailed: also report bits by head, and the time that forwards and the oracle took.
     """
     from cgverify.report.formats import render_run
-    from cgverify.report.outcome import exit_code, times
+    from cgverify.report.outcome import exit_code, times_line
     from cgverify.report.render import render
     from cgverify.report.run import DETAILED, TABLES, run_report
 
@@ -130,7 +130,7 @@ def show(run: Run, results: Sequence[CellResult], format: str, *, detailed: bool
         text = render_run(format, run, results)
     typer.echo(text, nl=False)
     if detailed:
-        typer.echo(times(results).sentence, err=True)
+        typer.echo(times_line(results), err=True)
     return exit_code(results)
 
 

@@ -32,7 +32,8 @@ def taps_compared(results: Iterable[CellResult]) -> int:
 def verdict_line(results: Sequence[CellResult]) -> str:
     """Return the number of cells and taps, and of findings with each verdict, as one line."""
     by_verdict = ", ".join(f"{number} {verdict.value}" for verdict, number in counts(results).items() if number)
-    return f"{len(results)} cells, {taps_compared(results)} taps compared: {by_verdict or 'nothing'}"
+    cells, taps = counted(len(results), "cell"), counted(taps_compared(results), "tap")
+    return f"{cells}, {taps} compared: {by_verdict or 'nothing'}"
 
 
 def exit_code(results: Iterable[CellResult]) -> int:
@@ -151,30 +152,14 @@ def _informative(cell: Cell, finding: Finding, why: str) -> tuple[bool, bool, fl
     return cell.kind not in ("block", *WHOLE), why != finding.message, finding.r or 0.0
 
 
-@dataclass(frozen=True)
-class Times:
-    """Seconds that the tapped forwards of a run took, and the oracle with the comparison."""
-
-    candidate: float
-    reference: float
-    judging: float
-
-    @property
-    def sentence(self) -> str:
-        forwards = self.candidate + self.reference
-        share = f", {self.judging / forwards:.2g} times as long" if forwards else ""
-        return (
-            f"forwards: candidate {self.candidate:.2f} s, reference {self.reference:.2f} s; "
-            f"oracle and judge {self.judging:.2f} s{share}"
-        )
-
-
-def times(results: Sequence[CellResult]) -> Times:
-    """Return the sums over all cells."""
-    return Times(
-        candidate=sum(result.candidate_seconds for result in results),
-        reference=sum(result.reference_seconds for result in results),
-        judging=sum(result.judging_seconds for result in results),
+def times_line(results: Iterable[CellResult]) -> str:
+    """Return how long the tapped forwards of all cells took, and the oracle with the comparison, as one line."""
+    times = [(each.candidate_seconds, each.reference_seconds, each.judging_seconds) for each in results]
+    candidate, reference, judging = map(sum, zip(*times, strict=True)) if times else (0.0, 0.0, 0.0)
+    forwards = candidate + reference
+    share = f", {judging / forwards:.2g} times as long" if forwards else ""
+    return (
+        f"forwards: candidate {candidate:.2f} s, reference {reference:.2f} s; oracle and judge {judging:.2f} s{share}"
     )
 
 

@@ -65,11 +65,13 @@ def run_report(
 
 def _failures(run: Run, results: Sequence[CellResult]) -> Iterator[Section]:
     found = failures(results)
+    lines = []
     for failure in found[:SHOWN]:
-        title = f"{failure.finding.verdict.value} {failure.sentence}"
-        yield Section(title, [f"`{failure.command(run)}`"], tone="bad")
+        lines += [f"{failure.finding.verdict.value} {failure.sentence}", f"`{failure.command(run)}`"]
     if len(found) > SHOWN:
-        yield Section(f"… and {counted(len(found) - SHOWN, 'more fault')}: see findings.csv.", tone="note")
+        lines.append(f"… and {counted(len(found) - SHOWN, 'more fault')}: see findings.csv.")
+    if lines:
+        yield Section("Failures", lines, tone="bad")
 
 
 def by_component(run: Run, results: Sequence[CellResult]) -> Iterator[Section]:

@@ -37,17 +37,7 @@ def awkward() -> list[CellResult]:
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_every_format_renders_awkward_and_empty_runs(format: str) -> None:
-    printable = [
-        one.model_copy(
-            update={
-                "findings": tuple(
-                    f.model_copy(update={"message": f.message.replace("\ud800", "")}) for f in one.findings
-                )
-            }
-        )
-        for one in awkward()
-    ]
-    for results in (printable, []):
+    for results in (awkward(), []):
         text = render_run(format, a_run(), results)
         assert text.endswith("\n")
         text.encode()
@@ -111,8 +101,7 @@ def test_annotations_are_the_worst_ten_on_one_line_each() -> None:
 
 def test_annotation_of_a_passing_run_is_one_notice() -> None:
     assert (
-        render_run("github", a_run(), [a_result()])
-        == "::notice title=cgverify m::1 cells, 1 taps compared: 1 bitwise\n"
+        render_run("github", a_run(), [a_result()]) == "::notice title=cgverify m::1 cell, 1 tap compared: 1 bitwise\n"
     )
 
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 from command_line import Cli
-from made_records import a_run_folder
+from made_records import a_checkpoint, a_result, a_run, a_run_folder
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from cgverify.common.records import Cell, CellResult, Checkpoint, Finding, Run, Verdict
+from cgverify.common.records import CellResult, Finding, Verdict
 from cgverify.report.comparison import comparison_sections
 from cgverify.report.html.chart import ErrorPair, Series, line_chart, pair_chart
 from cgverify.report.html.page import MOST_FINDINGS, run_page
@@ -23,26 +23,10 @@ from cgverify.report.html.scale import LogScale
 from cgverify.runs.baseline import StoredRun
 from cgverify.runs.comparison import compare_runs
 
-RUN = Run(
+RUN = a_run(
     created="2026-01-02T03:04:05+00:00",
-    command="all-components",
     model="small",
-    weights_origin="random (seed 0)",
-    weights_digest="d",
-    checkpoints=(
-        Checkpoint(
-            name="small",
-            asked="small",
-            weights="auto",
-            origin="random (seed 0)",
-            digest="d",
-            n_layers=3,
-            rotary_dim=8,
-            n_positions=64,
-            n_embd=64,
-            vocab_size=101,
-        ),
-    ),
+    checkpoints=[a_checkpoint(name="small", asked="small")],
     settings={"model": "small", "weights": "auto", "rotary_dims": [], "dtypes": ["float32", "bfloat16"]},
     environment={"versions": {"torch": "2.13"}, "numerics": {"threads": 2}},
 )
@@ -51,21 +35,8 @@ LAYERS, DTYPES, CASES = (0, 1, 2), ("bfloat16", "float32"), ("default", "decode"
 
 
 def result(layer: int | None, kind: str, dtype: str, case: str, findings: Sequence[Finding]) -> CellResult:
-    cell = Cell(
-        model="small",
-        weights="d",
-        layer=layer,
-        kind=kind,
-        candidate="mine",
-        dtype=dtype,
-        device="cpu",
-        rotary_dim=8,
-        case=case,
-        seed=0,
-        batch_size=2,
-        seq_len=8,
-    )
-    return CellResult(cell=cell, findings=tuple(findings), seconds=1.0)
+    fields = {"layer": layer, "kind": kind, "dtype": dtype, "case": case}
+    return a_result(*findings, model="small", candidate="mine", **fields)
 
 
 def finding(tap: str, verdict: Verdict = Verdict.BITWISE, r: float | None = 0.25, **fields: Any) -> Finding:

@@ -6,60 +6,20 @@ import json
 
 import pandas as pd
 import pytest
+from made_records import a_checkpoint, a_finding, a_result, a_run
 
-from cgverify.common.records import Cell, CellResult, Checkpoint, Finding, Run, Verdict
+from cgverify.common.records import CellResult, Verdict
 from cgverify.report.formats import render_run
 from cgverify.report.frames import in_plan_order, summary_frame
-from cgverify.report.outcome import exit_code, failures, silent_hooks, times
+from cgverify.report.outcome import exit_code, failures, silent_hooks, times_line
 
-RUN = Run(
-    created="",
-    command="all-components",
-    model="m",
-    weights_origin="random",
-    weights_digest="d",
-    settings={},
-    environment={},
-    checkpoints=(
-        Checkpoint(
-            name="m",
-            asked="./my model",
-            weights="auto",
-            origin="random",
-            digest="d",
-            n_layers=4,
-            rotary_dim=8,
-            n_positions=64,
-            n_embd=64,
-            vocab_size=101,
-        ),
-    ),
-)
+RUN = a_run(checkpoints=[a_checkpoint(asked="./my model")])
 
 
-def result(*verdicts: Verdict, layer: int = 0, kind: str = "attn", **fields: object) -> CellResult:
-    cell = Cell(
-        **{
-            "model": "m",
-            "weights": "d",
-            "layer": layer,
-            "kind": kind,
-            "candidate": "c",
-            "dtype": "float32",
-            "device": "cpu",
-            "rotary_dim": 8,
-            "case": "default",
-            "seed": 0,
-            "batch_size": 2,
-            "seq_len": 8,
-        }
-        | fields
-    )
+def result(*verdicts: Verdict, layer: int = 0, kind: str = "attn", **cell: object) -> CellResult:
     tap = "attn.hook_z" if kind == "block" else "hook_z"
-    findings = tuple(
-        Finding(step="forward", tap=tap, stage="mix", verdict=v, r=layer + 1.5, message="mix is off") for v in verdicts
-    )
-    return CellResult(cell=cell, findings=findings, seconds=1.0)
+    findings = [a_finding(tap, verdict=verdict, r=layer + 1.5, message="mix is off") for verdict in verdicts]
+    return a_result(*findings, layer=layer, kind=kind, **cell)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +50,7 @@ def test_fault_of_many_cells_is_one_failure_at_the_worst() -> None:
 
 def test_later_failures_of_a_forward_are_not_repeated() -> None:
     cell = result(Verdict.DIVERGED)
-    behind = Finding(step="forward", tap="hook_out", stage="output", verdict=Verdict.DIVERGED, message="output is off")
+    behind = a_finding("hook_out", "output", Verdict.DIVERGED, message="output is off")
     later = behind.model_copy(update={"step": "token 1"})
     broken = cell.model_copy(update={"findings": (*cell.findings, behind, later), "blame": "mix breaks first"})
     mix, output = failures([broken])
@@ -108,7 +68,7 @@ def test_times_compare_the_oracle_with_the_forwards() -> None:
     cell = result(Verdict.BITWISE).model_copy(
         update={"candidate_seconds": 1.0, "reference_seconds": 0.5, "judging_seconds": 0.75}
     )
-    assert times([cell, cell]).sentence == (
+    assert times_line([cell, cell]) == (
         "forwards: candidate 2.00 s, reference 1.00 s; oracle and judge 1.50 s, 0.5 times as long"
     )
 

@@ -5,39 +5,14 @@ from __future__ import annotations
 import math
 
 import pytest
+from made_records import a_checkpoint, a_run
 from verifying import verify
 
-from cgverify.checkpoint.resolve import resolve
-from cgverify.common.records import CellResult, Checkpoint, Run
+from cgverify.common.records import CellResult
 from cgverify.report.numbers import bits
 from cgverify.report.render import render
 from cgverify.report.run import Tables, by_component, by_head, by_tap, run_report
 from cgverify.selftest.seeded.mixing import ValuesOfAnotherHead
-
-NANO = resolve("codegen-nano")
-RUN = Run(
-    created="",
-    command="attention",
-    model="codegen-nano",
-    weights_origin="shipped",
-    weights_digest=NANO.digest,
-    checkpoints=(
-        Checkpoint(
-            name="codegen-nano",
-            asked="codegen-nano",
-            weights="auto",
-            origin="shipped",
-            digest=NANO.digest,
-            n_layers=NANO.config.n_layer,
-            rotary_dim=NANO.config.rotary_dim,
-            n_positions=NANO.config.n_positions,
-            n_embd=NANO.config.n_embd,
-            vocab_size=NANO.config.vocab_size,
-        ),
-    ),
-    settings={"model": "codegen-nano", "weights": "auto", "rotary_dims": []},
-    environment={},
-)
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +22,11 @@ def results() -> list[CellResult]:
 
 
 def shown(results: list[CellResult], *tables: Tables, width: int = 240) -> list[str]:
+    checkpoint = a_checkpoint(name="codegen-nano", digest=results[0].cell.weights)
+    run = a_run(command="attention", model="codegen-nano", checkpoints=[checkpoint])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COLUMNS", str(width))
-        return render("table", run_report(RUN, results, tables=tables)).splitlines()
+        return render("table", run_report(run, results, tables=tables)).splitlines()
 
 
 def test_row_of_a_tap_names_the_worst_head(results: list[CellResult]) -> None:

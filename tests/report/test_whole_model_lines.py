@@ -4,32 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from cgverify.common.records import Cell, CellResult, Finding, Verdict
+from made_records import a_finding, a_result
+
+from cgverify.common.records import CellResult, Finding, Verdict
 from cgverify.plan.cases import AS_CARRIED, CARRIED, GENERATION, TOP_1
 from cgverify.report.whole_model import whole_model_lines
 
 
-def result(kind: str, layer: int | None, *findings: Finding) -> CellResult:
-    cell = Cell(
-        model="m",
-        weights="w",
-        layer=layer,
-        kind=kind,
-        candidate="mine",
-        dtype="float32",
-        device="cpu",
-        rotary_dim=8,
-        case="model",
-        seed=0,
-        batch_size=1,
-        seq_len=9,
-        prompt="p",
-    )
-    return CellResult(cell=cell, findings=findings, seconds=0.0)
+def result(kind: str, layer: int | None, *findings: Finding, case: str = "model") -> CellResult:
+    return a_result(*findings, kind=kind, layer=layer, case=case, candidate="mine", prompt="p")
 
 
-def found(stage: str, verdict: Verdict, **figures: Any) -> Finding:
-    return Finding(step=figures.pop("step", "prompt"), tap="returned", stage=stage, verdict=verdict, **figures)
+def found(stage: str, verdict: Verdict, step: str = "prompt", **figures: Any) -> Finding:
+    return a_finding("returned", stage, verdict, step=step, **figures)
 
 
 TOP_1_ONLY = result("unembed", None, found(TOP_1, Verdict.BOUNDED, message="top-1 agrees at 8 of 9 positions"))
@@ -66,7 +53,4 @@ def test_line_of_a_bitwise_equal_model_has_float64_errors() -> None:
 
 
 def test_other_cases_have_no_line() -> None:
-    plain = CellResult(
-        cell=TOP_1_ONLY.cell.model_copy(update={"case": "text"}), findings=TOP_1_ONLY.findings, seconds=0.0
-    )
-    assert whole_model_lines([plain]) == []
+    assert whole_model_lines([result("unembed", None, *TOP_1_ONLY.findings, case="text")]) == []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from cgverify.common.records import Cell, CellResult, Finding, Run, Verdict
+from cgverify.common.records import Cell, CellResult, Checkpoint, Finding, Run, Verdict
 from cgverify.runs.folder import RunFolder
 from cgverify.runs.reading import PlannedCell
 
@@ -41,6 +41,12 @@ def a_run(**fields: Any) -> Run:
         "environment": ENVIRONMENT,
     }
     return Run(**given | fields)
+
+
+def a_checkpoint(**fields: Any) -> Checkpoint:
+    """Return the checkpoint of `a_run` with other fields."""
+    (checkpoint,) = a_run().checkpoints
+    return checkpoint.model_copy(update=fields)
 
 
 def a_cell(**fields: Any) -> Cell:

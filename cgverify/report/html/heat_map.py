@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain
 from typing import Any
 
 from cgverify.common.records import Cell, CellResult, Finding, Run, Verdict
@@ -40,48 +40,33 @@ class Axis:
 
 
 @dataclass(frozen=True)
-class Row:
-    """A tap and the component under which it is shown."""
-
-    section: str
-    tap: str
-
-    @property
-    def label(self) -> str:
-        return self.tap.removeprefix(f"{self.section}.")
-
-
-@dataclass(frozen=True)
 class HeatMap:
     """The worst of every tap for each layer and each combination of the other axes."""
 
-    rows: tuple[Row, ...]
-    """Taps in the order of the computation, grouped by section."""
+    sections: dict[str, list[str]]
+    """The taps of each component or of a part of a block, in the order of the computation."""
     layers: tuple[int | None, ...]
     """In order. None comes first; it is for components outside the layers."""
     axes: tuple[Axis, ...]
     worst: dict[str, dict[tuple[AxisValues, int | None], Worst]]
     """By tap."""
 
-    def sections(self) -> list[tuple[str, list[Row]]]:
-        return [(section, list(rows)) for section, rows in groupby(self.rows, key=lambda row: row.section)]
-
     def width(self) -> int:
         """Return the number of squares in a row."""
         return len(self.layers) + sum(len(axis.values) for axis in self.axes)
 
-    def by_layer(self, row: Row) -> list[Worst | None]:
+    def by_layer(self, tap: str) -> list[Worst | None]:
         """Return the worst of a tap in each of `layers`, over all other axes."""
-        return self._by_column(row, self.layers, lambda worst: worst.layer)
+        return self._by_column(tap, self.layers, lambda worst: worst.layer)
 
-    def by_value(self, row: Row, axis: Axis) -> list[Worst | None]:
+    def by_value(self, tap: str, axis: Axis) -> list[Worst | None]:
         """Return the worst of a tap at each value of an axis, over all layers and the other axes."""
         number = self.axes.index(axis)
-        return self._by_column(row, axis.values, lambda worst: worst.values[number])
+        return self._by_column(tap, axis.values, lambda worst: worst.values[number])
 
-    def _by_column(self, row: Row, columns: Sequence[Any], column_of: Callable[[Worst], Any]) -> list[Worst | None]:
+    def _by_column(self, tap: str, columns: Sequence[Any], column_of: Callable[[Worst], Any]) -> list[Worst | None]:
         kept: dict[Any, Worst] = {}
-        for worst in self.worst[row.tap].values():
+        for worst in self.worst[tap].values():
             keep_worst(kept, column_of(worst), worst)
         return [kept.get(column) for column in columns]
 
@@ -92,8 +77,8 @@ class HeatMap:
         and null if there is none. Infinity is a string.
         """
         groups: dict[tuple[int, AxisValues], dict[int | None, Worst]] = {}
-        for number, row in enumerate(self.rows):
-            for (values, layer), worst in self.worst[row.tap].items():
+        for number, tap in enumerate(chain(*self.sections.values())):
+            for (values, layer), worst in self.worst[tap].items():
                 groups.setdefault((number, values), {})[layer] = worst
         return {
             "layers": self.layers,
@@ -118,17 +103,18 @@ def heat_map(run: Run, results: Sequence[CellResult]) -> HeatMap:
         if len(values) > 1 or name in ALWAYS_SHOWN
     )
     kept: dict[str, dict[tuple[AxisValues, int | None], Worst]] = {}
-    sections: dict[str, dict[str, Row]] = {}
+    sections: dict[str, list[str]] = {}
     for cell, finding in every_finding(results):
         if not finding.tap:
             continue
-        row = Row(_section(cell, finding), tap_name(cell, finding))
-        sections.setdefault(row.section, {}).setdefault(row.tap, row)
+        tap = tap_name(cell, finding)
+        if tap not in kept:
+            sections.setdefault(_section(cell, finding), []).append(tap)
         worst = Worst(finding.verdict, finding.r, axis_values(cell, axes), cell.layer)
-        keep_worst(kept.setdefault(row.tap, {}), (worst.values, cell.layer), worst)
+        keep_worst(kept.setdefault(tap, {}), (worst.values, cell.layer), worst)
     layers = {result.cell.layer for result in results}
     return HeatMap(
-        rows=tuple(row for section in sections.values() for row in section.values()),
+        sections=sections,
         layers=tuple(sorted(layers, key=lambda layer: -1 if layer is None else layer)),
         axes=axes,
         worst=kept,

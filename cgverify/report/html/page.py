@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Any
 
 from cgverify.common.printable import printable
 from cgverify.common.records import Cell, CellResult, Finding, Run, Verdict
@@ -63,30 +63,23 @@ def run_page(run: Run, results: Sequence[CellResult], baseline: StoredRun | None
         depth=[chart for chart in charts if chart is not None],
         no_difference=charts[0] is None,
         errors=errors_by_tap(results, shown.axes),
-        table=_table(results, shown.axes),
+        **_finding_table(results, shown.axes),
         environment=_environment(run),
     )
     return printable(page) + "\n"  # HTML has no control characters, not even escaped
 
 
-@dataclass(frozen=True)
-class ChangeCount:
-    name: str
-    number: int
-    bad: bool = False
-    """Whether a number above zero is bad news."""
-
-
-def _change_counts(comparison: Comparison) -> list[ChangeCount]:
+def _change_counts(comparison: Comparison) -> list[tuple[str, int, bool]]:
+    """Return the name and the number of each kind of change, and whether such changes are bad news."""
     return [
-        ChangeCount("taps worse", len(comparison.worse), bad=True),
-        ChangeCount("taps better", len(comparison.better)),
-        ChangeCount(f"r grew {GROWTH_SHOWN:g}× or more", len(comparison.grown(GROWTH_SHOWN))),
-        ChangeCount("hooks stopped firing", len(comparison.stopped), bad=True),
-        ChangeCount("cells no longer compared", len(comparison.lost), bad=True),
-        ChangeCount("cells vanished", len(comparison.vanished), bad=True),
-        ChangeCount("cells appeared", len(comparison.appeared)),
-        ChangeCount("versions and flags", len(comparison.differences)),
+        ("taps worse", len(comparison.worse), True),
+        ("taps better", len(comparison.better), False),
+        (f"r grew {GROWTH_SHOWN:g}× or more", len(comparison.grown(GROWTH_SHOWN)), False),
+        ("hooks stopped firing", len(comparison.stopped), True),
+        ("cells no longer compared", len(comparison.lost), True),
+        ("cells vanished", len(comparison.vanished), True),
+        ("cells appeared", len(comparison.appeared), False),
+        ("versions and flags", len(comparison.differences), False),
     ]
 
 
@@ -99,45 +92,22 @@ def _environment(run: Run) -> list[tuple[str, list[tuple[str, str]]]]:
     ]
 
 
-@dataclass(frozen=True)
-class FindingRow:
-    cell: Cell
-    finding: Finding
-    tap: str
-    values: tuple[str, ...]
-    """A value for each axis of the table."""
-
-
-@dataclass(frozen=True)
-class FindingTable:
-    """The worst findings, and the values by which they can be filtered."""
-
-    rows: tuple[FindingRow, ...]
-    findings: int
-    """The number of all findings."""
-    axes: tuple[Axis, ...]
-    verdicts: tuple[str, ...]
-    components: tuple[str, ...]
-    layers: tuple[str, ...]
-    taps: tuple[str, ...]
-
-
-def _table(results: Sequence[CellResult], axes: tuple[Axis, ...]) -> FindingTable:
+def _finding_table(results: Sequence[CellResult], axes: tuple[Axis, ...]) -> dict[str, Any]:
+    """Return the worst findings, and the names, columns and values of the filters for them."""
     found = sorted(every_finding(results), key=_badness, reverse=True)
-    rows = tuple(
-        FindingRow(cell, finding, tap_name(cell, finding) if finding.tap else "", axis_values(cell, axes))
+    rows = [
+        (cell, finding, tap_name(cell, finding) if finding.tap else "", axis_values(cell, axes))
         for cell, finding in found[:MOST_FINDINGS]
-    )
-    verdicts = {row.finding.verdict for row in rows}
-    return FindingTable(
-        rows=rows,
-        findings=len(found),
-        axes=axes,
-        verdicts=tuple(verdict.value for verdict in reversed(Verdict) if verdict in verdicts),
-        components=tuple(dict.fromkeys(result.cell.kind for result in results)),
-        layers=tuple(str(layer) for layer in sorted({cell.layer for cell, _ in found if cell.layer is not None})),
-        taps=tuple(sorted({row.tap for row in rows if row.tap})),
-    )
+    ]
+    verdicts = {finding.verdict for _, finding, *_ in rows}
+    filters = [
+        ("verdict", 0, [verdict.value for verdict in reversed(Verdict) if verdict in verdicts]),
+        ("component", 1, dict.fromkeys(cell.kind for cell, _ in every_finding(results))),
+        ("layer", 2, sorted({cell.layer for cell, _ in found if cell.layer is not None})),
+        ("tap", 3, sorted({tap for *_, tap, _ in rows if tap})),
+        *((axis.name, 5 + number, axis.values) for number, axis in enumerate(axes) if len(axis.values) > 1),
+    ]
+    return {"axes": axes, "rows": rows, "filters": filters, "number_of_findings": len(found)}
 
 
 def _badness(found: tuple[Cell, Finding]) -> tuple[int, float]:

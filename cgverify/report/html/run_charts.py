@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 
 from markupsafe import Markup
 
@@ -67,14 +67,8 @@ def _by_layer(title: str, series: Sequence[Series], limit: float | None) -> Char
     )
 
 
-@dataclass(frozen=True)
-class Errors:
-    """The greatest errors at one tap in one dtype: in units of the bound, and absolute."""
-
-    r: float
-    reference_r: float
-    candidate: float
-    reference: float
+Errors = tuple[float, ...]
+"""The greatest r, r of the reference, error and error of the reference at one tap in one dtype."""
 
 
 def errors_by_tap(results: Sequence[CellResult], axes: Sequence[Axis]) -> list[ChartWithTable]:
@@ -86,12 +80,10 @@ def errors_by_tap(results: Sequence[CellResult], axes: Sequence[Axis]) -> list[C
     greatest: dict[str, dict[tuple[str, str], Errors]] = {}
     for cell, finding in every_finding(results):
         if finding.r is not None and finding.reference_r is not None:
-            found = Errors(
-                finding.r, finding.reference_r, finding.candidate_error or 0.0, finding.reference_error or 0.0
-            )
+            found = finding.r, finding.reference_r, finding.candidate_error or 0.0, finding.reference_error or 0.0
             errors = greatest.setdefault(" · ".join(axis_values(cell, by_chart)), {})
             key = (tap_name(cell, finding), cell.dtype)
-            errors[key] = found if key not in errors else Errors(*map(max, astuple(errors[key]), astuple(found)))
+            errors[key] = tuple(map(max, errors.get(key, found), found))
     dtypes = next(axis.values for axis in axes if axis.name == "dtype")
     charts = [_errors(name, errors, dtypes) for name, errors in greatest.items()]
     return [chart for chart in charts if chart is not None]
@@ -99,7 +91,7 @@ def errors_by_tap(results: Sequence[CellResult], axes: Sequence[Axis]) -> list[C
 
 def _errors(name: str, errors: dict[tuple[str, str], Errors], dtypes: Sequence[str]) -> ChartWithTable | None:
     taps = dict.fromkeys(tap for tap, _ in errors)
-    inexact = {tap for (tap, _), own in errors.items() if max(own.r, own.reference_r) > 0}
+    inexact = {tap for (tap, _), own in errors.items() if max(own[:2]) > 0}
     drawn = [
         (tap, dtype, errors[tap, dtype])
         for tap in taps
@@ -112,13 +104,13 @@ def _errors(name: str, errors: dict[tuple[str, str], Errors], dtypes: Sequence[s
     return ChartWithTable(
         title=f"Error by tap, {name}" if name else "Error by tap",
         chart=pair_chart(
-            [ErrorPair(tap, dtype, own.r, own.reference_r) for tap, dtype, own in drawn],
+            [ErrorPair(tap, dtype, *own[:2]) for tap, dtype, own in drawn],
             title=f"Error of both sides against the oracle by tap {name}".rstrip(),
             x_label="greatest |error| over its bound, all layers and cases",
             limit=BOUND,
         ),
         key=tuple(styles(list(dict.fromkeys(dtype for _, dtype, _ in drawn))).values()),
         headings=("tap", "dtype", "r", "r of Hugging Face", "|error|", "|error| of Hugging Face"),
-        rows=tuple((tap, dtype, *map(grouped_figure, astuple(own))) for tap, dtype, own in drawn),
+        rows=tuple((tap, dtype, *map(grouped_figure, own)) for tap, dtype, own in drawn),
         note=f"Exact on both sides in every dtype, and left out: {exact}." if exact else "",
     )
