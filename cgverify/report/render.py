@@ -164,7 +164,7 @@ def _markdown_line(line: str) -> str:
 
 
 def _is_code(line: str) -> bool:
-    """Tell whether the whole line is between backticks."""
+    """Return whether the whole line is between backticks."""
     return len(line) > 2 and line.startswith("`") and line.endswith("`")
 
 

@@ -41,7 +41,7 @@ def run_report(
 
     Args:
         results: in report order.
-        baseline: a run whose differences from this one are shown, in the sections.
+        baseline: a run to compare with. The changes since then are shown in the sections.
         tables: functions that make the tables. By default those of the run's command.
     """
 
@@ -65,13 +65,11 @@ def run_report(
 
 def _failures(run: Run, results: Sequence[CellResult]) -> Iterator[Section]:
     found = failures(results)
-    lines = []
     for failure in found[:SHOWN]:
-        lines += [f"{failure.finding.verdict.value} {failure.sentence}", f"`{failure.command(run)}`"]
+        title = f"{failure.finding.verdict.value} {failure.sentence}"
+        yield Section(title, [f"`{failure.command(run)}`"], tone="bad")
     if len(found) > SHOWN:
-        lines.append(f"… and {counted(len(found) - SHOWN, 'more fault')}: see findings.csv.")
-    if lines:
-        yield Section("Failures", lines, tone="bad")
+        yield Section(f"… and {counted(len(found) - SHOWN, 'more fault')}: see findings.csv.", tone="note")
 
 
 def by_component(run: Run, results: Sequence[CellResult]) -> Iterator[Section]:

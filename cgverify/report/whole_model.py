@@ -42,7 +42,7 @@ def _depth(results: Sequence[CellResult]) -> list[str]:
 
 
 def _as_carried(results: Sequence[CellResult]) -> list[str]:
-    """Tell whether the model that is booted whole gives the bits of its blocks run one by one."""
+    """Say whether the model that is booted whole gives the bits of its blocks that were run one by one."""
     found = _of_stage(results, AS_CARRIED)
     if not found:
         return []
