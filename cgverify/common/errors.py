@@ -34,10 +34,14 @@ class UnknownNameError(UsageError):
     """A name that is not known. The message suggests the nearest known name."""
 
     def __init__(self, kind: str, given: str, known: Iterable[str]) -> None:
-        names = list(known)
-        close = get_close_matches(given, names, n=1, cutoff=0.5)
-        hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(names)}."
-        super().__init__(f"Unknown {kind} {given!r}: {hint}")
+        super().__init__(f"Unknown {kind} {given!r}: {suggestion(given, known)}")
+
+
+def suggestion(given: str, known: Iterable[str]) -> str:
+    """Return `did you mean 'decode'?`, or the known names if none is similar."""
+    names = list(known)
+    close = get_close_matches(given, names, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(names)}."
 
 
 class CheckpointMissingError(UsageError):

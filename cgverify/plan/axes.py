@@ -1,4 +1,4 @@
-"""What to verify: the axes, of which every combination becomes a cell.
+"""What to verify: the axes, of which every combination becomes a cell, and rules that leave cells out.
 
 The command line, a plan in YAML and Python all build these models, so a value means the same everywhere.
 """
@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from cgverify.common.records import RotaryDim
+from cgverify.common.errors import suggestion
+from cgverify.common.records import Cell, Checkpoint, RotaryDim
 from cgverify.plan.cases import CASE_KINDS, DEFAULT_CASES
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
@@ -52,18 +54,11 @@ def _as_cases(value: Any) -> Any:
 def _known(kind: str, names: Sequence[str]) -> BeforeValidator:
     def check(value: Any) -> Any:
         if value not in names:
-            close = get_close_matches(str(value), names, n=1, cutoff=0.5)
-            hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(names)}"
+            hint = suggestion(str(value), names)
             raise PydanticCustomError("unknown_name", "unknown {kind}: {hint}", {"kind": kind, "hint": hint})
         return value
 
     return BeforeValidator(check)
-
-
-def _refuse_boolean(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise PydanticCustomError("boolean", "a number is wanted here")
-    return value
 
 
 def _check_rotary_dim(value: Any) -> Any:
@@ -77,8 +72,8 @@ Values = Annotated[list[T], BeforeValidator(_as_list)]
 """A list, or a single value instead of a list of one."""
 Axis = Annotated[Values[T], Field(min_length=1)]
 
-Number = Annotated[int, BeforeValidator(_refuse_boolean), Field(ge=0, lt=1 << 63, strict=True)]
-Count = Annotated[int, BeforeValidator(_refuse_boolean), Field(ge=1, lt=1 << 31, strict=True)]
+Number = Annotated[int, Field(ge=0, lt=1 << 63, strict=True)]
+Count = Annotated[int, Field(ge=1, lt=1 << 31, strict=True)]
 Dtype = Annotated[str, _known("dtype", DTYPES)]
 Device = Annotated[str, _known("device", DEVICES)]
 Cases = Annotated[list[Annotated[str, _known("case", tuple(CASE_KINDS))]], BeforeValidator(_as_cases)]
@@ -141,6 +136,50 @@ class CheckpointAxes:
     axes: Axes
 
 
+class Rule(PlanModel):
+    """The cells that fit every key of the rule."""
+
+    models: Values[Name] | None = None
+    candidates: Values[Name] | None = None
+    dtypes: Values[Dtype] | None = None
+    devices: Values[Device] | None = None
+    rotary_dims: Values[Rotary] | None = None
+    cases: Cases | None = None
+    seeds: Values[Number] | None = None
+    layers: Annotated[list[int] | None, Layers] = None
+    components: Values[Name] | None = None
+
+    @property
+    def is_about_settings(self) -> bool:
+        """Whether the rule fits either all cells of a setting or none of them."""
+        return all(values is None for values in (self.cases, self.seeds, self.layers, self.components))
+
+    def may_fit(self, checkpoint: Checkpoint) -> bool:
+        """Whether the rule may fit cells of a checkpoint. One that is missing here may be a folder elsewhere."""
+        names = (checkpoint.name, Path(checkpoint.name).name)
+        return self.models is None or any(fnmatchcase(name, pattern) for pattern in self.models for name in names)
+
+    def fits(self, cell: Cell) -> bool:
+        """Whether a cell fits every key. A model has the name that cells give it: a folder's is its last part."""
+        pairs = (
+            (self.dtypes, cell.dtype),
+            (self.devices, cell.device),
+            (self.rotary_dims, cell.rotary_dim),
+            (self.cases, cell.case),
+            (self.seeds, cell.seed),
+            (self.layers, cell.layer),
+        )
+        globs = (
+            (self.models, (cell.model,)),
+            (self.candidates, (cell.candidate,)),
+            (self.components, (cell.component, cell.kind)),
+        )
+        return all(values is None or value in values for values, value in pairs) and all(
+            patterns is None or any(fnmatchcase(name, pattern) for pattern in patterns for name in names)
+            for patterns, names in globs
+        )
+
+
 def describe_error(error: ErrorDetails, place: str) -> str:
     """Return a sentence that says which value is wrong, and why.
 
@@ -149,4 +188,4 @@ def describe_error(error: ErrorDetails, place: str) -> str:
     """
     reason = error["msg"][0].lower() + error["msg"][1:]
     value = "" if isinstance(error["input"], dict | list) else f" {error['input']!r}"
-    return f"{place}{value}: {reason}{'' if reason.endswith('?') else '.'}"
+    return f"{place}{value}: {reason}{'' if reason.endswith(('?', '.')) else '.'}"

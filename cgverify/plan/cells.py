@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import product
@@ -11,7 +11,7 @@ from typing import Any
 
 from cgverify.common.errors import NothingToVerifyError, UnknownNameError, UsageError
 from cgverify.common.records import Cell, Checkpoint, WeightsView
-from cgverify.plan.axes import Axes, CheckpointAxes
+from cgverify.plan.axes import Axes, CheckpointAxes, Rule
 from cgverify.plan.cases import (
     AFTER,
     BEFORE,
@@ -36,26 +36,14 @@ def weights_view(cell: Cell) -> WeightsView:
     return cell.kind if cell.layer is None else cell.layer
 
 
-Excluded = Callable[[Cell], bool]
-
-
-def nothing(_: Cell) -> bool:
-    return False
-
-
 def plan(
-    requests: Sequence[CheckpointAxes],
-    found: Mapping[tuple[str, str], Checkpoint],
-    excluded: Excluded = nothing,
-    setting_excluded: Excluded = nothing,
+    requests: Sequence[CheckpointAxes], found: Mapping[tuple[str, str], Checkpoint], exclude: Sequence[Rule] = ()
 ) -> list[Cell]:
     """Return the cells of all requests, each once, checkpoint by checkpoint in the order of their first requests.
 
     Args:
         found: by the model and weights of the requests.
-        excluded: whether a cell is left out.
-        setting_excluded: whether all cells with a cell's checkpoint and setting are left out. This is asked for the one
-            error cell of a checkpoint whose shape is unknown.
+        exclude: rules that leave cells out.
 
     Raises:
         UsageError: see `cells`.
@@ -66,10 +54,11 @@ def plan(
         for request in requests:
             if (request.model, request.weights) != key:
                 continue
-            axes, left_out = request.axes, excluded
+            axes, rules = request.axes, exclude
             if not found[key].n_layers:
-                axes, left_out = _one_cell_per_setting(axes), setting_excluded
-            planned |= {cell.id: cell for cell in cells(found[key], axes) if not left_out(cell)}
+                axes, rules = _one_cell_per_setting(axes), [rule for rule in exclude if rule.is_about_settings]
+            own = cells(found[key], axes)
+            planned |= {cell.id: cell for cell in own if not any(rule.fits(cell) for rule in rules)}
     if not planned:
         raise NothingToVerifyError("The plan is empty: every cell is excluded.")
     return list(planned.values())

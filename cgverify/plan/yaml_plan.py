@@ -26,8 +26,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from difflib import get_close_matches
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,21 +33,16 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
-from cgverify.common.errors import ConfigError, NothingToVerifyError
+from cgverify.common.errors import ConfigError, NothingToVerifyError, suggestion
 from cgverify.common.records import Cell, Checkpoint
 from cgverify.plan.axes import (
     Axes,
     Axis,
-    Cases,
     CheckpointAxes,
-    Device,
-    Dtype,
-    Layers,
     Limits,
     Name,
-    Number,
     PlanModel,
-    Rotary,
+    Rule,
     Values,
     describe_error,
 )
@@ -81,50 +74,6 @@ class AxesProduct(Axes):
         return [CheckpointAxes(entry.model, entry.weights or self.weights, axes) for entry in self.models]
 
 
-class Rule(PlanModel):
-    """The cells that fit every key of the rule."""
-
-    models: Values[Name] | None = None
-    candidates: Values[Name] | None = None
-    dtypes: Values[Dtype] | None = None
-    devices: Values[Device] | None = None
-    rotary_dims: Values[Rotary] | None = None
-    cases: Cases | None = None
-    seeds: Values[Number] | None = None
-    layers: Annotated[list[int] | None, Layers] = None
-    components: Values[Name] | None = None
-
-    @property
-    def is_about_settings(self) -> bool:
-        """Whether the rule fits either all cells of a setting or none of them."""
-        return all(values is None for values in (self.cases, self.seeds, self.layers, self.components))
-
-    def may_fit(self, checkpoint: Checkpoint) -> bool:
-        """Whether the rule may fit cells of a checkpoint. One that is missing here may be a folder elsewhere."""
-        names = (checkpoint.name, Path(checkpoint.name).name)
-        return self.models is None or any(fnmatchcase(name, pattern) for pattern in self.models for name in names)
-
-    def fits(self, cell: Cell) -> bool:
-        """Whether a cell fits every key. A model has the name that cells give it: a folder's is its last part."""
-        pairs = (
-            (self.dtypes, cell.dtype),
-            (self.devices, cell.device),
-            (self.rotary_dims, cell.rotary_dim),
-            (self.cases, cell.case),
-            (self.seeds, cell.seed),
-            (self.layers, cell.layer),
-        )
-        globs = (
-            (self.models, (cell.model,)),
-            (self.candidates, (cell.candidate,)),
-            (self.components, (cell.component, cell.kind)),
-        )
-        return all(values is None or value in values for values, value in pairs) and all(
-            patterns is None or any(fnmatchcase(name, pattern) for pattern in patterns for name in names)
-            for patterns, names in globs
-        )
-
-
 class SweepConfig(AxesProduct):
     """The content of a file: a product, more products, and rules that leave cells out."""
 
@@ -146,13 +95,6 @@ class SweepConfig(AxesProduct):
             if "limits" in entry and products[-1].limits.cells is not None:
                 raise ConfigError(f"include[{place}].limits.cells: it is for the whole plan, so write it at the top.")
         return products
-
-    def excluded(self, cell: Cell) -> bool:
-        return any(rule.fits(cell) for rule in self.exclude)
-
-    def setting_excluded(self, cell: Cell) -> bool:
-        """Whether all cells with a cell's checkpoint and setting are left out."""
-        return any(rule.is_about_settings and rule.fits(cell) for rule in self.exclude)
 
     def require_sense(
         self, planned: Sequence[Cell], before: Sequence[Cell], unknown: Collection[Checkpoint] = ()
@@ -264,10 +206,8 @@ def _plan_error(error: ValidationError, within: tuple[str | int, ...] = ()) -> C
 def _unknown_key(loc: tuple[str | int, ...]) -> str:
     parts = [_KEYS[part] for part in loc[:-1] if isinstance(part, str) and part in _KEYS]
     known = list((parts[-1] if parts else SweepConfig).model_fields)
-    close = get_close_matches(str(loc[-1]), known, n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}."
     inside = f" in {_place(loc[:-1])}" if loc[:-1] else ""
-    return f"unknown key {str(loc[-1])!r}{inside}: {hint}"
+    return f"unknown key {str(loc[-1])!r}{inside}: {suggestion(str(loc[-1]), known)}"
 
 
 _UNION_MEMBERS = {"int", "str", "literal['none']", "literal['own']"}

@@ -176,7 +176,7 @@ def _plan_cells(request: RunRequest, found: FoundCheckpoints) -> list[Cell]:
     config = request.config
     if config is None:
         return plan(request.checkpoints, found.checkpoints)
-    cells = plan(request.checkpoints, found.checkpoints, config.excluded, config.setting_excluded)
+    cells = plan(request.checkpoints, found.checkpoints, config.exclude)
     before = plan(request.checkpoints, found.checkpoints) if config.exclude else cells
     config.require_sense(cells, before, [one for one in found.checkpoints.values() if not one.n_layers])
     return cells

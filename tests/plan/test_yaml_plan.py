@@ -31,7 +31,7 @@ def planned(text: str, n_layers: int = 6) -> list[Cell]:
     config = parse_plan(yaml.safe_load(text))
     requests = config.all_requests()
     found = {(one.model, one.weights): checkpoint(one.model, n_layers) for one in requests}
-    return plan(requests, found, config.excluded)
+    return plan(requests, found, config.exclude)
 
 
 def test_model_alone_has_the_defaults_of_all_components() -> None:
@@ -101,7 +101,7 @@ def test_checkpoint_of_unknown_shape_has_a_cell_per_setting() -> None:
         ("{models: m, cases: stres}", "cases[0] 'stres': unknown case: did you mean 'stress'?"),
         ("{models: m, exclude: [{devices: gpu}]}", "exclude[0].devices[0] 'gpu': unknown device"),
         ("{models: m, seeds: ['0']}", "seeds[0] '0': input should be a valid integer"),
-        ("{models: m, seeds: [yes]}", "seeds[0] True: a number is wanted"),
+        ("{models: m, seeds: [yes]}", "seeds[0] True: input should be a valid integer"),
         ("{models: m, batch_size: two}", "batch_size 'two'"),
         ("{models: m, limits: {layers: 0}}", "limits.layers 0"),
         ("{models: m, layers: [-1]}", "layers: write all, or numbers"),
@@ -205,7 +205,7 @@ def test_plan_in_configs_is_valid(path: Path) -> None:
         (one.model, one.weights): sketch(one.model, one.weights).model_copy(update={"prompt": UNSEEN})
         for one in requests
     }
-    cells = plan(requests, found, config.excluded)
+    cells = plan(requests, found, config.exclude)
     config.require_sense(cells, plan(requests, found))
     assert path.read_text().startswith("# ")
 
