@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict
 
 import pandas as pd
@@ -16,6 +16,7 @@ from cgverify.report.render import json_rows
 from cgverify.report.sections import SHOWN, Report, Section, Tone, limited
 from cgverify.runs.comparison.changes import Comparison, Group, Growth, Hook, Refusal
 from cgverify.runs.comparison.pairs import TapPair
+from cgverify.runs.comparison.reference import ReferenceChange
 
 GROWTH_SHOWN = 2.0
 """The factor from which the growth of an r is shown."""
@@ -54,6 +55,8 @@ def comparison_sections(comparison: Comparison, regressions: Sequence[str] | Non
             for each in comparison.differences
         ]
         yield Section("What else differs", columns=["", "baseline", "run"], rows=rows)
+    if comparison.reference_changes:
+        yield _reference(comparison)
     if comparison.worse:
         causes, consequences = split_consequences(comparison.worse)
         lines = _sentences(causes)
@@ -148,6 +151,36 @@ def _grown(grown: Sequence[Growth]) -> Section:
     return Section(title, more, ["tap", "of", "cases", "baseline", "run", "factor"], rows)
 
 
+def _reference(comparison: Comparison) -> Section:
+    """Return a table with a row per stage and tap at which Hugging Face's own tensors changed."""
+    redefined = [each.name for each in comparison.differences if each.part == "stages"]
+    cells = [change.pair.cell for change in comparison.reference_changes]
+    dtypes, cases = ({getattr(cell, axis) for cell in cells} for axis in ("dtype", "case"))
+    found: dict[tuple[str, str], list[ReferenceChange]] = {}
+    for change in comparison.reference_changes:
+        finding = change.pair.finding
+        found.setdefault((finding.stage, bare_tap(finding.tap)), []).append(change)
+    rows = [
+        [
+            tap,
+            f"{stage}, defined anew" if stage in redefined else stage,
+            _all_or_names((change.pair.cell.dtype for change in own), dtypes),
+            _all_or_names((change.pair.cell.case for change in own), cases),
+            str(len({change.pair.cell.id for change in own})),
+            figure(max((change.max_abs for change in own if change.max_abs is not None), default=None)),
+        ]
+        for (stage, tap), own in found.items()
+    ]
+    title = f"Hugging Face's own tensors differ: {counted(len(comparison.reference_changes), 'tap')}"
+    more = [f"… and {len(rows) - SHOWN} more rows"] if len(rows) > SHOWN else []
+    return Section(title, more, ["tap", "stage", "dtypes", "cases", "cells", "max |Δ|"], rows[:SHOWN], tone="warning")
+
+
+def _all_or_names(values: Iterable[str], everything: Collection[str]) -> str:
+    names = list(dict.fromkeys(values))
+    return "all" if len(names) == len(everything) > 1 else ", ".join(names)
+
+
 def comparison_frame(comparison: Comparison) -> pd.DataFrame:
     """Return one row per change, columns `COLUMNS`: worse, better, grown, lost, regained, appeared and vanished."""
     rows = [_row("worse", change.cell, change.before, change.after) for change in comparison.worse]
@@ -158,6 +191,9 @@ def comparison_frame(comparison: Comparison) -> pd.DataFrame:
     ]
     rows += [_row("lost", refusal.cell, None, refusal.finding) for refusal in comparison.lost]
     rows += [_row("regained", refusal.cell, refusal.finding, None) for refusal in comparison.regained]
+    rows += [
+        _row("reference", each.pair.cell, each.pair.before, each.pair.after) for each in comparison.reference_changes
+    ]
     for change, results in (("appeared", comparison.appeared), ("vanished", comparison.vanished)):
         rows += [_row(change, result.cell, None, None) for result in results]
     return pd.DataFrame(rows, columns=COLUMNS).astype(TYPES)

@@ -33,6 +33,8 @@ class StoredRun:
 
     run: Run
     results: Sequence[CellResult]
+    folder: Path | None = None
+    """The run folder, in which tensors may be kept. None for a baseline."""
 
 
 def load_stored_run(path: Path) -> StoredRun:
@@ -46,7 +48,7 @@ def load_stored_run(path: Path) -> StoredRun:
         places = {planned.cell.id: planned.place for planned in read_plan(path)}
         # A cell that is not planned is the error cell of a checkpoint that was available when the run was continued.
         planned = [result for result in results if result.cell.id in places]
-        return StoredRun(run, sorted(planned, key=lambda result: places[result.cell.id]))
+        return StoredRun(run, sorted(planned, key=lambda result: places[result.cell.id]), path)
     with tempfile.TemporaryDirectory() as unpacked:
         folder = Path(unpacked)
         try:

@@ -174,10 +174,9 @@ def test_report_shows_changes_since_a_baseline(invoke: Invoke, runs: dict[str, P
 
 def test_report_by_layer_has_a_row_per_layer(invoke: Invoke, runs: dict[str, Path]) -> None:
     shown = invoke("report", runs["faulty"], "--by", "layer").stdout
-    assert [line.split()[:3:2] for line in shown.splitlines() if line.startswith((" 0", " 1"))] == [
-        ["0", shown.splitlines()[4].split()[2]],
-        ["1", "419"],
-    ]
+    rows = [line.split()[:3:2] for line in shown.splitlines() if line.startswith((" 0", " 1"))]
+    assert [layer for layer, _ in rows] == ["0", "1"]
+    assert float(rows[0][1]) < 1 < float(rows[1][1])
 
 
 def test_baseline_is_accepted_and_renewed(invoke: Invoke, runs: dict[str, Path]) -> None:

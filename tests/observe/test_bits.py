@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cgverify.observe.bits import same_bits, same_tensor, ulp_distance
+from cgverify.observe.bits import digest, same_bits, same_tensor, ulp_distance
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
@@ -61,3 +61,10 @@ def test_same_tensor_knows_zeros_apart_and_nans_alike(dtype: torch.dtype) -> Non
     assert same_tensor(nan, nan.clone())
     assert not same_tensor(torch.zeros(1, dtype=dtype), -torch.zeros(1, dtype=dtype))
     assert not same_tensor(nan, torch.ones(1, dtype=dtype))
+
+
+def test_digest_depends_on_bits_shape_and_dtype() -> None:
+    x = torch.tensor([[0.0, 1.0]])
+    assert digest(x) == digest(x.T.contiguous().T)
+    others = [-x, x.T, x.to(torch.bfloat16), x.view(torch.int32)]
+    assert len({digest(x), *map(digest, others)}) == 5

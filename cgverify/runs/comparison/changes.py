@@ -11,6 +11,7 @@ from cgverify.common.records import Cell, CellResult, Finding, Run, Verdict
 from cgverify.plan.cases import WHOLE
 from cgverify.runs.baseline import StoredRun
 from cgverify.runs.comparison.pairs import Pairing, TapPair, pair_cells, pair_findings
+from cgverify.runs.comparison.reference import ReferenceChange, reference_changes
 from cgverify.runs.differences import Difference, differences
 
 TAP = ("model", "candidate", "dtype", "device", "rotary_dim", "case", "kind")
@@ -106,6 +107,8 @@ class Comparison:
     appeared_groups: list[Group]
     vanished_groups: list[Group]
     differences: list[Difference]
+    reference_changes: list[ReferenceChange]
+    """Taps at which Hugging Face's own tensor is not the same in both runs."""
     times: Times | None
 
     def grown(self, factor: float) -> list[Growth]:
@@ -150,6 +153,7 @@ def compare(baseline: StoredRun, run: StoredRun) -> Comparison:
         appeared_groups=_groups(pairing.only_after, baseline.results),
         vanished_groups=_groups(pairing.only_before, run.results),
         differences=differences(baseline.run, run.run),
+        reference_changes=list(reference_changes(every_pair, baseline.folder, run.folder)),
         times=_times(baseline.run, run.run, pairing),
     )
 
