@@ -16,15 +16,8 @@ from cgverify.common.errors import CheckpointMissingError
 def named_config(name: str) -> CodeGenConfig:
     """Return the config of a named checkpoint."""
     shape = NAMED[name]
-    return CodeGenConfig(
-        vocab_size=shape.vocab_size,
-        n_positions=shape.n_positions,
-        n_ctx=shape.n_positions,
-        n_embd=shape.n_embd,
-        n_layer=shape.n_layers,
-        n_head=shape.n_head,
-        rotary_dim=shape.rotary_dim,
-    )
+    alike = {key: getattr(shape, key) for key in ("vocab_size", "n_positions", "n_embd", "n_head", "rotary_dim")}
+    return CodeGenConfig(**alike, n_layer=shape.n_layers, n_ctx=shape.n_positions)
 
 
 def read_config(folder: Path) -> CodeGenConfig:

@@ -69,6 +69,7 @@ def sketch(model: str, weights: str) -> Checkpoint:
 
 def describe_checkpoint(model: str, weights: str, source: Source) -> Checkpoint:
     config = source.config
+    alike = {key: getattr(config, key) for key in ("rotary_dim", "n_positions", "n_embd", "vocab_size", "n_head")}
     return Checkpoint(
         name=_name_in_reports(model),
         asked=model,
@@ -76,11 +77,7 @@ def describe_checkpoint(model: str, weights: str, source: Source) -> Checkpoint:
         origin=source.origin,
         digest=source.digest,
         n_layers=config.n_layer,
-        rotary_dim=config.rotary_dim,
-        n_positions=config.n_positions,
-        n_embd=config.n_embd,
-        vocab_size=config.vocab_size,
-        n_head=config.n_head,
+        **alike,
     )
 
 

@@ -1,6 +1,6 @@
 """The cases: recipes for probes, each with what it alone can see. One small file a case, and this table of all.
 
-Their names and the kinds of component that they are for stand in `plan.CASES`, which needs no torch.
+Their names and the kinds of component that they are for are in `cgverify/plan/cases.py`, which needs no torch.
 """
 
 from cgverify.observe.cases import (

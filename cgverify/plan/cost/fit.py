@@ -71,8 +71,7 @@ def _what_fits(axes: Axes, peak_of: Callable[[Axes], int], available: int) -> st
         except UsageError:  # the cases that were asked for are not for these components
             return math.inf
 
-    smaller = {option: axes.model_copy(update=change(axes)) for option, change in SMALLER.items()}
-    alone = [option for option, changed in smaller.items() if peak(changed) <= available]
+    alone = [option for option, change in SMALLER.items() if peak(axes.model_copy(update=change(axes))) <= available]
     if alone:
         return f"it would fit with {' or with '.join(alone)}"
     needed, together = peak(axes), []
