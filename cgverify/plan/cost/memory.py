@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from cgverify.checkpoint.names import block_parameters, parameters
 from cgverify.common.records import Cell, Checkpoint
-from cgverify.plan.cases import DECODED_TOKENS, FORCED_TOKENS, WHOLE
+from cgverify.plan.cases import DECODED_TOKENS, DECODING, FORCED_TOKENS, WHOLE
 
 if TYPE_CHECKING:  # it imports torch
     from cgverify.checkpoint.lookup import FoundCheckpoints
@@ -89,7 +89,7 @@ def weights_in_view(checkpoint: Checkpoint, cell: Cell) -> int:
 
 def rows(cell: Cell) -> int:
     """Return the number of tokens in the forwards of a cell that follow each other."""
-    return cell.batch_size * (cell.seq_len + (DECODED_TOKENS if cell.case == "decode" else 0))
+    return cell.batch_size * (cell.seq_len + (DECODED_TOKENS if cell.case in DECODING else 0))
 
 
 def _batch_bytes(checkpoint: Checkpoint, cells: list[Cell], stored_width: int) -> int:

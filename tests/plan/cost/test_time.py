@@ -14,7 +14,7 @@ from cgverify.observe.cases import CASES
 from cgverify.observe.components import COMPONENTS
 from cgverify.observe.inputs import InputSpec
 from cgverify.plan.axes import Axes
-from cgverify.plan.cases import CASE_KINDS
+from cgverify.plan.cases import CASE_KINDS, DECODED_TOKENS, DECODING
 from cgverify.plan.cells import cells
 from cgverify.plan.cost.time import FORWARDS, measured_speed, seconds_of
 
@@ -28,13 +28,15 @@ def seconds(checkpoint: Checkpoint = SMALL, **axes: Any) -> float:
 @pytest.mark.parametrize(("case", "kind"), [(case, kind) for case, kinds in CASE_KINDS.items() for kind in kinds])
 def test_forwards_of_a_case_are_those_that_it_runs(case: str, kind: str, config: CodeGenConfig) -> None:
     if spans := CASES[case].spans:
-        forwards = len(spans(8))
+        lengths = [span.stop - span.start for span in spans(8)]
     else:
         spec = InputSpec(0, 2, 8, config.n_positions, torch.float32, 1.0)
         component = COMPONENTS[kind]
         inputs = CASES[case].build_inputs(component, spec, config, component.random_inputs(config))
-        forwards = len(inputs.steps)
-    assert FORWARDS.get(case, {}).get(kind, 1) == forwards
+        lengths = [next(iter(step.inputs.values())).shape[1] for step in inputs.steps]
+    decoded = DECODED_TOKENS if case in DECODING else 0
+    forwards, sequences = FORWARDS.get(case, {}).get(kind, (1, 1))
+    assert (forwards, sequences * (8 + decoded)) == (len(lengths), sum(lengths))
 
 
 def test_twice_the_layers_take_twice_the_time() -> None:
