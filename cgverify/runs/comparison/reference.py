@@ -19,7 +19,7 @@ class ReferenceChange:
 
     pair: TapPair
     max_abs: float | None
-    """The greatest absolute difference where both are finite. None if a run did not keep the tensor."""
+    """The greatest absolute difference where both are finite and the mask hides nothing; None without kept tensors."""
 
 
 def reference_changes(pairs: Iterable[TapPair], before: Path | None, after: Path | None) -> Iterator[ReferenceChange]:
@@ -45,12 +45,17 @@ def _distance(pair: TapPair, before: Path | None, after: Path | None) -> float |
     import torch  # a comparison of runs that kept no tensors needs no torch
     from safetensors import safe_open
 
-    kept = []
+    kept, mask = [], None
     for path in paths:
         with safe_open(path, "pt") as file:
             kept.append(file.get_tensor("reference").to(torch.float64))
+            if "given.attention_mask" in file.keys():  # noqa: SIM118  the file is not a mapping
+                mask = file.get_tensor("given.attention_mask")
     first, second = kept
     if first.shape != second.shape:
         return float("inf")
     difference = (second - first).abs()
-    return float(difference[difference.isfinite()].max()) if bool(difference.isfinite().any()) else 0.0
+    seen = difference.isfinite()
+    if mask is not None and mask.dim() == seen.dim() and mask.shape[-2:] == seen.shape[-2:]:
+        seen &= mask > torch.finfo(mask.dtype).min  # hidden scores are near the lowest value of the mask's dtype
+    return float(difference[seen].max()) if bool(seen.any()) else 0.0

@@ -53,3 +53,16 @@ def test_kept_tensors_give_the_distance(tmp_path: Path) -> None:
         runs.append(StoredRun(a_run(), [a_result(finding)], tmp_path / name))
     (change,) = compare(*runs).reference_changes
     assert change.max_abs == 0.25
+
+
+def test_hidden_scores_are_not_part_of_the_distance(tmp_path: Path) -> None:
+    hidden = torch.finfo(torch.float16).min
+    mask, runs = torch.tensor([[[[0.0, hidden]]]], dtype=torch.float16), []
+    for name, scores in (("before", [1.0, hidden / 4]), ("after", [1.5, hidden])):
+        (tmp_path / name / "tensors").mkdir(parents=True)
+        tensors = {"reference": torch.tensor([[[scores]]]), "given.attention_mask": mask}
+        save_file(tensors, tmp_path / name / "tensors" / "one")
+        finding = a_finding("hook_attn_scores", reference_digest=name, tensors="tensors/one")
+        runs.append(StoredRun(a_run(), [a_result(finding)], tmp_path / name))
+    (change,) = compare(*runs).reference_changes
+    assert change.max_abs == 0.5
