@@ -89,10 +89,8 @@ def worst_by(findings: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
         ["severity", "r"], ascending=False, kind="stable"
     )
     worst = order.groupby(keys, sort=False, dropna=False).first()
-    components = worst["component"] if "component" in worst else worst.index.get_level_values("component")
-    where = [
-        ", ".join(part for part in parts if part) for parts in zip(components, worst["tap"], worst["at"], strict=True)
-    ]
+    places = worst.reset_index()[["component", "tap", "at"]]
+    where = [", ".join(part for part in parts if part) for parts in places.itertuples(index=False)]
     described = pd.DataFrame({"worst_verdict": worst["verdict"], "where": where}, index=worst.index)
     cells = groups["cell"].nunique().rename("cells")
     greatest, fewest = groups[["r", "max_abs", "max_ulp"]].max(), groups[["bits"]].min()

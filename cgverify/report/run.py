@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -30,6 +30,8 @@ from cgverify.runs.baseline import StoredRun
 from cgverify.runs.comparison.changes import compare
 
 OUTCOMES = {0: "all held", 1: "parity failure", 3: "something could not be run", 5: "nothing was compared"}
+
+MEASURES = ("verdict", "r", "max |Δ|", "max ULP", "bits")
 
 Tables = Callable[[Run, Sequence[CellResult]], Iterator[Section]]
 
@@ -74,45 +76,40 @@ def _failures(run: Run, results: Sequence[CellResult]) -> Iterator[Section]:
 
 def by_component(run: Run, results: Sequence[CellResult]) -> Iterator[Section]:
     """Yield a table for each setting, with a row per kind of component."""
-    columns = ["component", "cells", "taps", "verdict", "r", "max |Δ|", "max ULP", "bits", "where"]
-    for title, findings in _compared_settings(run, findings_by_cell(results)):
+    for title, findings in _compared_settings(run, results):
         rows = []
         for row in worst_by(findings, ["kind"]).to_dict("records"):
-            verdict = Verdict(row["worst_verdict"])
-            rows.append(
-                [
-                    *(str(row[name]) for name in ("kind", "cells", "taps")),
-                    verdict,
-                    *(figure(row[name]) for name in ("r", "max_abs", "max_ulp")),
-                    bits(row["bits"]),
-                    "" if verdict is Verdict.BITWISE else str(row["where"]),
-                ]
-            )
-        yield Section(title, columns=columns, rows=rows, wide=["where"])
+            where = "" if row["worst_verdict"] == Verdict.BITWISE else str(row["where"])
+            rows.append([str(row["kind"]), str(row["cells"]), str(row["taps"]), *_measures(row), where])
+        yield Section(title, columns=["component", "cells", "taps", *MEASURES, "where"], rows=rows, wide=["where"])
 
 
 def by_tap(run: Run, results: Sequence[CellResult]) -> Iterator[Section]:
     """Yield a table for each setting, with a row per tap and stage: where along the computation precision is lost."""
-    columns = ["tap", "stage", "verdict", "r", "max |Δ|", "max ULP", "bits", "head"]
-    for title, findings in _compared_settings(run, findings_frame(results)):
+    for title, findings in _compared_settings(run, results):
+        taps = findings.groupby(["tap", "stage"], sort=False)
         rows = [
             [
-                str(tap),
-                str(stage),
-                max((Verdict(verdict) for verdict in own["verdict"]), key=lambda verdict: verdict.severity),
-                *(figure(own[column].max()) for column in ("r", "max_abs", "max_ulp")),
-                bits(own["bits"].min()),
-                _worst_head(own),
+                str(row["tap"]),
+                str(row["stage"]),
+                *_measures(row),
+                _worst_head(taps.get_group((row["tap"], row["stage"]))),
             ]
-            for (tap, stage), own in findings.groupby(["tap", "stage"], sort=False)
+            for row in worst_by(findings, ["tap", "stage"]).to_dict("records")
         ]
-        yield Section(title, columns=columns, rows=rows)
+        yield Section(title, columns=["tap", "stage", *MEASURES, "head"], rows=rows)
 
 
-def _compared_settings(run: Run, findings: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+def _measures(row: Mapping[Any, Any]) -> list[str]:
+    """Return the entries for `MEASURES` from a row of `worst_by`."""
+    figures = (figure(row[name]) for name in ("r", "max_abs", "max_ulp"))
+    return [Verdict(row["worst_verdict"]), *figures, bits(row["bits"])]
+
+
+def _compared_settings(run: Run, results: Sequence[CellResult]) -> Iterator[tuple[str, pd.DataFrame]]:
     """Yield a title and the findings of each setting in which something could be compared."""
     origins = {checkpoint.name: checkpoint.origin for checkpoint in run.checkpoints}
-    for setting, own in findings.groupby(SETTING, sort=False, dropna=False):
+    for setting, own in findings_by_cell(results).groupby(SETTING, sort=False, dropna=False):
         if (own["verdict"] == Verdict.UNSUPPORTED.value).all():
             continue
         model, candidate, dtype, device, rotary_dim = map(str, setting)
