@@ -63,10 +63,10 @@ class Failure:
 
     cell: Cell
     finding: Finding
-    cells: int
-    """The number of cells that have the fault."""
     why: str
     """What is wrong, without a full stop."""
+    cells: int
+    """The number of cells that have the fault."""
 
     @property
     def sentence(self) -> str:
@@ -130,10 +130,9 @@ def failures(results: Iterable[CellResult]) -> list[Failure]:
             why = result.blame if number == 0 and result.blame else finding.message
             key = (cell.model, cell.candidate, cell.dtype, cell.device, finding.verdict, *what)
             groups.setdefault(key, []).append((cell, finding, why))
-    worst = [(group, max(group, key=lambda one: _informative(*one))) for group in groups.values()]
     return [
-        Failure(cell, finding, cells=len({cell.id for cell, *_ in group}), why=why)
-        for group, (cell, finding, why) in worst
+        Failure(*max(group, key=lambda one: _informative(*one)), cells=len({cell.id for cell, *_ in group}))
+        for group in groups.values()
     ]
 
 
@@ -152,10 +151,11 @@ def _informative(cell: Cell, finding: Finding, why: str) -> tuple[bool, bool, fl
     return cell.kind not in ("block", *WHOLE), why != finding.message, finding.r or 0.0
 
 
-def times_line(results: Iterable[CellResult]) -> str:
+def times_line(results: Sequence[CellResult]) -> str:
     """Return how long the tapped forwards of all cells took, and the oracle with the comparison, as one line."""
-    times = [(each.candidate_seconds, each.reference_seconds, each.judging_seconds) for each in results]
-    candidate, reference, judging = map(sum, zip(*times, strict=True)) if times else (0.0, 0.0, 0.0)
+    candidate = sum(each.candidate_seconds for each in results)
+    reference = sum(each.reference_seconds for each in results)
+    judging = sum(each.judging_seconds for each in results)
     forwards = candidate + reference
     share = f", {judging / forwards:.2g} times as long" if forwards else ""
     return (
