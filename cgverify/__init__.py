@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["CodeGenAttentionBridge", "Result", "__version__", "compare_runs", "load_run", "sweep", "verify"]
 
-_ROOMS = {
+_MODULES = {
     "CodeGenAttentionBridge": "cgverify.bridge",
     "Result": "cgverify.api",
     "compare_runs": "cgverify.runs.comparison",
@@ -25,6 +25,6 @@ _ROOMS = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _ROOMS:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_ROOMS[name]), name)
+    return getattr(import_module(_MODULES[name]), name)
