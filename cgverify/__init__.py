@@ -21,7 +21,7 @@ _MODULES = {
     "sweep": "cgverify.api",
     "verify": "cgverify.api",
 }
-"""Where each exported name stands. It is imported when it is first asked for: `import cgverify` is quick."""
+"""The module of each exported name. It is imported at the first use of the name, so that `import cgverify` is quick."""
 
 
 def __getattr__(name: str) -> Any:
