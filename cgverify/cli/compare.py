@@ -24,7 +24,9 @@ AcrossAxis = Annotated[
 ]
 FailOn = Annotated[
     list[str] | None,
-    option("fail-on", "What exits with 1: worse, diverged, missing-cells, r:2x. By default worse,missing-cells."),
+    option(
+        "fail-on", "What exits with 1: worse, diverged, suspect, missing-cells, r:2x. By default worse,missing-cells."
+    ),
 ]
 Format = Annotated[str, format_option(FORMATS)]
 

@@ -28,12 +28,13 @@ class Verdict(StrEnum):
     UNSUPPORTED = "unsupported"
     ERROR = "error"
     MISSING = "missing"
+    SUSPECT = "suspect"
     DIVERGED = "diverged"
 
     @property
     def fails(self) -> bool:
         """Whether this verdict is a parity failure."""
-        return self in (Verdict.DIVERGED, Verdict.MISSING)
+        return self in (Verdict.DIVERGED, Verdict.SUSPECT, Verdict.MISSING)
 
     @property
     def compares(self) -> bool:

@@ -34,6 +34,7 @@ VERDICT_STYLES = {
     Verdict.UNSUPPORTED: "yellow",
     Verdict.ERROR: "magenta",
     Verdict.MISSING: "red",
+    Verdict.SUSPECT: "red",
     Verdict.DIVERGED: "red",
 }
 WIDE = 100

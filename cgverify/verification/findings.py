@@ -85,7 +85,9 @@ def _finding(step: ObservedStep, index: int, stage: Stage) -> Finding:
     if strongest is Verdict.DIVERGED:
         message = messages.diverged(step, stage, check, distance, fields["at"])
     elif reference_check is not None and reference_check.r > 1:
-        message = "reference suspect: it breaks its own bound"
+        if strongest is not Verdict.BITWISE:  # equal tensors have parity, whatever both are
+            strongest = Verdict.SUSPECT
+        message = messages.suspect(stage, reference_check, agrees=strongest is Verdict.BITWISE)
     return Finding(**fields, verdict=strongest, message=message)
 
 

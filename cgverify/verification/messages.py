@@ -52,6 +52,17 @@ def diverged(step: ObservedStep, stage: Stage, check: StageCheck | None, distanc
     return f"{_patch_ignored(step, stage)}{meaning}{message}"
 
 
+def suspect(stage: Stage, reference_check: StageCheck, agrees: bool) -> str:
+    """Say that Hugging Face's tensor is beyond its own bound."""
+    side = f"{stage.name} of Hugging Face's side is off by {reference_check.r:.3g} times its bound"
+    if agrees:
+        return f"{side}, and the bridge has the same bits"
+    return (
+        f"{side}, and the bridge is within it: the reference's modules or weights may have been changed, it may have "
+        "torch hooks, or a kernel of this device may compute in a lower precision"
+    )
+
+
 def with_cause(finding: Finding, cause: str) -> Finding:
     return finding.model_copy(update={"cause": cause, "message": f"{finding.message}; cause: {cause}"})
 

@@ -20,6 +20,7 @@ SYMBOLS = {
     Verdict.UNSUPPORTED: "–",
     Verdict.ERROR: "!",
     Verdict.MISSING: "∅",
+    Verdict.SUSPECT: "?",
     Verdict.DIVERGED: "×",
 }
 """The symbol of each verdict, which is shown with its colour: equal, nearly equal, below the bound, and so on."""
@@ -31,6 +32,7 @@ MEANINGS = {
     Verdict.UNSUPPORTED: "refused by Hugging Face",
     Verdict.ERROR: "could not be run",
     Verdict.MISSING: "a hook never fired",
+    Verdict.SUSPECT: "Hugging Face's side is not within the bound",
     Verdict.DIVERGED: "not within the bound",
 }
 

@@ -8,14 +8,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from cgverify.common.errors import UnknownNameError, UsageError
+from cgverify.common.records import Verdict
 from cgverify.runs.comparison.changes import Comparison
 
-NAMES = ("worse", "diverged", "missing-cells", "r:2x")
+NAMES = ("worse", "diverged", "suspect", "missing-cells", "r:2x")
 
 
 @dataclass(frozen=True)
 class Criterion:
-    """`worse`, `diverged`, `missing-cells`, or `r` with the factor from which its growth is a regression."""
+    """`worse`, `diverged`, `suspect`, `missing-cells`, or `r` with the factor from which its growth is a regression."""
 
     name: str
     factor: float = math.inf
@@ -28,6 +29,10 @@ class Criterion:
             case "diverged":
                 number = sum(change.fails for change in comparison.worse)
                 one, many = "tap fails that did not", "taps fail that did not"
+            case "suspect":
+                after = [change.after for change in comparison.worse if change.after is not None]
+                number = sum(finding.verdict is Verdict.SUSPECT for finding in after)
+                one, many = "tap of the reference is beyond its bound", "taps of the reference are beyond their bounds"
             case "missing-cells":
                 number = len(comparison.vanished) + len(comparison.lost)
                 one, many = "cell is no longer compared", "cells are no longer compared"

@@ -1,8 +1,8 @@
 "use strict";
 document.documentElement.classList.add("js");
 
-const VERDICTS = ["bitwise", "ulp", "bounded", "unsupported", "error", "missing", "diverged"];
-const SYMBOLS = ["=", "≈", "≤", "–", "!", "∅", "×"];
+const VERDICTS = ["bitwise", "ulp", "bounded", "unsupported", "error", "missing", "suspect", "diverged"];
+const SYMBOLS = ["=", "≈", "≤", "–", "!", "∅", "?", "×"];
 const FIRST_ROWS = 100;
 const all = (selector, root = document) => [...root.querySelectorAll(selector)];
 
