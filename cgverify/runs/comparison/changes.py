@@ -121,7 +121,7 @@ def compare(baseline: StoredRun, run: StoredRun) -> Comparison:
     """Compare a run with its baseline, tap by tap.
 
     Verdicts are ordered bitwise, ulp, bounded, missing, suspect, diverged. A failure at a tap that the baseline
-    does not have, such as a candidate that raises now, is worse. The taps that are then missing are not counted as well.
+    does not have, such as a candidate that raises now, is worse. Taps that are then missing are not counted as well.
     """
     pairing = pair_cells(baseline.results, run.results)
     matched = [(before, after, pair_findings(before, after)) for before, after in pairing.pairs]
