@@ -25,7 +25,7 @@ MOST_LAYERS = 10_000
 
 def _as_list(value: Any) -> Any:
     """Put a single value into a list, and drop repeated values."""
-    if isinstance(value, list | tuple):
+    if isinstance(value, list | tuple | range):
         return [one for place, one in enumerate(value) if one not in value[:place]]
     return value if value is None else [value]
 

@@ -124,3 +124,7 @@ def test_prompt_that_does_not_fit_its_case_is_an_error(case: str, tokens: int, s
 def test_case_with_a_prompt_needs_one() -> None:
     with pytest.raises(UsageError, match="The cases text and model need a prompt"):
         cells(PLAIN, Axes(cases=["text", "model"]))
+
+
+def test_layers_as_a_range_are_numbers() -> None:
+    assert Axes(layers=range(3)).layers == Axes(layers=[2, 1, 0]).layers == Axes(layers="0-2").layers == [0, 1, 2]

@@ -274,7 +274,7 @@ def test_own_model_that_cannot_be_built_is_an_error(case: str, lost: int, monkey
     plan = planned(cases=[case], layers=[0], components=["embed", "unembed"], candidates=names)
     results = verified(resolve("codegen-nano"), plan, *names)
     errors = [result.findings[0].message for result in results if result.verdict is Verdict.ERROR]
-    assert set(errors) == {"The weights of embed cannot be put into memory: MemoryError"}
+    assert set(errors) == {"The weights of embed do not fit into memory: MemoryError"}
     assert len(errors) == lost
 
 
