@@ -18,7 +18,7 @@ from cgverify.bridge.mask import additive_mask
 from cgverify.bridge.qkv_layout import join_features, split_features
 from cgverify.bridge.rotary import check_position_embeddings, check_positions, rotate_both, sin_cos, twice
 from cgverify.bridge.weight_snapshot import FusedWeightSnapshot
-from cgverify.bridge.wrapped_attention import PositionEmbeddings, form_of
+from cgverify.bridge.wrapped_attention import PositionEmbeddings, call_forward_hooks, form_of
 
 Split = Callable[[nn.Module], tuple[nn.Linear, nn.Linear, nn.Linear]]
 TwoTensors = tuple[Tensor, Tensor]
@@ -265,22 +265,8 @@ class CodeGenAttentionBridge(JointQKVAttentionBridge):  # type: ignore[misc]
             cache_dtype=hidden_states.dtype,
         )
         returned = self._process_output(output)
-        hooks = self.original_component._forward_hooks
-        return self._call_forward_hooks(hidden_states, returned) if hooks else returned
-
-    def _call_forward_hooks(self, hidden_states: Tensor, returned: TwoTensors) -> TwoTensors:
-        """Call torch's forward hooks on the wrapped module, which is not called itself.
-
-        transformers collects `output_attentions` by such hooks from 5.24 on.
-        """
         wrapped = self.original_component
-        for key, hook in list(wrapped._forward_hooks.items()):
-            arguments: tuple[Any, ...] = (wrapped, (hidden_states,))
-            if key in wrapped._forward_hooks_with_kwargs:
-                arguments = (*arguments, {})
-            changed = hook(*arguments, returned)
-            returned = returned if changed is None else changed
-        return returned
+        return call_forward_hooks(wrapped, hidden_states, returned) if wrapped._forward_hooks else returned
 
     def _reconstruct_attention(self, q: Tensor, k: Tensor, v: Tensor, **kwargs: Any) -> TwoTensors:
         """Return the output and the pattern from q, k and v, `[batch, seq, heads, head_dim]`.
