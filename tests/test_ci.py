@@ -173,3 +173,9 @@ def test_smallest_checkpoints_that_fit_are_taken(hub_models: ModuleType) -> None
     sized = [hub_models.Published(name, "r", size, ".bin") for name, size in (("a", 5), ("b", 1), ("c", 3))]
     assert [checkpoint.hub_id for checkpoint in hub_models.within(sized, 4)] == ["b", "c"]
     assert len(hub_models.within(sized, 100)) == 3
+
+
+def test_older_constraints_differ_in_transformers_alone() -> None:
+    newer, older = (set((ROOT / name).read_text().splitlines()) for name in ("constraints.txt", "constraints-5.23.txt"))
+    assert older - newer == {"transformers==5.23.0"}
+    assert {line.partition("==")[0] for line in newer - older} == {"transformers"}
