@@ -16,7 +16,7 @@ import shutil
 import tempfile
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from cgverify.common.errors import RunFolderError
@@ -33,7 +33,7 @@ class StoredRun:
 
     run: Run
     results: Sequence[CellResult]
-    folder: Path | None = None
+    folder: Path | None = field(default=None, compare=False)
     """The run folder, in which tensors may be kept. None for a baseline."""
 
 

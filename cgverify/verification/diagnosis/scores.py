@@ -84,15 +84,32 @@ def _causal(mask: torch.Tensor) -> torch.Tensor:
 def scaled(mismatch: Mismatch) -> Iterator[str]:
     """Hypothesis: the tap is c·o, with a c that scores are known to be scaled by, or else with a fitted c.
 
-    c is fitted to the elements that the mask does not hide, as Σ t·o / Σ o². The bounds B of the elements leave it
-    uncertain by up to Σ B|o| / Σ o².
+    Scores may also be c·(o − m) + m, with m the mask: then the scale is wrong and the mask is added after it.
     """
-    value, bound = mismatch.expected.value, mismatch.expected.bound
-    tap = mismatch.tap.to(torch.float64)
     seen = visible(mismatch.stage, mismatch.tensors)
-    hidden = torch.zeros_like(value, dtype=torch.bool) if seen is None else ~seen.expand(value.shape)
+    shape = mismatch.expected.value.shape
+    hidden = torch.zeros(shape, dtype=torch.bool) if seen is None else ~seen.expand(shape)
+    offsets = [torch.zeros((), dtype=torch.float64)]
+    mask = mismatch.tensors.get("given.attention_mask")
+    if mismatch.stage.name == "scores" and mask is not None and mask.is_floating_point():
+        offsets.append(mask.to(torch.float64).expand(shape).masked_fill(hidden, 0))
+    for offset in offsets:
+        causes = list(_scaled_around(mismatch, offset, hidden))
+        if causes:
+            yield from causes
+            return
+
+
+def _scaled_around(mismatch: Mismatch, offset: torch.Tensor, hidden: torch.Tensor) -> Iterator[str]:
+    """Hypothesis: the tap is c·(o − offset) + offset.
+
+    c is fitted to the elements that the mask does not hide, as Σ t·o / Σ o², of the tap and o without the offset. The
+    bounds B of the elements leave it uncertain by up to Σ B|o| / Σ o².
+    """
+    value, bound = mismatch.expected.value - offset, mismatch.expected.bound
+    tap = mismatch.tap.to(torch.float64) - offset
     for name, factor in _other_divisors(mismatch).items():
-        if mismatch.agrees(_times(mismatch.expected, factor, 0.0, hidden)):
+        if mismatch.agrees(_times(mismatch.expected, factor, 0.0, hidden, offset)):
             yield name
     if int(((value != 0) & ~hidden).sum()) < FEWEST:
         return
@@ -100,17 +117,21 @@ def scaled(mismatch: Mismatch) -> Iterator[str]:
     factor = float((tap * value).masked_fill(hidden, 0).sum() / square)
     uncertain = float((bound * value.abs()).masked_fill(hidden, 0).sum() / square)
     differs_from_one = math.isfinite(factor) and abs(factor) > uncertain and abs(factor - 1) > 2 * uncertain
-    if differs_from_one and mismatch.agrees(_times(mismatch.expected, factor, uncertain, hidden)):
+    if differs_from_one and mismatch.agrees(_times(mismatch.expected, factor, uncertain, hidden, offset)):
         opposite = abs(factor + 1) <= uncertain
         yield "the sign is reversed" if opposite else f"scaled by {_written(factor, uncertain)}"
 
 
-def _times(expected: Expected, factor: float, uncertain: float, hidden: torch.Tensor) -> Expected:
-    """Return factor · o. Hidden elements may have any value: the mask may be added before or after the factor."""
-    value = expected.value * factor
-    bound = abs(factor) * expected.bound + uncertain * expected.value.abs()
+def _times(expected: Expected, factor: float, uncertain: float, hidden: torch.Tensor, offset: torch.Tensor) -> Expected:
+    """Return factor · (o − offset) + offset. Hidden elements may have any value, since the mask may be added anywhere.
+
+    The sum with an offset is rounded as o is, whatever the factor.
+    """
+    scaled = (expected.value - offset) * factor
+    least = 1.0 if offset.dim() else 0.0
+    bound = max(abs(factor), least) * expected.bound + uncertain * (expected.value - offset).abs()
     greatest = torch.finfo(expected.dtype).max if expected.dtype.is_floating_point else 0.0
-    return Expected(value, torch.where(hidden, greatest, bound), expected.dtype)
+    return Expected(scaled + offset, torch.where(hidden, greatest, bound), expected.dtype)
 
 
 def _written(factor: float, uncertain: float) -> str:
