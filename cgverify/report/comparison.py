@@ -95,7 +95,8 @@ def comparison_line(comparison: Comparison, regressions: Sequence[str] | None) -
         return f"Regression: {compared}"
     taps = comparison.worse, comparison.better, comparison.lost, comparison.regained
     hooks = comparison.stopped, comparison.started
-    if not any((*taps, *hooks, comparison.vanished, comparison.appeared)):
+    cells = comparison.vanished, comparison.appeared
+    if not any((*taps, *hooks, *cells, comparison.reference_changes)):
         return f"No change: {compared}"
     return compared if regressions is None else f"No regression: {compared}"
 

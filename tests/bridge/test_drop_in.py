@@ -38,7 +38,7 @@ def test_constructor_and_public_methods_equal_upstream() -> None:
 def test_arguments_have_the_order_of_hugging_face() -> None:
     theirs = list(inspect.signature(CodeGenAttention.forward).parameters)
     ours = list(inspect.signature(CodeGenAttentionBridge.forward).parameters)
-    if TABLE_PER_MODEL:  # the second is told from a cache by its type
+    if TABLE_PER_MODEL:  # the second argument may be a cache or embeddings: its type decides
         assert theirs[1:4] == ["hidden_states", "position_embeddings", "attention_mask"]
         assert ours[1:4] == ["hidden_states", "layer_past", "attention_mask"]
     else:

@@ -49,13 +49,13 @@ def _distance(pair: TapPair, before: Path | None, after: Path | None) -> float |
     for path in paths:
         with safe_open(path, "pt") as file:
             kept.append(file.get_tensor("reference").to(torch.float64))
-            if "given.attention_mask" in file.keys():  # noqa: SIM118  the file is not a mapping
+            if pair.finding.stage == "scores" and "given.attention_mask" in file.keys():  # noqa: SIM118  no mapping
                 mask = file.get_tensor("given.attention_mask")
     first, second = kept
     if first.shape != second.shape:
         return float("inf")
     difference = (second - first).abs()
     seen = difference.isfinite()
-    if mask is not None and mask.dim() == seen.dim() and mask.shape[-2:] == seen.shape[-2:]:
+    if mask is not None:
         seen &= mask > torch.finfo(mask.dtype).min  # hidden scores are near the lowest value of the mask's dtype
     return float(difference[seen].max()) if bool(seen.any()) else 0.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from copy import copy
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from cgverify.bridge.wrapped_attention import TABLE_PER_ATTENTION
 from cgverify.selftest.candidates import Rows, by_name, named_faults
 from cgverify.selftest.seeded.block import block
-from cgverify.selftest.seeded.seeding import NORMS, attention, computed, through
+from cgverify.selftest.seeded.seeding import NORMS, attention, cast_rotated_as, computed, through
 
 
 def _low(x: Tensor) -> torch.dtype:
@@ -38,12 +37,6 @@ def outside_autocast(x: Tensor) -> torch.autocast:
 def _wide_scores(_: Any, scores: Any, query: Tensor, key: Tensor, mask: Tensor) -> Any:
     with outside_autocast(query):
         return scores(query, key, mask)
-
-
-def _uncast(bridge: Any, wrap: Any, attention: Any) -> None:
-    wrap(attention)
-    bridge._form = copy(bridge._form)
-    bridge._form.cast_rotated = TABLE_PER_ATTENTION.cast_rotated
 
 
 def _rounded_again(_: Any, scores: Any, query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
@@ -76,7 +69,7 @@ def _wide_linear(module: nn.Linear, x: Tensor) -> Tensor:
 _SCORES: Rows = {
     "ScoresOutsideAutocast": (
         "The product of the scores stays float32, and its operands are not rounded.",
-        attention(_scores=_wide_scores, set_original_component=_uncast),
+        attention(_scores=_wide_scores, set_original_component=cast_rotated_as(lambda _: TABLE_PER_ATTENTION)),
     ),
     "ScoresRoundedAgain": (
         "Masked and scaled scores are rounded to the dtype of autocast, as their product was.",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from copy import copy
 from typing import Any
 
 import torch
@@ -11,7 +10,14 @@ from torch import Tensor
 
 from cgverify.bridge.rotary import rotate, rotate_every_two, sin_cos
 from cgverify.selftest.candidates import Implementation, Rows, by_name, named_faults
-from cgverify.selftest.seeded.seeding import attention, other_form, replacing, through, through_bfloat16
+from cgverify.selftest.seeded.seeding import (
+    attention,
+    cast_rotated_as,
+    other_form,
+    replacing,
+    through,
+    through_bfloat16,
+)
 
 TwoTensors = tuple[Tensor, Tensor]
 
@@ -60,12 +66,6 @@ def _in_bfloat16(x: Tensor, sin: Tensor, cos: Tensor) -> Tensor:
 
 def _in_model_dtype(x: Tensor, sin: Tensor, cos: Tensor) -> Tensor:
     return rotate(x, sin.to(x.dtype), cos.to(x.dtype)).to(torch.promote_types(x.dtype, sin.dtype))
-
-
-def _cast_of_other_form(bridge: Any, wrap: Any, attention: Any) -> None:
-    wrap(attention)
-    bridge._form = copy(bridge._form)
-    bridge._form.cast_rotated = other_form(bridge).cast_rotated
 
 
 def _query_only(_: Any, rotate: Any, query: Tensor, key: Tensor, *where: Any) -> TwoTensors:
@@ -154,7 +154,7 @@ _ROTATIONS: Rows = {
 _CASTS: Rows = {
     "RotatedCastOfOtherForm": (
         "Rotated q and k are cast to the dtype of v where Hugging Face leaves them, or left where it casts them.",
-        _cast_of_other_form,
+        cast_rotated_as(other_form),
     ),
 }
 _SHIFTS: Rows = {

@@ -6,6 +6,7 @@ Paths are those of a bridge over one block, such as `blocks.0.attn.q`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from functools import partial
 from typing import Any
 
@@ -49,6 +50,17 @@ def scales_before_mask(bridge: Any) -> bool:
 def other_form(bridge: Any) -> WrappedAttention:
     """Return the form of `CodeGenAttention` that a bridge does not wrap."""
     return TABLE_PER_ATTENTION if scales_before_mask(bridge) else TABLE_PER_MODEL
+
+
+def cast_rotated_as(form: Callable[[Any], WrappedAttention]) -> Callable[..., None]:
+    """Return a replacement of `set_original_component` with which q and k are cast as another form casts them."""
+
+    def wrap(bridge: Any, inherited: Callable[..., Any], original: Any) -> None:
+        inherited(original)
+        bridge._form = copy(bridge._form)
+        bridge._form.cast_rotated = form(bridge).cast_rotated
+
+    return wrap
 
 
 def keep(bridge: Any, method: Callable[..., Any], *args: Any) -> Any:

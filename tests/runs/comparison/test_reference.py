@@ -39,6 +39,7 @@ def test_reference_change_is_no_regression_and_is_reported() -> None:
     assert comparison.worse == []
     text = render("markdown", comparison_report(comparison, []))
     assert "Hugging Face's own tensors differ: 1 tap" in text
+    assert "No change" not in text
     assert "defined anew" in text
     assert list(comparison_frame(comparison)["change"]) == ["reference"]
 
@@ -62,7 +63,7 @@ def test_hidden_scores_are_not_part_of_the_distance(tmp_path: Path) -> None:
         (tmp_path / name / "tensors").mkdir(parents=True)
         tensors = {"reference": torch.tensor([[[scores]]]), "given.attention_mask": mask}
         save_file(tensors, tmp_path / name / "tensors" / "one")
-        finding = a_finding("hook_attn_scores", reference_digest=name, tensors="tensors/one")
+        finding = a_finding("hook_attn_scores", "scores", reference_digest=name, tensors="tensors/one")
         runs.append(StoredRun(a_run(), [a_result(finding)], tmp_path / name))
     (change,) = compare(*runs).reference_changes
     assert change.max_abs == 0.5
