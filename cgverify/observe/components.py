@@ -5,7 +5,7 @@
 | embed | `embed` | `transformer.wte` |
 | ln1 | `blocks.N.ln1` | `transformer.h.N.ln_1` |
 | attn | `blocks.N.attn` | `transformer.h.N.attn` |
-| attn.q, attn.k, attn.v | `blocks.N.attn.q`, … | what `_split_heads` makes of `qkv_proj`'s output |
+| attn.q, attn.k, attn.v | `blocks.N.attn.q`, … | their parts of `qkv_proj`'s output, by head |
 | attn.o | `blocks.N.attn.o` | `transformer.h.N.attn.out_proj` |
 | mlp, mlp.in, mlp.out | `blocks.N.mlp`, … | `transformer.h.N.mlp`, `fc_in`, `fc_out` |
 | block | `blocks.N` | `transformer.h.N` |
