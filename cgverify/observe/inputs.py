@@ -59,10 +59,6 @@ class CaseInputs:
             )
         )
 
-    def with_infinite_masks(self) -> CaseInputs:
-        """Return these inputs with −∞ for a mask's lowest value. A query that saw nothing then sees everything."""
-        return CaseInputs(tuple(replace(step, inputs=_with_infinite_mask(step.inputs)) for step in self.steps))
-
     def gives_same_inputs(self, other: CaseInputs) -> bool:
         """Whether both give equal tensors."""
         return len(self.steps) == len(other.steps) and all(
@@ -122,15 +118,6 @@ def _rounded_to(inputs: Inputs, dtype: torch.dtype) -> Inputs:
         else value
         for name, value in inputs.items()
     }
-
-
-def _with_infinite_mask(inputs: Inputs) -> Inputs:
-    mask = inputs.get("attention_mask")
-    if mask is None:
-        return inputs
-    hidden = mask <= LOWEST
-    blind = hidden.all(-1, keepdim=True)
-    return inputs | {"attention_mask": mask.masked_fill(hidden, -torch.inf).masked_fill(blind, 0.0)}
 
 
 def slice_tokens(inputs: Inputs, tokens: slice, rows: slice = slice(None)) -> Inputs:

@@ -3,8 +3,8 @@
 That mode processes the weights (layer norms are folded into them, means subtracted) and changes the masks, so such a
 bridge cannot be compared with Hugging Face's tensors. Two questions are asked instead. Do the processed weights do what
 the reference's do, weight by weight (`ProcessedWeights`)? And does the bridge, stage by stage, compute with its
-weights what Hugging Face's own modules compute with the same weights (`processed_reference`)? Its masks hide with −∞
-instead of the lowest finite value, so both sides are given masks of −∞.
+weights what Hugging Face's own modules compute with the same weights (`processed_reference`)? Both sides are given the
+model's masks, which hide with the lowest finite value, and both must hide with −∞ (`cgverify.observe.infinite_masks`).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import nn
 from cgverify.bridge.qkv_layout import join_features, join_weight
 from cgverify.common.records import Finding, Verdict
 from cgverify.observe.components import COMPONENTS
+from cgverify.observe.infinite_masks import hide_with_infinity
 from cgverify.oracle import folding
 from cgverify.oracle.arithmetic import Expected
 from cgverify.oracle.folding import IN, OUT
@@ -33,6 +34,8 @@ SHARED_MODULES = ("embed", "ln1", "attn.o", "mlp.in", "mlp.out", "ln_final", "un
 def processed_reference(reference: nn.Module, bridge: nn.Module) -> nn.Module:
     """Return a copy of a one-block reference with the weights of a bridge of that block; its sin/cos table is kept.
 
+    Its attention hides keys with −∞, as attention of a bridge in compatibility mode does.
+
     Only the weights of q, k and v are copied, because they are joined; all others are shared with the bridge.
     """
     model = copy.deepcopy(reference, {id(weight): weight for weight in reference.parameters()})
@@ -43,6 +46,7 @@ def processed_reference(reference: nn.Module, bridge: nn.Module) -> nn.Module:
     projections = [_wrapped(bridge, COMPONENTS[f"attn.{w}"].bridge_path) for w in "qkv"]
     fused = model.get_submodule(f"{COMPONENTS['attn'].reference_path}.qkv_proj")
     _set(fused, join_weight(*(linear.weight.detach() for linear in projections)), _joined_bias(projections))
+    hide_with_infinity(model.get_submodule(COMPONENTS["attn"].reference_path))
     return model
 
 

@@ -18,7 +18,7 @@ from cgverify.checkpoint.window import Window
 from cgverify.common.errors import UsageError
 from cgverify.common.records import IN_MEMORY, Cell, CellResult, Checkpoint, WeightsView
 from cgverify.observe.components import COMPONENTS
-from cgverify.observe.inputs import CaseInputs
+from cgverify.observe.infinite_masks import with_infinite_masks
 from cgverify.observe.run import reference_parameters
 from cgverify.plan.batches import group_into_batches
 from cgverify.plan.cases import AFTER, BEFORE
@@ -27,11 +27,11 @@ from cgverify.verification.compatibility import ProcessedWeights, processed_refe
 from cgverify.verification.judge import DEFAULT_JUDGE
 from cgverify.verification.observe_cell import Reference, observe_cell
 
-COMPATIBLE_CASES = ("default", "stress", "decode", "train", "cast_table", "autocast")
+COMPATIBLE_CASES = ("default", "stress", "decode", "masked_row", "train", "cast_table", "autocast")
 """The cases in which a bridge in compatibility mode can be verified.
 
-The others have no counterpart there: a query whose keys are all hidden, gradients, and hooks behind a flag, whose
-inputs a block then takes from before its layer norm.
+The others have no counterpart there: gradients, and hooks behind a flag, whose inputs a block then takes from before
+its layer norm.
 """
 
 
@@ -131,8 +131,7 @@ class LoadedPair:
             reference = Reference(model, config, spread)
             observed = [observe_cell(cell, reference, bridge) for cell in cells]
             return DEFAULT_JUDGE.results(observed, reference.parameters)
-        processed = processed_reference(model, bridge)
-        reference = Reference(processed, config, spread, CaseInputs.with_infinite_masks)
+        reference = Reference(processed_reference(model, bridge), config, spread, change_stage=with_infinite_masks)
         weights = ProcessedWeights(reference_parameters(model), reference.parameters)
         observed = [observe_cell(cell, reference, bridge) for cell in cells]
         observed = [replace(one, extra_findings=weights.findings(one.cell.kind)) for one in observed]

@@ -20,6 +20,7 @@ from cgverify.observe.components import COMPONENTS
 from cgverify.observe.conditions import Conditions, Substitute
 from cgverify.observe.inputs import CaseInputs, InputSpec, Step, checked_inputs, convert
 from cgverify.observe.run import reference_parameters, run_candidate, run_reference
+from cgverify.observe.stages import Stage
 from cgverify.observe.taps import Observation
 from cgverify.oracle.shortcuts import NO_SHORTCUTS, Shortcuts
 from cgverify.verification.observed import CandidateFailedError, ObservedCell, ObservedSide, ObservedStep
@@ -122,6 +123,7 @@ class Reference:
         spread: float,
         change_inputs: Callable[[CaseInputs], CaseInputs] = lambda inputs: inputs,
         shortcuts: Shortcuts = NO_SHORTCUTS,
+        change_stage: Callable[[Stage], Stage] = lambda stage: stage,
     ) -> None:
         """
         Args:
@@ -130,11 +132,13 @@ class Reference:
             spread: see `InputSpec`.
             change_inputs: how random inputs are changed for both sides.
             shortcuts: that products of both sides may take.
+            change_stage: how the stages of both sides are changed.
         """
         self.parameters = reference_parameters(model, shortcuts)
         self.config = config
         self.spread = spread
         self.change_inputs = change_inputs
+        self.change_stage = change_stage
         self._model = model
         self._known: dict[tuple[object, ...], tuple[CaseInputs, list[ObservedSide]]] = {}
 
@@ -177,6 +181,7 @@ class _CandidateRun:
     config: CodeGenConfig
     inputs: CaseInputs
     reference: Sequence[ObservedSide]
+    change_stage: Callable[[Stage], Stage]
 
     def run(self, steps: Sequence[Step]) -> Iterator[ObservedStep]:
         component, case = COMPONENTS[self.cell.kind], CASES[self.cell.case]
@@ -186,7 +191,8 @@ class _CandidateRun:
                 component, self.bridge, forward.inputs, forward.cache, self.cell.layer, conditions
             )
             side = ObservedSide(observation, {**forward.given, **reference.shared, **observation.taps})
-            stages, patch = case.stages(component, forward.step), conditions.patch
+            stages = tuple(map(self.change_stage, case.stages(component, forward.step)))
+            patch = conditions.patch
             if patch is not None and patch.tap not in observation.taps:  # nothing follows from a hook that never fired
                 stages = tuple(stage for stage in stages if stage.tap == patch.tap)
             yield ObservedStep(forward.step.name, stages, reference, side, conditions)
@@ -234,7 +240,7 @@ def _observe(
     before = time.perf_counter()
     sides = reference.run(cell, theirs)
     between = time.perf_counter()
-    candidate = _CandidateRun(cell, bridge, reference.config, ours, sides)
+    candidate = _CandidateRun(cell, bridge, reference.config, ours, sides, reference.change_stage)
     steps = list(candidate.run(ours.steps))
     seconds = time.perf_counter() - between
     return ObservedCell(cell, steps, None, started, seconds, between - before, candidate.rerun)

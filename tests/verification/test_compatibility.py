@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from transformers import CodeGenForCausalLM
 
 import cgverify
 from cgverify.api import Result
-from cgverify.bridge import boot
+from cgverify.bridge import CodeGenAttentionBridge, boot
+from cgverify.bridge.booting import adapter_with, bridge_from
 from cgverify.checkpoint.names import NANO
 from cgverify.common.errors import UsageError
 
@@ -53,7 +55,10 @@ def failing(result: Result) -> set[tuple[str, str, str]]:
 
 def test_processed_bridge_passes_in_every_compatible_case(bridge: Any, reference: CodeGenForCausalLM) -> None:
     result = cgverify.verify(
-        bridge, reference, layers=[0, 3], cases=["default", "stress", "decode", "train", "cast_table", "autocast"]
+        bridge,
+        reference,
+        layers=[0, 3],
+        cases=["default", "stress", "decode", "masked_row", "train", "cast_table", "autocast"],
     )
     result.assert_ok()
     assert result.findings["r"].max() <= 1
@@ -161,6 +166,50 @@ def test_wrong_arithmetic_with_right_weights_is_found(reference: CodeGenForCausa
 def test_incompatible_cases_raise_usage_error(bridge: Any, reference: CodeGenForCausalLM) -> None:
     with pytest.raises(UsageError, match="cannot be verified in backward, gated: leave that out"):
         cgverify.verify(bridge, reference, layers=0, components="attn", cases=["default", "gated", "backward"])
+
+
+class _LowestLeftFinite(CodeGenAttentionBridge):
+    def _normalize_compatibility_mask_sentinel(self, mask: Tensor) -> Tensor:
+        return mask
+
+
+class _LowestOfFloat32Alone(CodeGenAttentionBridge):
+    def _normalize_compatibility_mask_sentinel(self, mask: Tensor) -> Tensor:
+        return mask.masked_fill(mask.float() <= torch.finfo(torch.float32).min, -torch.inf)
+
+
+class _BlindRowsNotANumber(CodeGenAttentionBridge):
+    def _masked_softmax(self, scores: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        return scores.softmax(-1)
+
+    def _scrub_compatibility_pattern_nans(self, pattern: Tensor) -> Tensor:
+        return pattern
+
+
+class _BlindRowsUniform(CodeGenAttentionBridge):
+    def _masked_softmax(self, scores: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        return scores.masked_fill(scores.isneginf().all(-1, keepdim=True), 0.0).softmax(-1)
+
+
+@pytest.mark.parametrize(
+    ("attention", "sentence"),
+    [
+        (_LowestLeftFinite, "scores breaks first.*cause: the lowest value of the mask is left finite"),
+        (_LowestOfFloat32Alone, "scores breaks first.*cause: the lowest value of the mask is left finite"),
+        (_BlindRowsNotANumber, "softmax breaks first.*not finite"),
+        (_BlindRowsUniform, "softmax breaks first.*where no error is allowed"),
+    ],
+)
+def test_other_hiding_than_minus_infinity_is_found(
+    reference: CodeGenForCausalLM, attention: type[CodeGenAttentionBridge], sentence: str
+) -> None:
+    """The model's mask hides with the lowest finite value, which a bridge in this mode makes −∞."""
+    model = copy.deepcopy(reference).to(torch.bfloat16)
+    bridge = bridge_from(copy.deepcopy(model), adapter_with(attention))
+    bridge.enable_compatibility_mode(disable_warnings=True)
+    for component in ("attn", "block"):
+        with pytest.raises(AssertionError, match=sentence):
+            cgverify.verify(bridge, model, layers=1, components=component, cases="stress").assert_ok()
 
 
 @torch.no_grad()

@@ -73,7 +73,7 @@ class Mismatch:
     @cached_property
     def broken(self) -> torch.Tensor:
         """Which elements break their bound, boolean, in the tap's shape."""
-        return self.error > self.expected.bound
+        return (self.error > self.expected.bound) | self.error.isinf()  # the bound of an infinity is infinite
 
     @cached_property
     def inputs(self) -> set[str]:

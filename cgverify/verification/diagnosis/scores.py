@@ -28,6 +28,9 @@ def other_mask(mismatch: Mismatch) -> Iterator[str]:
     shortcuts = mismatch.parameters.shortcuts
     scores = installed().scores
     plain = scores(q, k, None, shortcuts)
+    if mismatch.agrees(scores(q, k, mask, shortcuts)):  # in compatibility mode −∞ is expected
+        yield "the lowest value of the mask is left finite"
+        return
     for name, factor in (("after", 1.0), ("before", q.value.shape[-1] ** -0.5)):
         added = mask.to(torch.float64) * factor
         total, error = plain.value + added, plain.bound + 2 * UNIT_ROUNDOFF[torch.float32] * added.abs()
