@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 from transformers import CodeGenConfig, CodeGenForCausalLM
 
+from cgverify.bridge.codegen_format import skeleton
 from cgverify.checkpoint.assembled import assembled
 from cgverify.checkpoint.source import Source
 from cgverify.checkpoint.window import ModelVariant, Window
@@ -86,8 +86,7 @@ def memory_shortage(config: CodeGenConfig, variant: ModelVariant, bridges: int) 
     """Return why a whole model and its bridges do not fit into this machine's memory, or None if they do."""
     if variant.device.type != "cpu":
         return None
-    with torch.device("meta"):
-        values = sum(parameter.numel() for parameter in CodeGenForCausalLM(config).parameters())
+    values = sum(parameter.numel() for parameter in skeleton(config, config.n_layer).parameters())
     needed, free = values * variant.dtype.itemsize * (1 + COPIES * bridges), available()
     if needed <= free:
         return None

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from transformers import CodeGenConfig, CodeGenForCausalLM
 
+from cgverify.bridge.codegen_format import skeleton
 from cgverify.checkpoint.sin_cos_table import share_table
-from cgverify.checkpoint.window import ModelVariant, Window, skeleton
+from cgverify.checkpoint.window import ModelVariant, Window
 from cgverify.common import memory
 
 SHARE = 0.5

@@ -13,6 +13,9 @@ from safetensors import SafetensorError, safe_open
 
 from cgverify.common.errors import WeightsError
 
+STORED_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+"""The dtypes of weights that are read, as they are stored."""
+
 MOST_MAPPED = 1 << 27
 """Bytes that are read through one mapping of a `.bin`. Pages that were read stay in memory as long as the mapping."""
 
@@ -30,7 +33,7 @@ class TensorFile(Protocol):
         kernel runs.
 
         Raises:
-            WeightsError: the tensor is missing, unreadable, has another shape, or is not of floating-point numbers.
+            WeightsError: the tensor is missing or unreadable, or has another shape, or a dtype not in `STORED_DTYPES`.
         """
         ...
 
@@ -109,9 +112,12 @@ def _mapped(path: Path) -> dict[str, torch.Tensor]:
 
 def _copied(tensor: torch.Tensor, name: str, shape: torch.Size, path: Path) -> torch.Tensor:
     """Return a contiguous copy of a tensor after checking its kind and shape."""
-    if not tensor.is_floating_point() or tensor.layout is not torch.strided or tensor.device.type != "cpu":
+    if tensor.dtype not in STORED_DTYPES or tensor.layout is not torch.strided or tensor.device.type != "cpu":
         kind = tensor.dtype if tensor.layout is torch.strided else tensor.layout
-        raise WeightsError(f"{name} in {path} is stored as {kind}: cgverify reads dense floating-point weights.")
+        raise WeightsError(
+            f"{name} in {path} is stored as {kind}: cgverify reads dense weights in "
+            f"{', '.join(str(dtype).removeprefix('torch.') for dtype in STORED_DTYPES)}."
+        )
     if tensor.shape != shape:
         raise WeightsError(
             f"{name} in {path} has shape {list(tensor.shape)} and config.json says {list(shape)}: the weights "

@@ -5,28 +5,20 @@ A source reads one tensor at a time in its stored dtype, so that only the part o
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
-import re
 import threading
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
 import torch
-from transformers import CodeGenConfig, CodeGenForCausalLM
+from transformers import CodeGenConfig
 
+from cgverify.bridge.codegen_format import TIED, NotCodeGenError, require_tensors
 from cgverify.checkpoint.files import WeightFiles, weight_files
 from cgverify.checkpoint.formats import TensorFile, open_tensors
 from cgverify.common.errors import WeightsError
-
-TIED = {"lm_head.weight": "transformer.wte.weight", "transformer.wte.weight": "lm_head.weight"}
-"""The tensor to read instead of each, if embedding and unembedding are tied and only one of them is stored."""
-
-LEGACY = re.compile(r"(^|\.)attn\.(causal_mask|bias|masked_bias|embed_positions)$")
-"""Buffers that older versions of transformers stored. They follow from the config, and are computed again."""
 
 
 class Source(Protocol):
@@ -99,7 +91,10 @@ class FolderWeights:
         self._choosing = threading.Lock()
         self._shards = files.shard_of or dict.fromkeys(self._open.names, files.paths[0])
         self._tied = TIED if config.tie_word_embeddings else {}
-        self._require_codegen(folder)
+        try:
+            require_tensors(self._shards, config, str(folder))
+        except NotCodeGenError as error:
+            raise WeightsError(str(error)) from error
         self.digest = _digest(folder, files)
 
     def read(self, name: str, shape: torch.Size) -> torch.Tensor:
@@ -115,40 +110,6 @@ class FolderWeights:
 
     def _stored_name(self, name: str) -> str | None:
         return next((each for each in (name, self._tied.get(name)) if each in self._shards), None)
-
-    def _require_codegen(self, folder: Path) -> None:
-        """Raise WeightsError unless the tensors are exactly CodeGen's. Buffers of older versions are ignored."""
-        expected = set(parameter_names(self.config))
-        missing = [name for name in sorted(expected) if self._stored_name(name) is None]
-        if missing:
-            raise WeightsError(
-                f"{folder} has no tensor {_first_of(missing)}: it is incomplete, or not a CodeGenForCausalLM's."
-            )
-        surplus = [name for name in sorted(self._shards) if name not in expected and not LEGACY.search(name)]
-        if surplus:
-            raise WeightsError(
-                f"{folder} has the tensor {_first_of(surplus)}, which CodeGen does not have: it belongs to another "
-                "architecture, or is an addition that must be merged or left out first."
-            )
-
-
-def parameter_names(config: CodeGenConfig) -> Iterable[str]:
-    """Yield the names of all parameters of Hugging Face's model, from a model of one block on the meta device."""
-    one_block = copy.deepcopy(config)
-    one_block.n_layer = 1
-    with torch.device("meta"):
-        names = list(CodeGenForCausalLM(one_block).state_dict())
-    first = "transformer.h.0."
-    for name in names:
-        if name.startswith(first):
-            yield from (f"transformer.h.{layer}.{name.removeprefix(first)}" for layer in range(config.n_layer))
-        else:
-            yield name
-
-
-def _first_of(names: list[str]) -> str:
-    others = len(names) - 1
-    return names[0] + (f" (and {others} more)" if others else "")
 
 
 def _digest(folder: Path, files: WeightFiles) -> str:

@@ -19,11 +19,12 @@ import torch
 from torch import nn
 from transformers import CodeGenConfig, CodeGenForCausalLM
 
+from cgverify.bridge.codegen_format import skeleton
 from cgverify.bridge.qkv_layout import split_weight
 from cgverify.checkpoint.sin_cos_table import set_table
 from cgverify.checkpoint.source import Source
-from cgverify.common.errors import WeightsError
-from cgverify.common.memory import give_back_freed
+from cgverify.common.errors import CgverifyError, WeightsError
+from cgverify.common.memory import give_back_freed, is_shortage
 from cgverify.common.printable import described
 from cgverify.common.records import RotaryDim, WeightsView
 
@@ -44,11 +45,7 @@ class Window:
 
     def __init__(self, source: Source) -> None:
         self._source = source
-        self._config = copy.deepcopy(source.config)
-        self._config.n_layer = 1
-        self._config.use_cache = True
-        self._config._attn_implementation = "eager"
-        self._config.architectures = ["CodeGenForCausalLM"]
+        self._config = source.config
         self._stored: dict[str, torch.Tensor] = {}
         self.view: WeightsView | None = None
 
@@ -71,7 +68,7 @@ class Window:
             return tensor
 
         # Reading a file or drawing random numbers uses one processor, whatever the number of torch threads.
-        with _memory_reported(view), ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        with _shortage_reported(view), ThreadPoolExecutor(torch.get_num_threads()) as pool:
             self._stored = dict(zip(shapes, pool.map(read, shapes), strict=True))
         self.view = view
 
@@ -114,7 +111,7 @@ class Window:
         config = copy.deepcopy(self._config)
         head_dim = config.n_embd // config.n_head
         config.rotary_dim = head_dim if variant.rotary_dim == "none" else variant.rotary_dim
-        with _memory_reported(self.view):
+        with _shortage_reported(self.view):
             model = skeleton(config, 1)
             module = _in_view(model, self.view)
             for name, stored in self._stored.items():
@@ -130,19 +127,13 @@ class Window:
         return model.eval()
 
 
-def skeleton(config: CodeGenConfig, n_layers: int) -> CodeGenForCausalLM:
-    """Return a model with a number of layers on the meta device: shapes without memory."""
-    config = copy.deepcopy(config)
-    config.n_layer = n_layers
-    with torch.device("meta"):
-        return CodeGenForCausalLM(config)
-
-
 @contextlib.contextmanager
-def _memory_reported(view: WeightsView) -> Iterator[None]:
+def _shortage_reported(view: WeightsView) -> Iterator[None]:
     try:
         yield
-    except (MemoryError, RuntimeError) as error:  # torch raises RuntimeError if it has too little memory
+    except (MemoryError, RuntimeError) as error:
+        if not is_shortage(error):
+            raise
         name = f"blocks.{view}" if isinstance(view, int) else view
         raise WeightsError(f"The weights of {name} do not fit into memory: {described(error)}") from error
 
@@ -151,16 +142,28 @@ def refusal(config: CodeGenConfig, rotary_dim: RotaryDim) -> str | None:
     """Return why Hugging Face refuses a rotary_dim for this architecture; None if it does not.
 
     Its own model of one block decides, on the meta device: shapes are checked and nothing is computed.
+
+    Raises:
+        CgverifyError: the model does not run with a rotary_dim of 2 either, so that another setting is the reason.
     """
     if rotary_dim == "none":
         return None
+    refused = _raised_with(config, rotary_dim)
+    if refused is None:
+        return None
+    if rotary_dim != 2 and (other := _raised_with(config, 2)) is not None:
+        raise CgverifyError(f"Hugging Face's model of this config does not run: {described(other)}.")
+    return f"Hugging Face refuses rotary_dim {rotary_dim}: {described(refused)}"
+
+
+def _raised_with(config: CodeGenConfig, rotary_dim: int) -> Exception | None:
+    """Return what Hugging Face's model of one block raises with a rotary_dim; None if it runs."""
     changed = copy.deepcopy(config)
+    changed.rotary_dim = rotary_dim
     try:
-        changed.rotary_dim, changed.n_layer = rotary_dim, 1
-        with torch.device("meta"):
-            CodeGenForCausalLM(changed).transformer(inputs_embeds=torch.empty(1, 2, changed.n_embd))
-    except Exception as error:  # the reference may refuse in any way
-        return f"Hugging Face refuses rotary_dim {rotary_dim}: {str(error).splitlines()[0]}"
+        skeleton(changed, 1).transformer(inputs_embeds=torch.empty(1, 1, changed.n_embd, device="meta"))
+    except Exception as error:  # code of Hugging Face, which may refuse in any way
+        return error
     return None
 
 

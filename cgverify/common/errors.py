@@ -19,11 +19,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+from cgverify.common.printable import printable
+
 
 class CgverifyError(Exception):
     """The base of all errors. `str(error)` is the message for the user."""
 
     exit_code = 3
+
+    def __str__(self) -> str:
+        return printable(super().__str__())  # names and values of a folder may contain anything
 
 
 class UsageError(CgverifyError):

@@ -68,3 +68,16 @@ def _limit(group: Path, limit: str, used: str, cached: str) -> tuple[int, int]:
     most = int((group / limit).read_text())
     stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
     return most, most - int((group / used).read_text()) + int(stat.get(cached, 0))
+
+
+def is_shortage(error: BaseException) -> bool:
+    """Return whether an exception says that memory is short, on this machine or on a device.
+
+    torch has a class of its own for most devices; its allocator of the CPU raises a plain RuntimeError.
+    """
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(phrase in str(error).lower() for phrase in _SHORTAGE)
+
+
+_SHORTAGE = ("out of memory", "allocate memory", "not enough memory")

@@ -10,7 +10,7 @@ from torch import nn
 
 from cgverify.checkpoint.source import Source
 from cgverify.checkpoint.window import Window, refusal
-from cgverify.common.errors import DeviceError, WeightsError
+from cgverify.common.errors import CgverifyError, DeviceError, WeightsError
 from cgverify.common.records import Cell, CellResult, Prompt, RotaryDim, Verdict, WeightsView
 from cgverify.observe.candidate import Candidate, free_bridge_afterwards
 from cgverify.oracle.shortcuts import NO_SHORTCUTS, Shortcuts
@@ -61,16 +61,14 @@ class CheckpointVerifier:
     def verify(self, cells: Sequence[Cell], watch: Watch = lambda _: None) -> Iterator[CellResult]:
         """Yield the results of one batch of cells."""
         first = cells[0]
-        if first.rotary_dim not in self._refusals:
-            self._refusals[first.rotary_dim] = refusal(self._source.config, first.rotary_dim)
-        reason = self._refusals[first.rotary_dim]
-        if reason is not None:
-            yield from uncompared(cells, Verdict.UNSUPPORTED, reason)
-            return
         try:
+            reason = self._refusal(first.rotary_dim)
+            if reason is not None:
+                yield from uncompared(cells, Verdict.UNSUPPORTED, reason)
+                return
             require_devices([first.device])
             reference = None if first.prompt else self._reference(weights_view(first), first)
-        except (DeviceError, WeightsError) as error:
+        except CgverifyError as error:
             yield from uncompared(cells, Verdict.ERROR, str(error))
             return
         if reference is None:
@@ -78,6 +76,11 @@ class CheckpointVerifier:
             return
         for _, own in groupby(sorted(cells, key=_candidate), key=_candidate):
             yield from self._verify_candidate(list(own), reference, watch)
+
+    def _refusal(self, rotary_dim: RotaryDim) -> str | None:
+        if rotary_dim not in self._refusals:
+            self._refusals[rotary_dim] = refusal(self._source.config, rotary_dim)
+        return self._refusals[rotary_dim]
 
     def _reference(self, view: WeightsView, cell: Cell) -> Reference:
         """Return the reference with the weights of a view, in the model variant of a cell.

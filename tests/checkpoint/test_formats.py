@@ -258,6 +258,8 @@ def test_bin_is_unmapped_after_it_was_read(
 def test_tensor_of_the_wrong_kind_is_reported(folder: Path, model: CodeGenForCausalLM) -> None:
     for wrong, message in (
         (torch.zeros(64, 64, dtype=torch.int8), r"stored as torch\.int8"),
+        (torch.zeros(64, 64).to(torch.float8_e4m3fn), r"stored as torch\.float8_e4m3fn: .* float64, float32"),
+        (torch.zeros(64, 64, dtype=torch.complex64), r"stored as torch\.complex64"),
         (torch.zeros(64, 64).to_sparse(), r"stored as torch\.sparse_coo"),
         (torch.zeros(1, 1).expand(64, 65), r"shape \[64, 65\]"),
     ):
