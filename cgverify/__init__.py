@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,10 @@ if TYPE_CHECKING:
     from cgverify.api import Result, load_run, sweep, verify
     from cgverify.bridge import CodeGenAttentionBridge
     from cgverify.runs.comparison import compare_runs
+
+# The threads of torch spin while they wait, and beside a busy process they wait for a processor: a run took 12 times as
+# long. torch reads this when it is imported, and every command and worker imports this package before torch.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = "0.1.0"
 __all__ = ["CodeGenAttentionBridge", "Result", "__version__", "compare_runs", "load_run", "sweep", "verify"]

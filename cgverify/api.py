@@ -105,7 +105,7 @@ def sweep(
     Args:
         config: the path of a plan in YAML, or the plan as a mapping.
         output: a new folder for the run; by default `reports/PLAN-TIME`.
-        threads: torch threads in each process, also in this one. None leaves them as they are.
+        threads: torch threads in each process, also in this one. None leaves them, up to the number of processors.
         jobs: processes that share the work. With more than one, call this under `if __name__ == "__main__":`.
         scheduler: the address of a Dask scheduler whose workers do the work, such as `tcp://host:8786`.
         keep_tensors: the findings whose tensors are kept: `failed`, `all` or `none`.
@@ -169,7 +169,7 @@ def verify(
         reference: for a bridge: a `CodeGenForCausalLM` with equal weights, in its own memory, over which no bridge was
             booted. The dtype and device are those of the bridge and its reference.
         weights: for a checkpoint: see `cgverify.checkpoint.resolve`.
-        threads: torch threads in this process. None leaves them as they are.
+        threads: torch threads in this process. None leaves them, up to the number of processors.
         axes: keys of a plan (`cgverify.plan.yaml_plan`): `AXES` for a bridge, `CHECKPOINT_AXES` for a checkpoint. For
             rules and limits use `cgverify.sweep`.
 

@@ -75,7 +75,7 @@ def prepare(
     """Find the checkpoint and the candidates, make the folder, and measure how fast this machine multiplies.
 
     Args:
-        threads: number of torch threads; None leaves torch's number.
+        threads: number of torch threads; None leaves torch's, but no more than there are processors.
         memory: `fresh` or `kept`, which is recorded.
         output: the folder; None makes one in `reports/`.
 
@@ -86,7 +86,7 @@ def prepare(
     with stdout_to_stderr():
         candidates = {name: find_candidate(name) for name in bridges}
     source = resolve(model, weights)
-    numerics = pin_numerics(threads or torch.get_num_threads()) | {"memory": memory}
+    numerics = pin_numerics(threads) | {"memory": memory}
     folder = _make_folder(
         output or new_folder(f"bench-{Path(model).resolve().name if Path(model).is_dir() else model}")
     )

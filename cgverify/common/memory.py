@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import ctypes
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import psutil
 
-PROC, GROUPS = Path("/proc"), Path("/sys/fs/cgroup")
+from cgverify.common.control_groups import GROUPS, PROC, control_groups
 
 VERSION_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 VERSION_2 = ("memory.max", "memory.current", "inactive_file")
@@ -42,26 +42,10 @@ def give_back_freed() -> None:
 
 
 def _limits(proc: Path, groups: Path) -> Iterator[tuple[int, int]]:
-    """Yield each limit from this process's control groups up to the root, with the bytes that are left of it.
-
-    /proc/meminfo does not know the limit of a container, which is that of a control group.
-    """
-    try:
-        lines = (proc / "self" / "cgroup").read_text().splitlines()
-    except OSError:  # not Linux
-        return
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            mount, names = groups, VERSION_2
-        elif "memory" in controllers.split(","):
-            mount, names = groups / "memory", VERSION_1
-        else:
-            continue
-        own = PurePosixPath(path).relative_to("/")
-        for group in (own, *own.parents):  # inside a container only the root may exist, not the process's own path
-            with contextlib.suppress(OSError, ValueError):  # no such group, or its limit is "max"
-                yield _limit(mount / group, *names)
+    """Yield the limit of each control group of this process, with the bytes that are left of it."""
+    for version, group in control_groups("memory", proc, groups):
+        with contextlib.suppress(OSError, ValueError):  # no such group, or its limit is "max"
+            yield _limit(group, *(VERSION_2 if version == 2 else VERSION_1))
 
 
 def _limit(group: Path, limit: str, used: str, cached: str) -> tuple[int, int]:

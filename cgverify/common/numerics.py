@@ -9,6 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, cast
 
+from cgverify.common.processors import processors
+
 PACKAGES = ("cgverify", "torch", "transformers", "transformer_lens", "safetensors", "numpy")
 
 SHORTCUTS = ("tf32", "bfloat16", "reduction")
@@ -32,7 +34,7 @@ def machine() -> dict[str, Any]:
         "system": platform.system(),
         "architecture": platform.machine(),
         "processor": _processor(),
-        "processors": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "processors": processors(),
     }
 
 
@@ -48,11 +50,13 @@ def pin_numerics(threads: int | None, allow: Collection[str] = ()) -> dict[str, 
     """Set the number of threads, switch every shortcut of torch's products on or off, and return the flags in force.
 
     Args:
-        threads: None leaves the number as it is.
+        threads: None leaves the number as it is, but no more than there are processors unless OMP_NUM_THREADS is set.
         allow: the `SHORTCUTS` to switch on.
     """
     import torch
 
+    if threads is None and "OMP_NUM_THREADS" not in os.environ:
+        threads = min(torch.get_num_threads(), processors())
     if threads is not None:
         torch.set_num_threads(threads)
     operands = "medium" if "bfloat16" in allow else "high" if "tf32" in allow else "highest"

@@ -23,7 +23,7 @@ class ExecutionOptions:
     """
 
     threads: int | None = None
-    """torch threads in each process; None takes all processors, divided among the jobs."""
+    """torch threads in each process; None takes the processors of this process, divided among the jobs."""
     jobs: int = 1
     """Local processes that share the work."""
     scheduler: str | None = None
