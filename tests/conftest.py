@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from command_line import ROOT, Cli, command
+from command_line import Cli, fork
 from transformers import CodeGenConfig, CodeGenForCausalLM
 
 from cgverify.checkpoint.names import NANO
@@ -56,19 +56,18 @@ def nano() -> Path:
 
 
 @pytest.fixture
-def cli(tmp_path: Path) -> Cli:
-    """Run cgverify as a process in an empty folder, from which the modules in tests/support can be imported."""
-    python_path = os.pathsep.join([str(ROOT / "tests" / "support"), os.environ.get("PYTHONPATH", "")])
+def cli(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Cli:
+    """Run cgverify in an empty folder, as a process that is forked from a server that has imported torch."""
 
     def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            command(*arguments),
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": python_path, "COLUMNS": "160", **environment},
-            capture_output=True,
-            text=True,
-            timeout=240,
-            check=False,
-        )
+        folder = tmp_path_factory.mktemp("streams")
+        output, errors = folder / "output", folder / "errors"
+        variables = {"COLUMNS": "160", **environment}
+        process = fork(*arguments, cwd=tmp_path, output=output, errors=errors, environment=variables)
+        process.join(240)
+        process.kill()
+        process.join()
+        assert process.exitcode is not None
+        return subprocess.CompletedProcess(arguments, process.exitcode, output.read_text(), errors.read_text())
 
     return run

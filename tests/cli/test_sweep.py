@@ -14,8 +14,8 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
-from command_line import ROOT, Cli
-from sweeping import SMALL, command_line, swept
+from command_line import ROOT, Cli, fork
+from sweeping import SMALL, swept
 from typer.testing import CliRunner, Result
 
 from cgverify.common.records import Verdict
@@ -78,7 +78,7 @@ def test_sweep_killed_at_random_and_resumed_finds_the_same(here: Path, plan: dic
     killed = finished = 0
     for _ in range(kills):
         before = size_of(findings)
-        process = command_line(*arguments)
+        process = fork(*arguments)
         if draw.random() < 0.5:  # before the run starts, while it is planned, or within a cell
             time.sleep(draw.uniform(0, 0.2))
         else:  # while cells are written
@@ -92,7 +92,7 @@ def test_sweep_killed_at_random_and_resumed_finds_the_same(here: Path, plan: dic
             now = len(read_run(here / "run")[1])
             assert now >= finished, "finished cells are kept"
             finished = now
-    last = command_line(*arguments)
+    last = fork(*arguments)
     last.join()
     assert last.exitcode == 0, (here / "output.txt").read_text()
     assert killed > kills / 2, "most kills hit a running process"
@@ -108,14 +108,14 @@ def size_of(path: Path) -> int:
 def test_full_disk_stops_a_sweep_that_resumes_with_room(here: Path, whole: Path) -> None:
     arguments = ("sweep", "plan.yaml", "--output", "run", "--threads", "1", "-q")
     size = (whole / "findings.jsonl").stat().st_size
-    process = command_line(*arguments, limit=size // 2)
+    process = fork(*arguments, limit=size // 2)
     process.join()
     message = (here / "output.txt").read_text()
     assert process.exitcode == 3, message
     assert "make room, and --resume goes on" in message
     assert "Traceback" not in message
     assert 0 < len(read_run(here / "run")[1]) < 18
-    again = command_line(*arguments, "--resume")
+    again = fork(*arguments, "--resume")
     again.join()
     assert again.exitcode == 0, (here / "output.txt").read_text()
     assert same(here / "run", whole)
@@ -124,7 +124,7 @@ def test_full_disk_stops_a_sweep_that_resumes_with_room(here: Path, whole: Path)
 def test_disk_full_of_tensors_stops_a_sweep_with_a_sentence(here: Path) -> None:
     plan = {**SMALL, "candidates": "faults:HeadsSwapped", "components": "attn", "cases": "default", "layers": 0}
     written(plan, here / "plan.yaml")
-    process = command_line("sweep", "plan.yaml", "--output", "run", "-q", limit=20_000)
+    process = fork("sweep", "plan.yaml", "--output", "run", "-q", limit=20_000)
     process.join()
     message = (here / "output.txt").read_text()
     assert process.exitcode == 3, message
@@ -135,7 +135,7 @@ def test_disk_full_of_tensors_stops_a_sweep_with_a_sentence(here: Path) -> None:
 
 def test_interrupted_sweep_with_workers_can_be_resumed(here: Path) -> None:
     plan = written({**SMALL, "seeds": list(range(20))}, here / "long.yaml")
-    process = command_line("sweep", str(plan), "--output", "run", "--threads", "1", "--jobs", "2")
+    process = fork("sweep", str(plan), "--output", "run", "--threads", "1", "--jobs", "2")
     findings = here / "run" / "findings.jsonl"
     deadline = time.monotonic() + 60
     while not (findings.exists() and findings.stat().st_size) and time.monotonic() < deadline:
@@ -193,7 +193,7 @@ def test_merge_without_room_leaves_nothing_and_can_be_repeated(here: Path) -> No
     tensors = max(file.stat().st_size for file in here.glob("shard*/tensors/*"))
     assert findings < tensors
     for limit in (findings - 1, tensors - 1):  # no room for a cell, no room for tensors
-        process = command_line("merge", "shard1", "shard2", "--output", "whole", limit=limit)
+        process = fork("merge", "shard1", "shard2", "--output", "whole", limit=limit)
         process.join()
         message = (here / "output.txt").read_text()
         assert process.exitcode == 3, message

@@ -1,10 +1,13 @@
-"""The command line of cgverify as a separate process."""
+"""The command line of cgverify as a process: a new one, or one forked from a server that has imported torch."""
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -12,4 +15,47 @@ Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def command(*arguments: str) -> Sequence[str]:
+    """Return the arguments of a new process, which needs seconds to import torch."""
     return [sys.executable, "-m", "cgverify", *arguments]
+
+
+def fork(
+    *arguments: str,
+    cwd: Path | None = None,
+    output: Path = Path("output.txt"),
+    errors: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    limit: int | None = None,
+) -> ForkServerProcess:
+    """Start the command line in a process of its own, where torch is already imported.
+
+    Args:
+        output: the file to which stdout is appended, and stderr without `errors`.
+        environment: what the process has besides the environment of this one.
+        limit: the greatest size of a file, in bytes.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["cgverify.runs.session", "cgverify.runs.execute.in_process", "cgverify.report.run"])
+    streams = output.absolute(), (errors or output).absolute()
+    variables = {**os.environ, **(environment or {})}
+    process = context.Process(target=_run, args=(arguments, cwd or Path.cwd(), streams, variables, limit))
+    process.start()
+    return process
+
+
+def _run(
+    arguments: tuple[str, ...], cwd: Path, streams: tuple[Path, Path], variables: dict[str, str], limit: int | None
+) -> None:
+    import resource
+
+    for stream, path in enumerate(streams, start=1):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+    os.environ.clear()
+    os.environ.update(variables)
+    os.chdir(cwd)
+    if limit is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    from cgverify.__main__ import main
+
+    sys.argv = ["cgverify", *arguments]
+    main()

@@ -1,10 +1,7 @@
-"""A small plan, and functions that carry out plans in this process or in another."""
+"""A small plan, and functions that carry out plans."""
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import sys
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -51,30 +48,3 @@ def require_errors_in_attention(session: RunSession) -> None:
     places = {(result.cell.component, result.cell.case) for result in errors}
     assert places == set(product(("blocks.0.attn", "blocks.3.attn"), ("default", "text")))
     assert all("2 workers were lost at it (" in result.findings[0].message for result in errors)
-
-
-def command_line(*arguments: str, limit: int | None = None) -> multiprocessing.process.BaseProcess:
-    """Start the command line in a process, which is forked from a server that has imported torch.
-
-    Args:
-        limit: the greatest size of a file, in bytes.
-    """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["cgverify.runs.execute.in_process"])
-    process = context.Process(target=_command_line, args=(arguments, limit))
-    process.start()
-    return process
-
-
-def _command_line(arguments: tuple[str, ...], limit: int | None) -> None:
-    import resource
-
-    output = Path("output.txt").open("a")  # noqa: SIM115  open until the process ends
-    os.dup2(output.fileno(), 1)
-    os.dup2(output.fileno(), 2)
-    if limit is not None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-    from cgverify.cli.app import app
-
-    sys.argv = ["cgverify", *arguments]
-    app()

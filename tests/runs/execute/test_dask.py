@@ -14,8 +14,9 @@ import distributed
 import pytest
 import torch
 import yaml
+from command_line import fork
 from dask_clusters import JOB, dask_cluster, separate_cluster
-from sweeping import DEADLY, SMALL, command_line, prepared, require_errors_in_attention, swept
+from sweeping import DEADLY, SMALL, prepared, require_errors_in_attention, swept
 from typer.testing import CliRunner
 
 import cgverify
@@ -193,7 +194,7 @@ def test_interrupted_sweep_on_a_cluster_can_be_resumed(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("plan.yaml").write_text(yaml.safe_dump({**SMALL, "seeds": list(range(20))}))
-    process = command_line("sweep", "plan.yaml", "--output", "run", "--threads", "1", "--scheduler", scheduler)
+    process = fork("sweep", "plan.yaml", "--output", "run", "--threads", "1", "--scheduler", scheduler)
     findings, deadline = Path("run/findings.jsonl"), time.monotonic() + 60
     while not (findings.exists() and findings.stat().st_size) and time.monotonic() < deadline:
         time.sleep(0.05)
