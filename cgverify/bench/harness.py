@@ -22,6 +22,7 @@ from cgverify.checkpoint.source import Source
 from cgverify.checkpoint.window import ModelVariant
 from cgverify.observe.bits import same_tensor
 from cgverify.observe.candidate import Candidate
+from cgverify.observe.taps import cpu_copy
 
 BYTES = ("memory", "boot-memory", "parameters")
 """Scenarios that are measured in bytes. All others are measured in seconds."""
@@ -175,4 +176,4 @@ def _boot_call(candidate: Candidate, model: nn.Module) -> Call:
 
 
 def _copies(returned: Any) -> list[torch.Tensor]:
-    return [tensor.detach().clone() for tensor in tensors(returned)]
+    return [cpu_copy(tensor) for tensor in tensors(returned)]

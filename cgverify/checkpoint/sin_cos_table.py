@@ -17,7 +17,7 @@ def set_table(model: Any, device: torch.device, dtype: torch.dtype) -> None:
     config = model.config
     table = create_sinusoidal_positions(config.n_positions, config.rotary_dim)
     owner = model.transformer.rotary_emb if hasattr(model.transformer, "rotary_emb") else model.transformer.h[0].attn
-    owner.embed_positions = table.to(device, torch.promote_types(torch.float32, dtype))
+    owner.embed_positions = table.to(torch.promote_types(torch.float32, dtype)).to(device)
 
 
 def share_table(owner: Any, other: Any) -> None:

@@ -11,7 +11,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -38,6 +38,10 @@ class ModelVariant:
     dtype: torch.dtype
     device: torch.device
     rotary_dim: RotaryDim
+
+    @property
+    def on_cpu(self) -> ModelVariant:
+        return replace(self, device=torch.device("cpu"))
 
 
 class Window:
@@ -116,7 +120,7 @@ class Window:
             module = _in_view(model, self.view)
             for name, stored in self._stored.items():
                 owner, _, leaf = name.rpartition(".")
-                weight = converted(stored, device=variant.device, dtype=variant.dtype)
+                weight = converted(stored, dtype=variant.dtype).to(variant.device)  # a device may not have stored's dtype
                 setattr(module.get_submodule(owner), leaf, nn.Parameter(weight, requires_grad=False))
             if isinstance(self.view, int):
                 set_table(model, variant.device, variant.dtype)

@@ -39,7 +39,7 @@ def digest(x: torch.Tensor) -> str:
     """Return twelve hex digits that are equal for tensors of one shape, one dtype and the same bits."""
     form = f"{x.dtype} {tuple(x.shape)} ".encode()
     return hashlib.sha256(
-        form + x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        form + x.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
     ).hexdigest()[:12]
 
 

@@ -33,7 +33,7 @@ class Patch:
         The values are drawn on the CPU in float32 from the seed and the tap's name: one seed is one tensor everywhere.
         """
         if not seen.is_floating_point():
-            return seen.flatten().flip(0).view_as(seen)
+            return seen.cpu().flatten().flip(0).view_as(seen).to(seen.device)
         return _drawn(f"{self.tap} {self.seed}", seen, self.rounded_to)
 
 
@@ -65,7 +65,7 @@ class Cotangent:
 def _drawn(name: str, like: torch.Tensor, rounded_to: torch.dtype | None) -> torch.Tensor:
     # torch's CPU generator keeps 32 bits of a seed.
     generator = torch.Generator().manual_seed(crc32(name.encode()))
-    return torch.randn(like.shape, generator=generator).to(rounded_to or like.dtype).to(like.device, like.dtype)
+    return torch.randn(like.shape, generator=generator).to(rounded_to or like.dtype).to(like.dtype).to(like.device)
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,6 @@ def _attributes_set(attributes: Sequence[tuple[Any, str]], value: object) -> Ite
 @contextlib.contextmanager
 def _seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Seed the random state of the CPU and of the device."""
-    on_cpu = device.type == "cpu"
-    with torch.random.fork_rng([] if on_cpu else [device], device_type="cuda" if on_cpu else device.type):
+    with torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type):
         torch.manual_seed(seed)
         yield

@@ -15,7 +15,7 @@ from torch import nn
 
 from cgverify.bridge import join_weight
 from cgverify.observe.conditions import Cotangent
-from cgverify.observe.taps import Observation
+from cgverify.observe.taps import Observation, cpu_copy
 from cgverify.oracle.fused_qkv import projection
 
 _REFERENCE = {
@@ -85,7 +85,7 @@ def call_and_differentiate(
     finally:
         for name, weight in weights.items():
             weight.requires_grad_(before[name])
-    gradients = dict(zip(("hidden_states", *weights), found, strict=True))
+    gradients = dict(zip(("hidden_states", *weights), map(cpu_copy, found), strict=True))
     if "attn.qkv" in weights or "attn.q" in weights:
         fused = gradients.get("attn.qkv")
         if fused is None:
@@ -93,5 +93,5 @@ def call_and_differentiate(
         for name in _PROJECTIONS:
             gradients[name] = projection(fused, name[-1], n_heads).unflatten(0, (n_heads, -1))
     for name, gradient in gradients.items():
-        observation.record(f"grad.{name}", gradient)
+        observation.taps[f"grad.{name}"] = gradient
     return returned

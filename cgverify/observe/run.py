@@ -28,13 +28,17 @@ from cgverify.oracle.parameters import Parameters
 from cgverify.oracle.shortcuts import NO_SHORTCUTS, Shortcuts
 
 
-def reference_parameters(model: Any, shortcuts: Shortcuts = NO_SHORTCUTS) -> Parameters:
-    """Return the weights of a one-block `CodeGenForCausalLM`, with the shortcuts that its products may take.
+def reference_parameters(model: Any, shortcuts: Shortcuts = NO_SHORTCUTS, device: str = "cpu") -> Parameters:
+    """Return the weights of a one-block `CodeGenForCausalLM` on the CPU, for an oracle.
+
+    Args:
+        shortcuts: those that the products of both sides may take.
+        device: the type of the device that both sides run on.
 
     Raises:
         CgverifyError: Hugging Face's CodeGen is of an unknown generation.
     """
-    return Parameters(model, installed().sin_cos_table, shortcuts)
+    return Parameters(model, installed().sin_cos_table, shortcuts, device)
 
 
 def call_component(root: nn.Module, node: nn.Module, kind: str, inputs: dict[str, Any], cache: Any = None) -> Any:
@@ -101,7 +105,7 @@ def run_candidate(
         forward(*spare, {name: point for name, point in points.items() if name in patches}, unhooked)
         observation.violations += unhooked.differences_from(observation)
         if conditions == PLAIN and cache is None:
-            call({name: value.flip(1) for name, value in inputs.items()}, None)
+            call({name: value.cpu().flip(1).to(value.device) for name, value in inputs.items()}, None)
             observation.violations += observation.overwritten({**shown, **returned})
 
     observation = observe(run, inputs)

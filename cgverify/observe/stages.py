@@ -107,7 +107,7 @@ def expect_products(
     """
     matrix, bias = parameters.tensor(weight), parameters.bias(weight)
     rows = [x.reshape(-1, matrix.shape[-1]).contiguous() for x in inputs]
-    keys = [(str(x.dtype), x.cpu().view(torch.uint8).numpy().tobytes()) for x in rows]
+    keys = [(str(x.dtype), x.view(torch.uint8).numpy().tobytes()) for x in rows]
     unique = dict(zip(keys, rows, strict=True))
     for columns, answers in products(list(unique.values()), matrix, bias, parameters.shortcuts, autocast):
         answer = dict(zip(unique, answers, strict=True))

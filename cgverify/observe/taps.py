@@ -2,7 +2,7 @@
 
 A tap has the same name, shape and meaning on both sides: those of TransformerLens's hook. On the candidate a tap is
 what a hook function receives. On the reference it is the tensor that Hugging Face really computed, caught by module
-hooks (`cgverify/observe/generations/`). Each is cloned at the moment it is seen.
+hooks (`cgverify/observe/generations/`). Each is copied at the moment it is seen, to the CPU, where it is judged.
 """
 
 from __future__ import annotations
@@ -24,6 +24,11 @@ RecordTap = Callable[[str, torch.Tensor], None]
 """Take a tap by its name."""
 
 
+def cpu_copy(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a copy with the same dtype and bits on the CPU, cut off from autograd."""
+    return tensor.detach().to("cpu", copy=True)
+
+
 @dataclass
 class Observation:
     """What one forward of one side showed."""
@@ -41,7 +46,7 @@ class Observation:
     silent_hooks: list[str] = field(default_factory=list)
 
     def record(self, name: str, tensor: torch.Tensor) -> None:
-        self.taps[name] = tensor.detach().clone()
+        self.taps[name] = cpu_copy(tensor)
 
     def differences_from(self, fully_hooked: Observation) -> list[tuple[str, str]]:
         """Return violations for taps that differ here, without listening hooks, from a forward with all hooks."""
@@ -62,14 +67,14 @@ class Observation:
         return [
             (name, f"{name} was overwritten by a later forward")
             for name, tensor in shown.items()
-            if not same_tensor(self.taps[name], tensor)
+            if not same_tensor(self.taps[name], tensor.cpu())
         ]
 
 
 def observe(run: Callable[[Observation], Any], inputs: Mapping[str, Any]) -> Observation:
     """Call `run`, which records its taps; note what it raised, and which inputs and global settings it changed."""
     observation = Observation()
-    before = {name: value.clone() for name, value in inputs.items() if isinstance(value, torch.Tensor)}
+    before = {name: cpu_copy(value) for name, value in inputs.items() if isinstance(value, torch.Tensor)}
     numerics = _numerics()
     try:
         with torch.no_grad():
@@ -79,7 +84,7 @@ def observe(run: Callable[[Observation], Any], inputs: Mapping[str, Any]) -> Obs
     except BaseException as error:  # whatever a candidate does is a finding, not our failure
         observation.raised = error
     for name, value in before.items():
-        if not same_tensor(value, inputs[name]):
+        if not same_tensor(value, inputs[name].cpu()):
             observation.violations.append((name, f"the candidate changed its input {name} in place"))
     if _numerics() != numerics:
         observation.violations.append(
@@ -125,7 +130,7 @@ def watch_hooks(
                 return None
             patch = patches.get(name)
             if patch is not None:
-                observation.replaced[name] = tensor.detach().clone()
+                observation.replaced[name] = cpu_copy(tensor)
                 tensor = patch(tensor)
             observation.record(name, tensor)
             shown[name] = tensor
@@ -143,7 +148,7 @@ def watch_hooks(
             point.fwd_hooks.remove(handle)
         observation.silent_hooks = [name for name in points if not fired[name]]
         for name, tensor in shown.items():
-            if not same_tensor(observation.taps[name], tensor):
+            if not same_tensor(observation.taps[name], tensor.cpu()):
                 observation.violations.append((name, f"{name} was changed in place after a hook had seen it"))
             if fired[name] > 1:
                 observation.violations.append((name, f"{name} fired {fired[name]} times in one forward"))

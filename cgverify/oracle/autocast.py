@@ -24,11 +24,13 @@ def operand(x: torch.Tensor, low: torch.dtype | None) -> torch.Tensor:
     return x if low is None or x.dtype == torch.float64 else x.to(low)
 
 
-def widened(x: torch.Tensor, operation: Callable[[torch.Tensor], torch.Tensor], low: torch.dtype) -> torch.Tensor:
+def widened(
+    x: torch.Tensor, operation: Callable[[torch.Tensor], torch.Tensor], low: torch.dtype, device: str
+) -> torch.Tensor:
     """Return x as `operation` takes it under autocast: in float32 if the device's list says so, otherwise unchanged.
 
-    The dtype is that of torch's own result for one element.
+    The dtype is that of torch's own result for one element on the device, which is of the type `device`.
     """
-    with torch.autocast(x.device.type, low):
-        dtype = operation(x.new_ones(1)).dtype
+    with torch.autocast(device, low):
+        dtype = operation(torch.ones(1, dtype=x.dtype, device=device)).dtype
     return x.to(dtype)

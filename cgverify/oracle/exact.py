@@ -22,8 +22,7 @@ from cgverify.oracle.rope import rope
 
 def embed(tokens: torch.Tensor, parameters: Parameters) -> torch.Tensor:
     """Embed token ids `[batch, seq]` as `[batch, seq, d_model]`."""
-    table = parameters.tensor("embed")
-    return table[tokens.to(table.device)].to(torch.float64)
+    return parameters.tensor("embed")[tokens].to(torch.float64)
 
 
 def block(x: torch.Tensor, parameters: Parameters) -> torch.Tensor:
@@ -68,7 +67,7 @@ def _attention(x: torch.Tensor, parameters: Parameters) -> torch.Tensor:
     query, key = (
         rope(heads, parameters.tensor("attn.table"), positions).value.transpose(1, 2) for heads in (query, key)
     )
-    later = torch.ones(seq, seq, dtype=torch.bool, device=x.device).triu(1)
+    later = torch.ones(seq, seq, dtype=torch.bool).triu(1)
     scores = (query @ key.mT / math.sqrt(query.shape[-1])).masked_fill(later, -math.inf)
     mixed = scores.softmax(-1) @ value.transpose(1, 2)
     return _linear(mixed.transpose(1, 2).flatten(2), "attn.o", parameters)

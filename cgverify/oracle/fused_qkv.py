@@ -32,13 +32,13 @@ def projection(fused: torch.Tensor, which: str, n_heads: int) -> torch.Tensor:
 
     Or the bias `[d_model]` from a fused bias `[3 * d_model]`.
     """
-    return fused[rows_of(which, n_heads, len(fused) // len(ORDER) // n_heads).to(fused.device)]
+    return fused[rows_of(which, n_heads, len(fused) // len(ORDER) // n_heads)]
 
 
 def projected_heads(fused: torch.Tensor, which: str, n_heads: int) -> torch.Tensor:
     """Return "q", "k" or "v", `[..., heads, head_dim]`, from the fused output `[..., 3 * d_model]`."""
     head_dim = fused.shape[-1] // len(ORDER) // n_heads
-    own = fused[..., rows_of(which, n_heads, head_dim).to(fused.device)]
+    own = fused[..., rows_of(which, n_heads, head_dim)]
     return own.reshape(*fused.shape[:-1], n_heads, head_dim)
 
 
@@ -47,5 +47,5 @@ def fused_output(by_head: Mapping[str, torch.Tensor]) -> torch.Tensor:
     heads, head_dim = by_head["q"].shape[-2:]
     fused = by_head["q"].new_empty(*by_head["q"].shape[:-2], len(ORDER) * heads * head_dim)
     for which, part in by_head.items():
-        fused[..., rows_of(which, heads, head_dim).to(fused.device)] = part.flatten(-2)
+        fused[..., rows_of(which, heads, head_dim)] = part.flatten(-2)
     return fused

@@ -92,7 +92,7 @@ def gradients(
     squares = {name: torch.zeros_like(each) for name, each in value.items()}
     scales = {name: torch.zeros_like(_along(each, each)) for name, each in value.items()}
     for seed in range(SAMPLES):
-        for name, sample in run(Drawn(seed, cotangent.device, shortcuts)).items():
+        for name, sample in run(Drawn(seed, shortcuts)).items():
             squares[name] += (sample - value[name]).square() / SAMPLES
             scales[name] += (_along(sample, value[name]) - 1).square() / SAMPLES
     return {

@@ -47,8 +47,8 @@ class Exact:
 class Drawn:
     """Errors drawn from a seed."""
 
-    def __init__(self, seed: int, device: torch.device, shortcuts: Shortcuts) -> None:
-        self._generator = torch.Generator(device).manual_seed(seed)
+    def __init__(self, seed: int, shortcuts: Shortcuts) -> None:
+        self._generator = torch.Generator().manual_seed(seed)
         self._shortcuts = shortcuts
 
     def stored(self, value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -24,7 +24,7 @@ _PROJECTIONS = ("attn.q", "attn.k", "attn.v")
 
 
 class Parameters:
-    """The weights of a one-block `CodeGenForCausalLM`.
+    """The weights of a one-block `CodeGenForCausalLM` on the CPU.
 
     Names are the bridge's: `embed`, `ln1`, `attn.q`, `attn.o`, `attn.table`, `mlp.in`, `ln_final`, `unembed`.
     """
@@ -34,15 +34,18 @@ class Parameters:
         model: Any,
         read_table: Callable[[Any], torch.Tensor],
         shortcuts: Shortcuts,
+        device: str,
         table_dtype: torch.dtype | None = None,
     ) -> None:
         """
         Args:
             read_table: return the model's sin/cos table `[positions, rotary_dim]`, sines before cosines.
             shortcuts: those that products may take.
+            device: the type of the device that both sides run on, which decides what autocast does.
             table_dtype: what the sin/cos table is cast to; None leaves it as it is stored.
         """
         self.shortcuts = shortcuts
+        self.device = device
         self._model = model
         self._read_table = read_table
         self._table_dtype = table_dtype
@@ -59,7 +62,7 @@ class Parameters:
 
     def with_cast_table(self) -> Parameters:
         """Return these parameters with the sin/cos table in the weights' dtype, as `model.to(dtype)` leaves it."""
-        return Parameters(self._model, self._read_table, self.shortcuts, self.tensor("attn.o").dtype)
+        return Parameters(self._model, self._read_table, self.shortcuts, self.device, self.tensor("attn.o").dtype)
 
     def tensor(self, name: str) -> torch.Tensor:
         """Return the weight `[out, in]` of a linear, the gain of a norm, or the table of `attn.table` or `embed`."""

@@ -31,7 +31,7 @@ def rope(x: torch.Tensor, table: torch.Tensor, position_ids: torch.Tensor) -> Ex
     """
     dtype = torch.promote_types(x.dtype, table.dtype)
     half = table.shape[-1] // 2
-    angles = table[position_ids.to(table.device)].to(torch.float64)[:, :, None, :]
+    angles = table[position_ids].to(torch.float64)[:, :, None, :]
     sin, cos = angles[..., :half], angles[..., half:]
     wide = x.to(torch.float64)
     value, bound = wide.clone(), torch.zeros_like(wide)

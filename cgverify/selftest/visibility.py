@@ -24,6 +24,7 @@ from cgverify.common.records import Cell, WeightsView
 from cgverify.observe.bits import same_tensor
 from cgverify.observe.candidate import Candidate, find_candidate
 from cgverify.observe.inputs import CaseInputs
+from cgverify.observe.run import reference_parameters
 from cgverify.observe.stages import Stage, TapFunction, expect_products
 from cgverify.oracle.arithmetic import Expected
 from cgverify.oracle.parameters import Parameters
@@ -78,8 +79,9 @@ def _run(
         window.show(view)
         together = list(in_view)
         variant = variant_of(together[0])
-        model, other = (_rounded(window.model(variant), rounded_to) for _ in range(2))
-        reference = Reference(model, source.config, window.spread(), rounded)
+        model, other, weights = (_rounded(window.model(v), rounded_to) for v in (variant, variant, variant.on_cpu))
+        parameters = reference_parameters(weights, device=variant.device.type)
+        reference = Reference(model, parameters, source.config, window.spread(), rounded)
         try:
             bridge = candidate.boot(other)
         except KeyboardInterrupt:
@@ -97,7 +99,7 @@ def _rounded(model: nn.Module, dtype: torch.dtype | None) -> nn.Module:
     """Round the weights of a model that are in view to a dtype, and cast them back."""
     for weight in model.parameters():
         if dtype is not None and not weight.is_meta:
-            weight.data = weight.data.to(dtype).to(weight.dtype)
+            weight.data = weight.data.cpu().to(dtype).to(weight.dtype).to(weight.device)
     return model
 
 

@@ -13,6 +13,7 @@ from cgverify.checkpoint.window import Window, refusal
 from cgverify.common.errors import CgverifyError, DeviceError, WeightsError
 from cgverify.common.records import Cell, CellResult, Prompt, RotaryDim, Verdict, WeightsView
 from cgverify.observe.candidate import Candidate, free_bridge_afterwards
+from cgverify.observe.run import reference_parameters
 from cgverify.oracle.shortcuts import NO_SHORTCUTS, Shortcuts
 from cgverify.plan.batches import group_into_batches
 from cgverify.plan.cases import WHOLE
@@ -92,8 +93,11 @@ class CheckpointVerifier:
             self._window.show(view)
         if view not in self._spreads:
             self._spreads[view] = self._window.spread()
-        model = self._window.reference(variant_of(cell))
-        return Reference(model, self._source.config, self._spreads[view], shortcuts=self._shortcuts)
+        variant = variant_of(cell)
+        model = self._window.reference(variant)
+        weights = model if variant == variant.on_cpu else self._window.reference(variant.on_cpu)
+        parameters = reference_parameters(weights, self._shortcuts, variant.device.type)
+        return Reference(model, parameters, self._source.config, self._spreads[view])
 
     @free_bridge_afterwards()
     def _verify_candidate(self, cells: Sequence[Cell], reference: Reference, watch: Watch) -> list[CellResult]:

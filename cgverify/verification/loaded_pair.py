@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -20,6 +21,7 @@ from cgverify.common.records import IN_MEMORY, Cell, CellResult, Checkpoint, Wei
 from cgverify.observe.components import COMPONENTS
 from cgverify.observe.infinite_masks import with_infinite_masks
 from cgverify.observe.run import reference_parameters
+from cgverify.oracle.parameters import Parameters
 from cgverify.plan.batches import group_into_batches
 from cgverify.plan.cases import AFTER, BEFORE
 from cgverify.plan.cells import weights_view
@@ -50,7 +52,7 @@ class MemoryWeights:
         self.digest = digest.hexdigest()[:16]
 
     def read(self, name: str, _: torch.Size) -> torch.Tensor:
-        return self._tensors[name]
+        return self._tensors[name].cpu()
 
 
 class LoadedPair:
@@ -90,7 +92,7 @@ class LoadedPair:
 
     @property
     def device(self) -> str:
-        return str(self._reference.device.type)
+        return str(self._reference.device)
 
     def require(self, cells: Sequence[Cell]) -> None:
         """Raise UsageError if there are cells of a case in which this pair cannot be verified."""
@@ -128,14 +130,29 @@ class LoadedPair:
         share_table(self._reference, model)
         bridge.__dict__["original_model"] = cast(Any, self._bridge).original_model  # whose table its attention uses
         if not self._is_processed:
-            reference = Reference(model, config, spread)
+            reference = Reference(model, self._parameters(model), config, spread)
             observed = [observe_cell(cell, reference, bridge) for cell in cells]
             return DEFAULT_JUDGE.results(observed, reference.parameters)
-        reference = Reference(processed_reference(model, bridge), config, spread, change_stage=with_infinite_masks)
-        weights = ProcessedWeights(reference_parameters(model), reference.parameters)
+        processed = processed_reference(model, bridge)
+        reference = Reference(processed, self._parameters(processed), config, spread, change_stage=with_infinite_masks)
+        weights = ProcessedWeights(self._parameters(model), reference.parameters)
         observed = [observe_cell(cell, reference, bridge) for cell in cells]
         observed = [replace(one, extra_findings=weights.findings(one.cell.kind)) for one in observed]
         return DEFAULT_JUDGE.results(observed, reference.parameters)
+
+
+    def _parameters(self, model: nn.Module) -> Parameters:
+        return reference_parameters(_on_cpu(model), device=self._reference.device.type)
+
+
+def _on_cpu(model: nn.Module) -> nn.Module:
+    """Return a model if it is on the CPU, or else a copy of it there."""
+    tensors = [*model.parameters(), *model.buffers()]
+    if all(tensor.device.type == "cpu" for tensor in tensors):
+        return model
+    copies = {id(tensor): tensor.detach().cpu() for tensor in tensors}
+    copies |= {id(weight): nn.Parameter(copies[id(weight)], requires_grad=False) for weight in model.parameters()}
+    return copy.deepcopy(model, copies)
 
 
 @contextlib.contextmanager

@@ -149,8 +149,8 @@ class TrustedBits:
             value: the greatest absolute value of each column, float64 `[columns]`.
             head: the head that each column belongs to, int64 `[columns]`.
         """
-        self.errors.scatter_reduce_(0, head, error.cpu(), "amax")
-        self.greatest.scatter_reduce_(0, head, value.cpu(), "amax")
+        self.errors.scatter_reduce_(0, head, error, "amax")
+        self.greatest.scatter_reduce_(0, head, value, "amax")
 
     @property
     def of_tap(self) -> float:

@@ -19,10 +19,10 @@ from cgverify.observe.cases import CASES
 from cgverify.observe.components import COMPONENTS
 from cgverify.observe.conditions import Conditions, Substitute
 from cgverify.observe.inputs import CaseInputs, InputSpec, Step, checked_inputs, convert
-from cgverify.observe.run import reference_parameters, run_candidate, run_reference
+from cgverify.observe.run import run_candidate, run_reference
 from cgverify.observe.stages import Stage
-from cgverify.observe.taps import Observation
-from cgverify.oracle.shortcuts import NO_SHORTCUTS, Shortcuts
+from cgverify.observe.taps import Observation, cpu_copy
+from cgverify.oracle.parameters import Parameters
 from cgverify.verification.observed import CandidateFailedError, ObservedCell, ObservedSide, ObservedStep
 
 
@@ -75,7 +75,7 @@ class _Forward:
     inputs: dict[str, Any]
     cache: DynamicCache | None
     given: dict[str, torch.Tensor]
-    """Clones of the inputs and of the cache's content, as `given.…`."""
+    """Copies of the inputs and of the cache's content on the CPU, as `given.…`."""
 
     def breaks_off(self, observation: Observation) -> bool:
         """Whether no later step can run: this one raised and may have left its cache in any state."""
@@ -90,7 +90,7 @@ def _forwards(cell: Cell, steps: Sequence[Step], config: CodeGenConfig) -> Itera
         inputs = convert(step.inputs, getattr(torch, cell.dtype), torch.device(cell.device))
         if cache is not None:
             _fill_layers_below(cache, cell.layer or 0, inputs["hidden_states"], config)
-        given = {f"given.{name}": value.clone() for name, value in inputs.items()} | cached(cache, cell.layer)
+        given = {f"given.{name}": cpu_copy(value) for name, value in inputs.items()} | cached(cache, cell.layer)
         yield _Forward(step, inputs, cache, given)
 
 
@@ -103,11 +103,11 @@ def _fill_layers_below(cache: DynamicCache, layer: int, hidden_states: torch.Ten
 
 
 def cached(cache: DynamicCache | None, layer: int | None) -> dict[str, torch.Tensor]:
-    """Clone what a cache has of a layer; nothing if that is nothing."""
+    """Copy what a cache has of a layer to the CPU; nothing if that is nothing."""
     if cache is None or layer is None or len(cache.layers) <= layer or not cache.layers[layer].is_initialized:
         return {}
     of_layer: Any = cache.layers[layer]
-    return {"given.cache_keys": of_layer.keys.clone(), "given.cache_values": of_layer.values.clone()}
+    return {"given.cache_keys": cpu_copy(of_layer.keys), "given.cache_values": cpu_copy(of_layer.values)}
 
 
 # --- both sides -------------------------------------------------------------------------------------------------------
@@ -119,22 +119,22 @@ class Reference:
     def __init__(
         self,
         model: nn.Module,
+        parameters: Parameters,
         config: CodeGenConfig,
         spread: float,
         change_inputs: Callable[[CaseInputs], CaseInputs] = lambda inputs: inputs,
-        shortcuts: Shortcuts = NO_SHORTCUTS,
         change_stage: Callable[[Stage], Stage] = lambda stage: stage,
     ) -> None:
         """
         Args:
             model: a one-block `CodeGenForCausalLM` over which no bridge was booted.
+            parameters: its weights on the CPU, for the oracle.
             config: the whole model's.
             spread: see `InputSpec`.
             change_inputs: how random inputs are changed for both sides.
-            shortcuts: that products of both sides may take.
             change_stage: how the stages of both sides are changed.
         """
-        self.parameters = reference_parameters(model, shortcuts)
+        self.parameters = parameters
         self.config = config
         self.spread = spread
         self.change_inputs = change_inputs

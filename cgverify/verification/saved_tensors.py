@@ -67,7 +67,7 @@ class SavedTensors:
         name = f"{one.cell.id}-{step.name.replace(' ', '-')}-{stage.name}-{stage.tap}.safetensors"
         path = Path("tensors") / name
         # Clones: safetensors refuses tensors that share memory, as a tap and its source may.
-        cloned = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+        cloned = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
         try:
             (self.folder / path).parent.mkdir(exist_ok=True)
             save_file(cloned, self.folder / path)

@@ -182,12 +182,13 @@ class WatchedModel:
             returned.append(output if isinstance(output, torch.Tensor) else output.logits)
 
         whole = observe(call, {"input_ids": tokens})
-        given: dict[str, torch.Tensor] = {"given.input_ids": tokens}
+        given: dict[str, torch.Tensor] = {"given.input_ids": tokens.cpu()}
         for view, seen in forward.seen.items():
             forward.given[view] = given
             if isinstance(view, int):
                 record_cache(cache, view, COMPONENTS["block"].attention_prefix, seen.record)
-                context = convert(prompt_context(span), given["given.hidden_states"].dtype, tokens.device)
+                dtype = given["given.hidden_states"].dtype
+                context = convert(prompt_context(span), dtype, torch.device("cpu"))
                 forward.given[view] = given | {f"given.{name}": each for name, each in context.items()} | before[view]
             if "returned" not in seen.taps:  # nor did any component behind it return
                 forward.raised = seen.raised = whole.raised or ValueError("it returned no tensor")
@@ -199,7 +200,7 @@ class WatchedModel:
         if self.modules:
             forward.seen["unembed"].record("logits", returned[0])
             forward.seen["embed"].violations += whole.violations
-        forward.logits = returned[0].detach()
+        forward.logits = returned[0].detach().cpu()
         return forward
 
 
@@ -291,7 +292,8 @@ def _judge_components(
         if not steps:
             return
         window.show(view)
-        parameters = reference_parameters(window.model(variant_of(cell)), shortcuts)
+        variant = variant_of(cell)
+        parameters = reference_parameters(window.reference(variant.on_cpu), shortcuts, variant.device.type)
         # Not run again to confirm a diagnosis: the component's cell in the window does that.
         yield from judge.results([ObservedCell(cell, steps, started=started)], parameters)
 

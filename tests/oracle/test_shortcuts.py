@@ -118,7 +118,7 @@ def test_gradient_spread_includes_lost_operand_bits() -> None:
     value, squares = torch.zeros(20_000, dtype=torch.float64), torch.ones(20_000, dtype=torch.float64)
 
     def spread(shortcuts: Shortcuts) -> float:
-        drawn = Drawn(0, torch.device("cpu"), shortcuts)
+        drawn = Drawn(0, shortcuts)
         return float(drawn.summed(value, squares, 64, torch.float32).std())
 
     assert spread(TF32) > 500 * spread(NO_SHORTCUTS)

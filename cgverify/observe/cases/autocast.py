@@ -58,12 +58,12 @@ def _stages(component: Component, step: Step) -> tuple[Stage, ...]:
     )
 
 
-_OPERANDS: dict[str, Callable[[torch.Tensor, torch.dtype], torch.Tensor]] = {
-    "mix": operand,
-    "layer_norm": lambda x, low: widened(x, lambda one: functional.layer_norm(one, (1,)), low),
-    "activation": lambda x, low: widened(x, lambda one: one.pow(3), low),
+_OPERANDS: dict[str, Callable[[torch.Tensor, torch.dtype, str], torch.Tensor]] = {
+    "mix": lambda x, low, _: operand(x, low),
+    "layer_norm": lambda x, low, device: widened(x, lambda one: functional.layer_norm(one, (1,)), low, device),
+    "activation": lambda x, low, device: widened(x, lambda one: one.pow(3), low, device),
 }
-"""By stage: what autocast makes of each tap that the stage reads. Other stages follow from dtypes."""
+"""By stage: what autocast on a type of device makes of each tap that the stage reads. Other stages follow from dtypes."""
 
 
 def _under_autocast(stage: Stage, low: torch.dtype) -> Oracle:
@@ -78,7 +78,8 @@ def _under_autocast(stage: Stage, low: torch.dtype) -> Oracle:
         return installed().autocast_scores(query, key, side.get("given.attention_mask"), low, parameters.shortcuts)
 
     def from_operands(side: TensorsByName, parameters: Parameters) -> Expected:
-        return oracle.compute(_Mapped(side, lambda tap: _OPERANDS[stage.name](tap, low)), parameters)
+        change = _OPERANDS[stage.name]
+        return oracle.compute(_Mapped(side, lambda tap: change(tap, low, parameters.device)), parameters)
 
     if stage.name == "scores":
         return TapFunction(scores)

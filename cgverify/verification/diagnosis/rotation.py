@@ -107,7 +107,7 @@ def _other_positions(mismatch: Mismatch, rotation: _Rotation) -> Iterator[str]:
     positions = rotation.positions
     if mismatch.agrees(rotation.from_positions(positions[:1].expand_as(positions))):
         yield "all rows have the positions of the first"
-    from_zero = torch.arange(positions.shape[1], device=positions.device).expand_as(positions)
+    from_zero = torch.arange(positions.shape[1]).expand_as(positions)
     if mismatch.agrees(rotation.from_positions(from_zero)):
         yield "positions are ignored and counted from 0"
     for shift in _shifts(mismatch, rotation):
@@ -122,7 +122,7 @@ def _shifts(mismatch: Mismatch, rotation: _Rotation) -> list[int]:
     end of the table for one of them, but not for both.
     """
     shifts: set[int] = set()
-    everywhere = torch.arange(len(rotation.table), device=rotation.positions.device)[:, None]
+    everywhere = torch.arange(len(rotation.table))[:, None]
     for token in (0, -1):
         x, tap = rotation.x[:1, token, :1], mismatch.tap[:1, token, :1].to(torch.float64)
         turned = rotated_heads(x[:, None].expand(len(everywhere), -1, -1, -1), rotation.table, everywhere)

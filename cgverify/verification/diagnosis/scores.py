@@ -80,7 +80,7 @@ def _key(mismatch: Mismatch) -> torch.Tensor | None:
 def _causal(mask: torch.Tensor) -> torch.Tensor:
     """Return a mask `[batch, 1, seq, keys]` that hides only the future of each query."""
     queries, keys = mask.shape[-2:]
-    future = torch.ones(queries, keys, dtype=torch.bool, device=mask.device).triu(1 + keys - queries)
+    future = torch.ones(queries, keys, dtype=torch.bool).triu(1 + keys - queries)
     return torch.zeros_like(mask).masked_fill(future, torch.finfo(mask.dtype).min)
 
 

@@ -126,7 +126,7 @@ def test_drawn_errors_are_as_large_as_those_of_real_products_but_not_much_larger
     exact = product(x.double(), y.double(), dtype, Exact())
     real = ((x @ y).double() - exact).square().mean().sqrt()
     drawn = (
-        (product(x.double(), y.double(), dtype, Drawn(0, torch.device("cpu"), NO_SHORTCUTS)) - exact)
+        (product(x.double(), y.double(), dtype, Drawn(0, NO_SHORTCUTS)) - exact)
         .square()
         .mean()
         .sqrt()
