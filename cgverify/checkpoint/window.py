@@ -120,7 +120,8 @@ class Window:
             module = _in_view(model, self.view)
             for name, stored in self._stored.items():
                 owner, _, leaf = name.rpartition(".")
-                weight = converted(stored, dtype=variant.dtype).to(variant.device)  # a device may not have stored's dtype
+                # Cast on the CPU: the device may not have the stored dtype.
+                weight = converted(stored, dtype=variant.dtype).to(variant.device)
                 setattr(module.get_submodule(owner), leaf, nn.Parameter(weight, requires_grad=False))
             if isinstance(self.view, int):
                 set_table(model, variant.device, variant.dtype)

@@ -38,9 +38,7 @@ def same_tensor(x: torch.Tensor, y: torch.Tensor) -> bool:
 def digest(x: torch.Tensor) -> str:
     """Return twelve hex digits that are equal for tensors of one shape, one dtype and the same bits."""
     form = f"{x.dtype} {tuple(x.shape)} ".encode()
-    return hashlib.sha256(
-        form + x.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-    ).hexdigest()[:12]
+    return hashlib.sha256(form + x.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()[:12]
 
 
 def equal_values(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

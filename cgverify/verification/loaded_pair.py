@@ -140,7 +140,6 @@ class LoadedPair:
         observed = [replace(one, extra_findings=weights.findings(one.cell.kind)) for one in observed]
         return DEFAULT_JUDGE.results(observed, reference.parameters)
 
-
     def _parameters(self, model: nn.Module) -> Parameters:
         return reference_parameters(_on_cpu(model), device=self._reference.device.type)
 

@@ -12,12 +12,14 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Callable
 from importlib.metadata import distribution
 from pathlib import Path
 from types import ModuleType
 
 import torch
 from filelock import FileLock
+from torch.utils.backend_registration import rename_privateuse1_backend
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 NAME = "sim"
@@ -66,14 +68,14 @@ def _search_path() -> str:
 def register() -> None:
     """Make the device known to torch, which calls this at the end of its own import."""
     torch.ops.load_library(str(distribution(SOURCE.stem).locate_file(LIBRARY)))
-    torch.utils.rename_privateuse1_backend(NAME)
+    rename_privateuse1_backend(NAME)
     torch._register_device_module(NAME, _module())
 
 
 def _module() -> ModuleType:
     """Return `torch.sim`, with the functions that torch asks of such a module. Random numbers are the CPU's."""
     module = ModuleType(f"torch.{NAME}")
-    functions = {
+    functions: dict[str, Callable[..., object]] = {
         "is_available": lambda: True,
         "device_count": lambda: 2,
         "current_device": lambda: 0,
@@ -82,9 +84,9 @@ def _module() -> ModuleType:
     }
     if os.environ.get("SIM_WITHOUT") != "random":
         functions |= {
-            "manual_seed_all": lambda seed: torch.default_generator.manual_seed(seed),
-            "get_rng_state": lambda device=NAME: torch.get_rng_state(),
-            "set_rng_state": lambda state, device=NAME: torch.set_rng_state(state),
+            "manual_seed_all": torch.default_generator.manual_seed,
+            "get_rng_state": lambda _device=NAME: torch.get_rng_state(),
+            "set_rng_state": lambda state, _device=NAME: torch.set_rng_state(state),
         }
     vars(module).update(functions)
     return module

@@ -63,7 +63,7 @@ _OPERANDS: dict[str, Callable[[torch.Tensor, torch.dtype, str], torch.Tensor]] =
     "layer_norm": lambda x, low, device: widened(x, lambda one: functional.layer_norm(one, (1,)), low, device),
     "activation": lambda x, low, device: widened(x, lambda one: one.pow(3), low, device),
 }
-"""By stage: what autocast on a type of device makes of each tap that the stage reads. Other stages follow from dtypes."""
+"""By stage: what autocast on a type of device makes of the taps that it reads. Other stages follow from dtypes."""
 
 
 def _under_autocast(stage: Stage, low: torch.dtype) -> Oracle:

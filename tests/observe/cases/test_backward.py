@@ -125,10 +125,5 @@ def test_drawn_errors_are_as_large_as_those_of_real_products_but_not_much_larger
     x, y = (torch.randn(64, 64, generator=generator).to(dtype) for _ in range(2))
     exact = product(x.double(), y.double(), dtype, Exact())
     real = ((x @ y).double() - exact).square().mean().sqrt()
-    drawn = (
-        (product(x.double(), y.double(), dtype, Drawn(0, NO_SHORTCUTS)) - exact)
-        .square()
-        .mean()
-        .sqrt()
-    )
+    drawn = (product(x.double(), y.double(), dtype, Drawn(0, NO_SHORTCUTS)) - exact).square().mean().sqrt()
     assert 0.5 * real < drawn < 16 * real
