@@ -221,7 +221,7 @@ TORCH_LIBRARY_IMPL(_, AutocastPrivateUse1, m) { m.fallback(torch::CppFunction::m
 TORCH_LIBRARY_IMPL(aten, AutocastPrivateUse1, m) {
   using namespace at::autocast;
   LOWER(mm) LOWER(bmm) LOWER(addmm) LOWER(baddbmm) LOWER(matmul) LOWER(linear)
-  FLOAT32(layer_norm) FLOAT32(pow, Tensor_Scalar)
+  FLOAT32(layer_norm) FLOAT32(native_layer_norm) FLOAT32(pow, Tensor_Scalar)
   KERNEL_PRIVATEUSEONE(softmax, int, fp32_set_opt_dtype)
 }
 
