@@ -167,14 +167,15 @@ def verify(
         model_or_bridge: a name of `cgverify models`, a folder or a hub id; or a `TransformerBridge`. The bridge may be
             in compatibility mode: then its processed weights are verified too (`cgverify.verification.compatibility`).
         reference: for a bridge: a `CodeGenForCausalLM` with equal weights, in its own memory, over which no bridge was
-            booted. The dtype and device are those of the bridge and its reference.
+            booted, and which has no hooks of torch and no changed module. The dtype and device are those of both.
         weights: for a checkpoint: see `cgverify.checkpoint.resolve`.
         threads: torch threads in this process. None leaves them, up to the number of processors.
         axes: keys of a plan (`cgverify.plan.yaml_plan`): `AXES` for a bridge, `CHECKPOINT_AXES` for a checkpoint. For
             rules and limits use `cgverify.sweep`.
 
     Raises:
-        UsageError: an argument is wrong, or bridge and reference do not fit together.
+        PairError: bridge and reference cannot be compared. Nothing was run.
+        UsageError: another argument is wrong.
         CgverifyError: the checkpoint is not available.
     """
     from cgverify.verification.loaded_pair import LoadedPair

@@ -147,9 +147,9 @@ def test_bridge_in_memory_is_verified(reference: CodeGenForCausalLM) -> None:
     assert bridge.blocks[0].attn.training, "left as it was"
     assert not reference.training
     with torch.no_grad():
-        bridge.blocks[3].attn.o.weight[0, 0] += 1
+        bridge.blocks[3].attn.q.weight[0, 0] += 1
     with pytest.raises(
-        AssertionError, match=r"blocks\.3\.attn, bridge in bfloat16, case .*: output breaks first"
+        AssertionError, match=r"blocks\.3\.attn, bridge in bfloat16, case .*: project_q breaks first"
     ) as raised:
         cgverify.verify(bridge, reference, **axes).assert_ok()
     (call,) = set(

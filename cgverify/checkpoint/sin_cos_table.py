@@ -12,10 +12,15 @@ import torch
 from transformers.models.codegen.modeling_codegen import create_sinusoidal_positions
 
 
+def built_table(config: Any) -> torch.Tensor:
+    """Return the table that Hugging Face's class builds, float32 `[n_positions, rotary_dim]`, sines before cosines."""
+    table: torch.Tensor = create_sinusoidal_positions(config.n_positions, config.rotary_dim)
+    return table
+
+
 def set_table(model: Any, device: torch.device, dtype: torch.dtype) -> None:
     """Give a `CodeGenForCausalLM` of one block its table, as `from_pretrained(dtype=…)` does: float32 or wider."""
-    config = model.config
-    table = create_sinusoidal_positions(config.n_positions, config.rotary_dim)
+    table = built_table(model.config)
     owner = model.transformer.rotary_emb if hasattr(model.transformer, "rotary_emb") else model.transformer.h[0].attn
     owner.embed_positions = table.to(torch.promote_types(torch.float32, dtype)).to(device)
 

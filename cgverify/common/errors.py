@@ -4,6 +4,7 @@ CgverifyError                 3  something could not be run
 ├── UsageError                2  the command or its arguments are wrong
 │   ├── UnknownNameError         a name that is not known
 │   ├── CheckpointMissingError   no checkpoint, or one of another architecture
+│   ├── PairError                a bridge and a reference in memory that cannot be compared
 │   ├── CandidateError           --bridge cannot be imported, or is not a bridge
 │   ├── ConfigError              a plan that cannot be read, or that contains an error
 │   └── RunFolderError           the output folder exists, cannot be written, or has another run
@@ -50,6 +51,10 @@ def suggestion(given: str, known: Iterable[str]) -> str:
 
 
 class CheckpointMissingError(UsageError):
+    pass
+
+
+class PairError(UsageError):
     pass
 
 

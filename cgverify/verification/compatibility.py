@@ -183,5 +183,8 @@ def _finding(tap: str, found: Iterable[torch.Tensor], expected: Iterable[Expecte
         candidate_error=error,
         shape=tuple(shape),
         at=place,
-        message="" if is_within else f"{tap} is not the reference's, folded: off by {r:.3g} times its bound at {place}",
+        message=""
+        if is_within
+        else f"{tap} is not the reference's, folded: off by {r:.3g} times its bound at {place} (or the reference's was "
+        "edited after the bridge was booted)",
     )

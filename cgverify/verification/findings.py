@@ -71,11 +71,13 @@ def _finding(step: ObservedStep, index: int, stage: Stage) -> Finding:
     if wrong:
         return Finding(**fields, verdict=Verdict.DIVERGED, message=wrong)
     distance = None
-    if theirs is not None:
+    if theirs is not None and theirs.shape == ours.shape:
         # With a cache, Hugging Face's rotated key is seen after a cast, so the candidate's is cast too.
         distance = difference(ours.to(theirs.dtype), theirs, visible(stage, step.candidate.tensors))
         fields |= {"max_abs": distance.max_abs, "max_ulp": distance.max_ulp}
-    strongest = verdict(check.r if check else None, distance)
+    strongest, doubt = verdict(check.r if check else None, distance), _doubt_about_reference(step, index, stage)
+    if doubt and check is not None and check.r <= 1 and strongest is not Verdict.BITWISE:
+        strongest = Verdict.SUSPECT  # equal tensors have parity, whatever both are
     if strongest is not Verdict.BITWISE:
         # The worst element of the stage if that broke, else the element farthest from the reference.
         broke = check is not None and (check.r > 1 or distance is None)
@@ -84,11 +86,29 @@ def _finding(step: ObservedStep, index: int, stage: Stage) -> Finding:
     message = ""
     if strongest is Verdict.DIVERGED:
         message = messages.diverged(step, stage, check, distance, fields["at"])
-    elif reference_check is not None and reference_check.r > 1:
-        if strongest is not Verdict.BITWISE:  # equal tensors have parity, whatever both are
-            strongest = Verdict.SUSPECT
-        message = messages.suspect(stage, reference_check, agrees=strongest is Verdict.BITWISE)
+    elif doubt:
+        message = messages.suspect(stage, doubt, agrees=strongest is Verdict.BITWISE)
     return Finding(**fields, verdict=strongest, message=message)
+
+
+def _doubt_about_reference(step: ObservedStep, index: int, stage: Stage) -> str:
+    """Say why Hugging Face's tensor is to blame if the candidate's is within its bound; empty if it is not."""
+    side, ours = step.reference, step.candidate.tensors[stage.tap]
+    theirs, check = side.tensors.get(stage.tap), side.checks.get(index)
+    if theirs is None:
+        return ""
+    if check is None:
+        absent = [name for name in side.read.get(index, ()) if name not in side.tensors]
+        return f"cannot be checked, since {absent[-1] if absent else stage.tap} was not computed as usual"
+    if check.r > 1:
+        return f"is off by {check.r:.3g} times its bound"
+    if theirs.shape != ours.shape:
+        return f"has shape {list(theirs.shape)} where it must be {list(ours.shape)}"
+    if ours.isfinite().all() and not theirs.isfinite().all():
+        return "is not finite"
+    # With a cache, Hugging Face's rotated key may be seen after a cast.
+    is_cast = stage.name == "rope" and any(name.endswith("cache_keys") for name in side.tensors)
+    return "" if theirs.dtype == check.dtype or is_cast else f"is {messages.wrong_dtype(theirs.dtype, check.dtype)}"
 
 
 def _dead_input(step: ObservedStep, index: int) -> str:
@@ -100,7 +120,7 @@ def _dead_input(step: ObservedStep, index: int) -> str:
 
 def _wrong_form(stage: Stage, ours: torch.Tensor, theirs: torch.Tensor | None, check: StageCheck | None) -> str:
     """Say what is wrong with a tap's shape or dtype; empty if both are right."""
-    if theirs is not None and ours.shape != theirs.shape:
+    if theirs is not None and ours.shape != theirs.shape and (check is None or check.r > 1):
         return f"{stage.tap} has shape {list(ours.shape)}, the reference's {list(theirs.shape)}"
     dtype = check.dtype if check is not None else theirs.dtype if theirs is not None else ours.dtype
     if ours.dtype != dtype:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -13,10 +13,11 @@ import torch
 from torch import nn
 from transformers import CodeGenForCausalLM
 
+from cgverify.bridge.codegen_format import NotCodeGenError, config_from
 from cgverify.checkpoint.lookup import describe_checkpoint
 from cgverify.checkpoint.sin_cos_table import share_table
 from cgverify.checkpoint.window import Window
-from cgverify.common.errors import UsageError
+from cgverify.common.errors import PairError, UsageError
 from cgverify.common.records import IN_MEMORY, Cell, CellResult, Checkpoint, WeightsView
 from cgverify.observe.components import COMPONENTS
 from cgverify.observe.infinite_masks import with_infinite_masks
@@ -28,6 +29,8 @@ from cgverify.plan.cells import weights_view
 from cgverify.verification.compatibility import ProcessedWeights, processed_reference
 from cgverify.verification.judge import DEFAULT_JUDGE
 from cgverify.verification.observe_cell import Reference, observe_cell
+from cgverify.verification.same_model import differences
+from cgverify.verification.stock_model import departures
 
 COMPATIBLE_CASES = ("default", "stress", "decode", "masked_row", "train", "cast_table", "autocast")
 """The cases in which a bridge in compatibility mode can be verified.
@@ -44,7 +47,8 @@ class MemoryWeights:
         self.config = model.config
         self.origin = IN_MEMORY
         self.stored_width = model.dtype.itemsize
-        self._tensors: dict[str, torch.Tensor] = {name: one.detach() for name, one in model.named_parameters()}
+        tensors = model.named_parameters(remove_duplicate=False)  # embedding and unembedding may be tied
+        self._tensors: dict[str, torch.Tensor] = {name: one.detach() for name, one in tensors}
         digest = hashlib.sha256()
         for name, tensor in sorted(self._tensors.items()):
             digest.update(name.encode())
@@ -59,28 +63,42 @@ class LoadedPair:
     """A bridge, and the model that it must agree with.
 
     Raises:
-        UsageError: the reference is not a CodeGen model as Hugging Face loads it, the bridge is not a bridge, or both
-            share weights.
+        PairError: the reference is not what Hugging Face's class builds from its config, the bridge is not a bridge,
+            both share weights, or they are not of one model. Nothing is run.
     """
 
     def __init__(self, bridge: nn.Module, reference: nn.Module) -> None:
         if not isinstance(reference, CodeGenForCausalLM) or any(
             type(module).__module__.startswith(("transformer_lens", "cgverify")) for module in reference.modules()
         ):
-            raise UsageError(
+            raise PairError(
                 "The reference is not a CodeGenForCausalLM as transformers loads it. Booting a bridge changes its "
                 "model in place: boot it over a copy, and give the original."
             )
         if not hasattr(bridge, "blocks"):
-            raise UsageError(f"A {type(bridge).__name__} is not a bridge: give the TransformerBridge first.")
+            raise PairError(f"A {type(bridge).__name__} is not a bridge: give the TransformerBridge first.")
         shared = {parameter.data_ptr() for parameter in reference.parameters()}
         if any(parameter.data_ptr() in shared for parameter in bridge.parameters()):
-            raise UsageError(
+            raise PairError(
                 "Bridge and reference share weights in memory: boot the bridge over a copy.deepcopy of the model."
             )
         self._bridge, self._reference = bridge, reference
-        self._weights = MemoryWeights(reference)
         self._is_processed = bool(getattr(bridge, "compatibility_mode", False))
+        try:
+            config_from(reference.config.to_dict(), "The reference")
+        except NotCodeGenError as error:
+            raise PairError(str(error)) from error
+        _require_none(
+            departures(reference),
+            "The reference is not what Hugging Face's class builds from its config",
+            "undo that, or load the reference again with from_pretrained",
+        )
+        _require_none(
+            differences(bridge, reference, self._is_processed),
+            "Bridge and reference are not of one model",
+            "boot the bridge over a copy.deepcopy of the reference, and edit neither afterwards",
+        )
+        self._weights = MemoryWeights(reference)
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -152,6 +170,14 @@ def _on_cpu(model: nn.Module) -> nn.Module:
     copies = {id(tensor): tensor.detach().cpu() for tensor in tensors}
     copies |= {id(weight): nn.Parameter(copies[id(weight)], requires_grad=False) for weight in model.parameters()}
     return copy.deepcopy(model, copies)
+
+
+def _require_none(problems: Iterable[str], what: str, to_do: str) -> None:
+    """Raise PairError for the first problem, with the number of all others."""
+    found = list(problems)
+    if found:
+        more = f" (and {len(found) - 1} more like this)" if len(found) > 1 else ""
+        raise PairError(f"{what}: {found[0]}{more}. To verify them, {to_do}.")
 
 
 @contextlib.contextmanager

@@ -52,14 +52,19 @@ def diverged(step: ObservedStep, stage: Stage, check: StageCheck | None, distanc
     return f"{_patch_ignored(step, stage)}{meaning}{message}"
 
 
-def suspect(stage: Stage, reference_check: StageCheck, agrees: bool) -> str:
-    """Say that Hugging Face's tensor is beyond its own bound."""
-    side = f"{stage.name} of Hugging Face's side is off by {reference_check.r:.3g} times its bound"
+def suspect(stage: Stage, doubt: str, agrees: bool) -> str:
+    """Say that Hugging Face's tensor is not one that its stage can give, and what may be the reason.
+
+    Args:
+        doubt: what is wrong with it: `is off by 3 times its bound`.
+        agrees: whether the bridge has the same bits.
+    """
+    side = f"{stage.name} of Hugging Face's side {doubt}"
     if agrees:
         return f"{side}, and the bridge has the same bits"
     return (
-        f"{side}, and the bridge is within it: the reference's modules or weights may have been changed, it may have "
-        "torch hooks, or a kernel of this device may compute in a lower precision"
+        f"{side}, and the bridge is within its bound: the reference's modules or weights may have been changed, it may "
+        "have torch hooks, or a kernel of this device may compute in a lower precision"
     )
 
 
