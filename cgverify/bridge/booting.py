@@ -1,11 +1,10 @@
 """Boot a CodeGen model as a TransformerBridge, by our own function or by TransformerLens's.
 
-The adapter is TransformerLens's with our attention, a block whose hooks all fire, and exact layer norms.
+The adapter is TransformerLens's with our attention and layer norms, and a block whose hooks all fire.
 """
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,13 +12,14 @@ import torch
 from torch import Tensor, nn
 from transformer_lens.factories.architecture_adapter_factory import ArchitectureAdapterFactory
 from transformer_lens.model_bridge import ArchitectureAdapter, TransformerBridge
-from transformer_lens.model_bridge.generalized_components import LinearBridge, NormalizationBridge, ParallelBlockBridge
+from transformer_lens.model_bridge.generalized_components import LinearBridge, ParallelBlockBridge
 from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_config_from_hf, configure_tokenizer
 from transformer_lens.model_bridge.sources.transformers_driver import TransformersDriver
 from transformer_lens.model_bridge.supported_architectures.codegen import CodeGenArchitectureAdapter
 from transformers import AutoConfig, AutoTokenizer, CodeGenForCausalLM, PreTrainedTokenizerBase
 
 from cgverify.bridge.attention import CodeGenAttentionBridge
+from cgverify.bridge.layer_norm import LayerNormBridge
 from cgverify.bridge.qkv_layout import split_qkv_matrix
 from cgverify.bridge.wrapped_attention import prepare_shared_table
 
@@ -69,11 +69,7 @@ class LeanCodeGenAttentionBridge(CodeGenAttentionBridge):
 
 
 def adapter_with(attention: type[Any]) -> type[ArchitectureAdapter]:
-    """Return TransformerLens's CodeGen adapter with `attention` as the class of its attention bridges.
-
-    Its layer norms return what Hugging Face's module computes, bit for bit, unless a hook edits `hook_scale` or
-    `hook_normalized`. TransformerLens's default recomputes them, which differs in the last bit.
-    """
+    """Return TransformerLens's CodeGen adapter with `attention` as the class of its attention bridges."""
 
     class Adapter(CodeGenArchitectureAdapter):  # type: ignore[misc]
         def __init__(self, cfg: Any) -> None:
@@ -81,9 +77,8 @@ def adapter_with(attention: type[Any]) -> type[ArchitectureAdapter]:
             blocks = self.component_mapping["blocks"]
             parts = blocks.submodules
             self.component_mapping["blocks"] = CodeGenBlockBridge(name=blocks.name, submodules=parts)
-            layer_norm = partial(NormalizationBridge, config=self.cfg, use_native_layernorm_autograd=True)
-            parts["ln1"] = layer_norm(name="ln_1")
-            self.component_mapping["ln_final"] = layer_norm(name="transformer.ln_f")
+            parts["ln1"] = LayerNormBridge(name="ln_1", config=self.cfg)
+            self.component_mapping["ln_final"] = LayerNormBridge(name="transformer.ln_f", config=self.cfg)
             parts["attn"] = attention(
                 name="attn",
                 config=self.cfg,
