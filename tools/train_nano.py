@@ -16,7 +16,10 @@ from pathlib import Path
 
 import torch
 import typer
-from transformers import CodeGenConfig, CodeGenForCausalLM
+from tokenizers import Tokenizer, decoders
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import CodeGenConfig, CodeGenForCausalLM, PreTrainedTokenizerFast
 
 CONFIG = CodeGenConfig(
     vocab_size=256,
@@ -75,8 +78,24 @@ def train(steps: int, batch: int, context: int, seed: int) -> CodeGenForCausalLM
     return model.eval()
 
 
+def save_tokenizer(folder: Path) -> None:
+    """Write the tokenizer of bytes: the token of byte b is b. NUL, which separates files, starts and ends a text."""
+    letter = {ord(letter): letter for letter in ByteLevel.alphabet() if ord(letter) < 256}
+    others = (chr(256 + index) for index in range(256))  # bytes that are not printable, as ByteLevel numbers them
+    letters = [letter.get(byte) or next(others) for byte in range(256)]
+    letters[0] = "\0"
+    tokenizer = Tokenizer(BPE(vocab={letter: byte for byte, letter in enumerate(letters)}, merges=[]))
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = dict.fromkeys(("bos_token", "eos_token", "pad_token"), "\0")
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, model_max_length=CONFIG.n_positions, clean_up_tokenization_spaces=False, **special
+    ).save_pretrained(folder)
+
+
 def main(output: Path, steps: int = 1500, batch: int = 16, context: int = 192, seed: int = 0) -> None:
     train(steps, batch, context, seed).half().save_pretrained(output)
+    save_tokenizer(output)
 
 
 if __name__ == "__main__":

@@ -13,13 +13,15 @@ from torch import Tensor, nn
 from transformer_lens.factories.architecture_adapter_factory import ArchitectureAdapterFactory
 from transformer_lens.model_bridge import ArchitectureAdapter, TransformerBridge
 from transformer_lens.model_bridge.generalized_components import LinearBridge, ParallelBlockBridge
-from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_config_from_hf, configure_tokenizer
+from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_config_from_hf
 from transformer_lens.model_bridge.sources.transformers_driver import TransformersDriver
 from transformer_lens.model_bridge.supported_architectures.codegen import CodeGenArchitectureAdapter
-from transformers import AutoConfig, AutoTokenizer, CodeGenForCausalLM, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from cgverify.bridge.attention import CodeGenAttentionBridge
+from cgverify.bridge.codegen_bridge import CodeGenBridge
 from cgverify.bridge.layer_norm import LayerNormBridge
+from cgverify.bridge.loading import load_model, load_tokenizer, locate, require_codegen
 from cgverify.bridge.qkv_layout import split_qkv_matrix
 from cgverify.bridge.wrapped_attention import prepare_shared_table
 
@@ -72,6 +74,8 @@ def adapter_with(attention: type[Any]) -> type[ArchitectureAdapter]:
     """Return TransformerLens's CodeGen adapter with `attention` as the class of its attention bridges."""
 
     class Adapter(CodeGenArchitectureAdapter):  # type: ignore[misc]
+        bridge_class = CodeGenBridge
+
         def __init__(self, cfg: Any) -> None:
             super().__init__(cfg)
             blocks = self.component_mapping["blocks"]
@@ -87,7 +91,12 @@ def adapter_with(attention: type[Any]) -> type[ArchitectureAdapter]:
             )
 
         def prepare_model(self, hf_model: Any) -> None:
-            """Prepare the model before its modules are wrapped."""
+            """Prepare the model before its modules are wrapped.
+
+            Raises:
+                NotCodeGenError: it is not Hugging Face's CodeGen.
+            """
+            require_codegen(hf_model)
             super().prepare_model(hf_model)
             prepare_shared_table(hf_model)
 
@@ -110,50 +119,43 @@ def boot(
     """Return a TransformerBridge of a CodeGen checkpoint, in eval mode, with `CodeGenAttentionBridge` in every block.
 
     Args:
-        source: a folder, a hub id, or a `CodeGenForCausalLM` in memory. A model in memory is **changed in
-            place**, since its blocks become bridges: pass a copy if you want to compare with it.
+        source: what `--model` takes (a name such as `codegen-nano`, a folder, or a hub id; a name or id may end in
+            `@REVISION`), or a `CodeGenForCausalLM` in memory. A model in memory is **changed in place**, since its
+            blocks become bridges: pass a copy if you want to compare with it.
         dtype: the dtype to load weights in. A model in memory keeps its own.
         device: the device to put the model on. A model in memory stays where it is.
-        tokenizer: if None, the tokenizer in the source folder or repository is used, if there is one. Token ids need
-            no tokenizer.
+        tokenizer: is used as it is, except that a copy of one without a padding, start or end token gets it. If None,
+            the tokenizer in the source folder or repository is used; if there is none, the bridge takes token ids
+            alone.
         keep_fused: keep each fused QKV weight in addition to Q, K and V, which are copies of it. It takes 3·d_model²
             values a layer, and `refresh` splits it again. Without it the bridge needs no more memory than the model.
 
     Raises:
         OSError: transformers finds no checkpoint of that name.
-        ValueError: the checkpoint has another architecture.
+        ValueError: the checkpoint or model is not CodeGen's, or the tokenizer cannot be loaded or used.
     """
     if isinstance(source, nn.Module):
         model = source
     else:
-        model_type = AutoConfig.from_pretrained(source).model_type
-        if model_type != "codegen":
-            raise ValueError(f"{source} is a {model_type} checkpoint, not a CodeGen one.")
-        model = CodeGenForCausalLM.from_pretrained(source, dtype=dtype).to(torch.device(device)).eval()
-        tokenizer = tokenizer or _tokenizer_of(source)
+        found, revision = locate(source)
+        model = load_model(found, revision, dtype).to(torch.device(device))
+        tokenizer = tokenizer or load_tokenizer(found, revision)
     return bridge_from(model, CodeGenAdapter if keep_fused else LeanCodeGenAdapter, tokenizer=tokenizer)
 
 
 def bridge_from(
     model: nn.Module, adapter_class: type[ArchitectureAdapter], *, tokenizer: PreTrainedTokenizerBase | None = None
 ) -> TransformerBridge:
-    """Return a TransformerBridge of a model in memory, built by an adapter. The model is changed in place."""
+    """Return a bridge of a model in memory, built by an adapter. The model is changed in place."""
     hf_config = cast(Any, model.config)
     weight = next(model.parameters())
     config = build_bridge_config_from_hf(hf_config, ARCHITECTURE, hf_config.name_or_path or "codegen", weight.dtype)
     adapter = adapter_class(config)
     adapter.cfg.device = str(weight.device)
     adapter.prepare_model(model)
-    if tokenizer is not None:
-        tokenizer = configure_tokenizer(tokenizer, adapter.cfg)
-    return TransformerBridge(model, adapter, tokenizer, driver=TransformersDriver(model, adapter, tokenizer))
-
-
-def _tokenizer_of(source: str | Path) -> PreTrainedTokenizerBase | None:
-    try:
-        return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(source))
-    except (OSError, ValueError, KeyError):  # what transformers raises if there is none
-        return None
+    bridge_class = getattr(adapter_class, "bridge_class", TransformerBridge)
+    driver = TransformersDriver(model, adapter, tokenizer)
+    return cast(TransformerBridge, bridge_class(model, adapter, tokenizer, driver=driver))
 
 
 _replaced_adapter: type[Any] | None = None

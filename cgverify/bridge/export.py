@@ -44,7 +44,7 @@ def hugging_face_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def save_pretrained(bridge: TransformerBridge, folder: str | Path) -> None:
-    """Write a bridge's weights and configs as a Hugging Face folder that `from_pretrained` loads to the same logits.
+    """Write a bridge's weights, configs and tokenizer as a folder that `from_pretrained` loads to the same logits.
 
     Q, K and V are written as they are now, edits included. The fused weight that they were split from is not used.
 
@@ -62,6 +62,8 @@ def save_pretrained(bridge: TransformerBridge, folder: str | Path) -> None:
     if (generation := getattr(bridge.original_model, "generation_config", None)) is not None:
         model.generation_config = copy.deepcopy(generation)
     model.save_pretrained(folder)
+    if bridge.tokenizer is not None:
+        bridge.tokenizer.save_pretrained(folder)
 
 
 def _not_codegen(name: str) -> str:
