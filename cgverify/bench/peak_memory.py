@@ -69,14 +69,10 @@ def peak(run: Callable[[], object], device: torch.device) -> int:
     Raises:
         PeakError: this system does not report it.
     """
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        run()
-        return torch.cuda.max_memory_allocated(device) - before
+    if device.type != "cpu":
+        return _accelerator_peak(run, device)
     reset = Path("/proc/self/clear_refs")
-    if device.type != "cpu" or not reset.exists():
+    if not reset.exists():
         raise PeakError(f"this system does not report peak memory on {device.type}")
     give_back_freed()  # memory that was freed but kept would be used again without counting
     try:
@@ -86,6 +82,18 @@ def peak(run: Callable[[], object], device: torch.device) -> int:
     before = _status("VmRSS")
     run()
     return max(0, _status("VmHWM") - before)
+
+
+def _accelerator_peak(run: Callable[[], object], device: torch.device) -> int:
+    accelerator = torch.accelerator
+    accelerator.synchronize(device)
+    try:
+        accelerator.reset_peak_memory_stats(device)
+        before = accelerator.memory_allocated(device)
+    except RuntimeError as error:
+        raise PeakError(f"torch does not report peak memory on {device}: {message_of(error)}") from error
+    run()
+    return accelerator.max_memory_allocated(device) - before
 
 
 def _status(field: str) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,12 @@ from cgverify.bench.scenarios import Selection
 from cgverify.bench.table import bench_frame
 from cgverify.bench.timing import Limits, product_rate
 from cgverify.checkpoint.resolve import resolve
+from cgverify.common.devices import require_devices, require_dtype
 from cgverify.common.errors import RunFolderError
 from cgverify.common.numerics import machine, pin_numerics, versions
 from cgverify.common.streams import stdout_to_stderr
 from cgverify.observe.candidate import find_candidate
 from cgverify.runs.folder import new_folder
-from cgverify.verification.checkpoint_verifier import require_devices
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,8 @@ def prepare(
         CgverifyError: a device, a candidate or the checkpoint is not available, or the folder cannot be used.
     """
     require_devices(selection.devices)
+    for dtype, device in product(selection.dtypes, selection.devices):
+        require_dtype(torch.device(device), getattr(torch, dtype))
     with stdout_to_stderr():
         candidates = {name: find_candidate(name) for name in bridges}
     source = resolve(model, weights)

@@ -1,7 +1,7 @@
 """Time calls in rounds. Each round runs every call once, and what counts is the ratio of two times in one round.
 
-Drift of the machine affects all calls of a round alike. Each round starts with another call. The clock is torch's,
-which waits for an accelerator. torch's `Timer.timeit` would warm a call up twice just before timing it, and so time it
+Drift of the machine affects all calls of a round alike. Each round starts with another call. The clock waits for every
+accelerator before it is read. torch's `Timer.timeit` would warm a call up twice just before timing it, and so time it
 with its own weights in the cache, which is not the case for a layer inside a model.
 
 **The interval of a median** assumes nothing about the distribution. Each of n independent values is below the true
@@ -21,8 +21,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
-from torch.utils.benchmark import timer
 from torch.utils.flop_counter import FlopCounterMode
+
+from cgverify.common.devices import synchronize
 
 CONFIDENCE = 0.95
 ROUNDS_GROWTH = 1.25
@@ -154,6 +155,12 @@ def _seconds(call: Call, number: int) -> float:
     return timeit.Timer(call.run, timer=timer).timeit(number) / number
 
 
+def timer() -> float:
+    """Return the time in seconds when all devices have finished what they were given."""
+    synchronize()
+    return timeit.default_timer()
+
+
 def _repeats(calls: Sequence[Call]) -> int:
     """Return how often to repeat each call within one timing, so that the shortest call takes long enough."""
     if any(call.before is not None for call in calls):
@@ -163,7 +170,7 @@ def _repeats(calls: Sequence[Call]) -> int:
 
 def product_rate(dtype: torch.dtype, device: torch.device) -> float:
     """Return the FLOP/s of a square matrix product: the best of several trials."""
-    left, right = (torch.randn(PRODUCT_SIZE, PRODUCT_SIZE, device=device).to(dtype) for _ in range(2))
+    left, right = (torch.randn(PRODUCT_SIZE, PRODUCT_SIZE).to(dtype).to(device) for _ in range(2))
     out = torch.empty_like(left)
     best = min(timeit.Timer(lambda: torch.mm(left, right, out=out), timer=timer).repeat(PRODUCT_TRIALS, number=1))
     return float(2 * PRODUCT_SIZE**3 / best)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 from transformers import CodeGenConfig, CodeGenForCausalLM
 
@@ -57,6 +59,7 @@ def too_large(config: CodeGenConfig, variant: ModelVariant) -> str | None:
 
 
 def _total_memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory)
+    if device.type != "cpu":
+        with contextlib.suppress(RuntimeError):  # not every backend reports its memory; some share the machine's
+            return int(torch.accelerator.get_memory_info(device)[1])
     return memory.total()

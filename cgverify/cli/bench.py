@@ -20,7 +20,7 @@ from cgverify.cli.options import format_option, known, option, split
 from cgverify.common.errors import UsageError
 from cgverify.common.process import hush_libraries, keep_memory, uncollected
 from cgverify.common.streams import stdout_to_stderr
-from cgverify.plan.axes import DEVICES, DTYPES
+from cgverify.plan.axes import DTYPES
 
 if TYPE_CHECKING:
     from cgverify.bench.session import PreparedBench
@@ -96,7 +96,7 @@ def bench(
         components=_chosen("component", component, COMPONENTS),
         shapes=[Shape.parse(text) for text in split(shape)],
         dtypes=known("dtype", split(dtype), DTYPES),
-        devices=known("device", split(device), DEVICES),
+        devices=options.device_names(device),
     )
     known("format", [format], FORMATS)
     known("memory", [memory], MEMORY)

@@ -10,9 +10,10 @@ from typing import Annotated, Any, NamedTuple
 import typer
 from pydantic import ValidationError
 
+from cgverify.common.devices import NO_DEVICE, device_name
 from cgverify.common.errors import UnknownNameError, UsageError
 from cgverify.common.numerics import SHORTCUTS
-from cgverify.plan.axes import DEVICES, DTYPES, Axes, describe_error
+from cgverify.plan.axes import DTYPES, Axes, describe_error
 from cgverify.plan.cases import CASE_KINDS, DEFAULT_CASES
 from cgverify.plan.cells import Shard
 from cgverify.report.formats import FORMATS
@@ -66,7 +67,7 @@ Weights = Annotated[
 ]
 Bridge = Annotated[list[str], axis("bridge", "cgverify, transformer_lens, or module:name of a class or function.")]
 Dtype = Annotated[list[str], axis("dtype", ", ".join(DTYPES))]
-Device = Annotated[list[str], axis("device", ", ".join(DEVICES))]
+Device = Annotated[list[str], axis("device", "cpu, or another device of torch: cuda, cuda:1, mps, xpu, ….")]
 RotaryDims = Annotated[
     list[str] | None,
     axis("rotary-dim", "Values to use instead of the checkpoint's own. none rotates the whole head."),
@@ -224,6 +225,23 @@ def known(kind: str, given: Sequence[str], names: Iterable[str]) -> list[str]:
         if name not in names:
             raise UnknownNameError(kind, name, names)
     return list(given)
+
+
+def device_names(texts: Iterable[str]) -> list[str]:
+    """Return the devices that --device names.
+
+    Raises:
+        UsageError: there are none, or torch does not know one of them.
+    """
+    names = []
+    for text in split(texts):
+        name = device_name(text)
+        if name is None:
+            raise UsageError(f"--device {text!r}: {NO_DEVICE}.")
+        names.append(name)
+    if not names:
+        raise UsageError("--device names nothing: give a value, or leave it out.")
+    return list(dict.fromkeys(names))
 
 
 def _number(text: str) -> int | str:

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from cgverify.cli.command import INTERRUPTED
 from cgverify.cli.options import RunOptions
+from cgverify.common.devices import require_devices
 from cgverify.common.errors import CgverifyError
 from cgverify.common.process import hush_libraries, prefer_huge_pages, uncollected
 from cgverify.common.records import CellResult, Run
@@ -48,7 +49,6 @@ def carry_out(
     from cgverify.runs.folder import new_folder, storage_error
     from cgverify.runs.prepare import prepare
     from cgverify.runs.session import RunSession
-    from cgverify.verification.checkpoint_verifier import require_devices
 
     if request.config is None:
         for checkpoint in request.checkpoints:

@@ -10,10 +10,11 @@ import typer
 from cgverify.cli import options
 from cgverify.cli.command import command
 from cgverify.cli.options import format_option, known, option, split
+from cgverify.common.devices import require_devices
 from cgverify.common.errors import RunFolderError
 from cgverify.common.numerics import pin_numerics
 from cgverify.common.streams import stdout_to_stderr
-from cgverify.plan.axes import DEVICES, DTYPES
+from cgverify.plan.axes import DTYPES
 
 FORMATS = ("table", "csv")
 THREADS = 1
@@ -46,7 +47,7 @@ def selftest(
     Exit codes: 0 every other fault was found and no variant was flagged, 1 a missed fault or a false alarm, 2 bad
     usage, 3 something could not be run, 130 interrupted.
     """
-    dtypes, devices = known("dtype", split(dtype), DTYPES), known("device", split(device), DEVICES)
+    dtypes, devices = known("dtype", split(dtype), DTYPES), options.device_names(device)
     known("format", [format], FORMATS)
     if output is not None and output.exists():
         raise RunFolderError(f"{output} exists already: give --output a new folder.")
@@ -60,7 +61,7 @@ def selftest(
     from cgverify.selftest import seeded, variants
     from cgverify.selftest.report import results_frame, sections
     from cgverify.selftest.self_test import MODEL, SelfTest, exit_code
-    from cgverify.verification.checkpoint_verifier import CheckpointVerifier, require_devices
+    from cgverify.verification.checkpoint_verifier import CheckpointVerifier
     from cgverify.verification.judge import Judge
 
     require_devices(devices)

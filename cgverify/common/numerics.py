@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, cast
 
+from cgverify.common.devices import accelerator_name
 from cgverify.common.processors import processors
 
 PACKAGES = ("cgverify", "torch", "transformers", "transformer_lens", "safetensors", "numpy")
@@ -80,7 +81,7 @@ def pin_numerics(threads: int | None, allow: Collection[str] = ()) -> dict[str, 
         "sdpa": _sdpa_kernels(torch.backends.cuda),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "cuda": torch.version.cuda if torch.cuda.is_available() else None,
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "gpu": accelerator_name(),
     }
 
 

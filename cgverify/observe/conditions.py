@@ -15,6 +15,7 @@ from zlib import crc32
 import torch
 from torch import nn
 
+from cgverify.common.errors import DeviceError
 from cgverify.observe.generations import installed
 
 
@@ -115,7 +116,7 @@ def apply_conditions(
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.set_grad_enabled(conditions.gradients))
         if conditions.autocast is not None:
-            stack.enter_context(torch.autocast(device.type, conditions.autocast))
+            stack.enter_context(_autocast(device, conditions.autocast))
         if conditions.dropout is not None:
             stack.enter_context(_training(module, conditions.dropout))
         if conditions.cast_table:
@@ -124,6 +125,16 @@ def apply_conditions(
             stack.enter_context(_attributes_set([(root.cfg, flag) for flag in conditions.flags], True))
         if conditions.random_state is not None:
             stack.enter_context(_seeded(conditions.random_state, device))
+        yield
+
+
+@contextlib.contextmanager
+def _autocast(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        if torch.amp.is_autocast_available(device.type):
+            stack.enter_context(torch.autocast(device.type, dtype))
+        if not torch.is_autocast_enabled(device.type):  # torch only warns that it ignores a dtype
+            raise DeviceError(f"The {device} device has no autocast to {dtype}: leave the case autocast out there.")
         yield
 
 
@@ -176,6 +187,9 @@ def _attributes_set(attributes: Sequence[tuple[Any, str]], value: object) -> Ite
 @contextlib.contextmanager
 def _seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Seed the random state of the CPU and of the device."""
-    with torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type):
+    own = [] if device.type == "cpu" else [device]
+    if own and not hasattr(torch.get_device_module(device), "get_rng_state"):
+        raise DeviceError(f"The {device} device has no random state to set: leave the case train out there.")
+    with torch.random.fork_rng(own, device_type=device.type):
         torch.manual_seed(seed)
         yield

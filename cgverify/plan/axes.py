@@ -14,12 +14,12 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import ErrorDetails, PydanticCustomError
 
+from cgverify.common.devices import NO_DEVICE, device_name
 from cgverify.common.errors import suggestion
 from cgverify.common.records import Cell, Checkpoint, RotaryDim
 from cgverify.plan.cases import CASE_KINDS, DEFAULT_CASES
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
-DEVICES = ("cpu", "cuda", "mps")
 MOST_LAYERS = 10_000
 
 
@@ -67,6 +67,13 @@ def _check_rotary_dim(value: Any) -> Any:
     raise PydanticCustomError("rotary_dim", "write own, none, or a number")
 
 
+def _check_device(value: Any) -> Any:
+    name = device_name(value) if isinstance(value, str) else None
+    if name is None:
+        raise PydanticCustomError("device", NO_DEVICE)
+    return name
+
+
 T = TypeVar("T")
 Values = Annotated[list[T], BeforeValidator(_as_list)]
 """A list, or a single value instead of a list of one."""
@@ -75,7 +82,7 @@ Axis = Annotated[Values[T], Field(min_length=1)]
 Number = Annotated[int, Field(ge=0, lt=1 << 63, strict=True)]
 Count = Annotated[int, Field(ge=1, lt=1 << 31, strict=True)]
 Dtype = Annotated[str, _known("dtype", DTYPES)]
-Device = Annotated[str, _known("device", DEVICES)]
+Device = Annotated[str, BeforeValidator(_check_device)]
 Cases = Annotated[list[Annotated[str, _known("case", tuple(CASE_KINDS))]], BeforeValidator(_as_cases)]
 Rotary = Annotated[RotaryDim, BeforeValidator(_check_rotary_dim)]
 RotaryOrOwn = Annotated[RotaryDim | Literal["own"], BeforeValidator(_check_rotary_dim)]

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
 
-import torch
 from torch import nn
 
 from cgverify.checkpoint.source import Source
 from cgverify.checkpoint.window import Window, refusal
-from cgverify.common.errors import CgverifyError, DeviceError, WeightsError
+from cgverify.common.devices import require_devices, require_dtype
+from cgverify.common.errors import CgverifyError, WeightsError
 from cgverify.common.records import Cell, CellResult, Prompt, RotaryDim, Verdict, WeightsView
 from cgverify.observe.candidate import Candidate, free_bridge_afterwards
 from cgverify.observe.run import reference_parameters
@@ -68,6 +68,7 @@ class CheckpointVerifier:
                 yield from uncompared(cells, Verdict.UNSUPPORTED, reason)
                 return
             require_devices([first.device])
+            require_dtype(variant_of(first).device, variant_of(first).dtype)
             reference = None if first.prompt else self._reference(weights_view(first), first)
         except CgverifyError as error:
             yield from uncompared(cells, Verdict.ERROR, str(error))
@@ -185,13 +186,3 @@ class CheckpointVerifier:
 
 def _candidate(cell: Cell) -> str:
     return cell.candidate
-
-
-def require_devices(devices: Iterable[str]) -> None:
-    """Raise DeviceError for the first device that this machine does not have."""
-    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    for device in devices:
-        if not present[device]:
-            raise DeviceError(
-                f"This machine has no {device} device: choose another --device, or run where there is one."
-            )

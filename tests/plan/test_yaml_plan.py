@@ -99,7 +99,7 @@ def test_checkpoint_of_unknown_shape_has_a_cell_per_setting() -> None:
         ("dtypes: float32", "models is missing"),
         ("{models: m, dtypes: [float32, float33]}", "dtypes[1] 'float33': unknown dtype: did you mean 'float32'?"),
         ("{models: m, cases: stres}", "cases[0] 'stres': unknown case: did you mean 'stress'?"),
-        ("{models: m, exclude: [{devices: gpu}]}", "exclude[0].devices[0] 'gpu': unknown device"),
+        ("{models: m, exclude: [{devices: gpu}]}", "exclude[0].devices[0] 'gpu': torch knows no such device"),
         ("{models: m, seeds: ['0']}", "seeds[0] '0': input should be a valid integer"),
         ("{models: m, seeds: [yes]}", "seeds[0] True: input should be a valid integer"),
         ("{models: m, batch_size: two}", "batch_size 'two'"),

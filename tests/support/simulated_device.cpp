@@ -123,7 +123,7 @@ const bool registered = [] {
 // --- operations ------------------------------------------------------------------------------------------------------
 
 ScalarType checked(std::optional<ScalarType> dtype) {
-  TORCH_CHECK_TYPE(!without_float64 || dtype != at::kDouble, "sim has no float64");
+  TORCH_CHECK_TYPE(!without_float64 || dtype != at::kDouble, "sim doesn't support float64");
   return dtype.value_or(at::kFloat);
 }
 

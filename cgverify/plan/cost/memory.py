@@ -96,10 +96,10 @@ def _batch_bytes(checkpoint: Checkpoint, cells: list[Cell], stored_width: int) -
     """Return the bytes of one view in one setting, without the libraries."""
     first = cells[0]
     weights, width = weights_in_view(checkpoint, first), WIDTHS[first.dtype]
-    taken = weights * stored_width
-    if first.device == "cpu":  # on another device the copies take its own memory
-        taken += weights * (width if width == stored_width else 2 * width)
-        taken += 6 * checkpoint.n_embd**2 * width if first.layer is not None else 0
+    on_cpu = first.device == "cpu"  # on another device only the oracle's weights take this memory
+    taken = weights * (stored_width + width * (on_cpu + (width != stored_width)))
+    if first.layer is not None:
+        taken += (6 if on_cpu else 3) * checkpoint.n_embd**2 * width
     if any(cell.case == "backward" for cell in cells):
         taken += 8 * BACKWARD_COPIES * weights
     taps = sum(_tap_bytes(checkpoint, cell) for cell in cells) // len({cell.candidate for cell in cells})
