@@ -1,4 +1,4 @@
-"""The devices of this machine, by torch's names: `cpu`, `cuda`, `cuda:1`, `mps`, or what an installed backend is called.
+"""The devices of this machine, by torch's names: `cpu`, `cuda`, `cuda:1`, `mps`, or that of a backend.
 
 torch has at most one type of accelerator, whose devices are numbered. Functions import torch when they are called.
 """
@@ -59,8 +59,8 @@ def require_devices(names: Iterable[str]) -> None:
     for name in names:
         if name not in present and f"{name}:0" not in present:
             raise DeviceError(
-                f"This machine has no {name} device: torch finds {' and '.join(present)}. Choose another --device, or "
-                "run where there is one."
+                f"This machine has no {name} device: torch finds {', '.join(present)}. Choose another --device, or run "
+                "where there is one."
             )
 
 

@@ -25,12 +25,12 @@ def operand(x: torch.Tensor, low: torch.dtype | None) -> torch.Tensor:
 
 
 def widened(
-    x: torch.Tensor, operation: Callable[[torch.Tensor], torch.Tensor], low: torch.dtype, device: str
-) -> torch.Tensor:
-    """Return x as `operation` takes it under autocast: in float32 if the device's list says so, otherwise unchanged.
+    dtype: torch.dtype, operation: Callable[[torch.Tensor], torch.Tensor], low: torch.dtype, device: str
+) -> torch.dtype:
+    """Return the dtype that `operation` computes in under autocast to `low`, if its operand has `dtype`.
 
-    The dtype is that of torch's own result for one element on the device, which is of the type `device`.
+    It is that of torch's own result for one element on a device of the type `device`: float32 if the device's list says
+    so, otherwise `dtype`.
     """
     with torch.autocast(device, low):
-        dtype = operation(torch.ones(1, dtype=x.dtype, device=device)).dtype
-    return x.to(dtype)
+        return operation(torch.ones(1, dtype=dtype, device=device)).dtype

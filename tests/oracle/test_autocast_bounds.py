@@ -11,6 +11,7 @@ from torch.nn import functional
 from cgverify.oracle.arithmetic import Expected, bounded_output, exact_input
 from cgverify.oracle.autocast import operand, widened
 from cgverify.oracle.block_sum import block_sum
+from cgverify.oracle.gelu import gelu_new
 from cgverify.oracle.mix import mix
 from cgverify.oracle.product import products
 from cgverify.oracle.scores import autocast_scores
@@ -144,8 +145,15 @@ def test_block_sum_rounds_its_branches_and_not_its_residual(low: torch.dtype) ->
 
 
 def test_widened_dtype_is_that_of_torch() -> None:
-    x = normal(3, 4, dtype=torch.bfloat16)
-    assert (
-        widened(x, lambda one: one.pow(3), torch.bfloat16, "cpu").dtype == torch.bfloat16
-    )  # on CUDA it would be float32
-    assert widened(x, lambda one: torch.cumsum(one.float(), 0), torch.bfloat16, "cpu").dtype == torch.float32
+    low = torch.bfloat16
+    assert widened(low, lambda one: one.pow(3), low, "cpu") == low  # on CUDA it would be float32
+    assert widened(low, lambda one: torch.cumsum(one.float(), 0), low, "cpu") == torch.float32
+
+
+def test_gelu_with_a_widened_power_is_within_its_bound() -> None:
+    x = torch.cat([normal(2000, dtype=torch.float16), 2e-4 * normal(2000, dtype=torch.float16)])
+    y = 0.5 * x * (1.0 + (math.sqrt(2 / math.pi) * (x + 0.044715 * x.float().pow(3))).tanh())
+    assert y.dtype == torch.float32
+    assert 0.01 <= r_of(y, gelu_new(x, torch.float32)) <= 1
+    assert r_of(y, gelu_new(x.float())) > 100  # half of a small x is subnormal in float16
+    assert r_of(y.half().float(), gelu_new(x, torch.float32)) > 100

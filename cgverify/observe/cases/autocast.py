@@ -30,6 +30,7 @@ from cgverify.observe.inputs import Inputs, InputSpec, Step
 from cgverify.observe.stages import Heads, Oracle, Stage, TapFunction, TensorsByName, WeightProduct
 from cgverify.oracle.arithmetic import HALVES, Expected
 from cgverify.oracle.autocast import operand, widened
+from cgverify.oracle.gelu import gelu_new
 from cgverify.oracle.parameters import Parameters
 from cgverify.plan.cases import DECODED_TOKENS
 
@@ -60,8 +61,9 @@ def _stages(component: Component, step: Step) -> tuple[Stage, ...]:
 
 _OPERANDS: dict[str, Callable[[torch.Tensor, torch.dtype, str], torch.Tensor]] = {
     "mix": lambda x, low, _: operand(x, low),
-    "layer_norm": lambda x, low, device: widened(x, lambda one: functional.layer_norm(one, (1,)), low, device),
-    "activation": lambda x, low, device: widened(x, lambda one: one.pow(3), low, device),
+    "layer_norm": lambda x, low, device: x.to(
+        widened(x.dtype, lambda one: functional.layer_norm(one, (1,)), low, device)
+    ),
 }
 """By stage: what autocast on a type of device makes of the taps that it reads. Other stages follow from dtypes."""
 
@@ -81,8 +83,14 @@ def _under_autocast(stage: Stage, low: torch.dtype) -> Oracle:
         change = _OPERANDS[stage.name]
         return oracle.compute(_Mapped(side, lambda tap: change(tap, low, parameters.device)), parameters)
 
+    def activation(side: TensorsByName, parameters: Parameters) -> Expected:
+        x = side[stage.tap.replace("out.hook_in", "in.hook_out")]
+        return gelu_new(x, widened(x.dtype, lambda one: one.pow(3), low, parameters.device))
+
     if stage.name == "scores":
         return TapFunction(scores)
+    if stage.name == "activation":
+        return TapFunction(activation)
     return TapFunction(from_operands) if stage.name in _OPERANDS else oracle
 
 
