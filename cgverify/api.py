@@ -13,6 +13,7 @@ import pandas as pd
 
 from cgverify.common.errors import UnknownNameError, UsageError
 from cgverify.common.numerics import pin_numerics
+from cgverify.common.process import only_new_objects_collected
 from cgverify.common.records import IN_MEMORY, CellResult, Run, Verdict
 from cgverify.plan.cells import plan
 from cgverify.plan.yaml_plan import SweepConfig, load_plan, parse_plan
@@ -90,6 +91,7 @@ class Result:
         return reasons
 
 
+@only_new_objects_collected()
 def sweep(
     config: str | os.PathLike[str] | Mapping[str, Any],
     output: str | os.PathLike[str] | None = None,
@@ -152,6 +154,7 @@ def verify(
 def verify(bridge: nn.Module, reference: nn.Module, /, *, threads: int | None = None, **axes: Any) -> Result: ...
 
 
+@only_new_objects_collected()
 def verify(
     model_or_bridge: str | os.PathLike[str] | nn.Module,
     reference: nn.Module | None = None,

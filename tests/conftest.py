@@ -1,27 +1,41 @@
-"""Fixtures of all tests: a small random model, the trained one that ships, and the command line."""
+"""Settings and fixtures of all tests: a small random model, the trained one that ships, and the command line."""
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
 from command_line import Cli, fork
-from transformers import CodeGenConfig, CodeGenForCausalLM
 
 from cgverify.checkpoint.names import NANO
+from cgverify.common.processors import processors
+
+if TYPE_CHECKING:
+    from transformers import CodeGenConfig, CodeGenForCausalLM
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _quiet_hub() -> None:
-    os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}  # torch is not imported yet
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    return processors()
+
+
+def pytest_collection_finish() -> None:
+    """Exclude what was imported from garbage collections, as a command does. Every bridge that is freed needs one."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
 def config() -> CodeGenConfig:
     """Return a config of two blocks with four heads of size 16, of which 8 dimensions are rotated."""
+    from transformers import CodeGenConfig
+
     return CodeGenConfig(
         vocab_size=101,
         n_positions=64,
@@ -38,6 +52,9 @@ def config() -> CodeGenConfig:
 
 @pytest.fixture
 def model(config: CodeGenConfig) -> CodeGenForCausalLM:
+    import torch
+    from transformers import CodeGenForCausalLM
+
     torch.manual_seed(0)
     return CodeGenForCausalLM(config).eval()
 

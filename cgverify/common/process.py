@@ -50,6 +50,20 @@ def uncollected() -> Iterator[None]:
         gc.enable()
 
 
+@contextlib.contextmanager
+def only_new_objects_collected() -> Iterator[None]:
+    """Exclude the objects that exist now from garbage collections until the end.
+
+    Each bridge that is freed needs a collection. In a process that has imported torch it visits a million objects, and
+    takes 0.25 s instead of 0.01 s.
+    """
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
 def hush_libraries() -> None:
     """Silence warnings and progress bars of libraries, which concern developers. -v shows them."""
     warnings.filterwarnings("ignore")

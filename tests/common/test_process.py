@@ -5,10 +5,11 @@ from __future__ import annotations
 import gc
 import subprocess
 import sys
+import weakref
 
 import pytest
 
-from cgverify.common.process import uncollected
+from cgverify.common.process import only_new_objects_collected, uncollected
 
 SCRIPT = """
 import gc
@@ -60,6 +61,22 @@ def test_kept_memory_has_no_second_page_fault() -> None:
     huge_pages = (1 << 26) // (1 << 21)
     assert faults("kept") < huge_pages / 4
     assert faults("fresh") >= huge_pages  # a system that gives huge pages unasked has one fault for each
+
+
+def test_old_garbage_is_kept_until_new_garbage_was_collected() -> None:
+    class Cycle:
+        def __init__(self) -> None:
+            self.itself = self
+
+    gc.disable()  # no collection by chance
+    old = weakref.ref(Cycle())
+    with only_new_objects_collected():
+        new = weakref.ref(Cycle())
+        gc.collect()
+        assert (old() is None, new() is None) == (False, True)
+    gc.collect()
+    gc.enable()
+    assert old() is None
 
 
 def test_nothing_is_frozen_if_torch_is_imported_already() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import subprocess
@@ -48,6 +49,7 @@ def _run(
 ) -> None:
     import resource
 
+    gc.freeze()  # as a command does when it has imported torch
     for stream, path in enumerate(streams, start=1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
     os.environ.clear()

@@ -9,6 +9,7 @@ The scheduler unpickles what is sent through it, so nothing heavy is imported at
 from __future__ import annotations
 
 import contextlib
+import gc
 import sys
 import threading
 from collections.abc import Callable
@@ -104,6 +105,8 @@ def _verifier_of(job: Job) -> BatchVerifier:
         if not job.warnings:
             process.hush_libraries()
         _current = None  # free the old weights before new ones are read
+        gc.collect()
+        gc.freeze()  # what is imported is in no later garbage collection, of which each freed bridge needs one
         _current = job, BatchVerifier(job if _sees_folder(job) else replace(job, folder=None))
     return _current[1]
 

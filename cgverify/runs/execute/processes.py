@@ -8,6 +8,7 @@ the results of the batch. So the parent process knows at which cell a worker was
 from __future__ import annotations
 
 import contextlib
+import gc
 import multiprocessing
 import os
 import signal
@@ -102,6 +103,7 @@ def _exit_reason(process: ForkServerProcess) -> str:
 def _work(pipe: Connection, job: Job) -> None:
     """Verify batches until the parent process is gone. This runs in the worker."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent process, which stops its workers
+    gc.freeze()  # what the server has imported is in no garbage collection, of which each freed bridge needs one
     os.dup2(2, 1)  # what candidates print must not be mixed with the report
     sys.stdout = sys.stderr
     from cgverify.runs.execute.in_process import BatchVerifier
