@@ -42,10 +42,10 @@ def selftest(
     """Check that the verifier finds seeded faults in codegen-nano, and accepts correct variants.
 
     Faults that change no bit, or that are below the resolution of a dtype, are recognised by computing, and listed
-    separately.
+    separately. Faults of the reference must be refused or suspect, and never be blamed on the bridge.
 
-    Exit codes: 0 every other fault was found and no variant was flagged, 1 a missed fault or a false alarm, 2 bad
-    usage, 3 something could not be run, 130 interrupted.
+    Exit codes: 0 every other fault was found and no variant was flagged, 1 a missed or wrongly blamed fault or a false
+    alarm, 2 bad usage, 3 something could not be run, 130 interrupted.
     """
     dtypes, devices = known("dtype", split(dtype), DTYPES), options.device_names(device)
     known("format", [format], FORMATS)
@@ -59,6 +59,7 @@ def selftest(
     from cgverify.checkpoint.resolve import resolve
     from cgverify.report.render import terminal
     from cgverify.selftest import seeded, variants
+    from cgverify.selftest.changed_references import reference_results
     from cgverify.selftest.report import results_frame, sections
     from cgverify.selftest.self_test import MODEL, SelfTest, exit_code
     from cgverify.verification.checkpoint_verifier import CheckpointVerifier
@@ -73,6 +74,7 @@ def selftest(
         verifier = CheckpointVerifier(source, self_test.candidates(), judge=Judge(with_sentence=False))
         finished = list(with_progress(verifier.verify_all(plan), len(plan), quiet))
         results = list(self_test.results(finished, source))
+        results += reference_results(seeded.REFERENCES, dtypes, devices, quick)
     frame = results_frame(results)
     if output is not None:
         output.mkdir(parents=True)

@@ -1,5 +1,6 @@
 """The candidates of the self-test: faults, which are wrong in one known way, and variants, which are correct.
 
+References are known in the same way: a fault of a reference must be refused or suspect, and a variant must pass.
 `--bridge` finds a candidate by its name at the top level of its module. A class or function that is defined there is
 one; `named_candidates` makes others from a table, and `by_name` lets the module export them.
 """
@@ -72,6 +73,30 @@ class Fault(KnownCandidate):
 @dataclass(frozen=True)
 class Variant(KnownCandidate):
     """A candidate that computes the same function in another way, within every bound."""
+
+
+@dataclass(frozen=True)
+class KnownReference(KnownCandidate):
+    """A change of the reference, as a context manager that takes a whole `CodeGenForCausalLM`."""
+
+    @property
+    def bridge(self) -> str:
+        return "cgverify"
+
+
+@dataclass(frozen=True)
+class ReferenceFault(KnownReference):
+    """A reference that does not compute what Hugging Face's class computes, or has other weights than the bridge."""
+
+    named: str
+    """What the refusal must name, as a part of its sentence. If the pair is not refused: `Hugging Face's side`."""
+    stages: frozenset[str] = frozenset()
+    """The stages that may be suspect; none if the pair must be refused."""
+
+
+@dataclass(frozen=True)
+class ReferenceVariant(KnownReference):
+    """A reference in a state that changes nothing that it computes."""
 
 
 def fault(candidate: Implementation, *stages: str, kinds: tuple[str, ...] = ATTENTION, case: str = "default") -> Fault:

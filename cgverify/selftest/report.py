@@ -8,7 +8,7 @@ from itertools import groupby
 import pandas as pd
 
 from cgverify.report.sections import Section
-from cgverify.selftest.candidates import Fault
+from cgverify.selftest.candidates import Fault, KnownCandidate, KnownReference, ReferenceFault
 from cgverify.selftest.result import Outcome, SelfTestResult
 
 COLUMNS = [
@@ -17,6 +17,8 @@ COLUMNS = [
 ]
 REQUIRED_SHARE = 0.95
 """The share of caught faults that must have the right stage blamed."""
+OF_CANDIDATES = ("caught", "missed", "changes no bit", "below resolution", "held", "false alarm")
+OF_REFERENCES = ("refused", "suspect", "missed", "wrongly blamed", "held", "false alarm")
 
 
 def results_frame(results: Iterable[SelfTestResult]) -> pd.DataFrame:
@@ -28,14 +30,14 @@ def _row(result: SelfTestResult) -> dict[str, object]:
     known, first = result.known, result.first
     return {
         "name": known.name,
-        "sort": "fault" if isinstance(known, Fault) else "variant",
+        "sort": _sort(known),
         "subject": known.subject,
         "bridge": known.bridge,
         "dtype": result.dtype,
         "device": result.device,
         "outcome": result.outcome.value,
         "blamed": " ".join(result.blamed),
-        "may_be_blamed": " ".join(sorted(known.stages)) if isinstance(known, Fault) else "",
+        "may_be_blamed": " ".join(sorted(known.stages)) if isinstance(known, Fault | ReferenceFault) else "",
         "rightly_blamed": {True: "yes", False: "no", None: ""}[result.rightly_blamed],
         "case": result.case,
         "step": first.step if first else "",
@@ -45,14 +47,22 @@ def _row(result: SelfTestResult) -> dict[str, object]:
     }
 
 
+def _sort(known: KnownCandidate) -> str:
+    if isinstance(known, KnownReference):
+        return "reference fault" if isinstance(known, ReferenceFault) else "reference variant"
+    return "fault" if isinstance(known, Fault) else "variant"
+
+
 def sections(results: Sequence[SelfTestResult]) -> Iterator[Section]:
     """Yield what failed, then the faults that nothing can show, then the counts."""
     of = {outcome: [result for result in results if result.outcome is outcome] for outcome in Outcome}
     for result in of[Outcome.MISSED]:
         yield Section(f"missed {_where(result)}: {result.known.sentence}", tone="bad")
-    for result in of[Outcome.FALSE_ALARM]:
-        message = result.first.message if result.first else ""
-        yield Section(f"false alarm {_where(result)}, case {result.case}: {message}", tone="bad")
+    for outcome in (Outcome.FALSE_ALARM, Outcome.WRONGLY_BLAMED):
+        for result in of[outcome]:
+            message = result.first.message if result.first else ""
+            case = f", case {result.case}" if result.case else ""
+            yield Section(f"{outcome.value} {_where(result)}{case}: {message}", tone="bad")
     for result in results:
         if result.rightly_blamed is False and isinstance(result.known, Fault):
             stages = " or ".join(sorted(result.known.stages))
@@ -62,9 +72,16 @@ def sections(results: Sequence[SelfTestResult]) -> Iterator[Section]:
         for (dtype, device), group in _by_dtype(of[outcome]):
             names = ", ".join(result.known.name for result in group)
             yield Section(f"{outcome.value} in {dtype} on {device}: {names}", tone="aside")
-    columns = ["dtype", "device", *(outcome.value for outcome in Outcome), "rightly blamed"]
-    yield Section("", columns=columns, rows=[_counts(setting, group) for setting, group in _by_dtype(results)])
-    yield _summary(results)
+    candidates = [result for result in results if not isinstance(result.known, KnownReference)]
+    references = [result for result in results if isinstance(result.known, KnownReference)]
+    if candidates:
+        rows = [[*_counts(*group, OF_CANDIDATES), _rightly_blamed(group[1])] for group in _by_dtype(candidates)]
+        yield Section("", columns=["dtype", "device", *OF_CANDIDATES, "rightly blamed"], rows=rows)
+    if references:
+        rows = [_counts(*group, OF_REFERENCES) for group in _by_dtype(references)]
+        yield Section("references", columns=["dtype", "device", *OF_REFERENCES], rows=rows)
+        yield _summary_of_references(references)
+    yield _summary(candidates)
 
 
 def _where(result: SelfTestResult) -> str:
@@ -80,11 +97,24 @@ def _by_dtype(results: Iterable[SelfTestResult]) -> list[tuple[tuple[str, str], 
     return [(each, list(group)) for each, group in groupby(sorted(results, key=key), key=key)]
 
 
-def _counts(setting: tuple[str, str], results: Sequence[SelfTestResult]) -> list[str]:
-    """Count the outcomes in a dtype on a device, and the faults with the right stage blamed."""
-    counts = [sum(result.outcome is outcome for result in results) for outcome in Outcome]
-    rightly = sum(result.rightly_blamed is True for result in results)
-    return [*setting, *map(str, (*counts, rightly))]
+def _counts(setting: tuple[str, str], results: Sequence[SelfTestResult], outcomes: Sequence[str]) -> list[str]:
+    """Count the outcomes in a dtype on a device."""
+    return [*setting, *(str(sum(result.outcome == outcome for result in results)) for outcome in outcomes)]
+
+
+def _rightly_blamed(results: Sequence[SelfTestResult]) -> str:
+    return str(sum(result.rightly_blamed is True for result in results))
+
+
+def _summary_of_references(results: Sequence[SelfTestResult]) -> Section:
+    count = {outcome: sum(result.outcome is outcome for result in results) for outcome in Outcome}
+    faults = sum(isinstance(result.known, ReferenceFault) for result in results)
+    return Section(
+        f"{faults} faults of the reference: {count[Outcome.REFUSED]} refused, {count[Outcome.SUSPECT]} suspect, "
+        f"{count[Outcome.MISSED]} passed, {count[Outcome.WRONGLY_BLAMED]} wrongly blamed; "
+        f"{count[Outcome.FALSE_ALARM]} false alarms in {len(results) - faults} correct references",
+        tone="bad" if any(result.outcome.fails for result in results) else "plain",
+    )
 
 
 def _summary(results: Sequence[SelfTestResult]) -> Section:

@@ -1,4 +1,4 @@
-"""What the verifier found in one candidate of the self-test, in one dtype on one device."""
+"""What the verifier found in one candidate or reference of the self-test, in one dtype on one device."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from cgverify.selftest.candidates import Fault, KnownCandidate
 
 
 class Outcome(StrEnum):
-    """The outcome of a candidate. Faults that no cell can show are neither caught nor missed."""
+    """The outcome of a candidate or a reference. Faults that no cell can show are neither caught nor missed.
+
+    A fault of a reference is refused before the run, or suspect. It is wrongly blamed if the refusal does not name what
+    was changed, if a stage that was not changed is suspect, or if the bridge is blamed.
+    """
 
     CAUGHT = "caught"
     MISSED = "missed"
@@ -19,10 +23,13 @@ class Outcome(StrEnum):
     BELOW = "below resolution"
     HELD = "held"
     FALSE_ALARM = "false alarm"
+    REFUSED = "refused"
+    SUSPECT = "suspect"
+    WRONGLY_BLAMED = "wrongly blamed"
 
     @property
     def fails(self) -> bool:
-        return self in (Outcome.MISSED, Outcome.FALSE_ALARM)
+        return self in (Outcome.MISSED, Outcome.FALSE_ALARM, Outcome.WRONGLY_BLAMED)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import torch
 from torch import nn
+from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 from transformers import CodeGenForCausalLM
 
 from cgverify.bridge.codegen_format import NotCodeGenError, config_from
@@ -69,7 +70,7 @@ class LoadedPair:
 
     def __init__(self, bridge: nn.Module, reference: nn.Module) -> None:
         if not isinstance(reference, CodeGenForCausalLM) or any(
-            type(module).__module__.startswith(("transformer_lens", "cgverify")) for module in reference.modules()
+            isinstance(module, GeneralizedComponent) for module in reference.modules()
         ):
             raise PairError(
                 "The reference is not a CodeGenForCausalLM as transformers loads it. Booting a bridge changes its "

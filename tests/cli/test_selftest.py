@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from cgverify.cli.app import app
 from cgverify.selftest import seeded, variants
-from cgverify.selftest.candidates import fault
+from cgverify.selftest.candidates import ReferenceFault, fault
 from cgverify.selftest.report import COLUMNS
 
 
@@ -27,6 +27,9 @@ def test_verifier_in_three_dtypes_passes(cli: Cli, tmp_path: Path) -> None:
     assert set(frame["dtype"]) == {"float32", "bfloat16", "float16"}
     caught = frame[frame["outcome"] == "caught"]
     assert (caught["rightly_blamed"] == "yes").mean() >= 0.95
+    references = frame[frame["sort"] == "reference fault"]
+    assert set(references["outcome"]) == {"refused", "suspect"}
+    assert "0 passed, 0 wrongly blamed; 0 false alarms" in done.stdout
     correct = frame[frame["sort"] == "variant"]
     assert set(correct["outcome"]) == {"held"}
     assert (correct["r"] <= 1).all()
@@ -39,20 +42,37 @@ def test_quick_in_one_dtype_reports_every_candidate(cli: Cli) -> None:
     assert done.stderr == ""
     frame = pd.read_csv(io.StringIO(done.stdout))
     assert list(frame.columns) == COLUMNS
-    assert set(frame["outcome"]) <= {"caught", "changes no bit", "below resolution", "held"}
-    assert len(frame) == len(seeded.FAULTS) + len(variants.VARIANTS)
+    assert set(frame["outcome"]) <= {"caught", "changes no bit", "below resolution", "held", "refused", "suspect"}
+    assert len(frame) == len(seeded.FAULTS) + len(variants.VARIANTS) + len(seeded.REFERENCES)
 
 
 def test_missed_fault_is_reported_with_exit_code_1(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     unseen = fault(ShiftedByOneBit, "output", kinds=("attn",))
     monkeypatch.setattr(seeded, "FAULTS", (unseen,))
     monkeypatch.setattr(variants, "VARIANTS", ())
+    monkeypatch.setattr(seeded, "REFERENCES", ())
     done = CliRunner().invoke(
         app, ["selftest", "--quick", "--dtype", "float32", "--output", str(tmp_path / "results"), "-q"]
     )
     assert done.exit_code == 1, done.output
     assert "missed ShiftedByOneBit in float32 on cpu: The output is wrong by one unit in the last place" in done.stdout
     assert list(pd.read_csv(tmp_path / "results" / "selftest.csv")["outcome"]) == ["missed"]
+
+
+def test_missed_reference_is_reported_with_exit_code_1(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    right = seeded.references.VARIANTS[0]
+    monkeypatch.setattr(seeded, "FAULTS", ())
+    monkeypatch.setattr(variants, "VARIANTS", ())
+    monkeypatch.setattr(seeded, "REFERENCES", (ReferenceFault(right.candidate, right.kinds, "mlp"), right))
+    done = CliRunner().invoke(
+        app, ["selftest", "--quick", "--dtype", "float32", "--output", str(tmp_path / "results"), "-q"]
+    )
+    assert done.exit_code == 1, done.output
+    assert "missed stock_reference in float32 on cpu: The reference is as `from_pretrained` returns it" in done.stdout
+    assert "1 faults of the reference: 0 refused, 0 suspect, 1 passed" in " ".join(done.stdout.split())
+    frame = pd.read_csv(tmp_path / "results" / "selftest.csv")
+    assert list(frame["sort"]) == ["reference fault", "reference variant"]
+    assert list(frame["outcome"]) == ["missed", "held"]
 
 
 def test_wrong_option_is_reported_with_exit_code_2(cli: Cli, tmp_path: Path) -> None:

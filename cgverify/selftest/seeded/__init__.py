@@ -14,6 +14,7 @@ from cgverify.selftest.seeded import (
     mixing,
     patches,
     precision,
+    references,
     rotation,
     scores,
     settings,
@@ -26,3 +27,4 @@ _SUBJECTS = (
 )
 
 FAULTS = tuple(fault for subject in _SUBJECTS for fault in subject.FAULTS)
+REFERENCES = (*references.FAULTS, *references.VARIANTS)
