@@ -73,10 +73,10 @@ def test_devices_are_those_that_torch_has(checks: Mapping[str, Any]) -> None:
 # --- verification -----------------------------------------------------------------------------------------------------
 
 
-def across(on_sim: Run, cli: Cli, folder: Path, code: int, **environment: str) -> dict[str, Any]:
+def across(on_sim: Run, cli: Cli, folder: Path, code: int, *options: str, **environment: str) -> dict[str, Any]:
     """Verify some components on both devices, and return the comparison of the devices."""
     asked = ("--component", "attn,mlp,unembed", "--case", "default,decode,backward,train", "--device", "cpu,sim")
-    done = on_sim(*command("all-components", *NANO, *asked, "--output", str(folder)), **environment)
+    done = on_sim(*command("all-components", *NANO, *asked, "--output", str(folder), *options), **environment)
     assert done.returncode == code, done.stdout + done.stderr
     compared = cli("compare", "--across", "device", "cpu", "sim", str(folder), "--format", "json")
     value: dict[str, Any] = json.loads(compared.stdout)
@@ -101,10 +101,12 @@ def test_rounded_operands_differ_first_in_products(on_sim: Run, cli: Cli, tmp_pa
     beyond = {tap["stage"] for tap in found["taps"] if tap["r_second"] is not None and tap["r_second"] > 1}
     assert {"project_q", "scores", "mix", "output", "mlp_in", "mlp_out", "unembed"} <= beyond
     assert not beyond & {"input", "rope", "softmax", "activation", "cache"}
+    allowed = across(on_sim, cli, tmp_path / "allowed", 0, "--allow", "tf32", SIM_PRODUCTS="rounded")
+    assert all(tap["r_second"] is None or tap["r_second"] <= 1 for tap in allowed["taps"])
 
 
 def test_bridge_on_a_device_agrees_with_its_reference(checks: Mapping[str, Any]) -> None:
-    assert checks["pair"] == {"devices": ["sim:1"], "exit_code": 0}
+    assert checks["pair"] == checks["compatible"] == {"devices": ["sim:1"], "exit_code": 0}
 
 
 def test_missing_dtype_is_an_error_with_its_reason(checks: Mapping[str, Any]) -> None:

@@ -51,7 +51,9 @@ def differences(bridge: Any, reference: CodeGenForCausalLM, is_processed: bool) 
                 of_bridge = _joined(bridge.blocks[int(path.split(".")[-3])].attn)
             # What the bridge lacks shows when it runs.
             if of_reference is not None and isinstance(of_bridge, Tensor):
-                is_built = name in module._buffers and same_tensor(of_reference, built_table(theirs).to(of_reference))
+                is_built = name in module._buffers and same_tensor(
+                    of_reference.cpu(), built_table(theirs).to(of_reference.dtype)
+                )
                 yield from _difference(f"{path}.{name}", of_reference, of_bridge, is_built)
 
 
@@ -79,7 +81,7 @@ def _difference(name: str, theirs: Tensor, ours: Tensor, theirs_is_right: bool) 
         if found != wanted:
             yield f"{name} of the reference has {what} {found}, and that of the bridge {wanted}"
             return
-    theirs, ours = theirs.detach(), ours.detach()
+    theirs, ours = theirs.detach().cpu(), ours.detach().cpu()
     if not theirs_is_right and not same_tensor(theirs, ours):
         unequal = ~same_bits(theirs, ours)
         largest = float((theirs.double() - ours.double()).abs().max())

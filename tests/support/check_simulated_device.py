@@ -46,10 +46,12 @@ def synchronizations_of_a_reading() -> int:
     return int(torch.ops.sim.synchronizations() - before)
 
 
-def verified_pair() -> dict[str, Any]:
+def verified_pair(compatibility: bool) -> dict[str, Any]:
     torch.manual_seed(0)
     model = to_dtype(CodeGenForCausalLM(small_config(n_layer=1)).eval().to("sim:1"), torch.bfloat16)
     bridge = boot(copy.deepcopy(model))
+    if compatibility:
+        bridge.enable_compatibility_mode()
     result = cgverify.verify(bridge, model, cases=["default", "decode"])
     return {"devices": sorted(set(result.findings["device"])), "exit_code": result.exit_code}
 
@@ -73,7 +75,8 @@ if __name__ == "__main__":
         "refused": refused(),
         "synchronizations": synchronizations_of_a_reading(),
         "absent": message_of(lambda: require_devices(["cpu", "sim", "sim:7"])),
-        "pair": verified_pair(),
+        "pair": verified_pair(False),
+        "compatible": verified_pair(True),
         "dtypes": errors(dtypes=["float64", "float32"], components=["ln1"]),
         "random": without_random_state(),
     }
