@@ -42,7 +42,8 @@ class LayerNormBridge(NormalizationBridge):  # type: ignore[misc]
         with ExitStack() as stack:
             if has_hooks(self.hook_scale) or has_hooks(self.hook_normalized):
                 for norm in wrapped.modules():  # an adapter's wrapper calls one of several
-                    if getattr(type(norm), "forward", None) is nn.LayerNorm.forward:
+                    own = vars(norm).get("_old_forward", norm.forward)  # accelerate wraps the module's forward
+                    if getattr(own, "__func__", None) is nn.LayerNorm.forward:
                         stack.enter_context(replaced_forward(norm, partial(self._normalize, norm)))
             normed = cast(Tensor, wrapped(hidden_states))
         return call_hook_point(self, "hook_out", normed)

@@ -64,6 +64,17 @@ def test_norm_that_is_listened_to_has_hugging_faces_bits(width: int, dtype: torc
                 getattr(ours, point).remove_hooks()
 
 
+@torch.no_grad()
+def test_norm_with_a_forward_of_its_own_runs_as_it_is() -> None:
+    """A module whose forward was replaced must not compute something else while a hook listens."""
+    _, ours = norms(16)
+    ours.original_component.forward = lambda x: x * 3
+    x = torch.randn(2, 3, 16)
+    for point in POINTS:
+        getattr(ours, point).add_hook(lambda tensor, hook: None)
+    assert torch.equal(ours(x), x * 3)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @torch.no_grad()
 def test_scale_and_normalized_have_their_definition(dtype: torch.dtype) -> None:
