@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # a stored run is read without torch
 
     from cgverify.verification.loaded_pair import LoadedPair
 
-AXES = ("layers", "components", "cases", "seeds", "batch_size", "seq_len")
+AXES = ("layers", "components", "cases", "attentions", "seeds", "batch_size", "seq_len")
 """The keys of a plan that `verify` accepts for a bridge and its reference."""
 CHECKPOINT_AXES = (*AXES, "candidates", "dtypes", "devices", "rotary_dims")
 """The keys of a plan that `verify` accepts for a checkpoint."""

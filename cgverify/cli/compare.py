@@ -20,7 +20,8 @@ Operands = Annotated[
     typer.Argument(metavar="BASELINE RUN | A B RUN [RUN]", help="Run folders or baselines; with --across two values."),
 ]
 AcrossAxis = Annotated[
-    str | None, option("across", "Compare two sides of an axis: device, dtype, rotary_dim, candidate; or run.")
+    str | None,
+    option("across", "Compare two sides of an axis: device, dtype, rotary_dim, attention, candidate; or run."),
 ]
 FailOn = Annotated[
     list[str] | None,

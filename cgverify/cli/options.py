@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from cgverify.common.devices import NO_DEVICE, device_name
 from cgverify.common.errors import UnknownNameError, UsageError
 from cgverify.common.numerics import SHORTCUTS
-from cgverify.plan.axes import DTYPES, Axes, describe_error
+from cgverify.plan.axes import ATTENTIONS, DTYPES, Axes, describe_error
 from cgverify.plan.cases import CASE_KINDS, DEFAULT_CASES
 from cgverify.plan.cells import Shard
 from cgverify.report.formats import FORMATS
@@ -26,6 +26,7 @@ OPTION_OF_AXIS = {
     "dtypes": "--dtype",
     "devices": "--device",
     "rotary_dims": "--rotary-dim",
+    "attentions": "--attention",
     "cases": "--case",
     "layers": "--layers",
     "components": "--component",
@@ -71,6 +72,10 @@ Device = Annotated[list[str], axis("device", "cpu, or another device of torch: c
 RotaryDims = Annotated[
     list[str] | None,
     axis("rotary-dim", "Values to use instead of the checkpoint's own. none rotates the whole head."),
+]
+Attention = Annotated[
+    list[str],
+    axis("attention", f"Implementations of attention that Hugging Face's side runs: {', '.join(ATTENTIONS)}."),
 ]
 Case = Annotated[list[str], axis("case", f"{', '.join(CASE_KINDS)}; or all.")]
 Layers = Annotated[str | None, axis("layers", "Layer numbers and ranges, such as 0,5-7. All by default.")]
@@ -121,6 +126,7 @@ class AxisOptions(NamedTuple):
     dtype: Dtype = ["float32"]
     device: Device = ["cpu"]
     rotary_dim: RotaryDims = None
+    attention: Attention = ["eager"]
     case: Case = [*DEFAULT_CASES]
     layers: Layers = None
     seed: Seed = ["0"]
@@ -139,6 +145,7 @@ class AxisOptions(NamedTuple):
             "candidates": split(self.bridge),
             "dtypes": split(self.dtype),
             "devices": split(self.device),
+            "attentions": split(self.attention),
             "cases": split(self.case),
             "seeds": [_number(text) for text in split(self.seed)],
             "batch_size": self.batch_size,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from functools import cached_property
 from typing import Any, Literal
@@ -61,6 +61,9 @@ class Record(BaseModel):
 
 RotaryDim = int | Literal["none"]
 
+EAGER = "eager"
+"""The implementation of attention that computes scores and pattern one after the other."""
+
 WeightsView = int | str
 """The weights of a checkpoint that are in view: a layer's number, `embed`, `ln_final`, `unembed`, or all in turn."""
 
@@ -90,6 +93,8 @@ class Cell(Record):
     dtype: str
     device: str
     rotary_dim: RotaryDim
+    attention: str = EAGER
+    """The implementation of attention that Hugging Face's side runs."""
     case: str
     seed: int
     batch_size: int
@@ -106,9 +111,23 @@ class Cell(Record):
 
     @cached_property
     def id(self) -> str:
-        # Older runs have no prompts: a cell with random inputs keeps the id that it has there.
-        left_out = None if self.prompt else {"prompt"}
+        # Older runs lack these fields: a cell with the default keeps the id that it has there.
+        left_out = {name for name, default in (("prompt", ""), ("attention", EAGER)) if getattr(self, name) == default}
         return hashlib.sha256(self.model_dump_json(exclude=left_out).encode()).hexdigest()[:16]
+
+
+SETTING = ("model", "candidate", "dtype", "device", "rotary_dim", "attention")
+"""The fields of a cell that say what is verified, without its component and inputs."""
+
+
+def setting_words(setting: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the values of fields of `SETTING` for a reader, some with their names. Eager attention is left out."""
+    named = {"rotary_dim": "rotary_dim {}", "attention": "{} attention"}
+    return tuple(
+        named.get(field, "{}").format(value)
+        for field, value in setting.items()
+        if (field, value) != ("attention", EAGER)
+    )
 
 
 class Finding(Record):

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from cgverify.common.records import EAGER
 from cgverify.observe.conditions import PLAIN, Conditions
 from cgverify.observe.generations import installed
 
@@ -80,6 +81,8 @@ class InputSpec:
     """The cell's dtype, which the inputs are cast to in the end."""
     spread: float
     """The factor on standard normal hidden states that gives the attention's scores a standard deviation of 3."""
+    attention: str = EAGER
+    """The implementation of attention that the reference runs."""
 
 
 InputTransform = Callable[[Inputs, InputSpec], Inputs]

@@ -41,6 +41,13 @@ def reference_parameters(model: Any, shortcuts: Shortcuts = NO_SHORTCUTS, device
     return Parameters(model, installed().sin_cos_table, shortcuts, device)
 
 
+def set_attention(model: nn.Module, implementation: str) -> None:
+    """Let every attention of a `CodeGenForCausalLM` run an implementation: `eager` or `sdpa`."""
+    for module in model.modules():
+        if (config := getattr(module, "config", None)) is not None:
+            config._attn_implementation = implementation
+
+
 def call_component(root: nn.Module, node: nn.Module, kind: str, inputs: dict[str, Any], cache: Any = None) -> Any:
     """Call a component of a model or bridge as the model calls it, and return what it returns."""
     arguments = installed().arguments(root, inputs, cache)

@@ -15,6 +15,7 @@ from cgverify.observe.generations import installed
 from cgverify.oracle.arithmetic import Expected, exact_input, exact_output
 from cgverify.oracle.block_sum import block_sum
 from cgverify.oracle.cache import cached
+from cgverify.oracle.fused_attention import fused_attention
 from cgverify.oracle.fused_qkv import fused_output
 from cgverify.oracle.gelu import gelu_new
 from cgverify.oracle.layer_norm import layer_norm, normalized, scale
@@ -288,6 +289,10 @@ def attention(prefix: str, source: str, with_cache: bool) -> tuple[Stage, ...]:
         return softmax(side[attn_scores], heads.value(side).dtype)
 
     def mixed(side: TensorsByName, parameters: Parameters) -> Expected:
+        if pattern not in side:  # a fused implementation of Hugging Face's attention
+            query, key = heads.query(side, parameters), heads.key(side, parameters)
+            mask = side.get("given.attention_mask")
+            return fused_attention(query, key, heads.value(side), mask, parameters.shortcuts)
         return mix(side[pattern], heads.value(side), parameters.shortcuts)
 
     caching = (

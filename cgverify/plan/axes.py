@@ -16,10 +16,13 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 from cgverify.common.devices import NO_DEVICE, device_name
 from cgverify.common.errors import suggestion
-from cgverify.common.records import Cell, Checkpoint, RotaryDim
+from cgverify.common.records import EAGER, Cell, Checkpoint, RotaryDim
 from cgverify.plan.cases import CASE_KINDS, DEFAULT_CASES
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
+ATTENTIONS = (EAGER, "sdpa")
+"""Implementations of attention in transformers that are the same computation, with known bounds."""
+
 MOST_LAYERS = 10_000
 
 
@@ -83,6 +86,7 @@ Number = Annotated[int, Field(ge=0, lt=1 << 63, strict=True)]
 Count = Annotated[int, Field(ge=1, lt=1 << 31, strict=True)]
 Dtype = Annotated[str, _known("dtype", DTYPES)]
 Device = Annotated[str, BeforeValidator(_check_device)]
+Attention = Annotated[str, _known("attention", ATTENTIONS)]
 Cases = Annotated[list[Annotated[str, _known("case", tuple(CASE_KINDS))]], BeforeValidator(_as_cases)]
 Rotary = Annotated[RotaryDim, BeforeValidator(_check_rotary_dim)]
 RotaryOrOwn = Annotated[RotaryDim | Literal["own"], BeforeValidator(_check_rotary_dim)]
@@ -117,6 +121,7 @@ class Axes(PlanModel):
     devices: Axis[Device] = ["cpu"]
     rotary_dims: Axis[RotaryOrOwn] = []
     """`own` is the checkpoint's own, and so is an empty list."""
+    attentions: Axis[Attention] = [EAGER]
     cases: Annotated[Cases, Field(min_length=1)] = [*DEFAULT_CASES]
     seeds: Axis[Number] = [0]
     layers: Annotated[Annotated[list[int], Field(min_length=1)] | None, Layers] = None
@@ -151,6 +156,7 @@ class Rule(PlanModel):
     dtypes: Values[Dtype] | None = None
     devices: Values[Device] | None = None
     rotary_dims: Values[Rotary] | None = None
+    attentions: Values[Attention] | None = None
     cases: Cases | None = None
     seeds: Values[Number] | None = None
     layers: Annotated[list[int] | None, Layers] = None
@@ -172,6 +178,7 @@ class Rule(PlanModel):
             (self.dtypes, cell.dtype),
             (self.devices, cell.device),
             (self.rotary_dims, cell.rotary_dim),
+            (self.attentions, cell.attention),
             (self.cases, cell.case),
             (self.seeds, cell.seed),
             (self.layers, cell.layer),

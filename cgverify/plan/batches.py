@@ -94,7 +94,15 @@ def group_into_batches(cells: Sequence[Cell]) -> list[tuple[Cell, ...]]:
         end = "" if cell.layer is not None else cell.kind
         if cell.prompt:
             layer, end = 1 << 30, IN_TURN
-        return (order[cell.model, cell.weights], layer, end, cell.dtype, cell.device, str(cell.rotary_dim))
+        return (
+            order[cell.model, cell.weights],
+            layer,
+            end,
+            cell.dtype,
+            cell.device,
+            str(cell.rotary_dim),
+            cell.attention,
+        )
 
     return [tuple(own) for _, own in groupby(sorted(cells, key=turn), key=turn)]
 

@@ -28,6 +28,10 @@ CASE_KINDS = {
 DEFAULT_CASES = ("default", "stress", "decode")
 """The cases of a plain run. The others are verified if they are named, or with `all`."""
 
+EAGER_ONLY = ("train", "autocast")
+"""The cases that are planned for eager attention alone. Other implementations do not show which elements their dropout
+kept, and autocast rounds their operands on its own."""
+
 DECODE_STEPS = (("token 1", 1), ("token 2", 1), ("chunk", 3))
 """Names and lengths of the forwards that follow a prefill of `--seq-len` tokens if a sequence is decoded."""
 

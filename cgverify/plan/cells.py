@@ -10,7 +10,7 @@ from itertools import product
 from typing import Any
 
 from cgverify.common.errors import NothingToVerifyError, UnknownNameError, UsageError
-from cgverify.common.records import Cell, Checkpoint, WeightsView
+from cgverify.common.records import EAGER, Cell, Checkpoint, WeightsView
 from cgverify.plan.axes import Axes, CheckpointAxes, Rule
 from cgverify.plan.cases import (
     AFTER,
@@ -18,6 +18,7 @@ from cgverify.plan.cases import (
     CASE_KINDS,
     DECODED_TOKENS,
     DECODING,
+    EAGER_ONLY,
     FORCED_TOKENS,
     GENERATED_TOKENS,
     PER_LAYER,
@@ -87,6 +88,11 @@ def cells(checkpoint: Checkpoint, axes: Axes) -> list[Cell]:
                 f"{checkpoint.name} has no layer {layer}: choose layers between 0 and {checkpoint.n_layers - 1}."
             )
     _require_positions(checkpoint, axes)
+    if EAGER not in axes.attentions and set(axes.cases) <= set(EAGER_ONLY):
+        raise UsageError(
+            f"Of the cases asked for, none can be verified with {', '.join(axes.attentions)} attention: add eager, or "
+            f"a case other than {' and '.join(EAGER_ONLY)}."
+        )
     rotary_dims = dict.fromkeys(checkpoint.rotary_dim if dim == "own" else dim for dim in axes.rotary_dims or ["own"])
     planned = [
         Cell(
@@ -98,13 +104,16 @@ def cells(checkpoint: Checkpoint, axes: Axes) -> list[Cell]:
             dtype=dtype,
             device=device,
             rotary_dim=rotary_dim,
+            attention=attention,
             case=case,
             **inputs,
         )
-        for candidate, dtype, device, rotary_dim in product(axes.candidates, axes.dtypes, axes.devices, rotary_dims)
+        for candidate, dtype, device, rotary_dim, attention in product(
+            axes.candidates, axes.dtypes, axes.devices, rotary_dims, axes.attentions
+        )
         for layer, kind in _components(layers)
         for case in axes.cases
-        if kind in CASE_KINDS[case]
+        if kind in CASE_KINDS[case] and (attention == EAGER or case not in EAGER_ONLY)
         for inputs in _inputs(checkpoint, case, axes)
     ]
     _require_matches(planned, axes.components)

@@ -12,6 +12,7 @@
 | `weights` | `auto`, `pretrained`, `random` or `random:SEED`, for the models without their own |
 | `candidates`, `dtypes`, `devices`, `seeds` | axes: every combination becomes a cell |
 | `rotary_dims`, `cases` | axes; `own` is the checkpoint's rotary_dim, `all` is every case |
+| `attentions` | axis: `eager`, `sdpa`, the implementation that Hugging Face's side runs |
 | `layers`, `components` | axes: `all`, or numbers and ranges such as `5-7`; globs over names or kinds |
 | `batch_size`, `seq_len` | size of the random inputs |
 | `limits` | the most values of an axis that are taken, from the first on; layers evenly, with the first and the last. \

@@ -34,16 +34,23 @@ def _cells(batches: Sequence[CellBatch]) -> list[dict[str, Any]]:
 
 
 def _sections(batches: Sequence[CellBatch]) -> Iterator[Section]:
-    grouped: dict[tuple[str, str, str, str], list[CellBatch]] = {}
+    grouped: dict[tuple[str, ...], list[CellBatch]] = {}
     for batch in batches:
-        setting = (batch.checkpoint.asked, batch.dtype, batch.device, str(batch.cells[0].rotary_dim))
+        cell = batch.cells[0]
+        setting: tuple[str, ...] = (
+            batch.checkpoint.asked,
+            batch.dtype,
+            batch.device,
+            str(cell.rotary_dim),
+            cell.attention,
+        )
         grouped.setdefault(setting, []).append(batch)
     rows = []
     for setting, own in grouped.items():
         total, cells = cost(own), sum(len(batch.cells) for batch in own)
         amounts = str(len(own)), str(cells), f"{total.read_bytes / 1e9:.2f} GB", duration(total.seconds)
         rows.append([*setting, *amounts])
-    columns = ["checkpoint", "dtype", "device", "rotary_dim", "views", "cells", "weights", "time"]
+    columns = ["checkpoint", "dtype", "device", "rotary_dim", "attention", "views", "cells", "weights", "time"]
     yield Section("", columns=columns, rows=rows)
     yield Section(_sentence(batches), tone="note")
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 FORMATS = ("table", "json", "csv", "junit", "markdown", "github", "html")
 WITH_BASELINE = ("markdown", "html")
 """The formats that also show what changed since a baseline."""
-PIVOTS = ("dtype", "device", "case", "candidate", "rotary_dim", "layer")
+PIVOTS = ("dtype", "device", "case", "candidate", "rotary_dim", "attention", "layer")
 """The axes along which `cgverify.report.pivot` shows a run, in `PIVOT_FORMATS`."""
 PIVOT_FORMATS = ("table", "json", "csv", "markdown")
 

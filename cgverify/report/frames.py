@@ -12,10 +12,10 @@ from typing import Any
 
 import pandas as pd
 
-from cgverify.common.records import TIMES, Cell, CellResult, Finding, Verdict
+from cgverify.common.records import SETTING, TIMES, Cell, CellResult, Finding, Verdict, setting_words
 
 CELL = [
-    *("model", "component", "layer", "kind", "candidate", "dtype", "device", "rotary_dim"),
+    *("model", "component", "layer", "kind", "candidate", "dtype", "device", "rotary_dim", "attention"),
     *("case", "seed", "batch_size", "seq_len"),
 ]
 FINDING = [
@@ -23,7 +23,6 @@ FINDING = [
     *("candidate_error", "reference_error", "reference_digest", "bits", "head_bits", "worst_head"),
     *("shape", "at", "message", "cause", "tensors"),
 ]
-SETTING = ["model", "candidate", "dtype", "device", "rotary_dim"]
 TYPES = {"layer": "Int64", "rotary_dim": "string"}
 """Types of columns that pandas would guess wrong if they lack values."""
 
@@ -35,8 +34,8 @@ def in_plan_order(results: Iterable[CellResult], plan: Sequence[Cell]) -> list[C
 
 
 def setting_of(cell: Cell) -> tuple[str, ...]:
-    """Return what is verified in a cell, without its component and inputs; rotary_dim with its name."""
-    return cell.model, cell.candidate, cell.dtype, cell.device, f"rotary_dim {cell.rotary_dim}"
+    """Return what is verified in a cell, without its component and inputs, as `setting_words` has it."""
+    return setting_words({name: getattr(cell, name) for name in SETTING})
 
 
 def cell_columns(cell: Cell) -> dict[str, Any]:

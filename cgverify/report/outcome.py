@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cgverify.common.printable import printable
-from cgverify.common.records import IN_MEMORY, Cell, CellResult, Finding, Run, Verdict
+from cgverify.common.records import EAGER, IN_MEMORY, Cell, CellResult, Finding, Run, Verdict
 from cgverify.plan.cases import WHOLE
 from cgverify.report.numbers import counted, figure
 
@@ -49,7 +49,8 @@ def exit_code(results: Iterable[CellResult]) -> int:
 def place(cell: Cell, step: str = "") -> str:
     """Return where something was found: component, candidate, dtype, case, and the step if the case has several."""
     named = f" {step}" if step not in ("", "forward", cell.case) else ""
-    return f"{cell.component}, {cell.candidate} in {cell.dtype}, case {cell.case}{named}"
+    implementation = "" if cell.attention == EAGER else f" with {cell.attention} attention"
+    return f"{cell.component}, {cell.candidate} in {cell.dtype}{implementation}, case {cell.case}{named}"
 
 
 def bare_tap(tap: str) -> str:
@@ -84,6 +85,7 @@ class Failure:
             "--dtype": (cell.dtype, "float32"),
             "--device": (cell.device, "cpu"),
             "--rotary-dim": (cell.rotary_dim, checkpoint.rotary_dim),
+            "--attention": (cell.attention, EAGER),
             "--seed": (cell.seed, 0),
             **self._inputs(run.settings),
             "--allow": (",".join(run.settings.get("allow", ())), ""),
@@ -98,6 +100,7 @@ class Failure:
             "layers": (cell.layer, None),
             "components": (cell.kind, ""),
             "cases": (cell.case, ""),
+            "attentions": (cell.attention, EAGER),
             "seeds": (cell.seed, 0),
             "batch_size": (cell.batch_size, 2),
             "seq_len": (cell.seq_len, 8),

@@ -9,9 +9,9 @@ from typing import Any
 
 import pandas as pd
 
-from cgverify.common.records import CellResult, Finding, Record, Run, Verdict
+from cgverify.common.records import SETTING, CellResult, Finding, Record, Run, Verdict, setting_words
 from cgverify.report.comparison import comparison_sections
-from cgverify.report.frames import SETTING, cell_columns, findings_by_cell, findings_frame, setting_of, worst_by
+from cgverify.report.frames import cell_columns, findings_by_cell, findings_frame, setting_of, worst_by
 from cgverify.report.numbers import bits, counted, figure
 from cgverify.report.outcome import (
     counts,
@@ -109,12 +109,11 @@ def _measures(row: Mapping[Any, Any]) -> list[str]:
 def _compared_settings(run: Run, results: Sequence[CellResult]) -> Iterator[tuple[str, pd.DataFrame]]:
     """Yield a title and the findings of each setting in which something could be compared."""
     origins = {checkpoint.name: checkpoint.origin for checkpoint in run.checkpoints}
-    for setting, own in findings_by_cell(results).groupby(SETTING, sort=False, dropna=False):
+    for setting, own in findings_by_cell(results).groupby([*SETTING], sort=False, dropna=False):
         if (own["verdict"] == Verdict.UNSUPPORTED.value).all():
             continue
-        model, candidate, dtype, device, rotary_dim = map(str, setting)
-        origin = origins.get(model, run.weights_origin)
-        yield f"{model} · {candidate} · {dtype} · {device} · rotary_dim {rotary_dim} · {origin}", own
+        words = setting_words(dict(zip(SETTING, setting, strict=True)))
+        yield " · ".join((*words, origins.get(words[0], run.weights_origin))), own
 
 
 def _worst_head(findings: pd.DataFrame) -> str:

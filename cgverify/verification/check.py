@@ -74,11 +74,13 @@ def _check_or_defer(
 
 
 def _agree(reference: ObservedSide, candidate: ObservedSide, names: Iterable[str]) -> bool:
-    """Whether both sides have the same bits in every named tensor that the reference has."""
+    """Whether both sides have the same bits in every named tensor that either has."""
     return all(
-        name in candidate.tensors and same_tensor(reference.tensors[name], candidate.tensors[name])
+        name in reference.tensors
+        and name in candidate.tensors
+        and same_tensor(reference.tensors[name], candidate.tensors[name])
         for name in names
-        if name in reference.tensors
+        if name in reference.tensors or name in candidate.tensors
     )
 
 

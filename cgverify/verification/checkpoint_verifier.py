@@ -13,7 +13,8 @@ from cgverify.common.devices import require_devices, require_dtype
 from cgverify.common.errors import CgverifyError, WeightsError
 from cgverify.common.records import Cell, CellResult, Prompt, RotaryDim, Verdict, WeightsView
 from cgverify.observe.candidate import Candidate, free_bridge_afterwards
-from cgverify.observe.run import reference_parameters
+from cgverify.observe.generations import refused_attention
+from cgverify.observe.run import reference_parameters, set_attention
 from cgverify.oracle.shortcuts import NO_SHORTCUTS, Shortcuts
 from cgverify.plan.batches import group_into_batches
 from cgverify.plan.cases import WHOLE
@@ -63,7 +64,7 @@ class CheckpointVerifier:
         """Yield the results of one batch of cells."""
         first = cells[0]
         try:
-            reason = self._refusal(first.rotary_dim)
+            reason = self._refusal(first.rotary_dim) or refused_attention(first.attention)
             if reason is not None:
                 yield from uncompared(cells, Verdict.UNSUPPORTED, reason)
                 return
@@ -98,6 +99,7 @@ class CheckpointVerifier:
         model = self._window.reference(variant)
         weights = model if variant == variant.on_cpu else self._window.reference(variant.on_cpu)
         parameters = reference_parameters(weights, self._shortcuts, variant.device.type)
+        set_attention(model, cell.attention)
         return Reference(model, parameters, self._source.config, self._spreads[view])
 
     @free_bridge_afterwards()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,16 +18,17 @@ from cgverify.checkpoint.lookup import describe_checkpoint
 from cgverify.checkpoint.sin_cos_table import share_table
 from cgverify.checkpoint.window import Window
 from cgverify.common.errors import PairError, UsageError
-from cgverify.common.records import IN_MEMORY, Cell, CellResult, Checkpoint, WeightsView
+from cgverify.common.records import EAGER, IN_MEMORY, Cell, CellResult, Checkpoint, Verdict, WeightsView
 from cgverify.observe.components import COMPONENTS
+from cgverify.observe.generations import refused_attention
 from cgverify.observe.infinite_masks import with_infinite_masks
-from cgverify.observe.run import reference_parameters
+from cgverify.observe.run import reference_parameters, set_attention
 from cgverify.oracle.parameters import Parameters
 from cgverify.plan.batches import group_into_batches
 from cgverify.plan.cases import AFTER, BEFORE
 from cgverify.plan.cells import weights_view
 from cgverify.verification.compatibility import ProcessedWeights, processed_reference
-from cgverify.verification.judge import DEFAULT_JUDGE
+from cgverify.verification.judge import DEFAULT_JUDGE, uncompared
 from cgverify.verification.observe_cell import Reference, observe_cell
 from cgverify.verification.same_model import differences
 from cgverify.verification.stock_model import departures
@@ -114,30 +114,37 @@ class LoadedPair:
         return str(self._reference.device)
 
     def require(self, cells: Sequence[Cell]) -> None:
-        """Raise UsageError if there are cells of a case in which this pair cannot be verified."""
+        """Raise UsageError if there are cells in which this pair cannot be verified."""
         unfit = sorted({cell.case for cell in cells} - set(COMPATIBLE_CASES)) if self._is_processed else []
         if unfit:
             raise UsageError(
                 f"In compatibility mode a bridge cannot be verified in {', '.join(unfit)}: leave that out, or verify "
                 f"the bridge before enable_compatibility_mode(). The possible cases are {', '.join(COMPATIBLE_CASES)}."
             )
+        if self._is_processed and any(cell.attention != EAGER for cell in cells):
+            raise UsageError("In compatibility mode a bridge is verified with eager attention: leave attentions out.")
 
     def verify(self, cells: Sequence[Cell]) -> Iterator[CellResult]:
         """Yield the results of cells of this pair.
 
-        Both models are in eval mode while they are verified, and the reference's attention is eager: no other
-        implementation has scores and a pattern to compare with.
+        Both models are in eval mode while they are verified, and the reference runs the cells' implementation of
+        attention. Only the eager one has scores and a pattern to compare with.
         """
         modes = [(module, module.training) for side in (self._bridge, self._reference) for module in side.modules()]
+        chosen = self._weights.config._attn_implementation
         self._bridge.eval()
         self._reference.eval()
         try:
             window = Window(self._weights)
-            with _eager(self._reference):
-                for batch in group_into_batches(cells):
-                    window.show(weights_view(batch[0]))
-                    yield from self._verify_batch(batch, window.spread())
+            for batch in group_into_batches(cells):
+                if (reason := refused_attention(batch[0].attention)) is not None:
+                    yield from uncompared(batch, Verdict.UNSUPPORTED, reason)
+                    continue
+                set_attention(self._reference, batch[0].attention)
+                window.show(weights_view(batch[0]))
+                yield from self._verify_batch(batch, window.spread())
         finally:
+            set_attention(self._reference, chosen)
             for module, mode in modes:
                 module.training = mode
 
@@ -179,17 +186,6 @@ def _require_none(problems: Iterable[str], what: str, to_do: str) -> None:
     if found:
         more = f" (and {len(found) - 1} more like this)" if len(found) > 1 else ""
         raise PairError(f"{what}: {found[0]}{more}. To verify them, {to_do}.")
-
-
-@contextlib.contextmanager
-def _eager(model: Any) -> Iterator[None]:
-    """Let a model use eager attention, and restore its own choice afterwards."""
-    chosen = model.config._attn_implementation
-    model.config._attn_implementation = "eager"
-    try:
-        yield
-    finally:
-        model.config._attn_implementation = chosen
 
 
 _PARTS = (*BEFORE, "block", *AFTER)

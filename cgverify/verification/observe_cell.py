@@ -38,7 +38,8 @@ def _random_inputs(cell: Cell, reference: Reference, bridge: nn.Module) -> CaseI
     """Build the inputs of a cell, from the candidate's own `get_random_inputs` if it has one."""
     component, case = COMPONENTS[cell.kind], CASES[cell.case]
     config, dtype = reference.config, getattr(torch, cell.dtype)
-    spec = InputSpec(cell.seed, cell.batch_size, cell.seq_len, config.n_positions, dtype, reference.spread)
+    shape = cell.batch_size, cell.seq_len
+    spec = InputSpec(cell.seed, *shape, config.n_positions, dtype, reference.spread, cell.attention)
     builder = component.random_inputs(config)
     own = getattr(_submodule(bridge, cell), "get_random_inputs", None)
     if own is None:

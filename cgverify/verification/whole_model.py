@@ -27,14 +27,14 @@ from cgverify.checkpoint.source import Source
 from cgverify.checkpoint.window import Window
 from cgverify.common.errors import CandidateError, WeightsError
 from cgverify.common.printable import described, message_of
-from cgverify.common.records import Cell, CellResult, Finding, Prompt, Verdict, WeightsView
+from cgverify.common.records import EAGER, Cell, CellResult, Finding, Prompt, Verdict, WeightsView
 from cgverify.observe.bits import same_tensor
 from cgverify.observe.candidate import Candidate, restore_working_directory
 from cgverify.observe.cases.model import prompt_spans
 from cgverify.observe.components import COMPONENTS, Component
 from cgverify.observe.conditions import PLAIN
 from cgverify.observe.inputs import PromptSpan, convert, prompt_context
-from cgverify.observe.run import reference_parameters
+from cgverify.observe.run import reference_parameters, set_attention
 from cgverify.observe.stages import RESIDUAL, Stage, copy
 from cgverify.observe.taps import Observation, hook_points, observe, record_cache, record_returned, watch_hooks
 from cgverify.oracle.shortcuts import Shortcuts
@@ -75,7 +75,7 @@ def verify_whole_model(
         watch(cell)
         try:
             model = assembled(window, source.config, variant)
-            reference = reference or run_reference(model, prompt)
+            reference = reference or run_reference(model, prompt, cell.attention)
             try:
                 candidate = _run_candidate(candidates[cell.candidate], model, prompt)
             finally:
@@ -208,9 +208,13 @@ def _record_output(seen: Observation, _: nn.Module, __: Any, output: Any) -> Non
     record_returned(output, seen)
 
 
-def run_reference(model: CodeGenForCausalLM, prompt: Prompt) -> ModelRun:
+def run_reference(model: CodeGenForCausalLM, prompt: Prompt, attention: str = EAGER) -> ModelRun:
+    """Run Hugging Face's model with an implementation of attention, and leave the model with eager attention."""
     modules = _modules(model, model.config.n_layer, lambda component: component.reference_path)
-    return WatchedModel(model, modules, _watch_reference, model.device).run(prompt)
+    set_attention(model, attention)
+    run = WatchedModel(model, modules, _watch_reference, model.device).run(prompt)
+    set_attention(model, EAGER)
+    return run
 
 
 def _watch_reference(component: Component, module: Any, seen: Observation) -> contextlib.AbstractContextManager[None]:

@@ -13,13 +13,14 @@ from collections.abc import Mapping
 
 import torch
 
+from cgverify.common.records import EAGER
 from cgverify.observe.bits import same_tensor
 from cgverify.observe.cases.case import Case, one_forward
 from cgverify.observe.components import Component
 from cgverify.observe.conditions import Conditions, Cotangent
 from cgverify.observe.generations import installed
 from cgverify.observe.gradients import modules_with_gradients
-from cgverify.observe.inputs import Inputs, InputSpec, Step, stress_context
+from cgverify.observe.inputs import LOWEST, Inputs, InputSpec, Step, stress_context
 from cgverify.observe.stages import RESIDUAL, Stage, TapFunction, TensorsByName
 from cgverify.oracle.arithmetic import Expected
 from cgverify.oracle.forward import FORWARDS, Context
@@ -48,7 +49,15 @@ def _axes(leaf: str) -> tuple[str, ...]:
 
 
 def _transform(inputs: Inputs, spec: InputSpec) -> Inputs:
-    return stress_context(inputs, spec) if "position_ids" in inputs else inputs
+    if "position_ids" not in inputs:
+        return inputs
+    inputs = stress_context(inputs, spec)
+    if spec.attention != EAGER:
+        # The gradient of torch's fused kernel is wrong for a query whose keys are all hidden by finite values: it
+        # normalizes by log(n) + mask, which is the mask. The model itself hides keys from that kernel with −∞.
+        own = inputs["attention_mask"].diagonal(dim1=-2, dim2=-1)
+        own.masked_fill_(own <= LOWEST, 0)
+    return inputs
 
 
 def _stages(component: Component, step: Step) -> tuple[Stage, ...]:

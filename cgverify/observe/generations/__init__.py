@@ -36,3 +36,13 @@ def installed() -> Generation:
         f"transformers {version('transformers')} has a CodeGen that cgverify does not know ({', '.join(lacking)}): "
         "install a version of transformers that cgverify supports."
     )
+
+
+def refused_attention(implementation: str) -> str | None:
+    """Return why the installed CodeGen cannot run an implementation of attention; None if it can."""
+    if implementation in (known := installed().attentions):
+        return None
+    return (
+        f"CodeGen of transformers {version('transformers')} has no {implementation} attention: it has "
+        f"{' and '.join(known)}"
+    )

@@ -110,6 +110,7 @@ EMBED_POSITIONS = Generation(
         "scores": "(q·kᵀ + mask) / √head_dim",
     },
     misfits=_misfits,
+    attentions=("eager",),
     kinds_with_pattern=("attn", "block"),
     sin_cos_table=_sin_cos_table,
     shared_modules=lambda _: (),

@@ -22,6 +22,8 @@ class Generation:
     """What each stage that differs between generations computes, as a formula for people. Runs record it."""
     misfits: Callable[[], list[str]]
     """Return what this generation needs and the installed classes lack, in words; empty if they fit."""
+    attentions: tuple[str, ...]
+    """The implementations of attention that it has, of those in `cgverify.plan.axes.ATTENTIONS`."""
     kinds_with_pattern: tuple[str, ...]
     """Kinds of component that return the attention pattern after their output."""
     sin_cos_table: Callable[[Any], torch.Tensor]

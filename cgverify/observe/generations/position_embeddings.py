@@ -166,6 +166,7 @@ POSITION_EMBEDDINGS = Generation(
         "scores": "q·kᵀ · head_dim^−½ + mask",
     },
     misfits=_misfits,
+    attentions=("eager", "sdpa"),
     kinds_with_pattern=("attn",),
     sin_cos_table=_sin_cos_table,
     shared_modules=lambda root: (_rotary_emb(root),),

@@ -61,7 +61,8 @@ def peak_bytes(checkpoint: Checkpoint, cells: Iterable[Cell], stored_width: int 
     for cell in cells:
         if cell.kind not in WHOLE:  # a whole model is booted only if it fits
             view = cell.kind if cell.layer is None else cell.layer
-            batches[view, bool(cell.prompt), cell.dtype, cell.device, cell.rotary_dim].append(cell)
+            variant = cell.dtype, cell.device, cell.rotary_dim, cell.attention
+            batches[view, bool(cell.prompt), *variant].append(cell)
     return LIBRARIES + max((_batch_bytes(checkpoint, batch, stored_width) for batch in batches.values()), default=0)
 
 

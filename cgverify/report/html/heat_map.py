@@ -10,7 +10,7 @@ from typing import Any
 from cgverify.common.records import Cell, CellResult, Finding, Run, Verdict
 from cgverify.report.outcome import every_finding
 
-AXES = ("model", "candidate", "dtype", "device", "rotary_dim", "case")
+AXES = ("model", "candidate", "dtype", "device", "rotary_dim", "attention", "case")
 """The axes of the map next to the layers. Those along which a run has only one value are left out, except these:"""
 ALWAYS_SHOWN = ("dtype", "case")
 IN_A_BLOCK = ("ln1", "attn", "mlp")

@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from cgverify.common.errors import UnknownNameError, UsageError
-from cgverify.common.records import CellResult
+from cgverify.common.records import SETTING, CellResult, setting_words
 from cgverify.runs.baseline import StoredRun
 from cgverify.runs.comparison.pairs import TapPair, pair_cells, pair_findings
 
-AXES = ("device", "dtype", "rotary_dim", "candidate")
-SETTING = ("model", "candidate", "dtype", "device", "rotary_dim")
+AXES = ("device", "dtype", "rotary_dim", "attention", "candidate")
 
 
 @dataclass(frozen=True)
@@ -46,10 +45,8 @@ class Across:
         """Return the pairs by the values of all axes of `SETTING` but the compared one."""
         found: dict[str, list[TapPair]] = {}
         for pair in self.pairs:
-            values = {name: str(getattr(pair.cell, name)) for name in SETTING if name != self.axis}
-            if "rotary_dim" in values:
-                values["rotary_dim"] = f"rotary_dim {values['rotary_dim']}"
-            found.setdefault(" · ".join(values.values()), []).append(pair)
+            words = setting_words({field: getattr(pair.cell, field) for field in SETTING if field != self.axis})
+            found.setdefault(" · ".join(words), []).append(pair)
         return found
 
 

@@ -14,11 +14,11 @@ from cgverify.runs.comparison.pairs import Pairing, TapPair, pair_cells, pair_fi
 from cgverify.runs.comparison.reference import ReferenceChange, reference_changes
 from cgverify.runs.differences import Difference, differences
 
-TAP = ("model", "candidate", "dtype", "device", "rotary_dim", "case", "kind")
+TAP = ("model", "candidate", "dtype", "device", "rotary_dim", "attention", "case", "kind")
 """The fields of a cell that identify a tap, with step, tap and stage, over all layers and seeds."""
 
 GROUPING_AXES = (
-    *("model", "candidate", "device", "dtype", "rotary_dim", "case", "kind"),
+    *("model", "candidate", "device", "dtype", "rotary_dim", "attention", "case", "kind"),
     *("layer", "seed", "batch_size", "seq_len"),
 )
 """The axes by which new cells are grouped, those that explain most first."""
