@@ -137,7 +137,7 @@ def test_markdown_table_rows_have_equal_numbers_of_fields() -> None:
 def test_cells_that_differ_in_any_field_are_all_counted() -> None:
     others: list[dict[str, object]] = [
         {},
-        *({name: "other"} for name in ("model", "weights", "candidate", "dtype", "device", "prompt")),
+        *({name: "other"} for name in ("model", "weights", "candidate", "dtype", "device", "attention", "prompt")),
         *({name: 1} for name in ("rotary_dim", "seed", "batch_size", "seq_len")),
     ]
     results = [a_result(a_finding(), a_finding("hook_out"), **cell) for cell in others]
@@ -168,6 +168,7 @@ def test_pivot_shows_every_value_of_an_axis(by: str, format: str) -> None:
         "case": ("default", "stress"),
         "candidate": ("c", "d"),
         "rotary_dim": (8, "none"),
+        "attention": ("eager", "sdpa"),
         "layer": (0, 1),
     }
     results = [
