@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 
 from cgverify.common.control_groups import GROUPS, PROC, control_groups
+from cgverify.common.printable import message_of
 
 VERSION_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 VERSION_2 = ("memory.max", "memory.current", "inactive_file")
@@ -61,7 +62,5 @@ def is_shortage(error: BaseException) -> bool:
     """
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    return isinstance(error, RuntimeError) and any(phrase in str(error).lower() for phrase in _SHORTAGE)
-
-
-_SHORTAGE = ("out of memory", "allocate memory", "not enough memory")
+    said = message_of(error).lower() if isinstance(error, RuntimeError) else ""
+    return any(phrase in said for phrase in ("out of memory", "allocate memory", "not enough memory"))

@@ -22,6 +22,7 @@ from transformer_lens.model_bridge.supported_architectures.codegen import CodeGe
 from cgverify.bridge.booting import CodeGenAdapter, adapter_with, bridge_from
 from cgverify.common.errors import CandidateError
 from cgverify.common.printable import message_of
+from cgverify.observe.fault import calls_a_side
 from cgverify.observe.generations import installed
 
 BUILT_IN: dict[str, type[ArchitectureAdapter]] = {
@@ -41,6 +42,7 @@ class Candidate:
     source: str = ""
     """The digest of the file that it was imported from; empty if it is built in and so identified by its version."""
 
+    @calls_a_side
     def boot(self, model: nn.Module) -> Any:
         """Boot a bridge over a model, which is changed in place.
 

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from cgverify.common.errors import DeviceError
+from cgverify.observe.fault import calls_a_side
 from cgverify.observe.generations import installed
 
 
@@ -172,6 +173,7 @@ def _cast_buffers(modules: Sequence[nn.Module]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+@calls_a_side
 def _attributes_set(attributes: Sequence[tuple[Any, str]], value: object) -> Iterator[None]:
     """Set attributes, each given with its owner, to a value."""
     before = [(owner, name, getattr(owner, name)) for owner, name in attributes]

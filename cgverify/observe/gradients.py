@@ -15,6 +15,7 @@ from torch import nn
 
 from cgverify.bridge import join_weight
 from cgverify.observe.conditions import Cotangent
+from cgverify.observe.fault import calls_a_side
 from cgverify.observe.taps import Observation, cpu_copy
 from cgverify.oracle.fused_qkv import projection
 
@@ -42,12 +43,14 @@ def reference_weights(block: nn.Module, kind: str) -> dict[str, nn.Parameter]:
     return _weights({name: block.get_submodule(_REFERENCE[name]) for name in names})
 
 
+@calls_a_side
 def candidate_weights(block: nn.Module, kind: str) -> dict[str, nn.Parameter]:
     """Return the weights of a component of a bridge of a block that have gradients, by name."""
     nodes: dict[str, Any] = {name: block.get_submodule(name) for name in modules_with_gradients(kind)}
     return _weights({name: node.original_component for name, node in nodes.items()})
 
 
+@calls_a_side
 def _weights(modules: dict[str, Any]) -> dict[str, nn.Parameter]:
     found: dict[str, nn.Parameter] = {}
     for name, module in modules.items():
@@ -57,6 +60,7 @@ def _weights(modules: dict[str, Any]) -> dict[str, nn.Parameter]:
     return found
 
 
+@calls_a_side
 def call_and_differentiate(
     call: Callable[[dict[str, Any]], Any],
     inputs: dict[str, Any],

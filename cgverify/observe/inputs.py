@@ -136,30 +136,45 @@ def slice_tokens(inputs: Inputs, tokens: slice, rows: slice = slice(None)) -> In
     }
 
 
+def require_rows(inputs: Inputs, vocab_size: int, n_positions: int) -> None:
+    """Raise ValueError if token ids or positions are not rows of the tables that a model looks them up in."""
+    for name, rows in (("input_ids", vocab_size), ("position_ids", n_positions)):
+        indices = inputs.get(name)
+        if indices is not None and indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < rows:
+            raise ValueError(f"{name} of a case are not between 0 and {rows - 1}")
+
+
+class CandidateInputsError(ValueError):
+    """What a candidate's `get_random_inputs` returned breaks the contract."""
+
+
 def checked_inputs(contract: RandomInputs, own: Callable[..., Mapping[str, Any]]) -> RandomInputs:
     """Return a candidate's own `get_random_inputs`, checked against our builder: a candidate must not ease its test.
 
     Keys, shapes and dtypes must be equal, positions and mask too. Hidden states must be finite and not constant. The
-    result raises ValueError otherwise. What the model derives from the inputs is left out.
+    result raises CandidateInputsError otherwise. What the model derives from the inputs is left out.
     """
 
     def random_inputs(batch_size: int, seq_len: int) -> Inputs:
-        given = dict(own(batch_size, seq_len, torch.device("cpu"), torch.float32))
+        returned = own(batch_size, seq_len, torch.device("cpu"), torch.float32)
+        if not isinstance(returned, Mapping):
+            raise CandidateInputsError(f"it returns a {type(returned).__name__} where a mapping is wanted")
+        given = dict(returned)
         for name in installed().derived_inputs:
             given.pop(name, None)
         with torch.random.fork_rng(devices=[]):
             wanted = contract(batch_size, seq_len)
         if given.keys() != wanted.keys():
-            raise ValueError(f"it returns {', '.join(given)} where {', '.join(wanted)} are wanted")
+            raise CandidateInputsError(f"it returns {', '.join(map(str, given))} where {', '.join(wanted)} are wanted")
         for name, value in wanted.items():
             found = given[name]
             if not isinstance(found, torch.Tensor) or found.shape != value.shape or found.dtype != value.dtype:
-                raise ValueError(f"its {name} is no {value.dtype} tensor of shape {list(value.shape)}")
+                raise CandidateInputsError(f"its {name} is no {value.dtype} tensor of shape {list(value.shape)}")
             if name == "hidden_states":
                 if not found.isfinite().all() or (found.numel() > 1 and not found.std() > 0):
-                    raise ValueError(f"its {name} is not finite and spread")
+                    raise CandidateInputsError(f"its {name} is not finite and spread")
             elif not found.equal(value):
-                raise ValueError(f"its {name} is not as the contract says")
+                raise CandidateInputsError(f"its {name} is not as the contract says")
         return given
 
     return random_inputs
@@ -222,7 +237,7 @@ def block_inputs(block: Inputs, taps: Mapping[str, torch.Tensor]) -> dict[str, I
 # --- the stress case: what random inputs hide -------------------------------------------------------------------------
 
 
-def stress_tokens(vocab_size: int, special: Sequence[int | None] = ()) -> InputTransform:
+def stress_tokens(vocab_size: int, special: Sequence[object] = ()) -> InputTransform:
     """For the embedding: the first and the last id, special ids, and one id many times.
 
     Only these show a table that is off by one, or a dropped row.
@@ -230,7 +245,8 @@ def stress_tokens(vocab_size: int, special: Sequence[int | None] = ()) -> InputT
 
     def stress(inputs: Inputs, _: InputSpec) -> Inputs:
         ids = inputs["input_ids"].clone()
-        edges = [0, vocab_size - 1, *(token for token in special if token is not None and token < vocab_size)]
+        rows = range(vocab_size)  # a config may name special ids that are no row of the embedding, such as -1
+        edges = [0, vocab_size - 1, *(token for token in special if token in rows)]
         flat = ids.view(-1)
         flat[: len(edges)] = torch.tensor(edges[: len(flat)])
         ids[:, ids.shape[1] // 2 :] = ids[-1, -1]

@@ -13,6 +13,7 @@ from transformer_lens.hook_points import HookPoint
 
 from cgverify.observe.components import HOOK_ALIASES, Component
 from cgverify.observe.conditions import PLAIN, Conditions, apply_conditions
+from cgverify.observe.fault import calls_a_side
 from cgverify.observe.generations import installed
 from cgverify.observe.gradients import call_and_differentiate, candidate_weights, reference_weights
 from cgverify.observe.taps import (
@@ -48,6 +49,7 @@ def set_attention(model: nn.Module, implementation: str) -> None:
             config._attn_implementation = implementation
 
 
+@calls_a_side
 def call_component(root: nn.Module, node: nn.Module, kind: str, inputs: dict[str, Any], cache: Any = None) -> Any:
     """Call a component of a model or bridge as the model calls it, and return what it returns."""
     arguments = installed().arguments(root, inputs, cache)
@@ -119,7 +121,7 @@ def run_candidate(
     observation.violations += [
         (alias, f"{alias} is not the hook {path} that it must be another name of")
         for alias, path in HOOK_ALIASES.get(component.kind, {}).items()
-        if getattr(node, alias, None) is not node.get_submodule(path)
+        if getattr(node, alias, None) is not points.get(path)
     ]
     component.rename_taps(observation)
     return observation

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from cgverify.observe.generations import installed
-from cgverify.oracle.arithmetic import Expected, exact_input, exact_output
+from cgverify.oracle.arithmetic import UNIT_ROUNDOFF, Expected, exact_input, exact_output
 from cgverify.oracle.block_sum import block_sum
 from cgverify.oracle.cache import cached
 from cgverify.oracle.fused_attention import fused_attention
@@ -31,22 +31,74 @@ TensorsByName = Mapping[str, torch.Tensor]
 Compute = Callable[[TensorsByName, Parameters], Expected]
 
 
+class UnfitTapError(Exception):
+    """A tap that a stage starts from never fired, or has a shape or dtype from which nothing can be computed."""
+
+    def __init__(self, tap: str, problem: str) -> None:
+        super().__init__(tap, problem)
+        self.tap, self.problem = tap, problem
+
+    def __str__(self) -> str:
+        """Return `hook_q has shape [2, 8, 64] where [2, 8, 4, 16] is right`."""
+        return f"{self.tap} {self.problem}"
+
+
+class MissingTapError(UnfitTapError, KeyError):
+    """It never fired. As a KeyError, it lets `get` return None."""
+
+
+Misfit = Callable[[str, torch.Tensor], str]
+"""Given a tap's name and the tap: what is wrong with its shape or dtype; empty if nothing is."""
+
+
+def no_misfit(_: str, __: torch.Tensor) -> str:
+    return ""
+
+
+def wrong_form(tensor: torch.Tensor, like: torch.Tensor) -> str:
+    """Say why a stage cannot start from a tensor where it expects one like another; empty if it can.
+
+    Any floating-point dtype of a checkpoint will do for another one: the bounds follow it.
+    """
+    if tensor.shape != like.shape:
+        return f"has shape {list(tensor.shape)} where {list(like.shape)} is right"
+    if tensor.dtype != like.dtype and not {tensor.dtype, like.dtype} <= UNIT_ROUNDOFF.keys():
+        return f"is {tensor.dtype} where {like.dtype} is right".replace("torch.", "")
+    return ""
+
+
+def fitting(name: str, tensors: TensorsByName, misfit: Misfit) -> torch.Tensor:
+    """Return a tensor by name that a stage can start from.
+
+    Raises:
+        UnfitTapError: it never fired, or is a misfit.
+        KeyError: it is an input that is given by this package.
+    """
+    if name not in tensors and not name.startswith("given."):
+        raise MissingTapError(name, "never fired")
+    if problem := misfit(name, tensors[name]):
+        raise UnfitTapError(name, problem)
+    return tensors[name]
+
+
 @dataclass(frozen=True)
 class TapFunction:
     """An oracle that is computed from one side's tensors. It is cheap enough to be computed for each side."""
 
     compute: Compute
 
-    def expect(self, side: TensorsByName, parameters: Parameters) -> tuple[Expected | None, list[str]]:
+    def expect(
+        self, side: TensorsByName, parameters: Parameters, misfit: Misfit = no_misfit
+    ) -> tuple[Expected | UnfitTapError, list[str]]:
         """Return the expected tap and the names that it was computed from.
 
-        The first is None if a tap that the stage reads never fired, or has a shape that does not fit.
+        The first is an error if a tap that the stage reads never fired, or is a misfit. Nothing is then computed.
         """
-        read = _ReadNames(side)
+        read = _ReadTensors(side, misfit)
         try:
             return self.compute(read, parameters), read.names
-        except (LookupError, RuntimeError):  # torch raises either where shapes do not fit
-            return None, read.names
+        except UnfitTapError as unfit:
+            return unfit, read.names
 
 
 @dataclass(frozen=True)
@@ -62,16 +114,17 @@ class WeightProduct:
 Oracle = TapFunction | WeightProduct
 
 
-class _ReadNames(Mapping[str, torch.Tensor]):
-    """Tensors by name, with a record of the names that were read."""
+class _ReadTensors(Mapping[str, torch.Tensor]):
+    """Tensors by name, each checked before it is used, with a record of the names that were read."""
 
-    def __init__(self, tensors: TensorsByName) -> None:
+    def __init__(self, tensors: TensorsByName, misfit: Misfit) -> None:
         self._tensors = tensors
+        self._misfit = misfit
         self.names: list[str] = []
 
     def __getitem__(self, name: str) -> torch.Tensor:
         self.names.append(name)
-        return self._tensors[name]
+        return fitting(name, self._tensors, self._misfit)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)
@@ -115,18 +168,19 @@ def expect_products(
         yield columns, [answer[key] for key in keys]
 
 
-def expected_tap(stage: Stage, side: TensorsByName, parameters: Parameters) -> Expected | None:
-    """Return the whole expected tap in the tap's shape, or None if it cannot be computed from this side."""
+def expected_tap(
+    stage: Stage, side: TensorsByName, parameters: Parameters, misfit: Misfit = no_misfit
+) -> Expected | None:
+    """Return the whole expected tap in the tap's shape; None if a tap that it starts from is missing or a misfit."""
     if isinstance(stage.oracle, TapFunction):
-        return stage.oracle.expect(side, parameters)[0]
-    if stage.oracle.input not in side:
-        return None
+        answer, _ = stage.oracle.expect(side, parameters, misfit)
+        return None if isinstance(answer, UnfitTapError) else answer
+    product = stage.oracle
     try:
-        product = stage.oracle
-        blocks = expect_products([side[product.input]], product.weight, parameters, product.autocast)
-        parts = [one for _, (one,) in blocks]
-    except RuntimeError:  # a candidate's taps may have any shape
+        given = fitting(product.input, side, misfit)
+    except UnfitTapError:
         return None
+    parts = [one for _, (one,) in expect_products([given], product.weight, parameters, product.autocast)]
     value, bound = (torch.cat(pieces, -1) for pieces in ([p.value for p in parts], [p.bound for p in parts]))
     tap = side.get(stage.tap)
     shape = tap.shape if tap is not None and tap.numel() == value.numel() else value.shape

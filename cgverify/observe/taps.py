@@ -18,6 +18,7 @@ from torch import nn
 from transformer_lens.hook_points import HookPoint
 
 from cgverify.observe.bits import same_tensor
+from cgverify.observe.fault import calls_a_side, is_ours
 
 Taps = dict[str, torch.Tensor]
 RecordTap = Callable[[str, torch.Tensor], None]
@@ -71,8 +72,13 @@ class Observation:
         ]
 
 
+@calls_a_side
 def observe(run: Callable[[Observation], Any], inputs: Mapping[str, Any]) -> Observation:
-    """Call `run`, which records its taps; note what it raised, and which inputs and global settings it changed."""
+    """Call `run`, which records its taps; note what it raised, and which inputs and global settings it changed.
+
+    Raises:
+        Exception: `run` raised it, and it is not the fault of a side; see `cgverify.observe.fault`.
+    """
     observation = Observation()
     before = {name: cpu_copy(value) for name, value in inputs.items() if isinstance(value, torch.Tensor)}
     numerics = _numerics()
@@ -82,6 +88,8 @@ def observe(run: Callable[[Observation], Any], inputs: Mapping[str, Any]) -> Obs
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # whatever a candidate does is a finding, not our failure
+        if is_ours(error):
+            raise
         observation.raised = error
     for name, value in before.items():
         if not same_tensor(value, inputs[name].cpu()):
@@ -127,6 +135,9 @@ def watch_hooks(
     def listener(name: str) -> Callable[..., torch.Tensor | None]:
         def listen(tensor: torch.Tensor, hook: HookPoint) -> torch.Tensor | None:  # noqa: ARG001  passed by name
             if observation.forward_done:
+                return None
+            if not isinstance(tensor, torch.Tensor):
+                observation.violations.append((name, f"{name} is shown a {type(tensor).__name__}, not a tensor"))
                 return None
             patch = patches.get(name)
             if patch is not None:
@@ -200,5 +211,7 @@ def record_returned(returned: Any, observation: Observation) -> Taps:
 def record_cache(cache: Any, layer: int | None, prefix: str, record: RecordTap) -> None:
     """Record the keys and values that a cache has for a layer, as `cache_keys` and `cache_values` under `prefix`."""
     if cache is not None and layer is not None and len(cache.layers) > layer and cache.layers[layer].is_initialized:
-        record(f"{prefix}cache_keys", cache.layers[layer].keys)
-        record(f"{prefix}cache_values", cache.layers[layer].values)
+        for name in ("keys", "values"):
+            tensor = getattr(cache.layers[layer], name)
+            if isinstance(tensor, torch.Tensor):  # a candidate may put anything there
+                record(f"{prefix}cache_{name}", tensor)

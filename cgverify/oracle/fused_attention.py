@@ -8,14 +8,14 @@ the unit roundoff of the accumulator, u that of the operands' dtype, η its smal
 
 and by 0 if m absorbs x in float32. Two of γ's roundings scale q and k by D^−¼ each before the product. A kernel that
 goes through the keys in blocks of 16 or more multiplies what it has by exp(M_old − M_new) for each block, so with M the
-greatest visible score, M₀ the smallest, p the exact pattern and d_j = b_j + a|s_j − M|:
+greatest visible score, M₀ the smallest, p the exact pattern and d_j = b_j + 3a|s_j − M|:
 
-    L = d + Σ_j p_j expm1(d_j) + 2 min(γ_n, 16a√n) + a(M − M₀) + (3⌈n/16⌉ + 8)a
+    L = d + Σ_j p_j expm1(d_j) + 2 min(γ_n, 16a√n) + 3a(M − M₀) + (3⌈n/16⌉ + 8)a
     B = R(z, Σ_j p_j|v_j|(expm1(L_j) + u') + η'Σ_j|v_j| + 2a|z|)
 
 u' = u and η' = η if the operands have 16 bits, in which the pattern is rounded before it meets v; otherwise both are 0.
 Sources: the bounds of the three stages (`scaled_scores.py`, `softmax.py`, `mix.py`); Dao et al. 2022, *FlashAttention*,
-algorithm 1, for the order of operations.
+algorithm 1, for the order of operations. Kernels take powers of 2; see the table in `softmax.py` for 3a.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from cgverify.oracle.arithmetic import (
 )
 from cgverify.oracle.scores import mask_magnitude, multiply
 from cgverify.oracle.shortcuts import Shortcuts
+from cgverify.oracle.softmax import EXPONENT_ROUNDINGS
 
 BLOCK = 16
 """The fewest keys that a kernel goes through between two rescalings."""
@@ -59,10 +60,10 @@ def fused_attention(
     seen = pattern > 0
     greatest = scores.amax(-1, keepdim=True)
     smallest = torch.where(seen, scores, torch.inf).amin(-1, keepdim=True)
-    exponent = error + a * (scores - greatest).abs()
+    exponent = error + EXPONENT_ROUNDINGS * a * (scores - greatest).abs()
     denominator = torch.where(seen, pattern * exponent.expm1(), 0.0).sum(-1, keepdim=True)
     sums = 2 * min(gamma(n, a), 16 * a * n**0.5) + shortcuts.term_error(value.dtype)
-    blocks = a * (greatest - smallest) + (3 * math.ceil(n / BLOCK) + 8) * a
+    blocks = EXPONENT_ROUNDINGS * a * (greatest - smallest) + (3 * math.ceil(n / BLOCK) + 8) * a
     relative = (exponent + denominator + sums + blocks).expm1()
     unit, subnormal = (
         (UNIT_ROUNDOFF[value.dtype], SMALLEST_SUBNORMAL[value.dtype]) if value.dtype in HALVES else (0.0, 0.0)

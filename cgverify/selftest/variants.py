@@ -19,6 +19,8 @@ from cgverify.selftest.seeded.seeding import NORMS, activated, attention, change
 ProductFunction = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """A product of an input and a weight, plus a bias unless that is None, all in one dtype."""
 
+LOG2_E = math.log2(math.e)
+
 PRODUCTS = (*(f"blocks.0.attn.{name}" for name in "qkvo"), "blocks.0.mlp.in", "blocks.0.mlp.out", "unembed")
 """The paths of the Linears of a block, and of the unembedding."""
 
@@ -160,6 +162,24 @@ def _softmax_by_logarithm(_bridge: Any, _softmax: Any, scores: Tensor) -> Tensor
     return (shifted - shifted.exp().sum(-1, keepdim=True).log()).exp()
 
 
+def _softmax_by_exp2(_bridge: Any, _softmax: Any, scores: Tensor) -> Tensor:
+    powers = ((_widened(scores) - _widened(scores).amax(-1, keepdim=True)) * LOG2_E).exp2()
+    return powers / powers.sum(-1, keepdim=True)
+
+
+def _softmax_by_fused_exp2(_bridge: Any, _softmax: Any, scores: Tensor) -> Tensor:
+    """Emulate a fused multiply-add in float64, where the product of two float32 is exact."""
+    wide = _widened(scores)
+    if wide.dtype == torch.float64:
+        return _softmax_by_exp2(_bridge, _softmax, scores)
+    constant = torch.tensor(LOG2_E)
+    shift = wide.amax(-1, keepdim=True) * constant
+    exponents = (wide.double() * constant.double() - shift.double()).float()
+    # In a row that sees nothing, the rounding of max · log2(e) is larger than every difference.
+    powers = torch.where(shift.abs() > 1e6, (wide - wide.amax(-1, keepdim=True)) * constant, exponents).exp2()
+    return powers / powers.sum(-1, keepdim=True)
+
+
 def _mix_in_float32(_: Any, mix: Any, pattern: Tensor, value: Tensor) -> Any:
     pattern, value = taken(pattern), taken(value)
     wide = torch.promote_types(value.dtype, torch.float32)
@@ -250,6 +270,14 @@ _ATTENTION: Rows = {
         attention(_scores=_mask_in_product),
     ),
     "SoftmaxByHand": ("The softmax is exp(s − max) / Σ exp(s − max).", attention(_masked_softmax=_softmax_by_hand)),
+    "SoftmaxByExp2": (
+        "The softmax takes powers of 2, exp2((s − max)·log2(e)).",
+        attention(_masked_softmax=_softmax_by_exp2),
+    ),
+    "SoftmaxByFusedExp2": (
+        "The softmax takes powers of 2 of s·log2(e) − max·log2(e), rounded once, as fused kernels compute it.",
+        attention(_masked_softmax=_softmax_by_fused_exp2),
+    ),
     "SoftmaxByLogarithm": (
         "The softmax is exp(s − log Σ exp s), after the maximum is subtracted.",
         attention(_masked_softmax=_softmax_by_logarithm),

@@ -25,7 +25,7 @@ from cgverify.observe.bits import same_tensor
 from cgverify.observe.candidate import Candidate, find_candidate
 from cgverify.observe.inputs import CaseInputs
 from cgverify.observe.run import reference_parameters
-from cgverify.observe.stages import Stage, TapFunction, expect_products
+from cgverify.observe.stages import Stage, TapFunction, expect_products, expected_tap
 from cgverify.oracle.arithmetic import Expected
 from cgverify.oracle.parameters import Parameters
 from cgverify.selftest.result import Outcome
@@ -170,7 +170,7 @@ def _expected(
 ) -> Iterator[tuple[slice | None, Expected | None]]:
     """Return the expected value of a stage on one side, as a whole or in blocks of columns."""
     if isinstance(stage.oracle, TapFunction):
-        yield None, stage.oracle.expect(side.tensors, parameters)[0]
+        yield None, expected_tap(stage, side.tensors, parameters)
     elif stage.oracle.input in side.tensors:
         product = stage.oracle
         blocks = expect_products([side.tensors[product.input]], product.weight, parameters, product.autocast)

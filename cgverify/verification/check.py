@@ -12,7 +12,16 @@ from collections.abc import Iterable, Mapping
 import torch
 
 from cgverify.observe.bits import same_tensor
-from cgverify.observe.stages import Stage, TapFunction, expect_products
+from cgverify.observe.stages import (
+    Misfit,
+    Stage,
+    TapFunction,
+    UnfitTapError,
+    WeightProduct,
+    expect_products,
+    fitting,
+    wrong_form,
+)
 from cgverify.oracle.arithmetic import Expected, bound_after_rounding
 from cgverify.oracle.parameters import Parameters
 from cgverify.verification.metrics import TrustedBits, Worst, errors, worst_ratio
@@ -33,12 +42,14 @@ def check_stages(steps: Iterable[ObservedStep], parameters: Parameters) -> None:
         reference, candidate = step.reference, step.candidate
         if reference.observation.raised is not None:
             continue
+        for side in (reference, candidate):
+            side.elements |= _elements(step.stages, side, parameters)
         for index, stage in enumerate(step.stages):
-            names = _check_or_defer(reference, index, stage, parameters, products)
+            names = _check_or_defer(reference, index, stage, parameters, products, step.misfit_of_reference)
             if names is not None and _agree(reference, candidate, (stage.tap, *names)):
                 agreeing.append((reference, candidate, index))
             else:
-                _check_or_defer(candidate, index, stage, parameters, products)
+                _check_or_defer(candidate, index, stage, parameters, products, step.misfit)
     for (weight, autocast), checks in products.items():
         inputs = [side.tensors[name] for side, _, _, name in checks]
         for columns, answers in expect_products(inputs, weight, parameters, autocast):
@@ -49,26 +60,57 @@ def check_stages(steps: Iterable[ObservedStep], parameters: Parameters) -> None:
             candidate.checks[index] = reference.checks[index]
 
 
+def _elements(stages: Iterable[Stage], side: ObservedSide, parameters: Parameters) -> dict[str, int]:
+    """Return the number of elements that each product of a side must have, by its tap."""
+    found = {}
+    for stage in stages:
+        if isinstance(stage.oracle, WeightProduct) and stage.oracle.input in side.tensors:
+            m, n = parameters.tensor(stage.oracle.weight).shape
+            found[stage.tap] = side.tensors[stage.oracle.input].numel() // n * m
+    return found
+
+
+def forget_checks(steps: Iterable[ObservedStep]) -> None:
+    """Undo what `check_stages` filled in, perhaps in part."""
+    for step in steps:
+        for side in (step.reference, step.candidate):
+            for found in (side.checks, side.read, side.unfit, side.forms, side.elements):
+                found.clear()
+
+
 def _check_or_defer(
-    side: ObservedSide, index: int, stage: Stage, parameters: Parameters, products: dict[Factor, list[ProductCheck]]
+    side: ObservedSide,
+    index: int,
+    stage: Stage,
+    parameters: Parameters,
+    products: dict[Factor, list[ProductCheck]],
+    misfit: Misfit,
 ) -> list[str] | None:
     """Check a stage of a side at once, or add it to the products of its weight.
 
     Returns:
         The names of the tensors that the oracle starts from; None if the tap never fired.
     """
-    if stage.tap not in side.tensors:
+    tap = side.tensors.get(stage.tap)
+    if tap is None:
         return None
     if index in side.checks:  # the reference's side, checked together with an earlier candidate
         return side.read[index]
     if isinstance(stage.oracle, TapFunction):
-        answer, side.read[index] = stage.oracle.expect(side.tensors, parameters)
-        if answer is not None:
+        answer, side.read[index] = stage.oracle.expect(side.tensors, parameters, misfit)
+        if isinstance(answer, UnfitTapError):
+            side.unfit[index] = answer
+        else:
+            side.forms[stage.tap] = wrong_form(tap, torch.empty(answer.value.shape, dtype=answer.dtype, device="meta"))
             _check(side, index, stage, answer)
     else:
         product = stage.oracle
         side.read[index] = [product.input]
-        if product.input in side.tensors:
+        try:
+            fitting(product.input, side.tensors, misfit)
+        except UnfitTapError as unfit:
+            side.unfit[index] = unfit
+        else:
             products.setdefault((product.weight, product.autocast), []).append((side, index, stage, product.input))
     return side.read[index]
 

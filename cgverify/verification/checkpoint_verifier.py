@@ -10,9 +10,10 @@ from torch import nn
 from cgverify.checkpoint.source import Source
 from cgverify.checkpoint.window import Window, refusal
 from cgverify.common.devices import require_devices, require_dtype
-from cgverify.common.errors import CgverifyError, WeightsError
+from cgverify.common.errors import CgverifyError, StorageError, UsageError, WeightsError
 from cgverify.common.records import Cell, CellResult, Prompt, RotaryDim, Verdict, WeightsView
 from cgverify.observe.candidate import Candidate, free_bridge_afterwards
+from cgverify.observe.fault import reason
 from cgverify.observe.generations import refused_attention
 from cgverify.observe.run import reference_parameters, set_attention
 from cgverify.oracle.shortcuts import NO_SHORTCUTS, Shortcuts
@@ -155,8 +156,13 @@ class CheckpointVerifier:
             yield from uncompared(filter(prompt_pass.is_asked, cells), Verdict.ERROR, str(error))
             return
         if prompt_pass.lost is None:
-            prompt_pass.enter(view, reference)
-        refusals = {cell: reason for cell in cells if (reason := prompt_pass.refusal(cell))}
+            try:
+                prompt_pass.enter(view, reference)
+            except (UsageError, StorageError):  # they end the run
+                raise
+            except Exception as error:  # a fault of this package, memory: never the reference's
+                prompt_pass.lost = reason(error)
+        refusals = {cell: refused for cell in cells if (refused := prompt_pass.refusal(cell))}
         for cell, (verdict, message) in refusals.items():
             yield from uncompared(filter(prompt_pass.is_asked, [cell]), verdict, message)
         ready = [cell for cell in cells if cell not in refusals]
@@ -180,8 +186,7 @@ class CheckpointVerifier:
         observed = observe_candidate(self._candidates[cells[0].candidate], model, cells, observe)
         watch(None)
         for one in observed:
-            if one.failure is not None:
-                prompt_pass.stop(one.cell, one.failure.cause)
+            prompt_pass.stop(one)
         asked = [one for one in observed if prompt_pass.is_asked(one.cell)]
         return self._judge.results(asked, reference.parameters)
 

@@ -85,7 +85,8 @@ def _finding(step: ObservedStep, index: int, stage: Stage) -> Finding:
         fields["at"] = _coordinates(worst.index if worst is not None else 0, ours.shape, stage.axes)
     message = ""
     if strongest is Verdict.DIVERGED:
-        message = messages.diverged(step, stage, check, distance, fields["at"])
+        unfit = step.candidate.unfit.get(index)
+        message = messages.diverged(step, stage, check, unfit, distance, fields["at"])
     elif doubt:
         message = messages.suspect(stage, doubt, agrees=strongest is Verdict.BITWISE)
     return Finding(**fields, verdict=strongest, message=message)
@@ -97,13 +98,15 @@ def _doubt_about_reference(step: ObservedStep, index: int, stage: Stage) -> str:
     theirs, check = side.tensors.get(stage.tap), side.checks.get(index)
     if theirs is None:
         return ""
+    if theirs.shape != ours.shape:
+        return f"has shape {list(theirs.shape)} where it must be {list(ours.shape)}"
+    if check is None and index in side.unfit and side.unfit[index].tap in side.tensors:
+        return f"cannot be checked, since {side.unfit[index]}"
     if check is None:
         absent = [name for name in side.read.get(index, ()) if name not in side.tensors]
         return f"cannot be checked, since {absent[-1] if absent else stage.tap} was not computed as usual"
     if check.r > 1:
         return f"is off by {check.r:.3g} times its bound"
-    if theirs.shape != ours.shape:
-        return f"has shape {list(theirs.shape)} where it must be {list(ours.shape)}"
     if ours.isfinite().all() and not theirs.isfinite().all():
         return "is not finite"
     # With a cache, Hugging Face's rotated key may be seen after a cast.

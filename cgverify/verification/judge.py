@@ -6,10 +6,12 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from cgverify.common.errors import StorageError, UsageError
 from cgverify.common.records import Cell, CellResult, Finding, Verdict
+from cgverify.observe.fault import reason
 from cgverify.oracle.parameters import Parameters
 from cgverify.verification import messages
-from cgverify.verification.check import check_stages
+from cgverify.verification.check import check_stages, forget_checks
 from cgverify.verification.diagnosis.causes import cause_of
 from cgverify.verification.diagnosis.confirmation import confirmation
 from cgverify.verification.diagnosis.mismatch import CandidateStage
@@ -33,9 +35,20 @@ class Judge:
     def results(self, observed: Sequence[ObservedCell], parameters: Parameters) -> list[CellResult]:
         """Return the results of cells that share the reference's weights."""
         started = time.perf_counter()
-        check_stages((step for one in observed for step in one.steps), parameters)
+        errors = _check(observed, parameters)
         share = (time.perf_counter() - started) / max(len(observed), 1)
-        return [self._result(one, parameters, share) for one in observed]
+        results = []
+        for one, error in zip(observed, errors, strict=True):
+            if error is None:
+                try:
+                    results.append(self._result(one, parameters, share))
+                    continue
+                except (UsageError, StorageError):  # they end the run
+                    raise
+                except Exception as own:  # a fault of this package, memory: never a finding about a side
+                    error = reason(own)
+            results += uncompared([one.cell], Verdict.ERROR, error)
+        return results
 
     def _result(self, observed: ObservedCell, parameters: Parameters, checking_seconds: float) -> CellResult:
         """Return the result of one cell. To explain a failure is not part of the time of its judging."""
@@ -45,12 +58,20 @@ class Judge:
         started = time.perf_counter()
         found = drop_repeated_missing(finding for step in observed.steps for finding in findings_of(step))
         judging_seconds = checking_seconds + time.perf_counter() - started
-        findings, first = self._explained(observed, found, parameters)
+        try:
+            findings, first = self._explained(observed, found, parameters)
+            blame = self._sentence(observed, findings, first) if self.with_sentence else ""
+        except (UsageError, StorageError):  # they end the run
+            raise
+        except Exception as error:  # what was found stands, and that it is not explained is an error of its own
+            message = f"what was found is not explained: {reason(error)}"
+            findings = [*found, Finding(step="", tap="", stage="", verdict=Verdict.ERROR, message=message)]
+            blame = self._sentence(observed, found, None)
         return CellResult(
             cell=observed.cell,
             findings=(*findings, *observed.extra_findings),
             silent_hooks=silent_hooks(observed),
-            blame=self._sentence(observed, findings, first) if self.with_sentence else "",
+            blame=blame,
             seconds=time.perf_counter() - observed.started,
             candidate_seconds=observed.candidate_seconds,
             reference_seconds=observed.reference_seconds,
@@ -91,6 +112,25 @@ class Judge:
 
 
 DEFAULT_JUDGE = Judge()
+
+
+def _check(observed: Sequence[ObservedCell], parameters: Parameters) -> list[str | None]:
+    """Check the stages of all cells, and return for each why that failed; None if it did not.
+
+    If checking all at once fails, each cell is checked by itself: it takes less memory, and others may be fine.
+    """
+    ready = [one for one in observed if one.error is None]
+    errors = {id(one): one.error for one in observed}
+    try:
+        check_stages((step for one in ready for step in one.steps), parameters)
+    except Exception:
+        for one in ready:
+            forget_checks(one.steps)
+            try:
+                check_stages(one.steps, parameters)
+            except Exception as error:  # a fault of this package, memory: never a finding about a side
+                errors[id(one)] = reason(error)
+    return [errors[id(one)] for one in observed]
 
 
 def uncompared(cells: Iterable[Cell], verdict: Verdict, message: str, where: str = "") -> list[CellResult]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 
 from cgverify.common.records import Finding, Verdict
-from cgverify.observe.stages import Stage
+from cgverify.observe.stages import Stage, UnfitTapError
 from cgverify.verification.diagnosis.extent import extent, listed
 from cgverify.verification.diagnosis.mismatch import CandidateStage
 from cgverify.verification.metrics import Difference
@@ -38,12 +38,19 @@ def wrong_dtype(dtype: torch.dtype, expected: torch.dtype) -> str:
     return f"{_short(dtype)} where it must be {_short(expected)}"
 
 
-def diverged(step: ObservedStep, stage: Stage, check: StageCheck | None, distance: Difference | None, at: str) -> str:
+def diverged(
+    step: ObservedStep,
+    stage: Stage,
+    check: StageCheck | None,
+    unfit: UnfitTapError | None,
+    distance: Difference | None,
+    at: str,
+) -> str:
     """Say how a tap of the right form diverged."""
     from_reference = f", {distance.max_abs:.3g} from the reference ({distance.max_ulp:.3g} ULP)" if distance else ""
     if check is None:
-        what = f"{stage.tap} differs, and a tap that it is computed from never fired or has another shape"
-        message = f"{what}{from_reference}"
+        why = f", because {unfit}" if unfit is not None else ""
+        message = f"{stage.tap} differs{from_reference}, and {stage.name} cannot be checked{why}"
     elif distance is not None and math.isinf(distance.max_abs):
         message = f"{stage.name} is not finite at other elements than the reference, first at {at}"
     else:

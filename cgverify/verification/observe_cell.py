@@ -12,13 +12,22 @@ from torch import nn
 from transformers import CodeGenConfig, DynamicCache
 
 from cgverify.checkpoint.window import ModelVariant
-from cgverify.common.errors import CandidateError
+from cgverify.common.errors import CandidateError, StorageError, UsageError
 from cgverify.common.records import Cell
 from cgverify.observe.candidate import Candidate
 from cgverify.observe.cases import CASES
 from cgverify.observe.components import COMPONENTS
 from cgverify.observe.conditions import Conditions, Substitute
-from cgverify.observe.inputs import CaseInputs, InputSpec, Step, checked_inputs, convert
+from cgverify.observe.fault import is_ours, reason
+from cgverify.observe.inputs import (
+    CandidateInputsError,
+    CaseInputs,
+    InputSpec,
+    Step,
+    checked_inputs,
+    convert,
+    require_rows,
+)
 from cgverify.observe.run import run_candidate, run_reference
 from cgverify.observe.stages import Stage
 from cgverify.observe.taps import Observation, cpu_copy
@@ -44,12 +53,20 @@ def _random_inputs(cell: Cell, reference: Reference, bridge: nn.Module) -> CaseI
     own = getattr(_submodule(bridge, cell), "get_random_inputs", None)
     if own is None:
         return reference.change_inputs(case.build_inputs(component, spec, config, builder))
+
+    def from_candidate(*arguments: Any) -> Any:
+        try:
+            return own(*arguments)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a candidate may fail in any way, and that is a finding
+            raise CandidateFailedError("get_random_inputs", error) from error
+
     try:
-        inputs = case.build_inputs(component, spec, config, checked_inputs(builder, own))
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:
-        raise CandidateFailedError("get_random_inputs", error) from error
+        inputs = case.build_inputs(component, spec, config, checked_inputs(builder, from_candidate))
+    except CandidateInputsError as error:
+        message = f"the candidate's get_random_inputs breaks the contract: {error}"
+        raise CandidateFailedError("get_random_inputs", error, message) from error
     return reference.change_inputs(inputs)
 
 
@@ -155,6 +172,8 @@ class Reference:
         component, case = COMPONENTS[cell.kind], CASES[cell.case]
         known: dict[tuple[int, Conditions], Observation] = {}
         sides = []
+        for step in inputs.steps:  # what the reference raises on inputs that are not valid would look like a refusal
+            require_rows(step.inputs, self.config.vocab_size, self.config.n_positions)
         for forward in _forwards(cell, inputs.steps, self.config):
             # Steps without a cache that differ only in what Hugging Face does not have share one forward.
             conditions = forward.step.conditions.for_reference
@@ -215,24 +234,42 @@ def observe_cell(cell: Cell, reference: Reference, bridge: nn.Module) -> Observe
     Args:
         bridge: a one-block bridge with the reference's weights, in memory of its own.
     """
-    started = time.perf_counter()
-    try:
+
+    def observe() -> ObservedCell:
+        started = time.perf_counter()
         inputs = _random_inputs(cell, reference, bridge)
-    except CandidateFailedError as error:
-        return ObservedCell(cell, failure=error)
-    return _observe(cell, reference, bridge, inputs, inputs, started)
+        return _observe(cell, reference, bridge, inputs, inputs, started)
+
+    return without_blame(cell, observe)
 
 
 def observe_prompt_cell(
     cell: Cell, reference: Reference, bridge: nn.Module, theirs: CaseInputs, ours: CaseInputs
 ) -> ObservedCell:
     """Run both sides of a cell, each on the inputs that a prompt gives it; see `observe_cell`."""
-    started = time.perf_counter()
-    try:
+
+    def observe() -> ObservedCell:
+        started = time.perf_counter()
         _submodule(bridge, cell)
+        return _observe(cell, reference, bridge, theirs, ours, started)
+
+    return without_blame(cell, observe)
+
+
+def without_blame(cell: Cell, observe: Callable[[], ObservedCell]) -> ObservedCell:
+    """Return what `observe` returns, or the cell with the candidate's failure, or with an error that blames no side.
+
+    Raises:
+        UsageError, StorageError: they end the run.
+    """
+    try:
+        return observe()
     except CandidateFailedError as error:
         return ObservedCell(cell, failure=error)
-    return _observe(cell, reference, bridge, theirs, ours, started)
+    except (UsageError, StorageError):  # they end the run
+        raise
+    except Exception as error:  # a fault of this package, memory, the device: never a finding about a side
+        return ObservedCell(cell, error=reason(error))
 
 
 def _observe(
@@ -260,5 +297,7 @@ def observe_candidate(
     except (CandidateError, KeyboardInterrupt):
         raise
     except BaseException as error:  # a candidate may fail in any way, and that is a finding
+        if is_ours(error):
+            return [ObservedCell(cell, error=reason(error)) for cell in cells]
         return [ObservedCell(cell, failure=CandidateFailedError("boot", error)) for cell in cells]
     return [observe(cell, bridge) for cell in cells]

@@ -12,7 +12,7 @@ import torch
 from cgverify.common.printable import described
 from cgverify.common.records import Cell, Finding
 from cgverify.observe.conditions import Conditions, Substitute
-from cgverify.observe.stages import Stage
+from cgverify.observe.stages import Stage, UnfitTapError, wrong_form
 from cgverify.observe.taps import Observation
 from cgverify.verification.metrics import TrustedBits, Worst
 
@@ -61,6 +61,12 @@ class ObservedSide:
     """Tensors that the candidate's stages take from the reference, such as dropout masks."""
     checks: dict[int, StageCheck] = field(default_factory=dict)
     """By the stage's index in `ObservedStep.stages`."""
+    unfit: dict[int, UnfitTapError] = field(default_factory=dict)
+    """The tap because of which a stage cannot be checked, by the stage's index."""
+    forms: dict[str, str] = field(default_factory=dict)
+    """By tap: what is wrong with its shape or dtype, by its own oracle; empty if nothing is."""
+    elements: dict[str, int] = field(default_factory=dict)
+    """By tap of a product: the number of elements that is right."""
     read: dict[int, list[str]] = field(default_factory=dict)
     """The names of the tensors that the oracle of a stage started from, by the stage's index."""
 
@@ -79,6 +85,25 @@ class ObservedStep:
     def stage_of(self) -> dict[tuple[str, str], Stage]:
         """The stages by name and tap, as findings name them."""
         return {(stage.name, stage.tap): stage for stage in self.stages}
+
+    def misfit(self, name: str, tensor: torch.Tensor) -> str:
+        """Say why no stage of the candidate can start from a tensor of it; empty if one can.
+
+        Its own oracle decides, or else the reference's tensor, unless that one is no result of its stage.
+        """
+        if name in self.candidate.forms:
+            return self.candidate.forms[name]
+        like = self.reference.tensors.get(name, self.reference.observation.taps.get(name))
+        if like is not None and like.numel() == self.candidate.elements.get(name, like.numel()):
+            return wrong_form(tensor, like)
+        return "" if name.startswith("given.") else wrong_form(tensor, torch.empty(tensor.shape, device="meta"))
+
+    def misfit_of_reference(self, name: str, tensor: torch.Tensor) -> str:
+        """Say why no stage of the reference can start from a tensor of it; empty if one can. Its oracles decide."""
+        elements = self.reference.elements.get(name, tensor.numel())
+        if tensor.numel() != elements:
+            return f"has shape {list(tensor.shape)} where {elements} elements are right"
+        return self.reference.forms.get(name, "")
 
     def reads_patch(self, stage: Stage) -> bool:
         """Whether a stage of the candidate starts from a tensor that a hook returned."""
@@ -115,3 +140,5 @@ class ObservedCell:
     """None if the candidate cannot be run again."""
     extra_findings: tuple[Finding, ...] = ()
     """Findings about no stage, such as drift or processed weights."""
+    error: str | None = None
+    """Why there is nothing to compare, if the fault is neither the candidate's nor the reference's."""

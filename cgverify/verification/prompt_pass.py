@@ -21,7 +21,7 @@ from cgverify.observe.taps import Observation
 from cgverify.oracle import exact
 from cgverify.plan.cases import AFTER, BEFORE, WHOLE
 from cgverify.verification import drift
-from cgverify.verification.observe_cell import Reference, observe_prompt_cell
+from cgverify.verification.observe_cell import Reference, observe_prompt_cell, without_blame
 from cgverify.verification.observed import CandidateFailedError, ObservedCell
 
 
@@ -74,6 +74,8 @@ class CarriedStates:
         self.states = tuple(torch.tensor([prompt.tokens[span.start : span.stop]]) for span in self.spans)
         self.stopped: tuple[str, BaseException] | None = None
         """The component that returned no hidden states, and why."""
+        self.lost: str | None = None
+        """Why the states are lost, if the fault is not the side's."""
 
     def inputs(self, kind: str) -> CaseInputs:
         """Return the inputs of the component that makes up the next view."""
@@ -179,17 +181,24 @@ class PromptPass:
         if not CASES[cell.case].own_hidden_states:
             return observe_prompt_cell(cell, reference, bridge, inputs, inputs)
         carried = self._candidates[cell.candidate]
+        if carried.lost is not None:
+            return ObservedCell(cell, error=carried.lost)
         if carried.stopped is not None:
             return ObservedCell(cell, failure=CandidateFailedError(*carried.stopped))
         observed = observe_prompt_cell(cell, reference, bridge, inputs, carried.inputs(cell.kind))
-        if observed.failure is not None:
+        if observed.failure is not None or observed.error is not None:
             return observed
-        return replace(observed, extra_findings=self._advance(observed, carried))
+        return without_blame(cell, lambda: replace(observed, extra_findings=self._advance(observed, carried)))
 
-    def stop(self, cell: Cell, error: BaseException) -> None:
-        """Stop a candidate that failed before its forward."""
-        if CASES[cell.case].own_hidden_states and self._candidates[cell.candidate].stopped is None:
-            self._candidates[cell.candidate].stopped = cell.component, error
+    def stop(self, observed: ObservedCell) -> None:
+        """Stop a candidate that failed before its forward, or whose cell was lost."""
+        cell, failure = observed.cell, observed.failure
+        if not CASES[cell.case].own_hidden_states:
+            return
+        carried = self._candidates[cell.candidate]
+        carried.lost = carried.lost or observed.error
+        if failure is not None and carried.stopped is None:
+            carried.stopped = cell.component, failure.cause
 
     def _advance(self, observed: ObservedCell, carried: CarriedStates) -> tuple[Finding, ...]:
         """Take over what the candidate returned, and report how far it is from what the reference returned."""

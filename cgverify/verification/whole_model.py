@@ -25,7 +25,7 @@ from transformers import CodeGenForCausalLM, DynamicCache
 from cgverify.checkpoint.assembled import assembled, too_large
 from cgverify.checkpoint.source import Source
 from cgverify.checkpoint.window import Window
-from cgverify.common.errors import CandidateError, WeightsError
+from cgverify.common.errors import CandidateError, StorageError, UsageError
 from cgverify.common.printable import described, message_of
 from cgverify.common.records import EAGER, Cell, CellResult, Finding, Prompt, Verdict, WeightsView
 from cgverify.observe.bits import same_tensor
@@ -33,6 +33,7 @@ from cgverify.observe.candidate import Candidate, restore_working_directory
 from cgverify.observe.cases.model import prompt_spans
 from cgverify.observe.components import COMPONENTS, Component
 from cgverify.observe.conditions import PLAIN
+from cgverify.observe.fault import calls_a_side, is_ours, reason
 from cgverify.observe.inputs import PromptSpan, convert, prompt_context
 from cgverify.observe.run import reference_parameters, set_attention
 from cgverify.observe.stages import RESIDUAL, Stage, copy
@@ -65,9 +66,10 @@ def verify_whole_model(
         watch: called with each cell before it is run, and with None before it is judged.
     """
     variant, prompt = variant_of(cells[0]), prompt_pass.prompt
-    refusal, reason = prompt_pass.refusal(cells[0]), too_large(source.config, variant)
-    if refusal is not None or reason is not None:
-        yield from uncompared(cells, *(refusal or (Verdict.UNSUPPORTED, str(reason))))
+    shortage = too_large(source.config, variant)
+    refusal = prompt_pass.refusal(cells[0]) or (None if shortage is None else (Verdict.ERROR, shortage))
+    if refusal is not None:
+        yield from uncompared(cells, *refusal)
         return
     reference: ModelRun | None = None
     for cell in cells:
@@ -81,25 +83,34 @@ def verify_whole_model(
             finally:
                 del model
                 gc.collect()  # a bridge and its components refer to each other
-            if reference.raised is not None:
-                message = f"the reference refuses: {message_of(reference.raised)}"
-                yield from uncompared([cell], Verdict.UNSUPPORTED, message)
-                continue
-            watch(None)
+        except Exception as error:
+            yield from _uncompared(cell, error)
+            continue
+        if reference.raised is not None:
+            yield from uncompared([cell], Verdict.UNSUPPORTED, f"the reference refuses: {message_of(reference.raised)}")
+            continue
+        watch(None)
+        try:
             judged = list(_judge_components(cell, reference, candidate, window, judge, shortcuts, started))
-        except WeightsError as error:
-            yield from uncompared([cell], Verdict.ERROR, str(error))
+            apart = list(_drift(cell, reference, candidate, prompt_pass))
+        except Exception as error:
+            yield from _uncompared(cell, error)
             continue
-        except CandidateFailedError as failure:
-            yield from uncompared([cell], Verdict.DIVERGED, str(failure), failure.where)
-            continue
-        findings = [finding for one in judged for finding in one.findings]
         yield CellResult(
             cell=cell,
-            findings=(*findings, *_drift(cell, reference, candidate, prompt_pass)),
+            findings=(*(finding for one in judged for finding in one.findings), *apart),
             blame=_first_sentence(judged),
             seconds=time.perf_counter() - started,
         )
+
+
+def _uncompared(cell: Cell, error: Exception) -> list[CellResult]:
+    """Return the result of a cell whose run or judgement raised: only `CandidateFailedError` is the candidate's."""
+    if isinstance(error, CandidateFailedError):
+        return uncompared([cell], Verdict.DIVERGED, str(error), error.where)
+    if isinstance(error, UsageError | StorageError):  # they end the run
+        raise error
+    return uncompared([cell], Verdict.ERROR, reason(error))
 
 
 # --- one side ---------------------------------------------------------------------------------------------------------
@@ -171,6 +182,7 @@ class WatchedModel:
         forward = ModelForward(span.name, seen={view: Observation() for view in self.modules})
         returned: list[torch.Tensor] = []
 
+        @calls_a_side
         def call(_: Observation) -> None:
             with contextlib.ExitStack() as stack:
                 for view, module in self.modules.items():
@@ -242,6 +254,8 @@ def _run_candidate(candidate: Candidate, model: CodeGenForCausalLM, prompt: Prom
     except (CandidateError, CandidateFailedError, KeyboardInterrupt):
         raise
     except BaseException as error:  # a candidate may fail in any way, and that is a finding
+        if is_ours(error):
+            raise
         raise CandidateFailedError(WHOLE_BOOT, error) from error
     for forward in run.forwards:
         for view, seen in forward.seen.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -28,6 +29,7 @@ from cgverify.verification.metrics import assess
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 dtypes = st.sampled_from(DTYPES)
 seeds = st.integers(0, 10_000)
+LOG2_E = math.log2(math.e)
 
 
 def r(tap: torch.Tensor, expected: Expected) -> float:
@@ -148,16 +150,64 @@ def test_scores_of_unseen_rotations_are_within_their_bound(seed: int, dtype: tor
     assert r(tap, scores(seen[0], seen[1], None, NO_SHORTCUTS)) <= 1
 
 
-@settings(deadline=None, max_examples=20)
-@given(seed=seeds, dtype=dtypes, spread=st.sampled_from([0.1, 3.0, 30.0]), n=st.sampled_from([1, 8, 300]))
-def test_softmax_is_within_its_bound(seed: int, dtype: torch.dtype, spread: float, n: int) -> None:
-    wide = torch.promote_types(torch.float32, dtype)
-    given = (randn(seed, 2, 4, 5, n) * spread).to(wide)
+def shifted(s: torch.Tensor) -> torch.Tensor:
+    return s - s.amax(-1, keepdim=True)
+
+
+def fused_exponents(s: torch.Tensor) -> torch.Tensor:
+    """Return s·log2(e) − M·log2(e) of float32, with a fused multiply-add emulated in float64."""
+    if s.dtype == torch.float64:
+        return shifted(s) * LOG2_E
+    constant, greatest = torch.tensor(LOG2_E), s.amax(-1, keepdim=True)
+    fused = (s.double() * constant.double() - (greatest * constant).double()).float()
+    return torch.where(greatest.abs() > 1e6, shifted(s) * constant, fused)  # kernels leave out a row that sees nothing
+
+
+POWERS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "exp": lambda s: shifted(s).exp(),
+    "exp2": lambda s: (shifted(s) * LOG2_E).exp2(),
+    "fused exp2": lambda s: fused_exponents(s).exp2(),
+}
+WRONG_POWERS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "base 2": lambda s: shifted(s).exp2(),
+    "constant in bfloat16": lambda s: (shifted(s) * float(torch.tensor(LOG2_E, dtype=torch.bfloat16))).exp2(),
+    "constant in float16": lambda s: (shifted(s) * float(torch.tensor(LOG2_E, dtype=torch.float16))).exp2(),
+    "constant of five digits": lambda s: (shifted(s) * 1.4427).exp2(),
+    "exponents in float16": lambda s: (shifted(s).to(torch.float16).to(s.dtype) * LOG2_E).exp2(),
+    "scores times 1.00001": lambda s: (shifted(s) * 1.00001).exp(),
+}
+
+
+def normalized_powers(powers: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return (powers / powers.sum(-1, keepdim=True)).to(dtype)
+
+
+def some_scores(seed: int, n: int, spread: float, dtype: torch.dtype) -> torch.Tensor:
+    """Return scores of which some are hidden, and one row wholly."""
+    given = (randn(seed, 2, 4, 5, n) * spread).to(torch.promote_types(torch.float32, dtype))
     given[..., n // 2 + 1 :] = torch.finfo(torch.float32).min / 4
     given[0, 0, 0] = torch.finfo(torch.float32).min / 4
-    assert r(given.softmax(-1).to(dtype), softmax(given, dtype)) <= 1
-    by_hand = (given - given.amax(-1, keepdim=True)).exp()
-    assert r((by_hand / by_hand.sum(-1, keepdim=True)).to(dtype), softmax(given, dtype)) <= 1
+    return given
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    seed=seeds,
+    dtype=dtypes,
+    spread=st.floats(0.1, 300.0),
+    n=st.sampled_from([1, 8, 300]),
+    form=st.sampled_from(["softmax", *POWERS]),
+)
+def test_softmax_is_within_its_bound(seed: int, dtype: torch.dtype, spread: float, n: int, form: str) -> None:
+    given = some_scores(seed, n, spread, dtype)
+    tap = given.softmax(-1).to(dtype) if form == "softmax" else normalized_powers(POWERS[form](given), dtype)
+    assert r(tap, softmax(given, dtype)) <= 1
+
+
+@pytest.mark.parametrize("form", WRONG_POWERS)
+def test_softmax_with_wrong_powers_exceeds_its_bound(form: str) -> None:
+    given = some_scores(0, 8, 3.0, torch.float32)
+    assert r(normalized_powers(WRONG_POWERS[form](given), torch.float32), softmax(given, torch.float32)) > 1
 
 
 @settings(deadline=None, max_examples=20)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -35,7 +37,17 @@ def eager(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor)
     return scores.softmax(-1).to(v.dtype) @ v
 
 
-def online(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def exp2(exponent: torch.Tensor) -> torch.Tensor:
+    return (exponent * math.log2(math.e)).exp2()
+
+
+def online(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    mask: torch.Tensor,
+    power: Callable[[torch.Tensor], torch.Tensor] = torch.exp,
+) -> torch.Tensor:
     """Take the keys in blocks of 16, and rescale as FlashAttention does."""
     wide = torch.promote_types(q.dtype, torch.float32)
     greatest = q.new_full((*q.shape[:-1], 1), -torch.inf, dtype=wide)
@@ -44,7 +56,7 @@ def online(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor
         block = slice(start, start + 16)
         scores = q.to(wide) @ k[..., block, :].to(wide).mT * HEAD_DIM**-0.5 + mask[..., block]
         now = torch.maximum(greatest, scores.amax(-1, keepdim=True))
-        weights, factor = (scores - now).exp(), (greatest - now).exp()
+        weights, factor = power(scores - now), power(greatest - now)
         total = total * factor + weights.sum(-1, keepdim=True)
         mixed = mixed * factor + weights.to(v.dtype).to(wide) @ v[..., block, :].to(wide)
         greatest = now
@@ -56,6 +68,7 @@ CORRECT: dict[str, Attend] = {
     "torch's composite": sdpa(SDPBackend.MATH),
     "eager": eager,
     "online softmax": online,
+    "online softmax with powers of 2": partial(online, power=exp2),
 }
 FAULTS: dict[str, Attend] = {
     "mask ignored": lambda q, k, v, mask: eager(q, k, v, torch.zeros_like(mask)),

@@ -124,7 +124,7 @@ class ShiftedAndSilent(faults.PositionsShifted):
         ("ReturnsMore", "a tuple of 3 was returned, and a tuple of 2 by the reference"),
         ("Exits", "raised where the reference did not: SystemExit: 0"),
         ("ShowsHiddenScores", "scores is off by"),
-        ("OwnExam", "raised in get_random_inputs: ValueError: its hidden_states is no"),
+        ("OwnExam", "get_random_inputs breaks the contract: its hidden_states is no"),
         ("AliasesSwapped", "hook_q is not the hook q.hook_out"),
         ("Raises", "the candidate raised where the reference did not: RuntimeError: this forward always raises"),
         ("ShowsPatternUncast", "hook_pattern is float32 where it must be bfloat16"),

@@ -112,11 +112,11 @@ def test_bridge_with_too_few_blocks_fails_in_a_sentence() -> None:
     assert found.message == "the bridge over the whole model of 5 blocks has no blocks.4"
 
 
-def test_model_too_large_for_memory_is_unsupported(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_model_too_large_for_memory_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(assembled, "SHARE", 1e-6)
     results = verify(cases=["model"], components=["model", "unembed"], prompt=PROMPT)
     (refused,) = of(results, kind="model")
-    assert refused.verdict is Verdict.UNSUPPORTED
+    assert refused.verdict is Verdict.ERROR
     assert "it was verified through the window alone" in refused.findings[0].message
     assert of(results, kind="unembed")[0].verdict is Verdict.BITWISE
 

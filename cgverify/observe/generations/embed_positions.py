@@ -16,6 +16,7 @@ from torch import nn
 from transformers import CodeGenConfig
 from transformers.models.codegen.modeling_codegen import CodeGenAttention
 
+from cgverify.observe.fault import calls_a_side
 from cgverify.observe.generations.generation import Generation
 from cgverify.observe.generations.softmax_input import SoftmaxInput
 from cgverify.observe.taps import RecordTap, watch_io
@@ -63,6 +64,7 @@ def _attention_taps(attention: Any, record: RecordTap) -> Iterator[None]:
     split_heads, attn = attention._split_heads, attention._attn
     projections: Iterator[str] = iter(())
 
+    @calls_a_side
     def watched_split(*args: Any, **kwargs: Any) -> torch.Tensor:
         nonlocal projections
         heads: torch.Tensor = split_heads(*args, **kwargs)
@@ -73,6 +75,7 @@ def _attention_taps(attention: Any, record: RecordTap) -> Iterator[None]:
         record(name, heads)
         return heads
 
+    @calls_a_side
     def watched_attn(query: torch.Tensor, key: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         record("hook_rot_q", query.transpose(1, 2))
         record("hook_rot_k", key[:, :, -query.shape[2] :].transpose(1, 2))

@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import CodeGenConfig
 from transformers.models.codegen import modeling_codegen
 
+from cgverify.observe.fault import calls_a_side
 from cgverify.observe.generations.generation import Generation
 from cgverify.observe.generations.softmax_input import SoftmaxInput
 from cgverify.observe.taps import RecordTap, watch_io
@@ -49,6 +50,7 @@ def _misfits() -> list[str]:
     ]
 
 
+@calls_a_side
 def _rotary_emb(root: Any) -> Any:
     """The module with the table, of a `CodeGenForCausalLM` or of a bridge over one."""
     return getattr(root, "original_model", root).transformer.rotary_emb
@@ -64,6 +66,7 @@ def _dropout_rates(component: nn.Module) -> list[tuple[Any, str]]:
     return [(part, name) for part, name in rates if name in vars(part)]
 
 
+@calls_a_side
 def _arguments(root: nn.Module, inputs: dict[str, Any], cache: Any) -> dict[str, Any]:
     arguments = dict(inputs)
     if "position_ids" in inputs:
@@ -89,6 +92,7 @@ def _attention_taps(attention: Any, record: RecordTap) -> Iterator[None]:
     """
     forward = attention.forward
 
+    @calls_a_side
     def watched_forward(*args: Any, **kwargs: Any) -> Any:
         with _SplitHeads(record), _watched_interface(record):
             return forward(*args, **kwargs)
@@ -121,9 +125,11 @@ def _watched_interface(record: RecordTap) -> Iterator[None]:
     interfaces = modeling_codegen.ALL_ATTENTION_FUNCTIONS
     get_interface = interfaces.get_interface
 
+    @calls_a_side
     def watched_get(implementation: str, default: Callable[..., Any]) -> Callable[..., Any]:
         interface = get_interface(implementation, default)
 
+        @calls_a_side
         def watched(module: Any, query: torch.Tensor, key: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
             record("hook_rot_q", query.transpose(1, 2))
             record("hook_rot_k", key[:, :, -query.shape[2] :].transpose(1, 2))
@@ -150,6 +156,7 @@ class _SplitHeads(TorchFunctionMode):
         self._record = record
         self._names: Iterator[str] = iter(())
 
+    @calls_a_side
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if func is torch.Tensor.split and len(result) == 3:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from cgverify.observe.fault import calls_a_side
+
 
 class SoftmaxInput(TorchDispatchMode):
     """Show the input of every softmax."""
@@ -16,6 +18,7 @@ class SoftmaxInput(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.see = see
 
+    @calls_a_side
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._softmax.default:
             self.see(args[0])

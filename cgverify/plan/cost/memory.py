@@ -45,6 +45,9 @@ of its forwards take half of the tokens."""
 BACKWARD_COPIES = 12
 """Copies of the weights in float64 that the oracle of the case `backward` makes."""
 
+TABLES = 5
+"""Sin/cos tables in float32: both sides', and what is computed on the way to one."""
+
 SCRATCH = 8
 """Arrays in float64 of the largest tap's size, while it is judged."""
 
@@ -101,6 +104,8 @@ def _batch_bytes(checkpoint: Checkpoint, cells: list[Cell], stored_width: int) -
     taken = weights * (stored_width + width * (on_cpu + (width != stored_width)))
     if first.layer is not None:
         taken += (6 if on_cpu else 3) * checkpoint.n_embd**2 * width
+        rotated = checkpoint.n_embd if first.rotary_dim == "none" else first.rotary_dim
+        taken += 4 * TABLES * checkpoint.n_positions * rotated
     if any(cell.case == "backward" for cell in cells):
         taken += 8 * BACKWARD_COPIES * weights
     taps = sum(_tap_bytes(checkpoint, cell) for cell in cells) // len({cell.candidate for cell in cells})

@@ -29,7 +29,8 @@ def confirmation(observed: ObservedCell, first: CandidateStage) -> str:
     is_hook = stage.tap.rpartition(".")[2].startswith("hook_")
     if not is_hook or step.conditions.patch is not None or step.conditions.cotangent is not None:
         return ""
-    if expected is None or observed.rerun is None:
+    tap = step.candidate.tensors.get(stage.tap)
+    if expected is None or observed.rerun is None or (tap is not None and tap.numel() != expected.value.numel()):
         return ""
     patched = observed.rerun(step, Substitute(stage.tap, expected.value.to(expected.dtype)))
     if patched is None or stage.tap not in patched.candidate.observation.taps:

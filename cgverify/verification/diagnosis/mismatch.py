@@ -10,7 +10,7 @@ import torch
 
 from cgverify.common.records import Cell
 from cgverify.observe.stages import Stage, TensorsByName, WeightProduct, expected_tap
-from cgverify.oracle.arithmetic import Expected
+from cgverify.oracle.arithmetic import UNIT_ROUNDOFF, Expected
 from cgverify.oracle.parameters import Parameters
 from cgverify.verification.metrics import assess, errors
 from cgverify.verification.observed import ObservedStep
@@ -35,16 +35,17 @@ class CandidateStage:
     @cached_property
     def expected(self) -> Expected | None:
         """The value and bound of the whole tap; None if they cannot be computed."""
-        return expected_tap(self.stage, self.step.candidate.tensors, self.parameters)
+        return expected_tap(self.stage, self.step.candidate.tensors, self.parameters, self.step.misfit)
 
     @cached_property
     def mismatch(self) -> Mismatch | None:
         """The tap and what it should be; None if no element breaks its bound or the two have different forms."""
-        tensors, expected = self.step.candidate.tensors, self.expected
+        tensors = self.step.candidate.tensors
         tap = tensors.get(self.stage.tap)
-        if tap is None or expected is None or not tap.is_floating_point() or not tap.numel():
+        if tap is None or tap.dtype not in UNIT_ROUNDOFF or not tap.numel():
             return None
-        if expected.value.shape != tap.shape:
+        expected = self.expected
+        if expected is None or expected.value.shape != tap.shape:
             return None
         mismatch = Mismatch(self.stage, tensors, self.parameters, expected)
         return mismatch if bool(mismatch.broken.any()) else None
