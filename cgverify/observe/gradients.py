@@ -7,7 +7,7 @@ no gradient reaches has the gradient 0.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -68,13 +68,17 @@ def call_and_differentiate(
     n_heads: int,
     cotangent: Cotangent,
     observation: Observation,
-) -> Any:
+    shown: Mapping[str, torch.Tensor],
+) -> tuple[Any, list[str]]:
     """Call a component and record the gradients of sum(output · cotangent) in the hidden states and the weights.
 
     Whether the weights require gradients is restored.
 
+    Args:
+        shown: the tensors that hooks received, by path, once the component has been called.
+
     Returns:
-        What the component returned.
+        What the component returned, and the tensors in `shown` that require a gradient and get none.
     """
     leaf = inputs["hidden_states"].detach().clone().requires_grad_()
     before = {name: weight.requires_grad for name, weight in weights.items()}
@@ -84,12 +88,19 @@ def call_and_differentiate(
         returned = call(inputs | {"hidden_states": leaf})
         observation.forward_done = True
         output = returned[0] if isinstance(returned, tuple) else returned
-        leaves = [leaf, *weights.values()]
-        found = torch.autograd.grad(output, leaves, cotangent(output), allow_unused=True, materialize_grads=True)
+        leaves = {"hidden_states": leaf, **weights}
+        attached = {name: tensor for name, tensor in shown.items() if tensor.requires_grad}
+        # torch returns the gradient of a tensor that is named twice only once.
+        targets = {id(tensor): tensor for tensor in (*leaves.values(), *attached.values())}
+        found = torch.autograd.grad(output, list(targets.values()), cotangent(output), allow_unused=True)
+        gradient_of = dict(zip(targets, found, strict=True))
     finally:
         for name, weight in weights.items():
             weight.requires_grad_(before[name])
-    gradients = dict(zip(("hidden_states", *weights), map(cpu_copy, found), strict=True))
+    gradients = {}
+    for name, leaf in leaves.items():
+        gradient = gradient_of[id(leaf)]
+        gradients[name] = cpu_copy(torch.zeros_like(leaf) if gradient is None else gradient)
     if "attn.qkv" in weights or "attn.q" in weights:
         fused = gradients.get("attn.qkv")
         if fused is None:
@@ -98,4 +109,4 @@ def call_and_differentiate(
             gradients[name] = projection(fused, name[-1], n_heads).unflatten(0, (n_heads, -1))
     for name, gradient in gradients.items():
         observation.taps[f"grad.{name}"] = gradient
-    return returned
+    return returned, [name for name, tensor in attached.items() if gradient_of[id(tensor)] is None]

@@ -91,9 +91,21 @@ def run_candidate(
                     returned = call(inputs, cache)
                 else:
                     weights, n_heads = candidate_weights(bridge.blocks[0], component.kind), bridge.cfg.n_heads
-                    returned = call_and_differentiate(
-                        lambda inputs: call(inputs, None), inputs, weights, n_heads, conditions.cotangent, observation
+                    returned, unreached = call_and_differentiate(
+                        lambda inputs: call(inputs, None),
+                        inputs,
+                        weights,
+                        n_heads,
+                        conditions.cotangent,
+                        observation,
+                        shown,
                     )
+                    # A hook point with a conversion shows a view that is not used further, in TransformerLens too.
+                    observation.violations += [
+                        (name, f"no gradient arrives at {name}: the tensor that is shown is not the one that is used")
+                        for name in unreached
+                        if points[name].hook_conversion is None
+                    ]
                 return shown, record_returned(returned, observation)
             finally:  # a candidate may fail because of what it put into the cache
                 record_cache(cache, layer, component.attention_prefix, observation.record)
@@ -154,8 +166,8 @@ def run_reference(
             else:
                 block: Any = model.get_submodule("transformer.h.0")
                 weights, n_heads = reference_weights(block, component.kind), block.attn.num_attention_heads
-                returned = call_and_differentiate(
-                    lambda inputs: call(inputs, None), inputs, weights, n_heads, plain.cotangent, observation
+                returned, _ = call_and_differentiate(
+                    lambda inputs: call(inputs, None), inputs, weights, n_heads, plain.cotangent, observation, {}
                 )
         record_returned(returned, observation)
         record_cache(cache, layer, component.attention_prefix, observation.record)

@@ -127,3 +127,23 @@ def test_drawn_errors_are_as_large_as_those_of_real_products_but_not_much_larger
     real = ((x @ y).double() - exact).square().mean().sqrt()
     drawn = (product(x.double(), y.double(), dtype, Drawn(0, NO_SHORTCUTS)) - exact).square().mean().sqrt()
     assert 0.5 * real < drawn < 16 * real
+
+
+class ShowsCopies(CodeGenAttentionBridge):
+    """Shows a copy of the pattern, and uses its own unless a hook returns another tensor."""
+
+    def _pattern_of(self, scores: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        self._own = super()._pattern_of(scores, dtype)
+        self._shown = self._own * 1
+        return self._shown
+
+    def _mix(self, pattern: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        return super()._mix(self._own if pattern is self._shown else pattern, value)
+
+
+@pytest.mark.parametrize("component", ["attn", "block"])
+def test_tensor_shown_beside_the_computation_is_found(component: str) -> None:
+    results = verify(candidates=[f"{__name__}:ShowsCopies"], components=[component], cases=["backward"])
+    hook = "hook_pattern" if component == "attn" else "attn.hook_pattern"
+    assert [(finding.tap, finding.stage) for finding in failed(results)] == [(hook, "conduct")]
+    assert "no gradient arrives at" in failed(results)[0].message
