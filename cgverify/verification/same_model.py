@@ -31,7 +31,7 @@ def differences(bridge: Any, reference: CodeGenForCausalLM, is_processed: bool) 
         is_processed: whether compatibility mode has processed the weights. Then only the fused ones, which it leaves as
             they are, and the buffers are compared.
     """
-    model = bridge.original_model
+    model = getattr(bridge, "original_model", None)
     if not isinstance(model, CodeGenForCausalLM):
         yield f"the bridge wraps a {type(model).__name__}"
         return

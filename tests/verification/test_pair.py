@@ -255,6 +255,16 @@ def test_other_config_is_refused(config: CodeGenConfig, model: CodeGenForCausalL
         cgverify.verify(boot(copy.deepcopy(model)), other)
 
 
+def test_bridge_over_another_architecture_is_refused(stock: CodeGenForCausalLM) -> None:
+    other = nn.Module()
+    other.blocks = nn.ModuleList()
+    with pytest.raises(PairError, match="the bridge wraps a NoneType"):
+        cgverify.verify(other, stock)
+    other.original_model = nn.Linear(2, 2)
+    with pytest.raises(PairError, match="the bridge wraps a Linear"):
+        cgverify.verify(other, stock)
+
+
 def test_edited_weight_of_the_bridge_is_refused(stock: CodeGenForCausalLM) -> None:
     """Which of the two was edited cannot be known, except of q, k and v, which the bridge has twice."""
     bridge = boot(copy.deepcopy(stock))

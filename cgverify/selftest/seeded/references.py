@@ -81,9 +81,18 @@ def _eight_partitions(model: Any) -> None:
     attention = _block(model).attn
     if hasattr(attention, "mp_num"):
         attention.mp_num = 8
-        return
-    fused = attention.qkv_proj.forward
-    attention.qkv_proj.forward = lambda x: fused(x).unflatten(-1, (8, -1)).roll(1, -2).flatten(-2)
+    else:
+        attention.qkv_proj.forward = _in_eight_parts(attention.qkv_proj.forward)
+
+
+def _in_eight_parts(fused: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Return a projection whose features are in the order of eight partitions, to be read in that of four."""
+
+    def projected(x: Tensor) -> Tensor:
+        parts = fused(x).unflatten(-1, (8, 3, -1)).unbind(-2)
+        return torch.stack([part.flatten(-2).unflatten(-1, (4, -1)) for part in parts], dim=-2).flatten(-3)
+
+    return projected
 
 
 def _drops_attention(model: Any) -> None:
@@ -241,6 +250,18 @@ def _without_mask(forward: Callable[..., Any]) -> Callable[..., Any]:
     return lambda attention, *args, **kwargs: forward(attention, *args, **{**kwargs, "attention_mask": None})
 
 
+def _eight_partitions_in_class(forward: Callable[..., Any]) -> Callable[..., Any]:
+    def partitioned(attention: Any, *args: Any, **kwargs: Any) -> Any:
+        projection = attention.qkv_proj
+        projection.forward = _in_eight_parts(projection.forward)
+        try:
+            return forward(attention, *args, **kwargs)
+        finally:
+            del projection.forward
+
+    return partitioned
+
+
 def _shifted_values(forward: Callable[..., Any]) -> Callable[..., Any]:
     def shifted(attention: Any, *args: Any, **kwargs: Any) -> Any:
         output, *rest = forward(attention, *args, **kwargs)
@@ -262,6 +283,11 @@ def _with_angles(change: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> C
 
 
 _SUSPECT: dict[str, tuple[str, tuple[str, ...], Implementation]] = {
+    "partitions_of_the_class": (
+        "The class's forward reads the fused weight in eight partitions.",
+        ("project_q", "project_k", "project_v"),
+        _in_library(CodeGenAttention, "forward", _eight_partitions_in_class),
+    ),
     "mask_dropped": (
         "The class's forward drops the mask.",
         ("scores",),
