@@ -11,16 +11,17 @@ from transformer_lens.conversion_utils.conversion_steps.base_tensor_conversion i
 from transformer_lens.model_bridge.generalized_components import JointQKVAttentionBridge
 from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 
-from cgverify.bridge.fast_path import allows_out, call_hook_point, call_linear, has_hooks, is_plain_linear
+from cgverify.bridge.fast_path import allows_out, call_hook_point, call_linear, has_hooks
+from cgverify.bridge.fused_projection import keep_whole_projection, project, require_linear
 from cgverify.bridge.huge_pages import result_buffer, to_dtype
-from cgverify.bridge.joint_projection import make_adjacent, project_jointly
+from cgverify.bridge.joint_projection import make_adjacent
 from cgverify.bridge.mask import additive_mask
-from cgverify.bridge.qkv_layout import join_features, split_features
+from cgverify.bridge.module_hooks import call_as
 from cgverify.bridge.rotary import check_position_embeddings, check_positions, rotate_both, sin_cos, twice
 from cgverify.bridge.weight_snapshot import FusedWeightSnapshot
-from cgverify.bridge.wrapped_attention import PositionEmbeddings, call_forward_hooks, form_of
+from cgverify.bridge.wrapped_attention import PositionEmbeddings, form_of
 
-Split = Callable[[nn.Module], tuple[nn.Linear, nn.Linear, nn.Linear]]
+Split = Callable[[nn.Module], tuple[nn.Module, nn.Module, nn.Module]]
 TwoTensors = tuple[Tensor, Tensor]
 ThreeTensors = tuple[Tensor, Tensor, Tensor]
 
@@ -48,8 +49,9 @@ class CodeGenAttentionBridge(JointQKVAttentionBridge):  # type: ignore[misc]
     `hook_q_input`, `hook_k_input`, `hook_v_input` or `hook_attn_in` (`[B, S, H, d_model]`). `qkv.hook_in` and
     `qkv.hook_out` (`[B, S, 3·d_model]`, in the fused weight's order) fire if they have hooks.
 
-    Q, K and V are computed with the three Linears that `split_qkv_matrix` returned, never with the fused weight. After
-    an edit of the fused weight a forward warns, and `refresh` splits it again. Tensors keep the memory layout that they
+    Q, K and V are computed with what `split_qkv_matrix` returned: three Linears, never the fused weight, or parts of a
+    projection that is more than a Linear. After an edit of the fused weight a forward warns, and `refresh` splits it
+    again. Tensors keep the memory layout that they
     have in Hugging Face, which decides the kernel of each product and so the last bit. Mask, scale and softmax work in
     place on scores that no hook has seen. What a hook has seen is never written to.
     """
@@ -88,6 +90,7 @@ class CodeGenAttentionBridge(JointQKVAttentionBridge):  # type: ignore[misc]
         self._given_qkv_conversion = qkv_conversion_rule
         self._fused = FusedWeightSnapshot()
         self._processed = False
+        self.register_state_dict_post_hook(keep_whole_projection)
         self.register_load_state_dict_pre_hook(lambda module, state, prefix, *_: module._before_load(state, prefix))
         self.register_load_state_dict_post_hook(lambda module, _: module._after_load())
         for hook in ("hook_rot_q", "hook_rot_k"):
@@ -149,17 +152,22 @@ class CodeGenAttentionBridge(JointQKVAttentionBridge):  # type: ignore[misc]
                 "enable_compatibility_mode has processed Q, K and V, which are no longer a split of the fused weight: "
                 "edit q, k and v themselves, or boot a new bridge and edit the fused weight before processing."
             )
-        now = FusedWeightSnapshot.of(self.original_component)
-        if now.weight is None:
+        if self._fused.owner is not None and self._fused.weight is None:
             raise ValueError("There is no fused weight to split: this bridge was booted with keep_fused=False.")
-        with torch.no_grad():
-            split = self.split_qkv_matrix(self.original_component)
-            for projection, linear in zip((self.q, self.k, self.v), split, strict=True):
-                projection.original_component.weight.copy_(linear.weight)
-        self._fused = now
+        split = self.split_qkv_matrix(self.original_component)
+        for projection, now in zip((self.q, self.k, self.v), split, strict=True):
+            before = projection.original_component
+            if type(before) is type(now) is nn.Linear:
+                with torch.no_grad():
+                    before.weight.copy_(now.weight)
+            else:
+                projection.set_original_component(now)
+        self._join_projections()
+        self._remember_fused()
 
     def set_processed_weights(self, weights: dict[str, Tensor], verbose: bool = False) -> None:
         """Take weights that TransformerLens has processed, layer norms folded in. `refresh` would undo that."""
+        require_linear([self.q, self.k, self.v, self.o], "Processing weights")
         super().set_processed_weights(weights, verbose=verbose)
         self._processed = True
 
@@ -243,6 +251,23 @@ class CodeGenAttentionBridge(JointQKVAttentionBridge):  # type: ignore[misc]
             raise TypeError(
                 f"CodeGenAttentionBridge.forward() got an unexpected keyword argument {next(iter(others))!r}"
             )
+        given: dict[str, Any] = {"layer_past": layer_past, "cache": cache, "past_key_values": past_key_values}
+        given |= {"attention_mask": attention_mask, "position_ids": position_ids}
+        given |= {"position_embeddings": position_embeddings}
+        arguments = {name: value for name, value in given.items() if value is not None}
+        return cast(TwoTensors, call_as(self.original_component, self._attend, hidden_states, **arguments))
+
+    def _attend(
+        self,
+        hidden_states: Tensor,
+        layer_past: Any = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        position_embeddings: PositionEmbeddings | None = None,
+        cache: Any = None,
+        past_key_values: Any = None,
+    ) -> TwoTensors:
+        """Compute attention, as `forward` describes it. torch's hooks on the wrapped module are called around this."""
         self._fused.warn_if_changed()
         if isinstance(layer_past, tuple):
             layer_past, position_embeddings = None, layer_past
@@ -264,9 +289,7 @@ class CodeGenAttentionBridge(JointQKVAttentionBridge):  # type: ignore[misc]
             position_embeddings=position_embeddings,
             cache_dtype=hidden_states.dtype,
         )
-        returned = self._process_output(output)
-        wrapped = self.original_component
-        return call_forward_hooks(wrapped, hidden_states, returned) if wrapped._forward_hooks else returned
+        return self._process_output(output)
 
     def _reconstruct_attention(self, q: Tensor, k: Tensor, v: Tensor, **kwargs: Any) -> TwoTensors:
         """Return the output and the pattern from q, k and v, `[batch, seq, heads, head_dim]`.
@@ -298,41 +321,15 @@ class CodeGenAttentionBridge(JointQKVAttentionBridge):  # type: ignore[misc]
 
     def _project(self, hidden_states: Tensor) -> ThreeTensors:
         """Return q, k and v, each `[batch, seq, heads, head_dim]`."""
+        bridges = [self._modules[name] for name in "qkv"]
         if self._is_split_qkv_fork_active():
+            require_linear(bridges, "A split input of q, k and v")
             return cast(ThreeTensors, self._split_forward_qkv(hidden_states))
-        fused = self._modules.get("qkv")
-        if fused is not None and (has_hooks(fused._modules["hook_in"]) or has_hooks(fused._modules["hook_out"])):
-            projected = self._project_fused(fused, hidden_states)
-        else:
-            bridges = [self._modules[name] for name in "qkv"]
-            projected = project_jointly(bridges, hidden_states) or tuple(
-                call_linear(bridge, hidden_states) for bridge in bridges
-            )
+        projected = project(self._modules.get("qkv"), bridges, hidden_states)
         heads = self.config.n_heads
         by_head = (*hidden_states.shape[:2], heads, projected[0].shape[-1] // heads)
         query, key, value = (tensor.view(by_head) for tensor in projected)
         return query, key, value.contiguous()
-
-    def _project_fused(self, fused: Any, hidden_states: Tensor) -> tuple[Tensor, ...]:
-        """Return q, k and v, `[batch, seq, d_model]`, after the hooks of `qkv` have seen them as one fused tensor.
-
-        A projection that does more than call its hook points and its Linear is called whole, so its `hook_out` fires
-        before `qkv.hook_out`.
-        """
-        hidden_states = fused.hook_in(hidden_states)
-        bridges = [self._modules[name] for name in "qkv"]
-        plain = [is_plain_linear(bridge) for bridge in bridges]
-        projected = (
-            bridge._modules["_original_component"](call_hook_point(bridge, "hook_in", hidden_states))
-            if is_plain
-            else bridge(hidden_states)
-            for bridge, is_plain in zip(bridges, plain, strict=True)
-        )
-        parts = split_features(fused.hook_out(join_features(*projected)))
-        return tuple(
-            call_hook_point(bridge, "hook_out", part) if is_plain else part
-            for bridge, is_plain, part in zip(bridges, plain, parts, strict=True)
-        )
 
     def _rotate(
         self, query: Tensor, key: Tensor, position_ids: Tensor, position_embeddings: PositionEmbeddings | None = None
@@ -392,6 +389,7 @@ class CodeGenAttentionBridge(JointQKVAttentionBridge):  # type: ignore[misc]
     def _output(self, z: Tensor) -> Tensor:
         """Apply the output projection (per head under `use_attn_result`) and the residual dropout."""
         if getattr(self.config, "use_attn_result", False):
+            require_linear([self.o], "use_attn_result")
             per_head = self.o.hook_in(z).unflatten(-1, (self.config.n_heads, -1))
             projected = self._compute_per_head_result(per_head, self.config.n_heads, per_head.shape[-1])
         else:

@@ -20,9 +20,9 @@ from transformers import PreTrainedTokenizerBase
 
 from cgverify.bridge.attention import CodeGenAttentionBridge
 from cgverify.bridge.codegen_bridge import CodeGenBridge
+from cgverify.bridge.fused_projection import split_qkv_matrix
 from cgverify.bridge.layer_norm import LayerNormBridge
 from cgverify.bridge.loading import load_model, load_tokenizer, locate, require_codegen
-from cgverify.bridge.qkv_layout import split_qkv_matrix
 from cgverify.bridge.wrapped_attention import prepare_shared_table
 
 ARCHITECTURE = "CodeGenForCausalLM"

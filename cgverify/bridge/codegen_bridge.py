@@ -13,6 +13,8 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.sources._bridge_builder import detect_tokenizer_bos_eos
 from transformers import PreTrainedTokenizerBase
 
+from cgverify.bridge.fused_projection import projections_of, require_linear
+
 _GENERATE = tuple(
     name
     for name, parameter in inspect.signature(TransformerBridge.generate).parameters.items()
@@ -89,6 +91,18 @@ class CodeGenBridge(TransformerBridge):  # type: ignore[misc]
         """
         self._require_tokenizer("call original_model.generate with token ids")
         return super().hf_generate(*args, **kwargs)
+
+    def enable_compatibility_mode(
+        self, disable_warnings: bool = False, no_processing: bool = False, **processing: Any
+    ) -> None:
+        """Behave as a HookedTransformer, as `TransformerBridge.enable_compatibility_mode` describes.
+
+        Raises:
+            ValueError: weights would be processed, and a projection is more than a plain Linear.
+        """
+        if not no_processing:
+            require_linear(projections_of(self), "Processing weights")
+        super().enable_compatibility_mode(disable_warnings, no_processing, **processing)
 
     def _require_tokenizer(self, instead: str = "pass token ids") -> None:
         if self.tokenizer is None:

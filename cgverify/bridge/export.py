@@ -12,6 +12,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import CodeGenForCausalLM
 
+from cgverify.bridge.fused_projection import projections_of, require_linear
 from cgverify.bridge.qkv_layout import join_weight
 
 _ENDS = {"embed": "transformer.wte", "ln_final": "transformer.ln_f", "unembed": "lm_head"}
@@ -49,8 +50,10 @@ def save_pretrained(bridge: TransformerBridge, folder: str | Path) -> None:
     Q, K and V are written as they are now, edits included. The fused weight that they were split from is not used.
 
     Raises:
-        ValueError: `enable_compatibility_mode` has processed the weights, which no longer fit a CodeGen model.
+        ValueError: `enable_compatibility_mode` has processed the weights, which no longer fit a CodeGen model, or a
+            projection is more than a plain Linear.
     """
+    require_linear(projections_of(bridge), "Saving")
     config: Any = copy.deepcopy(bridge.original_model.config)
     with torch.device("meta"):
         model: Any = CodeGenForCausalLM(config)

@@ -50,14 +50,21 @@ def call_linear(bridge: Any, tensor: Tensor) -> Tensor:
 
 
 def is_transformed() -> bool:
-    """Return whether tensors may carry more than their memory: under a function transform, a tangent or a compiler."""
+    """Return whether tensors may carry more than their memory.
+
+    They do under a function transform, a tangent, a compiler or a trace. A trace is checked by a second one without
+    gradients, and both must have the same operations.
+    """
     return (
-        torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+        torch.compiler.is_compiling()
+        or torch._C._is_tracing()
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
     )
 
 
 def allows_in_place(*tensors: Tensor) -> bool:
-    """Return whether tensors may be written to: plain tensors without gradients, transforms or a compiler."""
+    """Return whether tensors may be written to: plain tensors without gradients that are not transformed."""
     for tensor in tensors:
         if type(tensor) is not Tensor or tensor.requires_grad:
             return False
@@ -65,8 +72,5 @@ def allows_in_place(*tensors: Tensor) -> bool:
 
 
 def allows_out(*tensors: Tensor) -> bool:
-    """Return whether an operation on tensors may be given an `out=`.
-
-    Autocast does not cast the inputs of such an operation, and a trace would write to that memory in every later call.
-    """
-    return allows_in_place(*tensors) and not torch._C._is_any_autocast_enabled() and not torch._C._is_tracing()
+    """Return whether an operation on tensors may be given an `out=`. Autocast does not cast its inputs then."""
+    return allows_in_place(*tensors) and not torch._C._is_any_autocast_enabled()

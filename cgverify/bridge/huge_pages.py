@@ -42,6 +42,8 @@ def result_buffer(*shape: int, dtype: torch.dtype, inputs: Sequence[Tensor]) -> 
     Args:
         inputs: what the result is computed from. All of them must allow an `out=`.
     """
+    if torch._C._is_tracing():  # sizes are tensors in a trace
+        return None
     size = math.prod(shape) * dtype.itemsize
     if size < LARGE_RESULT or not hasattr(mmap, "MADV_HUGEPAGE"):
         return None

@@ -44,9 +44,11 @@ def project_jointly(bridges: Sequence[Any], hidden_states: Tensor) -> tuple[Tens
     the last bit differs; a hook; a module that is not a plain Linear or whose forward was replaced; a weight that needs
     its own gradient or tangent.
     """
+    if is_transformed():
+        return None
     one_token = hidden_states.numel() == hidden_states.shape[-1]
     faster = hidden_states.dtype in _HALF or (one_token and hidden_states.dtype == torch.float32)
-    if not faster or is_transformed():
+    if not faster:
         return None
     linears = [bridge._modules["_original_component"] for bridge in bridges if type(bridge) is LinearBridge]
     weight = _joint_weight(linears) if len(linears) == len(bridges) else None

@@ -13,6 +13,8 @@ from typing import Any
 
 from torch import nn
 
+from cgverify.bridge.fast_path import has_hooks
+
 _replacing = RLock()
 """Held while a forward is replaced: another thread would restore the replacement instead of the forward."""
 
@@ -36,3 +38,11 @@ def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator
                 del attributes[name]
             else:
                 attributes[name] = replaced
+
+
+def call_as(module: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Return `forward(*args, **kwargs)`, with torch's hooks on `module` around it if it has any."""
+    if not has_hooks(module):
+        return forward(*args, **kwargs)
+    with replaced_forward(module, forward):
+        return module(*args, **kwargs)

@@ -12,10 +12,8 @@ Source: `CodeGenAttention.forward` in transformers, where `mp_num = 4` is a lite
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 PARTITIONS = 4
 """`mp_num`: the number of tensor-parallel partitions in every CodeGen checkpoint."""
@@ -55,24 +53,3 @@ def split_features(fused: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the contiguous projections q, k and v, `[…, d_model]`, of a fused one: `join_features`'s inverse."""
     query, value, key = fused.unflatten(-1, (PARTITIONS, 3, -1)).unbind(-2)
     return query.flatten(-2), key.flatten(-2), value.flatten(-2)
-
-
-def split_qkv_matrix(attention: nn.Module) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
-    """Return Linears of Q, K and V without bias, `d_model -> d_model`, from a `CodeGenAttention`'s fused `qkv_proj`.
-
-    Pass this function to `CodeGenAttentionBridge` as `split_qkv_matrix`. The weights are copies, in the fused weight's
-    dtype and on its device. Raises ValueError if the heads do not fill four partitions.
-    """
-    n_heads = cast(int, attention.num_attention_heads)
-    if n_heads % PARTITIONS != 0:
-        raise ValueError(
-            f"CodeGen's fused QKV weight has {PARTITIONS} partitions of whole heads, so the number of heads "
-            f"must be a multiple of {PARTITIONS}, not {n_heads}."
-        )
-    fused = cast(nn.Linear, attention.qkv_proj).weight
-    d_model = fused.shape[1]
-    # Created on the meta device, so that no initial weight is allocated and filled only to be replaced.
-    q, k, v = (nn.Linear(d_model, d_model, bias=False, device="meta", dtype=fused.dtype) for _ in range(3))
-    for linear, weight in zip((q, k, v), split_weight(fused.detach()), strict=True):
-        linear.weight = nn.Parameter(weight, requires_grad=fused.requires_grad)
-    return q, k, v

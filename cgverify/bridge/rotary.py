@@ -33,6 +33,8 @@ def check_positions(position_ids: Tensor | None, hidden_states: Tensor, table: T
             "CodeGenAttentionBridge needs position_ids, integers of shape [batch or 1, seq], or position_embeddings, "
             "for the rotary embedding."
         )
+    if torch._C._is_tracing():  # sizes are tensors in a trace, and a trace cannot raise
+        return
     batch, seq, _ = hidden_states.shape
     if position_ids.shape not in ((1, seq), (batch, seq)):
         raise ValueError(
@@ -52,6 +54,8 @@ def check_position_embeddings(
     position_embeddings: tuple[Tensor, Tensor], hidden_states: Tensor, rotary_dim: int
 ) -> None:
     """Raise ValueError unless sine and cosine are `[batch or 1, seq, rotary_dim / 2]` for `[batch, seq, d_model]`."""
+    if torch._C._is_tracing():
+        return
     batch, seq, _ = hidden_states.shape
     for half in position_embeddings:
         if half.shape not in ((1, seq, rotary_dim // 2), (batch, seq, rotary_dim // 2)):
@@ -97,7 +101,9 @@ def rotate(x: Tensor, sin: Tensor, cos: Tensor) -> Tensor:
         return _rotate_in_place(_promoted_copy(x, sin.dtype), sin, cos)
     rotary = x[..., :rotary_dim]  # one slice, whose gradient is summed before it is written into x's
     rotated = rotary * cos + rotate_every_two(rotary) * sin
-    return rotated if rotary_dim == x.shape[-1] else torch.cat((rotated, x[..., rotary_dim:]), dim=-1)
+    if not torch._C._is_tracing() and rotary_dim == x.shape[-1]:
+        return rotated
+    return torch.cat((rotated, x[..., rotary_dim:]), dim=-1)
 
 
 def _promoted_copy(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -121,12 +127,14 @@ def rotate_both(query: Tensor, key: Tensor, sin: Tensor, cos: Tensor) -> tuple[T
     tensor. The size condition starts k at a multiple of 64 bytes, as separate memory would: alignment decides the
     kernel of the products, and so the last bit.
     """
+    if not allows_in_place(query, key):
+        return rotate(query, sin, cos), rotate(key, sin, cos)
     size = query.numel() * max(query.element_size(), sin.element_size())
-    if size <= _SMALL and size % 64 == 0 and query.shape == key.shape and allows_in_place(query, key):
+    if size <= _SMALL and size % 64 == 0 and query.shape == key.shape:
         joined = torch.stack((query, key))
         rotated = _rotate_in_place(joined.to(torch.promote_types(joined.dtype, sin.dtype)), sin, cos)
         return rotated[0], rotated[1]
-    if query.shape[0] > 1 and allows_in_place(query):  # heads before tokens, the layout that the score product needs
+    if query.shape[0] > 1:  # heads before tokens, the layout that the score product needs
         by_head = _promoted_copy(query.transpose(1, 2), sin.dtype).transpose(1, 2)
         return _rotate_in_place(by_head, sin, cos), rotate(key, sin, cos)
     return rotate(query, sin, cos), rotate(key, sin, cos)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
+import torch
 from torch import Tensor, nn
+
+from cgverify.bridge.fused_projection import can_be_split, fused_projection
 
 
 @dataclass(frozen=True)
@@ -24,9 +27,10 @@ class FusedWeightSnapshot:
 
     @classmethod
     def of(cls, attention: nn.Module) -> FusedWeightSnapshot:
-        """Return a snapshot of a `CodeGenAttention`, whose `qkv_proj` may already be a bridge of the Linear."""
-        projection = cast(nn.Module, attention.qkv_proj)
-        owner = cast(nn.Module, projection._modules.get("_original_component", projection))
+        """Return a snapshot of a `CodeGenAttention`; an empty one if its projection is used whole."""
+        owner = fused_projection(attention)
+        if not can_be_split(owner):
+            return cls()
         weight = owner._parameters["weight"]
         return cls(owner, weight, _version(weight))
 
@@ -35,7 +39,9 @@ class FusedWeightSnapshot:
         """Whether the weight was written to or its owner now has another one."""
         if self.owner is None or self.weight is None:
             return False
-        now = self.owner._parameters["weight"]
+        if torch.compiler.is_compiling():  # which traces with weights that stand for these
+            return False
+        now = self.owner._parameters.get("weight")  # None if it has a parametrization by now
         return now is not self.weight or _version(now) != self.version
 
     def is_outdated_by(self, bridge: nn.Module, state_dict: Mapping[str, Tensor], prefix: str) -> bool:

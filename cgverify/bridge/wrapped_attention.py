@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-TwoTensors = tuple[Tensor, Tensor]
 PositionEmbeddings = tuple[Tensor, Tensor]
 """Sine and cosine of each position's angles, `[batch or 1, seq, rotary_dim / 2]` each."""
 
@@ -124,20 +123,6 @@ class _TablePerModel(WrappedAttention):
     def drop_attention(self, pattern: Tensor, attention: Any) -> Tensor:
         rate = attention.attention_dropout if attention.training else 0.0
         return functional.dropout(pattern, rate, attention.training)
-
-
-def call_forward_hooks(attention: Any, hidden_states: Tensor, returned: TwoTensors) -> TwoTensors:
-    """Call torch's forward hooks on a wrapped `CodeGenAttention`, which is not called itself.
-
-    transformers collects `output_attentions` by such hooks from 5.24 on.
-    """
-    for key, hook in list(attention._forward_hooks.items()):
-        arguments: tuple[Any, ...] = (attention, (hidden_states,))
-        if key in attention._forward_hooks_with_kwargs:
-            arguments = (*arguments, {})
-        changed = hook(*arguments, returned)
-        returned = returned if changed is None else changed
-    return returned
 
 
 def _rotary_emb(attention: Any) -> Any:
