@@ -32,7 +32,7 @@ def run_tests(session: nox.Session) -> None:
 
 @nox.session
 def check(session: nox.Session) -> None:
-    """Everything that CI runs, except the tests that take more than 30 seconds each."""
+    """Everything that CI runs, except the slow tests."""
     install(session)
     run_lint(session)
     run_types(session)
@@ -55,7 +55,7 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run the tests that take less than 30 seconds each, and measure their coverage."""
+    """Run the quick tests, and measure their coverage."""
     install(session)
     run_tests(session)
 
@@ -63,16 +63,16 @@ def tests(session: nox.Session) -> None:
 @nox.session
 @nox.parametrize("constraints", ["constraints.txt", "constraints-5.23.txt"])
 def versions(session: nox.Session, constraints: str) -> None:
-    """Run the tests that take less than 30 seconds each with both generations of Hugging Face's CodeGen."""
+    """Run the quick tests with both generations of Hugging Face's CodeGen."""
     session.install("-c", constraints, "-e", ".[dev,dask]")
     session.run("pytest", *session.posargs)
 
 
 @nox.session
 def slow(session: nox.Session) -> None:
-    """Run the tests that take more than 30 seconds each."""
+    """Run the tests over 10 seconds, one at a time, and those of random examples with many examples."""
     install(session)
-    session.run("pytest", "-m", "slow", *session.posargs)
+    session.run("pytest", "-n0", "-m", "slow or hypothesis", "--hypothesis-profile=many", *session.posargs)
 
 
 @nox.session

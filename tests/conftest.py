@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from command_line import Cli, fork
+from hypothesis import settings
 
 from cgverify.checkpoint.names import NANO
 from cgverify.common.processors import processors
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}  # torch is not imported yet
+settings.register_profile("few", max_examples=10, deadline=None)
+settings.register_profile("many", max_examples=300, deadline=None)
+settings.load_profile("few")
 
 
 def pytest_xdist_auto_num_workers() -> int:

@@ -32,17 +32,16 @@ def test_light_rooms_import_no_heavy_package_at_the_top(room: str) -> None:
                 assert not HEAVY & {name.split(".")[0] for name in names}, path
 
 
-@pytest.mark.parametrize("arguments", [[], *([command] for command in COMMANDS)])
-def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
+def test_help_imports_nothing_heavy() -> None:
     script = (
         "import sys\n"
         "from cgverify.cli.app import app\n"
-        "try:\n"
-        f"    app([*{arguments!r}, '--help'])\n"
-        "except SystemExit as end:\n"
-        "    assert not end.code, end.code\n"
-        f"print('heavy:', sorted({HEAVY!r} & set(sys.modules)))\n"
+        f"for arguments in [[], *([command] for command in {COMMANDS!r})]:\n"
+        "    try:\n"
+        "        app([*arguments, '--help'])\n"
+        "    except SystemExit as end:\n"
+        "        assert not end.code, (arguments, end.code)\n"
+        f"    print('heavy:', sorted({HEAVY!r} & set(sys.modules)))\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert "Usage" in done.stdout
-    assert done.stdout.splitlines()[-1] == "heavy: []"
+    assert done.stdout.count("Usage") == done.stdout.count("heavy: []") == 1 + len(COMMANDS)

@@ -8,7 +8,7 @@ from math import comb
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cgverify.bench import timing
@@ -30,7 +30,6 @@ def coverage(n: int, k: int) -> float:
     return 1 - 2 * sum(comb(n, j) for j in range(k)) / 2**n
 
 
-@settings(deadline=None)
 @given(st.integers(1, 400), st.sampled_from([0.5, 0.9, 0.95, 0.99]))
 def test_rank_is_the_greatest_with_enough_confidence(n: int, confidence: float) -> None:
     k = rank(n, confidence)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from hugging_face import TABLE_PER_MODEL
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sides import both, of_shape
 from transformers import CodeGenConfig, CodeGenForCausalLM, DynamicCache, StaticCache
@@ -44,7 +44,6 @@ def assert_same(found: tuple[torch.Tensor, ...], expected: tuple[torch.Tensor, .
 shapes = st.tuples(st.sampled_from([4, 8]), st.sampled_from([8, 16, 24]))
 
 
-@settings(deadline=None, max_examples=50)
 @given(
     shape=shapes,
     pairs=st.integers(1, 12),
@@ -124,7 +123,6 @@ def cut(given: Inputs, lengths: list[int]) -> list[Inputs]:
     return steps
 
 
-@settings(deadline=None, max_examples=25)
 @given(
     lengths=st.lists(st.integers(1, 6), min_size=2, max_size=4),
     batch=st.integers(1, 3),
@@ -144,7 +142,6 @@ def test_any_split_into_cached_pieces_has_the_same_bits(
         assert torch.equal(getattr(caches[0].layers[0], part), getattr(caches[1].layers[0], part))
 
 
-@settings(deadline=None, max_examples=25)
 @given(lengths=st.lists(st.integers(1, 6), min_size=2, max_size=4), seed=st.integers(0, 9))
 @torch.no_grad()
 def test_any_split_into_cached_pieces_agrees_with_one_pass(lengths: list[int], seed: int) -> None:
@@ -157,7 +154,6 @@ def test_any_split_into_cached_pieces_agrees_with_one_pass(lengths: list[int], s
     torch.testing.assert_close(torch.cat(pieces, dim=1), ours(**given)[0], rtol=1e-5, atol=1e-5)
 
 
-@settings(deadline=None, max_examples=25)
 @given(offset=st.integers(1, 30), seq=st.integers(2, 12), seed=st.integers(0, 9))
 @torch.no_grad()
 def test_offset_of_all_positions_leaves_the_pattern(offset: int, seq: int, seed: int) -> None:

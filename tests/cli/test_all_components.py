@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
-from command_line import ROOT, Cli, command
+from command_line import ROOT, Cli
 from hugging_face import needs_upstream
 from safetensors.torch import load_file, save_file
 
@@ -187,29 +185,6 @@ def test_resume_runs_the_remaining_cells(cli: Cli, tmp_path: Path) -> None:
     assert again.returncode == 0, again.stderr
     assert "5 cells are finished already" in again.stderr
     assert {file: (tmp_path / "run" / file).read_bytes() for file in whole} == whole
-
-
-def test_interrupted_run_keeps_its_findings_and_resumes(tmp_path: Path) -> None:
-    arguments = command(
-        "all-components", "--model", "codegen-nano", "--case", "default,stress", "--seed", "0,1,2", "--output", "run"
-    )
-    whole = (5 * 10 + 3) * 2 * 3  # layers, kinds, cases and seeds: enough that it is still running
-    process = subprocess.Popen(arguments, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    findings = tmp_path / "run" / "findings.jsonl"
-    deadline = time.monotonic() + 120
-    while not (findings.exists() and findings.stat().st_size) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 130
-    assert "Interrupted after" in errors
-    assert "Traceback" not in errors
-    finished = len(read_run(tmp_path / "run")[1])
-    assert 0 < finished < whole
-    assert pd.read_csv(tmp_path / "run" / "findings.csv")["component"].nunique() > 0
-    done = subprocess.run([*arguments, "--resume"], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert len(read_run(tmp_path / "run")[1]) == whole
 
 
 def damaged(folder: Path, name: str, value: float) -> None:

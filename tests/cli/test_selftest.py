@@ -36,14 +36,17 @@ def test_verifier_in_three_dtypes_passes(cli: Cli, tmp_path: Path) -> None:
     assert len(correct) == 3 * len(variants.VARIANTS)
 
 
-def test_quick_in_one_dtype_reports_every_candidate(cli: Cli) -> None:
-    done = cli("selftest", "--quick", "--dtype", "float32", "--format", "csv", "-q")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stderr == ""
+def test_quick_in_one_dtype_reports_every_candidate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a tenth of the candidates: all of them take half a minute."""
+    some = seeded.FAULTS[::10], variants.VARIANTS[::10]
+    monkeypatch.setattr(seeded, "FAULTS", some[0])
+    monkeypatch.setattr(variants, "VARIANTS", some[1])
+    done = CliRunner().invoke(app, ["selftest", "--quick", "--dtype", "float32", "--format", "csv", "-q"])
+    assert done.exit_code == 0, done.output
     frame = pd.read_csv(io.StringIO(done.stdout))
     assert list(frame.columns) == COLUMNS
-    assert set(frame["outcome"]) <= {"caught", "changes no bit", "below resolution", "held", "refused", "suspect"}
-    assert len(frame) == len(seeded.FAULTS) + len(variants.VARIANTS) + len(seeded.REFERENCES)
+    assert set(frame["outcome"]) <= {"caught", "changes no bit", "below resolution", "held"}
+    assert len(frame) == len(some[0]) + len(some[1])
 
 
 def test_missed_fault_is_reported_with_exit_code_1(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F  # noqa: N812
 from transformers.activations import NewGELUActivation
@@ -62,14 +62,12 @@ CORRECT: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
 
 
 @pytest.mark.parametrize("variant", CORRECT)
-@settings(deadline=None, max_examples=10)
 @given(seed=seeds, n=st.sampled_from([5, 64, 300, 1024]))
 def test_correct_float32_products_are_within_their_bound(variant: str, seed: int, n: int) -> None:
     x, weight = randn(seed, 6, n), randn(seed + 1, 40, n) * 0.02
     assert product_r(CORRECT[variant](x, weight), x, weight) <= 1
 
 
-@settings(deadline=None, max_examples=20)
 @given(seed=seeds, dtype=dtypes, n=st.sampled_from([16, 192, 1024]), with_bias=st.booleans())
 def test_products_of_every_dtype_are_within_their_bound(seed: int, dtype: torch.dtype, n: int, with_bias: bool) -> None:
     x, weight = randn(seed, 9, n).to(dtype), (randn(seed + 1, 30, n) * 0.05).to(dtype)
@@ -111,7 +109,6 @@ def test_products_of_several_inputs_equal_single_products() -> None:
 # --- the other stages -------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=20)
 @given(seed=seeds, dtype=dtypes, table_dtype=st.sampled_from([torch.float32, torch.bfloat16]))
 def test_rope_is_within_its_bound(seed: int, dtype: torch.dtype, table_dtype: torch.dtype) -> None:
     x = randn(seed, 2, 7, 4, 16).to(dtype)
@@ -122,7 +119,6 @@ def test_rope_is_within_its_bound(seed: int, dtype: torch.dtype, table_dtype: to
     assert r(torch.cat((turned, x[..., 8:]), dim=-1), rope(x, table, positions)) <= 1
 
 
-@settings(deadline=None, max_examples=20)
 @given(seed=seeds, dtype=dtypes, soft=st.booleans(), reciprocal=st.booleans())
 def test_scores_are_within_their_bound(seed: int, dtype: torch.dtype, soft: bool, reciprocal: bool) -> None:
     query, key = randn(seed, 2, 7, 4, 24) * 3, randn(seed + 1, 2, 4, 9, 24) * 3
@@ -136,7 +132,6 @@ def test_scores_are_within_their_bound(seed: int, dtype: torch.dtype, soft: bool
     assert r(raw / 24**0.5 * (1 + 1e-4), expected) > 1
 
 
-@settings(deadline=None, max_examples=20)
 @given(seed=seeds, dtype=dtypes)
 def test_scores_of_unseen_rotations_are_within_their_bound(seed: int, dtype: torch.dtype) -> None:
     """If the rotated q and k were not observed, their bounds are added to that of the scores."""
@@ -190,7 +185,6 @@ def some_scores(seed: int, n: int, spread: float, dtype: torch.dtype) -> torch.T
     return given
 
 
-@settings(deadline=None, max_examples=40)
 @given(
     seed=seeds,
     dtype=dtypes,
@@ -210,7 +204,6 @@ def test_softmax_with_wrong_powers_exceeds_its_bound(form: str) -> None:
     assert r(normalized_powers(WRONG_POWERS[form](given), torch.float32), softmax(given, torch.float32)) > 1
 
 
-@settings(deadline=None, max_examples=20)
 @given(seed=seeds, dtype=dtypes, n=st.sampled_from([1, 8, 300]))
 def test_mix_is_within_its_bound(seed: int, dtype: torch.dtype, n: int) -> None:
     pattern = (randn(seed, 2, 4, 5, n) * 3).softmax(-1).to(dtype)
@@ -218,7 +211,6 @@ def test_mix_is_within_its_bound(seed: int, dtype: torch.dtype, n: int) -> None:
     assert r((pattern @ value).transpose(1, 2), mix(pattern, value, NO_SHORTCUTS)) <= 1
 
 
-@settings(deadline=None, max_examples=30)
 @given(
     seed=seeds,
     dtype=dtypes,
@@ -245,7 +237,6 @@ def test_wrong_eps_exceeds_the_bound_if_the_variance_is_near_it() -> None:
     assert r(F.layer_norm(x, (256,), gain, bias, 1e-6), layer_norm(x, gain, bias, 1e-5)) > 1
 
 
-@settings(deadline=None, max_examples=20)
 @given(seed=seeds, dtype=dtypes)
 def test_gelu_new_is_within_its_bound(seed: int, dtype: torch.dtype) -> None:
     x = torch.cat((torch.linspace(-9, 9, 2001), randn(seed, 500) * 3)).to(dtype)
@@ -258,7 +249,6 @@ def test_erf_form_of_gelu_exceeds_the_bound(dtype: torch.dtype) -> None:
     assert r(F.gelu(x), gelu_new(x)) > 1
 
 
-@settings(deadline=None, max_examples=20)
 @given(seed=seeds, dtype=dtypes, order=st.permutations([0, 1, 2]))
 def test_block_sum_in_any_order_is_within_its_bound(seed: int, dtype: torch.dtype, order: list[int]) -> None:
     terms = [randn(seed + i, 4, 64).to(dtype) for i in range(3)]

@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
@@ -101,7 +101,6 @@ def r(name: str, forms: dict[str, Attend], given: tuple[torch.Tensor, ...]) -> f
     return assess(tap, expected)[0].value
 
 
-@settings(deadline=None, max_examples=60)
 @given(
     seed=st.integers(0, 10_000),
     dtype=st.sampled_from(DTYPES),

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from transformers.models.codegen.modeling_codegen import apply_rotary_pos_emb, create_sinusoidal_positions
 
@@ -60,7 +60,6 @@ def operands(seed: int, dtype: torch.dtype, mask_dtype: torch.dtype) -> tuple[to
     return query, key, mask.masked_fill(torch.ones(7, 9).triu(3).bool(), torch.finfo(mask_dtype).min)
 
 
-@settings(deadline=None, max_examples=30)
 @given(seed=seeds, dtype=st.sampled_from(DTYPES), name=st.sampled_from(sorted(CORRECT)))
 def test_correct_scores_are_within_their_bound(seed: int, dtype: torch.dtype, name: str) -> None:
     query, key, mask = operands(seed, dtype, torch.float32 if dtype == torch.float64 else dtype)
@@ -84,7 +83,6 @@ def test_float64_mask_promotes_the_scores() -> None:
     assert r(query.float() @ key.float().mT * SCALE + mask, expected) <= 1
 
 
-@settings(deadline=None, max_examples=20)
 @given(seed=seeds, dtype=st.sampled_from(DTYPES))
 def test_rotation_is_rounded_once_to_its_own_dtype(seed: int, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -101,7 +99,6 @@ def test_rotation_is_rounded_once_to_its_own_dtype(seed: int, dtype: torch.dtype
         assert rope(x, table, positions).dtype == torch.float32
 
 
-@settings(deadline=None, max_examples=20)
 @given(seed=seeds, low=st.sampled_from(HALVES), wide=st.booleans())
 def test_autocast_scores_are_within_their_bound(seed: int, low: torch.dtype, wide: bool) -> None:
     query, key, mask = operands(seed, torch.float32 if wide else low, torch.float32 if wide else low)

