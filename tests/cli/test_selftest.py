@@ -38,15 +38,17 @@ def test_verifier_in_three_dtypes_passes(cli: Cli, tmp_path: Path) -> None:
 
 def test_quick_in_one_dtype_reports_every_candidate(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a tenth of the candidates: all of them take half a minute."""
-    some = seeded.FAULTS[::10], variants.VARIANTS[::10]
-    monkeypatch.setattr(seeded, "FAULTS", some[0])
-    monkeypatch.setattr(variants, "VARIANTS", some[1])
+    some = 0
+    for module, name in ((seeded, "FAULTS"), (variants, "VARIANTS"), (seeded, "REFERENCES")):
+        kept = getattr(module, name)[::10]
+        monkeypatch.setattr(module, name, kept)
+        some += len(kept)
     done = CliRunner().invoke(app, ["selftest", "--quick", "--dtype", "float32", "--format", "csv", "-q"])
     assert done.exit_code == 0, done.output
     frame = pd.read_csv(io.StringIO(done.stdout))
     assert list(frame.columns) == COLUMNS
-    assert set(frame["outcome"]) <= {"caught", "changes no bit", "below resolution", "held"}
-    assert len(frame) == len(some[0]) + len(some[1])
+    assert set(frame["outcome"]) <= {"caught", "changes no bit", "below resolution", "held", "refused", "suspect"}
+    assert len(frame) == some
 
 
 def test_missed_fault_is_reported_with_exit_code_1(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
