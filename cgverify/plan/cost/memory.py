@@ -5,7 +5,9 @@ Memory depends on the largest view of the weights in its largest setting, and no
     peak = libraries + weights + taps + scratch
 
     weights    P·stored + P·width (unless stored with that width) + P·width + 6·d²·width:
-               as read, the reference's, the candidate's, and Q, K, V split from the fused weight for both
+               as read, the reference's, the candidate's, and Q, K, V split from the fused weight for both;
+               on another device than the CPU as read and for the oracle alone, P·stored + P·width (unless
+               stored with that width) + 3·d²·width
     taps       tensors of both sides are kept until the cells of a batch are judged
     scratch    float64 values and bounds of the largest tap, while it is judged
 

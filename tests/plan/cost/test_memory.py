@@ -47,6 +47,8 @@ def test_twice_the_layers_take_no_more_memory() -> None:
         ({"batch_size": 1, "seq_len": 256}, {"seq_len": 256}),
         ({"cases": ["default"]}, {"cases": ["backward"]}),
         ({"components": ["blocks.*"]}, {}),
+        ({"devices": ["cuda"]}, {}),  # the models take the device's memory
+        ({"devices": ["cuda"]}, {"devices": ["cuda"], "dtypes": ["bfloat16"]}),  # the oracle's are cast, and its own
     ],
 )
 def test_smaller_run_takes_less_memory(less: dict[str, Any], more: dict[str, Any]) -> None:
