@@ -114,6 +114,11 @@ def test_missing_dtype_is_an_error_with_its_reason(checks: Mapping[str, Any]) ->
     assert {tuple(each) for each in checks["dtypes"]} == {("float64", case, "error", message) for case in CASES_OF_NORM}
 
 
+def test_missing_random_state_is_an_error_in_train_alone(checks: Mapping[str, Any]) -> None:
+    message = "The sim:0 device has no random state to set: leave the case train out there."
+    assert checks["random"] == [["float32", "train", "error", message]]
+
+
 @pytest.mark.slow
 def test_every_case_holds_on_a_device_without_float64(on_sim: Run, tmp_path: Path) -> None:
     asked = ("--case", "all", "--dtype", "float32,bfloat16,float16", "--device", "sim")
