@@ -78,6 +78,9 @@ class LoadedPair:
             )
         if not hasattr(bridge, "blocks"):
             raise PairError(f"A {type(bridge).__name__} is not a bridge: give the TransformerBridge first.")
+        model = getattr(bridge, "original_model", None)
+        if not isinstance(model, CodeGenForCausalLM):
+            raise PairError(f"The bridge wraps a {type(model).__name__}: give one over a CodeGenForCausalLM.")
         shared = {parameter.data_ptr() for parameter in reference.parameters()}
         if any(parameter.data_ptr() in shared for parameter in bridge.parameters()):
             raise PairError(
@@ -95,7 +98,12 @@ class LoadedPair:
             "undo that, or load the reference again with from_pretrained",
         )
         _require_none(
-            differences(bridge, reference, self._is_processed),
+            departures(model),
+            "The model around the bridge's components is not what Hugging Face's class builds from its config",
+            "undo that, or boot the bridge over a copy.deepcopy of the reference",
+        )
+        _require_none(
+            differences(bridge, model, reference, self._is_processed),
             "Bridge and reference are not of one model",
             "boot the bridge over a copy.deepcopy of the reference, and edit neither afterwards",
         )

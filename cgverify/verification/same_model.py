@@ -24,17 +24,16 @@ NOT_COMPUTED_WITH = ("initializer_range", "use_cache", "bos_token_id", "eos_toke
 FUSED = "attn.qkv_proj"
 
 
-def differences(bridge: Any, reference: CodeGenForCausalLM, is_processed: bool) -> Iterator[str]:
+def differences(
+    bridge: Any, model: CodeGenForCausalLM, reference: CodeGenForCausalLM, is_processed: bool
+) -> Iterator[str]:
     """Yield what differs between the model that a bridge wraps and the reference, each as a clause.
 
     Args:
+        model: the bridge's.
         is_processed: whether compatibility mode has processed the weights. Then only the fused ones, which it leaves as
             they are, and the buffers are compared.
     """
-    model = getattr(bridge, "original_model", None)
-    if not isinstance(model, CodeGenForCausalLM):
-        yield f"the bridge wraps a {type(model).__name__}"
-        return
     ours, theirs = model.config, reference.config
     keys = [key for key in CodeGenConfig.__annotations__ if key not in NOT_COMPUTED_WITH]
     other = [key for key in keys if getattr(ours, key) != getattr(theirs, key)]

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
+from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 from transformers import CodeGenForCausalLM
 
 from cgverify.bridge.codegen_format import skeleton
@@ -30,7 +31,11 @@ UNUSED = ("training", "name_or_path", "loss_type", "gradient_checkpointing", "vo
 
 
 def departures(model: CodeGenForCausalLM) -> Iterator[str]:
-    """Yield what of a model its class would not have built from its config, each as a clause: `lm_head has …`."""
+    """Yield what of a model its class would not have built from its config, each as a clause: `lm_head has …`.
+
+    Components of a bridge are left out with all that they wrap, since the verification runs them. Of a bridge's model
+    that leaves the modules around them, which it does not run.
+    """
     for attribute, hooks in vars(torch_module).items():
         if attribute.removeprefix("_global") in HOOKS and hooks:
             yield f"torch has a global {HOOKS[attribute.removeprefix('_global')]} ({_names(hooks)})"
@@ -44,7 +49,11 @@ def _departures(module: nn.Module, built: nn.Module, path: str) -> Iterator[str]
         if hooks:
             yield f"{where} has a torch {name} ({_names(hooks)})"
     if type(module) is not type(built):
-        yield f"{where} is a {_class(module)} instead of a {_class(built)}"
+        found, wanted_class = (
+            each.__name__ if type(module).__name__ != type(built).__name__ else f"{each.__module__}.{each.__qualname__}"
+            for each in (type(module), type(built))
+        )
+        yield f"{where} is a {found} instead of a {wanted_class}"
         return
     yield from _replaced_methods(module, where)
     yield from _other_settings(module, built, where)
@@ -53,7 +62,8 @@ def _departures(module: nn.Module, built: nn.Module, path: str) -> Iterator[str]
     children, wanted = module._modules, built._modules
     yield from _extra_and_missing(children, wanted, where)
     for name, other in wanted.items():
-        if (child := children.get(name)) is not None and other is not None:
+        child = children.get(name)
+        if child is not None and other is not None and not isinstance(child, GeneralizedComponent):
             yield from _departures(child, other, f"{path}.{name}".removeprefix("."))
 
 
@@ -97,11 +107,6 @@ def _other_tensors(tensors: dict[str, Any], wanted: dict[str, Any], where: str) 
 def _extra_and_missing(found: dict[str, Any], wanted: dict[str, Any], where: str) -> Iterator[str]:
     yield from (f"{where} has an additional {name}" for name in found if name not in wanted)
     yield from (f"{where} lacks {name}" for name in wanted if name not in found)
-
-
-def _class(module: nn.Module) -> str:
-    same_name = type(module).__name__ == "CodeGenForCausalLM"
-    return f"{type(module).__module__}.{type(module).__name__}" if same_name else type(module).__name__
 
 
 def _origin(hook: object) -> str:

@@ -141,6 +141,10 @@ NOT_STOCK: dict[str, tuple[Change, str]] = {
         lambda model: _other_class(block(model).ln_1, _OtherNorm),
         r"h\.1\.ln_1 is a _OtherNorm instead of a LayerNorm",
     ),
+    "another class of the same name": (
+        lambda model: _other_class(model, type("CodeGenForCausalLM", (CodeGenForCausalLM,), {})),
+        "the model itself is a [a-z_.]+CodeGenForCausalLM instead of a transformers.+CodeGenForCausalLM",
+    ),
     "parametrized": (_parametrized, r"h\.1\.mlp\.fc_in is a ParametrizedLinear instead of a Linear"),
     "swapped blocks": (_swapped, r"h\.1\.attn has layer_idx 2 instead of 1"),
     "an additional module": (
@@ -255,13 +259,40 @@ def test_other_config_is_refused(config: CodeGenConfig, model: CodeGenForCausalL
         cgverify.verify(boot(copy.deepcopy(model)), other)
 
 
+AROUND_COMPONENTS: dict[str, tuple[Change, str]] = {
+    "forward": (
+        lambda model: setattr(model.transformer, "forward", lambda *args, **kwargs: None),
+        "transformer has another method forward",
+    ),
+    "torch hook": (
+        lambda model: model.register_forward_hook(lambda module, args, output: None),
+        "the model itself has a torch forward hook",
+    ),
+    "dropout": (
+        lambda model: setattr(model.transformer.drop, "p", 0.5),
+        r"transformer\.drop has p 0\.5 instead of 0\.0",
+    ),
+    "missing block": (lambda model: model.transformer.h.__delitem__(4), r"transformer\.h lacks 4"),
+}
+
+
+@pytest.mark.parametrize("change", AROUND_COMPONENTS)
+def test_change_around_the_components_of_a_bridge_is_refused(stock: CodeGenForCausalLM, change: str) -> None:
+    """These modules are not run, so that what they compute could not be found."""
+    bridge = boot(copy.deepcopy(stock))
+    apply, clause = AROUND_COMPONENTS[change]
+    apply(bridge.original_model)
+    with pytest.raises(PairError, match=f"^The model around the bridge's components is not .*{clause}.*deepcopy of"):
+        cgverify.verify(bridge, stock, **AXES)
+
+
 def test_bridge_over_another_architecture_is_refused(stock: CodeGenForCausalLM) -> None:
     other = nn.Module()
     other.blocks = nn.ModuleList()
-    with pytest.raises(PairError, match="the bridge wraps a NoneType"):
+    with pytest.raises(PairError, match="The bridge wraps a NoneType"):
         cgverify.verify(other, stock)
     other.original_model = nn.Linear(2, 2)
-    with pytest.raises(PairError, match="the bridge wraps a Linear"):
+    with pytest.raises(PairError, match="The bridge wraps a Linear"):
         cgverify.verify(other, stock)
 
 
