@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 import re
+import sys
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -37,11 +37,18 @@ CHANGE_THE_MODEL = {
 """Keys of a config.json by which `from_pretrained` takes other code, files or modules, each with what it means."""
 
 _LEAST = {"n_head": 1, "n_embd": 1, "n_layer": 1, "vocab_size": 1, "n_positions": 1, "n_inner": 1, "rotary_dim": 0}
-_MOST = {"resid_pdrop": 1, "embd_pdrop": 1, "attn_pdrop": 1, "layer_norm_epsilon": None, "initializer_range": None}
+_LARGEST = sys.float_info.max
+_MOST = {
+    **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 1),
+    **dict.fromkeys(("layer_norm_epsilon", "initializer_range"), _LARGEST),
+}
 
 
 class NotCodeGenError(ValueError):
     """A config, folder or set of tensors that is not read as CodeGen. The message is one sentence for the user."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))  # a folder's names and values may contain line ends
 
 
 def read_config(folder: Path) -> CodeGenConfig:
@@ -81,7 +88,7 @@ def config_from(described: Any, where: str) -> CodeGenConfig:
         kind = described.get("model_type", "nameless")
         raise NotCodeGenError(f"{where} has a {str(kind)[:60]} checkpoint: cgverify is for CodeGen.")
     for key, meaning in CHANGE_THE_MODEL.items():
-        if described.get(key) is not None:
+        if described.get(key) is not None or (key in described and key == "configuration_files"):
             raise NotCodeGenError(f"{where} has {meaning} ({key} in its config.json).")
     for key in described:
         if callable(getattr(CodeGenConfig, key, None)):
@@ -91,8 +98,13 @@ def config_from(described: Any, where: str) -> CodeGenConfig:
     except Exception as error:  # transformers checks types with exceptions of several kinds
         raise NotCodeGenError(f"{where}/config.json is not a CodeGen config: {_one_line(error)}") from error
     _require_sound(config, where)
+    if "/" in str(config._attn_implementation):
+        raise NotCodeGenError(f"{where} names a kernel on the hub for its attention, which is code: remove that key.")
     try:
-        skeleton(config, 1)
+        one_block = copy.deepcopy(config)
+        one_block.n_layer = 1
+        with torch.device("meta"):
+            CodeGenForCausalLM(one_block)
     except Exception as error:  # code of Hugging Face, which may refuse in any way
         reason = _one_line(error)
         raise NotCodeGenError(f"{where} describes a model that Hugging Face cannot build: {reason}") from error
@@ -102,13 +114,18 @@ def config_from(described: Any, where: str) -> CodeGenConfig:
 def _require_sound(config: CodeGenConfig, where: str) -> None:
     for name, least in _LEAST.items():
         size = getattr(config, name)
-        if size is not None and size < least:
-            raise NotCodeGenError(f"{where} has {name} {size} in its config.json: it must be at least {least}.")
+        if size is None and name == "n_inner":
+            continue
+        if not isinstance(size, int) or isinstance(size, bool) or size < least:
+            raise NotCodeGenError(f"{where} has {name} {size} in its config.json: it must be a number from {least} on.")
     for name, most in _MOST.items():
         value = getattr(config, name)
-        if not (math.isfinite(value) and value >= 0 and (most is None or value <= most)):
-            upper = "a finite number" if most is None else f"at most {most:g}"
+        if not isinstance(value, int | float) or not 0 <= value <= most:
+            upper = "finite" if most == _LARGEST else f"at most {most:g}"
             raise NotCodeGenError(f"{where} has {name} {value} in its config.json: it must be {upper} and not below 0.")
+    theta = getattr(config, "rope_theta", 0.0)  # CodeGen has none, and TransformerLens reads it
+    if not isinstance(theta, int | float):
+        raise NotCodeGenError(f"{where} has rope_theta {theta} in its config.json, which is not a number: remove it.")
     if config.n_head % PARTITIONS or config.n_embd % config.n_head:
         raise NotCodeGenError(
             f"{where} has {config.n_head} heads and n_embd {config.n_embd}: the heads of a CodeGen model are a "
