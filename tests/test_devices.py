@@ -120,6 +120,18 @@ def test_missing_random_state_is_an_error_in_train_alone(checks: Mapping[str, An
 
 
 @pytest.mark.slow
+def test_missing_operation_is_an_error_of_no_side(on_sim: Run, tmp_path: Path) -> None:
+    asked = ("--component", "mlp,attn", "--device", "sim", "--output", str(tmp_path / "run"), "--format", "json")
+    done = on_sim(*command("all-components", *NANO, *asked), SIM_WITHOUT="aten::tanh")
+    assert done.returncode == 3, done.stdout + done.stderr
+    found = json.loads(done.stdout)["findings"]
+    errors = [each for each in found if each["verdict"] not in ("bitwise", "bounded")]
+    assert {(each["component"], each["verdict"]) for each in errors} == {("blocks.0.mlp", "error")}
+    assert all("this device lacks an operation" in each["message"] for each in errors)
+    assert {each["component"] for each in found} == {"blocks.0.mlp", "blocks.0.attn"}
+
+
+@pytest.mark.slow
 def test_every_case_holds_on_a_device_without_float64(on_sim: Run, tmp_path: Path) -> None:
     asked = ("--case", "all", "--dtype", "float32,bfloat16,float16", "--device", "sim")
     done = on_sim(

@@ -2,6 +2,7 @@
 // operations run ATen's CPU kernels on copies. Like a GPU it refuses operands on two devices, and has its own lists for
 // autocast. Environment variables make it poorer:
 //   SIM_WITHOUT=float64    it has no float64, like MPS
+//   SIM_WITHOUT=aten::tanh it does not have that operation
 //   SIM_PRODUCTS=rounded   matrix products take float32 operands with 10 bits of mantissa, like TF32
 #include <ATen/EmptyTensor.h>
 #include <ATen/autocast_mode.h>
@@ -171,6 +172,7 @@ const std::set<std::string> INDEXING{"aten::index", "aten::index_put_", "aten::_
 
 void by_cpu_kernel(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   const std::string& name = op.schema().name();
+  TORCH_CHECK_NOT_IMPLEMENTED(!chosen("SIM_WITHOUT", name), "Could not run '", name, "' on the sim device.");
   std::optional<Device> seen;
   const auto check = [&](const Tensor& x) {
     if (!x.defined() || (x.is_cpu() && x.dim() == 0)) return;
