@@ -181,6 +181,8 @@ class CodeGenAttentionBridge(JointQKVAttentionBridge):  # type: ignore[misc]
     def setup_hook_compatibility(self) -> None:
         """Let TransformerLens set the shapes that hooks see, but keep a given `qkv_conversion_rule`."""
         super().setup_hook_compatibility()
+        for point in (self.hook_rot_q, self.hook_rot_k):  # they are called with what they show
+            point.hook_conversion = None
         if self._given_qkv_conversion is not None:
             for projection in (self.q, self.k, self.v):
                 projection.hook_out.hook_conversion = self._given_qkv_conversion
@@ -298,12 +300,11 @@ class CodeGenAttentionBridge(JointQKVAttentionBridge):  # type: ignore[misc]
         None), and `cache_dtype`, the dtype of the hidden states.
         """
         cache, value = kwargs["layer_past"], v.transpose(1, 2)
+        rotated = self._rotate(q, k, kwargs["position_ids"], kwargs.get("position_embeddings"))
         query, key = (
-            self._form.cast_rotated(rotated.transpose(1, 2), value)
-            for rotated in self._rotate(q, k, kwargs["position_ids"], kwargs.get("position_embeddings"))
+            call_hook_point(self, name, self._form.cast_rotated(heads, value)).transpose(1, 2)
+            for name, heads in zip(("hook_rot_q", "hook_rot_k"), rotated, strict=True)
         )
-        query = call_hook_point(self, "hook_rot_q", query)
-        key = call_hook_point(self, "hook_rot_k", key)
         if cache is not None:
             key, value = self._extend_cache(cache, self._form.cast_cached(key, kwargs["cache_dtype"]), value)
         mask = self._normalize_compatibility_mask_sentinel(kwargs["attention_mask"])
@@ -390,7 +391,7 @@ class CodeGenAttentionBridge(JointQKVAttentionBridge):  # type: ignore[misc]
         """Apply the output projection (per head under `use_attn_result`) and the residual dropout."""
         if getattr(self.config, "use_attn_result", False):
             require_linear([self.o], "use_attn_result")
-            per_head = self.o.hook_in(z).unflatten(-1, (self.config.n_heads, -1))
+            per_head = call_hook_point(self.o, "hook_in", z).unflatten(-1, (self.config.n_heads, -1))
             projected = self._compute_per_head_result(per_head, self.config.n_heads, per_head.shape[-1])
         else:
             projected = call_linear(self._modules["o"], z)

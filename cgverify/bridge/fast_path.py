@@ -31,9 +31,19 @@ def has_own_forward(module: nn.Module) -> bool:
 
 
 def call_hook_point(owner: nn.Module, name: str, tensor: Tensor) -> Tensor:
-    """Return what a hook point makes of a tensor. A point without hooks is not called, which saves time."""
+    """Return what a hook point makes of a tensor, in the tensor's shape. A point without hooks is not called.
+
+    TransformerLens shows hooks of q, k, v and z a view, `[batch, seq, heads, head_dim]`, of the tensor that is used.
+    No gradient arrives at such a view, so the tensor is used in the shape that is shown.
+    """
     point: Any = owner._modules[name]
-    return cast(Tensor, point(tensor)) if has_hooks(point) else tensor
+    if not has_hooks(point):
+        return tensor
+    if point.hook_conversion is not None:
+        shown = point.hook_conversion.convert(tensor)
+        if shown is not tensor and point.hook_conversion.convert(shown) is shown:
+            return cast(Tensor, point(shown)).reshape(tensor.shape)
+    return cast(Tensor, point(tensor))
 
 
 def is_plain_linear(bridge: Any) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from hugging_face import callable_by_positions, needs_upstream, to_dtype, without_embeddings
-from sides import small_config
+from sides import small_config, tokenizer
 from transformer_lens.model_bridge.supported_architectures.codegen import CodeGenArchitectureAdapter
 from transformers import CodeGenForCausalLM
 
@@ -106,6 +106,72 @@ for _name, _flag in (
     FEATURES[f"`{_name}` fires" + (f" under `{_flag}`" if _flag else "")] = _fires(_name, _flag)
 
 
+@feature("a gradient arrives at what `hook_q`, `hook_k`, `hook_v` and `hook_z` show")
+def _(sides: Sides) -> None:
+    _, bridge = sides.boot()
+    kept: list[torch.Tensor] = []
+
+    def keep(tensor: torch.Tensor, hook: Any) -> None:
+        tensor.retain_grad()
+        kept.append(tensor)
+
+    names = [f"blocks.1.attn.hook_{which}" for which in ("q", "k", "v", "z")]
+    with torch.enable_grad(), bridge.hooks(fwd_hooks=[(name, keep) for name in names]):
+        bridge(TOKENS).sum().backward()
+    assert [tensor.grad is not None for tensor in kept] == [True] * 4
+
+
+@feature("torch's own hooks on `qkv_proj` fire")
+def _(sides: Sides) -> None:
+    _, bridge = sides.boot()
+    seen: list[Any] = []
+    bridge.blocks[0].attn.qkv.original_component.register_forward_hook(lambda *_: seen.append(1))
+    bridge(TOKENS)
+    assert seen
+
+
+class Adapter(torch.nn.Module):
+    def __init__(self, base: Any) -> None:
+        super().__init__()
+        self.base, self.weight, self.bias = base, base.weight, None
+        self.added = torch.nn.Linear(base.in_features, base.out_features, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.base(x) + self.added(x)  # type: ignore[no-any-return]
+
+
+@feature("an adapter on `qkv_proj` takes part")
+def _(sides: Sides) -> None:
+    model, _ = sides.boot()
+    model.transformer.h[0].attn.qkv_proj = Adapter(model.transformer.h[0].attn.qkv_proj)
+    torch.testing.assert_close(bridge_from(copy.deepcopy(model), sides.adapter)(TOKENS), model(TOKENS).logits)
+
+
+@feature("several texts have the loss of each alone")
+def _(sides: Sides) -> None:
+    _, bridge = sides.boot(vocab_size=300)
+    bridge.tokenizer = tokenizer()
+    together = bridge(["abc", "abcdefgh"], return_type="loss")
+    alone = [bridge(text, return_type="loss") for text in ("abc", "abcdefgh")]
+    torch.testing.assert_close(together, (3 * alone[0] + 8 * alone[1]) / 11)
+
+
+@feature("a tokenizer that was made in memory")
+def _(sides: Sides) -> None:
+    _, bridge = sides.boot(vocab_size=300)
+    bridge.tokenizer = tokenizer()
+    given = tokenizer()
+    bridge.tokenizer = given
+    assert bridge.tokenizer is given
+
+
+@feature("an unknown keyword of `generate` is an error")
+def _(sides: Sides) -> None:
+    _, bridge = sides.boot()
+    with pytest.raises(TypeError, match="max_tokens"):
+        bridge.generate(TOKENS, max_tokens=3, stop_at_eos=False, verbose=False)
+
+
 @feature("residual dropout in training")
 def _(sides: Sides) -> None:
     theirs, ours, given = sides.attentions(resid_pdrop=0.3)
@@ -192,7 +258,7 @@ def test_our_bridge_has_the_feature(name: str) -> None:
 @torch.no_grad()
 def test_upstream_lacks_the_feature(name: str) -> None:
     """If this fails, upstream has the feature now: update docs/bridge.md."""
-    failed = (AssertionError, RuntimeError, ValueError, IndexError, pytest.fail.Exception)
+    failed = (AssertionError, RuntimeError, KeyError, TypeError, ValueError, IndexError, pytest.fail.Exception)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with pytest.raises(failed):

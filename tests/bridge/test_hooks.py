@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -156,6 +157,27 @@ def test_what_a_hook_returns_is_used(model: CodeGenForCausalLM, name: str) -> No
     assert stand_in["tensor"].grad.abs().max() > 0
     ours.get_submodule(name).remove_hooks()
     assert torch.equal(ours(**given)[0], before)
+
+
+def test_gradient_arrives_at_every_tensor_that_a_hook_sees(nano: Path) -> None:
+    """`retain_grad` works on what is shown, so what is shown is what is used."""
+    bridge, tokens = boot(nano), torch.tensor([list(b"x = [1, 2, 3")])
+    kept: dict[str, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor, hook: Any) -> None:
+        if tensor.requires_grad:
+            tensor.retain_grad()
+            kept[hook.name] = tensor
+
+    gated = {hook for hooks in UNDER_A_FLAG.values() for hook in hooks} | {"hook_mlp_in"}
+    names = [name for name, point in bridge.hook_dict.items() if point.name.rpartition(".")[2] not in gated]
+    with bridge.hooks(fwd_hooks=[(name, keep) for name in names]):
+        bridge(tokens, return_type="loss").backward()
+    assert {f"blocks.2.attn.{name}" for name in ALWAYS} <= kept.keys()
+    assert not [name for name, tensor in kept.items() if tensor.grad is None]
+    q = kept["blocks.2.attn.q.hook_out"]
+    assert q.shape == (1, 12, 8, 24)
+    assert kept["blocks.2.attn.hook_rot_q"].shape == q.shape
 
 
 @pytest.mark.parametrize(("flag", "name"), [(flag, hook) for flag, hooks in UNDER_A_FLAG.items() for hook in hooks])
