@@ -57,7 +57,9 @@ def _shards(index: Path) -> WeightFiles:
     try:
         described: Any = json.loads(index.read_text())
         shards = dict(described["weight_map"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if not shards:
+            raise ValueError("it names no tensor")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise WeightsError(f"{index} is not an index of shards. Fetch it again.") from error
     for shard in shards.values():
         if not isinstance(shard, str) or shard in ("", ".", "..") or {"/", "\\"} & set(shard):

@@ -19,6 +19,7 @@ from cgverify.checkpoint.disk import on_this_disk
 from cgverify.checkpoint.names import NANO
 from cgverify.checkpoint.source import RandomWeights, Source
 from cgverify.common.errors import UsageError
+from cgverify.common.printable import described
 from cgverify.common.records import Prompt
 
 DEFAULT = Path(__file__).with_name("prompt.txt")
@@ -52,8 +53,8 @@ def prompt_for(model: str, source: Source, text: str | None = None, tokens: Path
     if folder == NANO:
         return Prompt(tokens=tuple(in_bytes), origin=f"{origin}, bytes as tokens")
     if folder is not None and any((folder / name).is_file() for name in TOKENIZER_FILES):
-        ids = AutoTokenizer.from_pretrained(folder, local_files_only=True)(text)["input_ids"]
-        return _in_vocabulary(Prompt(tokens=tuple(ids), origin=f"{origin}, by the tokenizer in {folder}"), source)
+        given = _by_tokenizer(folder, text)
+        return _in_vocabulary(Prompt(tokens=given, origin=f"{origin}, by the tokenizer in {folder}"), source)
     if isinstance(source, RandomWeights):
         size = source.config.vocab_size
         spread = max(1, size // 256)
@@ -63,6 +64,17 @@ def prompt_for(model: str, source: Source, text: str | None = None, tokens: Path
         f"{model} has no tokenizer in the folder of its weights, so a prompt has no tokens: give --tokens FILE with "
         "token ids, or put its tokenizer.json there."
     )
+
+
+def _by_tokenizer(folder: Path, text: str) -> tuple[int, ...]:
+    """Return the ids that the tokenizer in a folder gives a text."""
+    try:
+        return tuple(AutoTokenizer.from_pretrained(folder, local_files_only=True)(text)["input_ids"])
+    except Exception as error:  # transformers raises errors of several libraries for damaged files
+        raise UsageError(
+            f"The tokenizer in {folder} cannot be used ({described(error)}): put its files there again, or give "
+            "--tokens FILE with token ids."
+        ) from error
 
 
 def _read(path: Path) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ from cgverify.cli import options
 from cgverify.cli.command import command
 from cgverify.cli.options import format_option, known, option, split
 from cgverify.common.devices import require_devices
-from cgverify.common.errors import RunFolderError
+from cgverify.common.errors import CgverifyError, RunFolderError
 from cgverify.common.numerics import pin_numerics
 from cgverify.common.streams import stdout_to_stderr
 from cgverify.plan.axes import DTYPES
@@ -57,6 +57,7 @@ def selftest(
     import_libraries(verbose)
 
     from cgverify.checkpoint.resolve import resolve
+    from cgverify.common.records import Verdict
     from cgverify.report.render import terminal
     from cgverify.selftest import seeded, variants
     from cgverify.selftest.changed_references import reference_results
@@ -83,4 +84,7 @@ def selftest(
         typer.echo(frame.to_csv(index=False), nl=False)
     else:
         typer.echo(terminal(sections(results)), nl=False)
-    return exit_code(results)
+    errors = {found.message for one in finished for found in one.findings if found.verdict is Verdict.ERROR}
+    for message in sorted(errors):
+        typer.echo(f"Could not be run: {message}", err=True)
+    return exit_code(results) or (CgverifyError.exit_code if errors else 0)

@@ -92,6 +92,8 @@ def _run(
             observed = observe_cell(cell, reference, bridge)
             if observed.failure is not None:
                 raise observed.failure
+            if observed.error is not None:  # so that nothing explains why the fault was not found
+                raise CandidateFailedError(cell.component, RuntimeError(observed.error))
             yield CellRun(observed, reference.parameters)
 
 

@@ -230,6 +230,14 @@ def test_index_with_a_path_to_another_folder_is_refused(folder: Path, model: Cod
         resolve(str(folder))
 
 
+@pytest.mark.parametrize("content", ['{"weight_map":' + "[" * 100_000, '{"weight_map": {}}', "null", "\udcff"])
+def test_damaged_index_is_reported(folder: Path, model: CodeGenForCausalLM, content: str) -> None:
+    store(folder, model.state_dict(), FORMS["sharded safetensors"])
+    (folder / "model.safetensors.index.json").write_bytes(content.encode("utf-8", "surrogateescape"))
+    with pytest.raises(WeightsError, match="is not an index of shards"):
+        resolve(str(folder))
+
+
 def test_shard_without_an_indexed_tensor_is_reported(folder: Path, model: CodeGenForCausalLM) -> None:
     for form, pattern in (("sharded .bin", "pytorch_model-*"), ("sharded safetensors", "model-*")):
         store(folder, model.state_dict(), FORMS[form])

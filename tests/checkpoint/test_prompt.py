@@ -35,6 +35,21 @@ def test_tokenizer_in_the_folder_of_the_weights_is_used(folder: Path) -> None:
     assert str(folder) in prompt.origin
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("tokenizer.json", "{"),
+        ("tokenizer_config.json", "[1]"),
+        ("vocab.json", "x"),
+        ("tokenizer.json", '{"model": 1}'),
+    ],
+)
+def test_damaged_tokenizer_is_reported(folder: Path, name: str, content: str) -> None:
+    (folder / name).write_text(content)
+    with pytest.raises(UsageError, match=r"The tokenizer in .* cannot be used \(.*give --tokens FILE"):
+        prompt_for(str(folder), resolve(str(folder)), "def f")
+
+
 def test_trained_weights_without_a_tokenizer_require_tokens(folder: Path) -> None:
     with pytest.raises(UsageError, match=r"has no tokenizer in the folder of its weights.*give --tokens FILE"):
         prompt_for(str(folder), resolve(str(folder)))
