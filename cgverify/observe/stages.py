@@ -343,7 +343,7 @@ def attention(prefix: str, source: str, with_cache: bool) -> tuple[Stage, ...]:
         return softmax(side[attn_scores], heads.value(side).dtype)
 
     def mixed(side: TensorsByName, parameters: Parameters) -> Expected:
-        if pattern not in side:  # a fused implementation of Hugging Face's attention
+        if pattern not in side and attn_scores not in side:  # a fused implementation of Hugging Face's attention
             query, key = heads.query(side, parameters), heads.key(side, parameters)
             mask = side.get("given.attention_mask")
             return fused_attention(query, key, heads.value(side), mask, parameters.shortcuts)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformer_lens.model_bridge.generalized_components import NormalizationBridge
 
 from cgverify.bridge.qkv_layout import PARTITIONS
 from cgverify.selftest.candidates import ATTENTION, Implementation, Rows, Variant, by_name, named_candidates
@@ -209,7 +210,8 @@ def _norm_by_hand(module: nn.LayerNorm, x: Tensor) -> Tensor:
 
 def _use_default_norms(bridge: Any) -> None:
     for path in NORMS:
-        bridge.get_submodule(path).use_native_layernorm_autograd = False
+        norm = bridge.get_submodule(path)
+        norm.__class__, norm.use_native_layernorm_autograd = NormalizationBridge, False
 
 
 def _gelu_by_hand(_: Any, x: Tensor) -> Tensor:
