@@ -25,6 +25,17 @@ def has_hooks(module: nn.Module) -> bool:
     )
 
 
+def has_only_forward_hooks(module: nn.Module) -> bool:
+    """Return whether a module has forward hooks and no other, and none that is called after an error as well."""
+    return not (
+        module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or module._forward_hooks_always_called
+        or _has_any_global_hook()
+    )
+
+
 def has_own_forward(module: nn.Module) -> bool:
     """Return whether an instance's forward replaces that of its class, as accelerate's does."""
     return "forward" in module.__dict__ or "_hf_hook" in module.__dict__
@@ -59,6 +70,11 @@ def call_linear(bridge: Any, tensor: Tensor) -> Tensor:
     return call_hook_point(bridge, "hook_out", product)
 
 
+def is_traced() -> bool:
+    """Return whether `torch.jit.trace` is running. Sizes are tensors then, and nothing may depend on their values."""
+    return not torch.compiler.is_compiling() and torch._C._is_tracing()  # the compiler cannot ask the second
+
+
 def is_transformed() -> bool:
     """Return whether tensors may carry more than their memory.
 
@@ -67,7 +83,7 @@ def is_transformed() -> bool:
     """
     return (
         torch.compiler.is_compiling()
-        or torch._C._is_tracing()
+        or is_traced()
         or torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
     )

@@ -140,8 +140,13 @@ def project(fused: Any | None, bridges: Sequence[Any], hidden_states: Tensor) ->
 
 
 def _is_listened_to(fused: Any) -> bool:
-    points = fused._modules
-    return any(has_hooks(points[name]) for name in ("hook_in", "hook_out", "_original_component")) or has_hooks(fused)
+    own: dict[str, Any] = fused._modules
+    return (
+        has_hooks(fused)
+        or has_hooks(own["hook_in"])
+        or has_hooks(own["hook_out"])
+        or has_hooks(own["_original_component"])
+    )
 
 
 def _parts(bridges: Sequence[Any], plain: Sequence[bool], hidden_states: Tensor) -> list[Tensor]:

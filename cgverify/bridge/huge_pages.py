@@ -22,7 +22,7 @@ from threading import Lock
 import torch
 from torch import Tensor
 
-from cgverify.bridge.fast_path import allows_out
+from cgverify.bridge.fast_path import allows_out, is_traced
 
 LARGE_RESULT = 1 << 25
 """Bytes from which a freed result goes back to the system: the largest M_MMAP_THRESHOLD of glibc."""
@@ -42,7 +42,7 @@ def result_buffer(*shape: int, dtype: torch.dtype, inputs: Sequence[Tensor]) -> 
     Args:
         inputs: what the result is computed from. All of them must allow an `out=`.
     """
-    if torch._C._is_tracing():  # sizes are tensors in a trace
+    if is_traced():
         return None
     size = math.prod(shape) * dtype.itemsize
     if size < LARGE_RESULT or not hasattr(mmap, "MADV_HUGEPAGE"):

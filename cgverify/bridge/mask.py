@@ -13,6 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from cgverify.bridge.fast_path import is_traced
+
 
 def additive_mask(mask: Tensor | None, hidden_states: Tensor, *, heads: int, keys: int, cached: int = 0) -> Tensor:
     """Return the mask to add to the scores, broadcastable to `[batch, heads, queries, keys]`.
@@ -33,16 +35,15 @@ def additive_mask(mask: Tensor | None, hidden_states: Tensor, *, heads: int, key
         visible = torch.ones(1, 1, queries, keys, dtype=torch.bool, device=hidden_states.device).tril(cached)
         if mask is None:
             return _lowest_where_hidden(visible, hidden_states)
-        if not torch._C._is_tracing() and mask.shape != (batch, keys):
+        if not is_traced() and mask.shape != (batch, keys):
             raise ValueError(
                 f"a 2D attention_mask must be [batch, keys] = [{batch}, {keys}], cached keys included, "
                 f"not {list(mask.shape)}."
             )
         return _lowest_where_hidden(visible & mask.bool()[:, None, None, :], hidden_states)
     shape = mask.shape
-    if torch._C._is_tracing():  # sizes are tensors in a trace, and a trace cannot raise
-        pass
-    elif len(shape) != 4 or shape[0] not in (1, batch) or shape[1] not in (1, heads) or shape[2:] != (queries, keys):
+    fits = is_traced() or (shape[0] in (1, batch) and shape[1] in (1, heads) and shape[2:] == (queries, keys))
+    if len(shape) != 4 or not fits:
         raise ValueError(
             f"attention_mask must be [batch, keys] or [batch or 1, heads or 1, queries, keys] with batch {batch}, "
             f"heads {heads}, queries {queries} and keys {keys}, not {list(shape)}."

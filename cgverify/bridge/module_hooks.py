@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from cgverify.bridge.fast_path import has_hooks
+from cgverify.bridge.fast_path import has_hooks, has_only_forward_hooks
 
 _replacing = RLock()
 """Held while a forward is replaced: another thread would restore the replacement instead of the forward."""
@@ -44,5 +44,13 @@ def call_as(module: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs
     """Return `forward(*args, **kwargs)`, with torch's hooks on `module` around it if it has any."""
     if not has_hooks(module):
         return forward(*args, **kwargs)
-    with replaced_forward(module, forward):
-        return module(*args, **kwargs)
+    if not has_only_forward_hooks(module):
+        with replaced_forward(module, forward):
+            return module(*args, **kwargs)
+    # transformers collects attention patterns with such a hook: without a lock, and so that it can be compiled.
+    returned = forward(*args, **kwargs)
+    for key, hook in list(module._forward_hooks.items()):
+        given = (args, kwargs) if key in module._forward_hooks_with_kwargs else (args,)
+        changed = hook(module, *given, returned)
+        returned = returned if changed is None else changed
+    return returned

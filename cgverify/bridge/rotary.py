@@ -17,7 +17,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cgverify.bridge.fast_path import allows_in_place
+from cgverify.bridge.fast_path import allows_in_place, is_traced
 
 _SMALL = 1 << 17
 """The size in bytes of a rotated q up to which joining q and k is cheaper than rotating them separately."""
@@ -33,7 +33,7 @@ def check_positions(position_ids: Tensor | None, hidden_states: Tensor, table: T
             "CodeGenAttentionBridge needs position_ids, integers of shape [batch or 1, seq], or position_embeddings, "
             "for the rotary embedding."
         )
-    if torch._C._is_tracing():  # sizes are tensors in a trace, and a trace cannot raise
+    if is_traced():
         return
     batch, seq, _ = hidden_states.shape
     if position_ids.shape not in ((1, seq), (batch, seq)):
@@ -54,7 +54,7 @@ def check_position_embeddings(
     position_embeddings: tuple[Tensor, Tensor], hidden_states: Tensor, rotary_dim: int
 ) -> None:
     """Raise ValueError unless sine and cosine are `[batch or 1, seq, rotary_dim / 2]` for `[batch, seq, d_model]`."""
-    if torch._C._is_tracing():
+    if is_traced():
         return
     batch, seq, _ = hidden_states.shape
     for half in position_embeddings:
@@ -101,7 +101,7 @@ def rotate(x: Tensor, sin: Tensor, cos: Tensor) -> Tensor:
         return _rotate_in_place(_promoted_copy(x, sin.dtype), sin, cos)
     rotary = x[..., :rotary_dim]  # one slice, whose gradient is summed before it is written into x's
     rotated = rotary * cos + rotate_every_two(rotary) * sin
-    if not torch._C._is_tracing() and rotary_dim == x.shape[-1]:
+    if not is_traced() and rotary_dim == x.shape[-1]:
         return rotated
     return torch.cat((rotated, x[..., rotary_dim:]), dim=-1)
 
