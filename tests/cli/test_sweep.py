@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 import yaml
 from command_line import ROOT, Cli, fork
-from sweeping import SMALL, swept
+from sweeping import SMALL, same, swept
 from typer.testing import CliRunner, Result
 
 from cgverify.common.records import Verdict
@@ -49,10 +49,6 @@ def invoke(*arguments: str) -> Result:
     from cgverify.cli.app import app
 
     return CliRunner().invoke(app, list(arguments))
-
-
-def same(one: Path, other: Path) -> bool:
-    return all((one / file).read_bytes() == (other / file).read_bytes() for file in ("findings.csv", "summary.csv"))
 
 
 def test_smoke_plan_passes(here: Path) -> None:

@@ -55,17 +55,13 @@ def test_processors_of_a_system_without_groups_are_all(many: None, tmp_path: Pat
 
 
 def test_threads_by_default_are_no_more_than_processors(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = torch.get_num_threads()
     monkeypatch.setattr(numerics, "processors", lambda: 2)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    try:
-        torch.set_num_threads(3)
-        assert pin_numerics(None)["threads"] == 2
-        assert pin_numerics(3)["threads"] == 3
-        monkeypatch.setenv("OMP_NUM_THREADS", "3")
-        assert pin_numerics(None)["threads"] == 3, "the user's choice"
-    finally:
-        torch.set_num_threads(before)
+    torch.set_num_threads(3)
+    assert pin_numerics(None)["threads"] == 2
+    assert pin_numerics(3)["threads"] == 3
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert pin_numerics(None)["threads"] == 3, "the user's choice"
 
 
 def test_command_on_one_processor_has_one_thread() -> None:

@@ -41,6 +41,10 @@ def swept(plan: dict[str, Any], path: Path, **options: Any) -> RunSession:
     return session
 
 
+def same(one: Path, other: Path) -> bool:
+    return all((one / file).read_bytes() == (other / file).read_bytes() for file in ("findings.csv", "summary.csv"))
+
+
 def require_errors_in_attention(session: RunSession) -> None:
     """Assert that in the plan `DEADLY` exactly the cells of attention are errors, and name the lost workers."""
     assert len(session.ordered) == 14

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hugging_face import TABLE_PER_MODEL, needs_upstream
 from transformers import CodeGenForCausalLM
-from verifying import ALL_DTYPES, failed, findings, verify
+from verifying import ALL_DTYPES, failed, findings, of, verify
 
 from cgverify.bridge import boot
 from cgverify.common.records import CellResult, Verdict
@@ -37,10 +37,6 @@ def test_the_plan_and_the_table_name_the_same_cases() -> None:
 @pytest.fixture(scope="module")
 def ours() -> list[CellResult]:
     return verify(dtypes=ALL_DTYPES, layers=[4], cases=OWN)
-
-
-def of(results: list[CellResult], **fields: Any) -> list[CellResult]:
-    return [r for r in results if all(getattr(r.cell, name) == value for name, value in fields.items())]
 
 
 def test_our_bridge_holds_in_every_case(ours: list[CellResult]) -> None:

@@ -12,11 +12,10 @@ from pathlib import Path
 
 import distributed
 import pytest
-import torch
 import yaml
 from command_line import fork
 from dask_clusters import JOB, dask_cluster, separate_cluster
-from sweeping import DEADLY, SMALL, prepared, require_errors_in_attention, swept
+from sweeping import DEADLY, SMALL, prepared, require_errors_in_attention, same, swept
 from typer.testing import CliRunner
 
 import cgverify
@@ -31,13 +30,6 @@ from cgverify.runs.execute import dask
 from cgverify.runs.execute.dask import Dask
 from cgverify.runs.reading import read_run
 from cgverify.runs.session import RunSession, verify_batches
-
-
-@pytest.fixture(autouse=True)
-def _threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -65,10 +57,6 @@ def scheduler(candidates: Path) -> Iterator[str]:
         patch.syspath_prepend(candidates)
         with dask_cluster(2) as address:
             yield address
-
-
-def same(one: Path, other: Path) -> bool:
-    return all((one / file).read_bytes() == (other / file).read_bytes() for file in ("findings.csv", "summary.csv"))
 
 
 def test_two_workers_find_what_one_process_finds(alone: Path, scheduler: str, tmp_path: Path) -> None:

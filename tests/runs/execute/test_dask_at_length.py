@@ -13,7 +13,7 @@ import pytest
 import yaml
 from command_line import ROOT
 from dask_clusters import dask_cluster, separate_cluster, workers_of
-from sweeping import SMALL, prepared, swept
+from sweeping import SMALL, prepared, same, swept
 
 from cgverify.common.errors import CgverifyError
 from cgverify.common.records import Verdict
@@ -31,10 +31,6 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("alone") / "run"
     swept(PLAN, path)
     return path
-
-
-def same(one: Path, other: Path) -> bool:
-    return all((one / file).read_bytes() == (other / file).read_bytes() for file in ("findings.csv", "summary.csv"))
 
 
 def test_every_executor_writes_the_same_files(alone: Path, tmp_path: Path) -> None:
