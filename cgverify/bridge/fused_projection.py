@@ -29,13 +29,16 @@ def fused_projection(attention: nn.Module) -> nn.Module:
 
 
 def can_be_split(projection: nn.Module) -> bool:
-    """Return whether a projection is a Linear and nothing more, so that its rows may be used apart."""
+    """Return whether a projection is a Linear and nothing more, so that its rows may be used apart.
+
+    It may have a hook of accelerate, if its weight is not elsewhere until its forward.
+    """
     weight = projection._parameters.get("weight")
     return (
         type(projection) is nn.Linear
         and type(weight) is nn.Parameter
         and weight.is_floating_point()
-        and not has_own_forward(projection)
+        and (not has_own_forward(projection) or ("_hf_hook" in projection.__dict__ and not weight.is_meta))
     )
 
 

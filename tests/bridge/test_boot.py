@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hub_server import serving
 from hugging_face import eager, table_owners
 from safetensors.torch import load_file, save_file
 from transformers import CodeGenForCausalLM
@@ -56,6 +60,16 @@ def test_nano_is_booted_by_name() -> None:
     tokens = torch.tensor([list(b"def f(x):")])
     expected = eager(CodeGenForCausalLM.from_pretrained(NANO, dtype=torch.float32)).eval()(tokens).logits
     assert torch.equal(boot("codegen-nano")(tokens), expected)
+
+
+def test_hub_id_without_a_vocabulary_has_no_tokenizer(folder: Path, tmp_path: Path) -> None:
+    (folder / "tokenizer_config.json").write_text("{}")
+    code = "from cgverify.bridge import boot; b = boot('some/tiny@v2'); print(b.tokenizer, b.cfg.d_model)"
+    command = [sys.executable, "-c", code]
+    with serving(folder, "some/tiny") as address:
+        environment = {**os.environ, "HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
+        found = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["None", "64"]
 
 
 def changed(folder: Path, **changes: Any) -> Path:

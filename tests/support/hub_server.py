@@ -51,7 +51,10 @@ def serving(folder: Path, repository: str) -> Iterator[str]:
                 self.answer(200, {"Content-Type": "application/json"}, json.dumps(files).encode())
             elif kind == "resolve":
                 path = folder / parts[2]
-                self.answer(200, {"ETag": f'"{etag(path)}"', "X-Repo-Commit": COMMIT}, path.read_bytes())
+                if path.is_file():
+                    self.answer(200, {"ETag": f'"{etag(path)}"', "X-Repo-Commit": COMMIT}, path.read_bytes())
+                else:
+                    self.answer(404, {"X-Error-Code": "EntryNotFound"})
             else:
                 described = {"id": repository, "sha": COMMIT, "siblings": []}
                 self.answer(200, {"Content-Type": "application/json"}, json.dumps(described).encode())
