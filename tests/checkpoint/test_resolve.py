@@ -149,8 +149,8 @@ def test_integer_weights_are_reported(folder: Path) -> None:
         ("owner/something", "auto", CheckpointMissingError, "hub id"),
         ("codegen-nano", "pretraned", UnknownNameError, "pretrained"),
         ("codegen-nano", "random:x", UnknownNameError, "random"),
-        ("Salesforce/codegen-350M-mono", "pretrained", WeightsError, "Cannot fetch"),
-        ("codegen-350M", "pretrained", WeightsError, "Cannot fetch Salesforce/codegen-350M-mono"),
+        ("Salesforce/codegen-350M-mono", "pretrained", WeightsError, "is not in the hub cache"),
+        ("codegen-350M", "pretrained", WeightsError, "Salesforce/codegen-350M-mono is not in the hub cache"),
     ],
 )
 def test_unknown_name_is_reported(model: str, weights: str, error: type[CgverifyError], message: str) -> None:
