@@ -55,9 +55,16 @@ def _run(
     os.environ.clear()
     os.environ.update(variables)
     os.chdir(cwd)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
     if limit is not None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        # Coverage, if it is measured, writes a file too: once the limit is lifted.
+        if "coverage" in sys.modules and (measured := sys.modules["coverage"].Coverage.current()):
+            measured.stop()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
     from cgverify.__main__ import main
 
     sys.argv = ["cgverify", *arguments]
-    main()
+    try:
+        main()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
