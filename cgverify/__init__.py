@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from cgverify.bridge import CodeGenAttentionBridge
     from cgverify.runs.comparison import compare_runs
 
-# The threads of torch spin while they wait, and beside a busy process they wait for a processor: a run took 12 times as
-# long. torch reads this when it is imported, and every command and worker imports this package before torch.
+# The threads of torch spin while they wait. If another process is busy, they wait for a processor, and a run took 12
+# times as long. torch reads this when it is imported, and every command and worker imports this package before torch.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = "0.1.0"

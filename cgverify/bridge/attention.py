@@ -51,9 +51,9 @@ class CodeGenAttentionBridge(JointQKVAttentionBridge):  # type: ignore[misc]
 
     Q, K and V are computed with what `split_qkv_matrix` returned: three Linears, never the fused weight, or parts of a
     projection that is more than a Linear. After an edit of the fused weight a forward warns, and `refresh` splits it
-    again. Tensors keep the memory layout that they
-    have in Hugging Face, which decides the kernel of each product and so the last bit. Mask, scale and softmax work in
-    place on scores that no hook has seen. What a hook has seen is never written to.
+    again. Tensors keep the memory layout that they have in Hugging Face, which decides the kernel of each product and
+    so the last bit. Mask, scale and softmax work in place on scores that no hook has seen. What a hook has seen is
+    never written to.
     """
 
     def __init__(

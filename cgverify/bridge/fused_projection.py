@@ -29,7 +29,7 @@ def fused_projection(attention: nn.Module) -> nn.Module:
 
 
 def can_be_split(projection: nn.Module) -> bool:
-    """Return whether a projection is a Linear and nothing more, so that its rows may be used apart.
+    """Return whether a projection is a Linear and nothing more, so that its rows can be used separately.
 
     It may have a hook of accelerate, if its weight is not elsewhere until its forward.
     """

@@ -98,7 +98,7 @@ class _Kernel:
 
 
 class _Watch:
-    """Notice whether hooks change what they are shown, and keep apart the gradients that belong to the shown tensors.
+    """Notice whether hooks change what they are shown, and separate the gradients that belong to the shown tensors.
 
     If nothing was changed, x gets its gradient from torch's kernel. The shown tensors get theirs as well, but must not
     pass it on to x once more. In inference mode and under a transform or a compiler, changes count as possible.

@@ -39,7 +39,7 @@ class FusedWeightSnapshot:
         """Whether the weight was written to or its owner now has another one."""
         if self.owner is None or self.weight is None:
             return False
-        if torch.compiler.is_compiling():  # which traces with weights that stand for these
+        if torch.compiler.is_compiling():  # it traces with placeholders of the weights
             return False
         now = self.owner._parameters.get("weight")  # None if it has a parametrization by now
         return now is not self.weight or _version(now) != self.version

@@ -42,7 +42,7 @@ def sweep(
     max_minutes: MaxMinutes = None,
     run: options.RunOptions,
 ) -> int:
-    """Verify a plan: checkpoints × candidates × dtypes × devices × rotary_dims × cases × seeds.
+    """Verify a plan: checkpoints × candidates × dtypes × devices × rotary_dims × attentions × cases × seeds.
 
     A checkpoint or a device that is missing here is reported as an error, and the rest of the plan is run.
 

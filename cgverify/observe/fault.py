@@ -2,7 +2,7 @@
 
 A side's forward passes through functions of this package: those that call it, and the hooks that it calls. What a side
 raises is raised below the function that calls it. What such a hook raises is ours, and so is a lack of memory or of an
-operation on the device, whoever asked for it.
+operation on the device, in any code.
 """
 
 from __future__ import annotations

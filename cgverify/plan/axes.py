@@ -107,6 +107,7 @@ class Limits(PlanModel):
     dtypes: Count | None = None
     devices: Count | None = None
     rotary_dims: Count | None = None
+    attentions: Count | None = None
     cases: Count | None = None
     seeds: Count | None = None
     cells: Count | None = None
@@ -134,7 +135,7 @@ class Axes(PlanModel):
 
     def within_limits(self) -> Self:
         """Return these axes with at most as many values as `limits` allows. Layers are not cut: see `cells`."""
-        axes = ("candidates", "dtypes", "devices", "rotary_dims", "cases", "seeds")
+        axes = ("candidates", "dtypes", "devices", "rotary_dims", "attentions", "cases", "seeds")
         return self.model_copy(update={name: getattr(self, name)[: getattr(self.limits, name)] for name in axes})
 
 

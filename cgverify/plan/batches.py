@@ -94,15 +94,8 @@ def group_into_batches(cells: Sequence[Cell]) -> list[tuple[Cell, ...]]:
         end = "" if cell.layer is not None else cell.kind
         if cell.prompt:
             layer, end = 1 << 30, IN_TURN
-        return (
-            order[cell.model, cell.weights],
-            layer,
-            end,
-            cell.dtype,
-            cell.device,
-            str(cell.rotary_dim),
-            cell.attention,
-        )
+        setting = cell.dtype, cell.device, str(cell.rotary_dim), cell.attention
+        return (order[cell.model, cell.weights], layer, end, *setting)
 
     return [tuple(own) for _, own in groupby(sorted(cells, key=turn), key=turn)]
 

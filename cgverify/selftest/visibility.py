@@ -81,7 +81,7 @@ def _run(
         variant = variant_of(together[0])
         model, other, weights = (_rounded(window.model(v), rounded_to) for v in (variant, variant, variant.on_cpu))
         parameters = reference_parameters(weights, device=variant.device.type)
-        reference = Reference(model, parameters, source.config, window.spread(), rounded)
+        reference = Reference(model, parameters, source.config, window.spread(), change_inputs=rounded)
         try:
             bridge = candidate.boot(other)
         except KeyboardInterrupt:

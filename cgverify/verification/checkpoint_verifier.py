@@ -65,9 +65,9 @@ class CheckpointVerifier:
         """Yield the results of one batch of cells."""
         first = cells[0]
         try:
-            reason = self._refusal(first.rotary_dim) or refused_attention(first.attention)
-            if reason is not None:
-                yield from uncompared(cells, Verdict.UNSUPPORTED, reason)
+            refused = self._refusal(first.rotary_dim) or refused_attention(first.attention)
+            if refused is not None:
+                yield from uncompared(cells, Verdict.UNSUPPORTED, refused)
                 return
             require_devices([first.device])
             require_dtype(variant_of(first).device, variant_of(first).dtype)

@@ -63,7 +63,7 @@ class Judge:
             blame = self._sentence(observed, findings, first) if self.with_sentence else ""
         except (UsageError, StorageError):  # they end the run
             raise
-        except Exception as error:  # what was found stands, and that it is not explained is an error of its own
+        except Exception as error:  # the findings are kept, and that they are not explained is an error
             message = f"what was found is not explained: {reason(error)}"
             findings = [*found, Finding(step="", tap="", stage="", verdict=Verdict.ERROR, message=message)]
             blame = self._sentence(observed, found, None)

@@ -145,8 +145,8 @@ class LoadedPair:
         try:
             window = Window(self._weights)
             for batch in group_into_batches(cells):
-                if (reason := refused_attention(batch[0].attention)) is not None:
-                    yield from uncompared(batch, Verdict.UNSUPPORTED, reason)
+                if (refused := refused_attention(batch[0].attention)) is not None:
+                    yield from uncompared(batch, Verdict.UNSUPPORTED, refused)
                     continue
                 set_attention(self._reference, batch[0].attention)
                 window.show(weights_view(batch[0]))

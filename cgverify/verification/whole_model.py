@@ -92,13 +92,13 @@ def verify_whole_model(
         watch(None)
         try:
             judged = list(_judge_components(cell, reference, candidate, window, judge, shortcuts, started))
-            apart = list(_drift(cell, reference, candidate, prompt_pass))
+            drifted = list(_drift(cell, reference, candidate, prompt_pass))
         except Exception as error:
             yield from _uncompared(cell, error)
             continue
         yield CellResult(
             cell=cell,
-            findings=(*(finding for one in judged for finding in one.findings), *apart),
+            findings=(*(finding for one in judged for finding in one.findings), *drifted),
             blame=_first_sentence(judged),
             seconds=time.perf_counter() - started,
         )

@@ -108,7 +108,7 @@ def test_threads_of_a_dask_worker_spin_only_if_the_user_says_so(
 @pytest.mark.slow
 @pytest.mark.skipif(processors() < 2, reason="a neighbour on the only processor takes half of the time anyway")
 def test_busy_neighbour_slows_a_run_by_no_more_than_its_share(tmp_path: Path) -> None:
-    """On two processors, compare a run alone with one beside a busy process. The less disturbed of two runs counts."""
+    """On two processors, compare a run alone with one next to a busy process. The less disturbed of two runs counts."""
     two = ",".join(map(str, sorted(os.sched_getaffinity(0))[:2]))
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
 

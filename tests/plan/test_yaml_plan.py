@@ -13,7 +13,7 @@ from cgverify.checkpoint.names import ABSENT
 from cgverify.checkpoint.prompt import UNSEEN
 from cgverify.common.errors import ConfigError, NothingToVerifyError
 from cgverify.common.records import Cell, Checkpoint
-from cgverify.plan.axes import CheckpointAxes
+from cgverify.plan.axes import Axes, CheckpointAxes, Limits
 from cgverify.plan.cases import CASE_KINDS
 from cgverify.plan.cells import Shard, plan
 from cgverify.plan.yaml_plan import load_plan, parse_plan
@@ -63,6 +63,14 @@ def test_layers_are_thinned_evenly_and_other_axes_cut() -> None:
     assert {cell.seed for cell in cells} == {7}
     one = planned("{models: m, limits: {layers: 1}, components: ln1, cases: default}")
     assert [cell.layer for cell in one] == [0]
+
+
+def test_every_axis_can_be_limited() -> None:
+    assert set(Limits.model_fields) - {"cells"} == set(Axes.model_fields) - {
+        *("components", "batch_size", "seq_len", "limits")
+    }
+    cells = planned("{models: m, attentions: [eager, sdpa], limits: {attentions: 1}, cases: default}")
+    assert {cell.attention for cell in cells} == {"eager"}
 
 
 def test_include_takes_other_keys_from_the_top_without_repeats() -> None:
