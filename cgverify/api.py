@@ -16,7 +16,7 @@ from cgverify.common.numerics import pin_numerics
 from cgverify.common.process import only_new_objects_collected
 from cgverify.common.records import IN_MEMORY, CellResult, Run, Verdict
 from cgverify.plan.cells import plan
-from cgverify.plan.yaml_plan import SweepConfig, load_plan, parse_plan
+from cgverify.plan.yaml_plan import SweepConfig, load_plan, parse_plan, plain
 from cgverify.report.frames import findings_frame, in_plan_order, summary_frame, write_csv
 from cgverify.report.outcome import counts, exit_code, failures
 from cgverify.runs.baseline import load_stored_run
@@ -34,7 +34,7 @@ AXES = ("layers", "components", "cases", "attentions", "seeds", "batch_size", "s
 CHECKPOINT_AXES = (*AXES, "candidates", "dtypes", "devices", "rotary_dims")
 """The keys of a plan that `verify` accepts for a checkpoint."""
 MOST_REASONS = 5
-"""The failures that `assert_ok` lists."""
+"""The failures that `Result.reasons` lists."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +73,12 @@ class Result:
     def assert_ok(self) -> None:
         """Raise AssertionError, with a sentence for each failure, unless every cell was verified and passed."""
         if not self.ok:
-            raise AssertionError("\n".join(self._reasons()))
+            raise AssertionError("\n".join(self.reasons()))
 
-    def _reasons(self) -> list[str]:
+    def reasons(self) -> list[str]:
+        """Return why the run is not `ok`: a sentence for each failure, up to `MOST_REASONS`. Empty if it is."""
+        if self.ok:
+            return []
         found = failures(self.results)
         reasons = [
             f"{failure.finding.verdict.value} {failure.cell.model} {failure.sentence}\n    {failure.command(self.run)}"
@@ -129,7 +132,7 @@ def sweep(
     if isinstance(config, str | os.PathLike):
         described, name = load_plan(Path(config)), Path(config).stem
     else:
-        described, name = parse_plan(_plain(config)), "sweep"
+        described, name = parse_plan(plain(config)), "sweep"
     options = ExecutionOptions(threads=threads, jobs=jobs, scheduler=scheduler, keep_tensors=keep_tensors)
     prepared = prepare(sweep_of(described, name), options)
     prepared.require_cells()
@@ -202,7 +205,7 @@ def _verify_checkpoint(
     from cgverify.runs.session import verify_batches
 
     _require_axes(axes, CHECKPOINT_AXES)
-    config = parse_plan(_plain({"models": {"model": model, "weights": weights}, **axes}))
+    config = parse_plan(plain({"models": {"model": model, "weights": weights}, **axes}))
     (request,) = config.requests()
     prepared = prepare(
         one_checkpoint("verify", request.model, request.weights, request.axes), ExecutionOptions(threads=threads)
@@ -220,7 +223,7 @@ def _verify_pair(pair: LoadedPair, threads: int | None, axes: Mapping[str, Any])
             raise UsageError(f"{key} is that of the bridge and its reference: leave it out.")
     _require_axes(axes, AXES)
     own = {"models": IN_MEMORY, "candidates": "bridge", "dtypes": pair.dtype, "devices": pair.device}
-    config = parse_plan(_plain({**own, **axes}))
+    config = parse_plan(plain({**own, **axes}))
     found = {(IN_MEMORY, "auto"): pair.checkpoint}
     cells = plan(config.requests(), found)
     pair.require(cells)
@@ -254,14 +257,3 @@ def _require_count(name: str, given: object) -> None:
     if given is None or (isinstance(given, int) and not isinstance(given, bool) and given >= 1):
         return
     raise UsageError(f"{name} is {given!r}: give a whole number from 1 on.")
-
-
-def _plain(value: Any) -> Any:
-    """Convert a plan to the types of YAML: paths to strings, and all iterables but strings and mappings to lists."""
-    if isinstance(value, Mapping):
-        return {key: _plain(one) for key, one in value.items()}
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    if isinstance(value, Iterable) and not isinstance(value, str | bytes):
-        return [_plain(one) for one in value]
-    return value

@@ -25,8 +25,9 @@ The defaults are those of `cgverify all-components`.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -161,6 +162,17 @@ def parse_plan(described: object) -> SweepConfig:
         raise _plan_error(error) from None
     config.included()
     return config
+
+
+def plain(value: Any) -> Any:
+    """Convert a plan to the types of YAML: paths to strings, and all iterables but strings and mappings to lists."""
+    if isinstance(value, Mapping):
+        return {key: plain(one) for key, one in value.items()}
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, Iterable) and not isinstance(value, str | bytes):
+        return [plain(one) for one in value]
+    return value
 
 
 class _Loader(yaml.SafeLoader):
