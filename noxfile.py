@@ -1,9 +1,21 @@
 """Developer tasks: `nox` runs every check of CI but the slow tests. `nox -s slow parity bench` runs the rest."""
 
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
 import nox
 
 nox.options.sessions = ["check"]
 nox.options.reuse_existing_virtualenvs = True
+
+PACKAGED = (
+    ("all-components", "--model", "codegen-350M"),
+    ("sweep", "--list"),
+    ("sweep", "smoke", "--jobs", "2"),
+)
+"""Commands that an installed wheel must carry out alone."""
 
 COVERAGE_FLOOR = 90
 """Percent of the package's lines that the quick tests must execute."""
@@ -80,6 +92,28 @@ def parity(session: nox.Session) -> None:
     """Verify whole checkpoints: codegen-350M, and codegen-nano in every dtype."""
     install(session)
     session.run("pytest", "-m", "parity", *session.posargs)
+
+
+@nox.session
+def package(session: nox.Session) -> None:
+    """Build sdist and wheel, check them, and use the wheel in an empty environment away from the checkout."""
+    session.install("-c", "constraints.txt", "build", "twine", "check-wheel-contents")
+    checkout, built = Path.cwd(), Path(session.create_tmp()).resolve() / "dist"
+    shutil.rmtree(built, ignore_errors=True)
+    session.run("python", "-m", "build", "--outdir", str(built))
+    (wheel,) = built.glob("*.whl")
+    session.run("twine", "check", "--strict", *map(str, built.iterdir()))
+    session.run("check-wheel-contents", str(wheel))
+    with tempfile.TemporaryDirectory() as away:
+        environment = Path(away) / "environment"
+        session.run("python", "-m", "venv", str(environment))
+        programs = environment / ("Scripts" if sys.platform == "win32" else "bin")
+        python, cgverify = str(programs / "python"), str(programs / "cgverify")
+        session.chdir(away)
+        pip = (python, "-m", "pip", "install", "-q", "-c", str(checkout / "constraints.txt"))
+        session.run(*pip, str(wheel), external=True)
+        for command in PACKAGED:
+            session.run(cgverify, *command, external=True, env={"PYTHONPATH": ""})
 
 
 @nox.session

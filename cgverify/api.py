@@ -16,6 +16,7 @@ from cgverify.common.numerics import pin_numerics
 from cgverify.common.process import only_new_objects_collected
 from cgverify.common.records import IN_MEMORY, CellResult, Run, Verdict
 from cgverify.plan.cells import plan
+from cgverify.plan.shipped_plans import plan_file
 from cgverify.plan.yaml_plan import SweepConfig, load_plan, parse_plan, plain
 from cgverify.report.frames import findings_frame, in_plan_order, summary_frame, write_csv
 from cgverify.report.outcome import counts, exit_code, failures
@@ -108,7 +109,7 @@ def sweep(
     """Carry out a plan, as `cgverify sweep` does.
 
     Args:
-        config: the path of a plan in YAML, or the plan as a mapping.
+        config: the path of a plan in YAML, the name of a plan of `cgverify sweep --list`, or the plan as a mapping.
         output: a new folder for the run; by default `reports/PLAN-TIME`.
         threads: torch threads in each process, also in this one. None leaves them, up to the number of processors.
         jobs: processes that share the work. With more than one, call this under `if __name__ == "__main__":`.
@@ -130,7 +131,8 @@ def sweep(
     if keep_tensors not in KEEP:
         raise UnknownNameError("keep_tensors", keep_tensors, KEEP)
     if isinstance(config, str | os.PathLike):
-        described, name = load_plan(Path(config)), Path(config).stem
+        file = plan_file(Path(config))
+        described, name = load_plan(file), file.stem
     else:
         described, name = parse_plan(plain(config)), "sweep"
     options = ExecutionOptions(threads=threads, jobs=jobs, scheduler=scheduler, keep_tensors=keep_tensors)

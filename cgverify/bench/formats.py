@@ -21,7 +21,7 @@ def render(format: str, run: BenchRun, compared: Sequence[ScenarioChange] = ()) 
     if format == "json":
         return run.model_dump_json() + "\n"
     if format == "csv":
-        return bench_frame(run).to_csv(index=False)
+        return bench_frame(run).to_csv(index=False, lineterminator="\n")
     if format == "html":
         return page.render(run, compared) + "\n"
     return terminal(sections(run, compared))

@@ -57,7 +57,7 @@ class PreparedBench:
             measured=tuple(measured),
         )
         (self.folder / FILE).write_text(run.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        bench_frame(run).to_csv(self.folder / "bench.csv", index=False)
+        bench_frame(run).to_csv(self.folder / "bench.csv", index=False, lineterminator="\n")
         (self.folder / "bench.html").write_text(page.render(run), encoding="utf-8")
         return run
 

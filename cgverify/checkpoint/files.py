@@ -55,7 +55,7 @@ def weight_files(folder: Path) -> WeightFiles:
 
 def _shards(index: Path) -> WeightFiles:
     try:
-        described: Any = json.loads(index.read_text())
+        described: Any = json.loads(index.read_text(encoding="utf-8"))
         shards = dict(described["weight_map"])
         if not shards:
             raise ValueError("it names no tensor")

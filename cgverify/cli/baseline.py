@@ -59,7 +59,7 @@ def accept(
             before = load_stored_run(path)
         except RunFolderError as error:
             typer.echo(f"The run is not compared with the baseline that it replaces: {error}", err=True)
-    keep(stored, path, summary_frame(stored.results).to_csv(index=False))
+    keep(stored, path, summary_frame(stored.results).to_csv(index=False, lineterminator="\n"))
     if before is not None:
         typer.echo(terminal(comparison_sections(compare_runs(before, stored))), nl=False)
     typer.echo(f"Accepted as {path}: review its summary.csv, and commit the folder.", err=True)

@@ -79,9 +79,9 @@ def selftest(
     frame = results_frame(results)
     if output is not None:
         output.mkdir(parents=True)
-        frame.to_csv(output / "selftest.csv", index=False)
+        frame.to_csv(output / "selftest.csv", index=False, lineterminator="\n")
     if format == "csv":
-        typer.echo(frame.to_csv(index=False), nl=False)
+        typer.echo(frame.to_csv(index=False, lineterminator="\n"), nl=False)
     else:
         typer.echo(terminal(sections(results)), nl=False)
     errors = {found.message for one in finished for found in one.findings if found.verdict is Verdict.ERROR}

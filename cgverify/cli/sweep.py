@@ -6,18 +6,36 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
+from rich.table import Table
 
 from cgverify.cli import options
 from cgverify.cli.command import command
 from cgverify.cli.options import running
 from cgverify.common.errors import UsageError
 from cgverify.plan.cells import Shard
+from cgverify.plan.shipped_plans import plan_file, purpose, shipped_plans
 from cgverify.plan.yaml_plan import load_plan
 from cgverify.runs.request import sweep_of
 
 DRY_RUN_FORMATS = ("table", "csv", "json")
 
-Config = Annotated[Path, typer.Argument(help="A plan in YAML, such as configs/smoke.yaml.", metavar="CONFIG")]
+
+def _list_plans(wanted: bool) -> None:
+    if not wanted:
+        return
+    table = Table(show_header=False, box=None)
+    for name, path in shipped_plans().items():
+        table.add_row(name, purpose(path))
+    Console().print(table)
+    raise typer.Exit
+
+
+Config = Annotated[Path, typer.Argument(help="A file in YAML, or a name of --list.", metavar="PLAN")]
+ListPlans = Annotated[
+    bool,
+    typer.Option("--list", help="List the plans that come with cgverify.", callback=_list_plans, is_eager=True),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="List the cells and their estimated cost, and verify nothing.")]
 ShardText = Annotated[
     str | None,
@@ -35,6 +53,7 @@ MaxMinutes = Annotated[
 def sweep(
     *,
     config: Config,
+    list_plans: ListPlans = False,  # noqa: ARG001  its callback lists them
     dry_run: DryRun = False,
     shard: ShardText = None,
     scheduler: options.Scheduler = None,
@@ -49,6 +68,7 @@ def sweep(
     Exit codes: 0 all tensors agree, 1 a parity failure, 2 the plan or an option is wrong, 3 something could not be run
     or time was up, 5 nothing was compared, 130 interrupted.
     """
+    config = plan_file(config)
     plan = load_plan(config)
     part = None if shard is None else _shard(shard)
     run.check(rerun_failed=rerun_failed)

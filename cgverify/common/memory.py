@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 
+from cgverify.common.c_library import c_library
 from cgverify.common.control_groups import GROUPS, PROC, control_groups
 from cgverify.common.printable import message_of
 
@@ -39,7 +39,7 @@ def give_back_freed() -> None:
     135 MB would stay. Other C libraries have no such call and need none.
     """
     with contextlib.suppress(AttributeError, OSError, TypeError):
-        ctypes.CDLL(None).malloc_trim(0)
+        c_library().malloc_trim(0)
 
 
 def _limits(proc: Path, groups: Path) -> Iterator[tuple[int, int]]:

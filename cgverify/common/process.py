@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import logging
 import os
 import sys
 import warnings
 from collections.abc import Iterator
+
+from cgverify.common.c_library import c_library
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 """From glibc's malloc.h: bytes free at the heap's end that are not returned, and the most blocks outside the heap."""
@@ -26,7 +27,7 @@ def keep_memory() -> None:
     Call this before torch is imported. Without glibc only the huge pages are set.
     """
     prefer_huge_pages()
-    tune = getattr(ctypes.CDLL(None), "mallopt", None)
+    tune = getattr(c_library(), "mallopt", None)
     if tune is not None:
         tune(M_MMAP_MAX, 0)
         tune(M_TRIM_THRESHOLD, (1 << 31) - 1)

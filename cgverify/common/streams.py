@@ -1,13 +1,21 @@
-"""Redirect the output of other code from stdout to stderr."""
+"""Redirect the output of other code from stdout to stderr, and write UTF-8."""
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import fcntl
+import io
 import os
 import sys
 from collections.abc import Iterator
+
+from cgverify.common.c_library import c_library
+
+
+def use_utf8() -> None:
+    """Write UTF-8 to pipes and files, unless PYTHONIOENCODING says otherwise. Windows has an older encoding there."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and not stream.isatty() and "PYTHONIOENCODING" not in os.environ:
+            stream.reconfigure(encoding="utf-8")
 
 
 @contextlib.contextmanager
@@ -20,7 +28,7 @@ def stdout_to_stderr() -> Iterator[None]:
         with contextlib.redirect_stdout(sys.stderr):
             yield
         return
-    kept = fcntl.fcntl(1, fcntl.F_DUPFD_CLOEXEC, 3)  # not 2, if stderr is closed
+    kept = _copy_of_stdout()
     try:
         _flush()
         _redirect()
@@ -32,6 +40,16 @@ def stdout_to_stderr() -> Iterator[None]:
         finally:
             os.dup2(kept, 1)
             os.close(kept)
+
+
+def _copy_of_stdout() -> int:
+    """Return a descriptor of stdout's file that child processes do not inherit, above 2 even if stderr is closed."""
+    copies = [os.dup(1)]
+    while copies[-1] <= 2:
+        copies.append(os.dup(1))
+    for low in copies[:-1]:
+        os.close(low)
+    return copies[-1]
 
 
 def _redirect() -> None:
@@ -47,4 +65,4 @@ def _flush() -> None:
     """Write the buffers of Python and of C to the present target of stdout."""
     if sys.stdout is not None:
         sys.stdout.flush()
-    ctypes.CDLL(None).fflush(None)
+    c_library().fflush(None)

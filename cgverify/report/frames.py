@@ -98,9 +98,9 @@ def worst_by(findings: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
 
 def write_csv(folder: Path, results: Sequence[CellResult]) -> None:
     """Write `findings.csv`, `summary.csv` and `timings.csv` of finished cells, which are in plan order."""
-    findings_frame(results).to_csv(folder / "findings.csv", index=False)
-    summary_frame(results).to_csv(folder / "summary.csv", index=False)
+    findings_frame(results).to_csv(folder / "findings.csv", index=False, lineterminator="\n")
+    summary_frame(results).to_csv(folder / "summary.csv", index=False, lineterminator="\n")
     timings = [
         {**cell_columns(result.cell), **{name: round(getattr(result, name), 4) for name in TIMES}} for result in results
     ]
-    pd.DataFrame(timings, columns=[*CELL, *TIMES]).to_csv(folder / "timings.csv", index=False)
+    pd.DataFrame(timings, columns=[*CELL, *TIMES]).to_csv(folder / "timings.csv", index=False, lineterminator="\n")

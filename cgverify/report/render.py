@@ -59,7 +59,7 @@ def render(format: str, report: Report) -> str:
             footer = [Section("Made with", report.footer)] if report.footer else []
             return markdown(report.title, [*summary, *report.sections(), *footer])
         case "csv":
-            text: str = report.frame().to_csv(index=False)
+            text: str = report.frame().to_csv(index=False, lineterminator="\n")
             return text
         case _:
             return json.dumps(report.value(), allow_nan=False) + "\n"

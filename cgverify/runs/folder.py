@@ -104,9 +104,9 @@ class RunFolder:
         dropped = {cell.id for cell in cells}
         path = self.path / "findings.jsonl"
         kept = [line for line in complete_lines(path) if CellResult.model_validate_json(line).cell.id not in dropped]
+        self._findings.close()  # Windows replaces no file that is open
         with _reported_write_errors(self.path):
             replace_file(path, b"".join(kept))
-        self._findings.close()
         self._findings = path.open("ab", buffering=0)
 
     def close(self) -> None:

@@ -76,4 +76,4 @@ class SavedTensors:
                 f"Cannot write to {self.folder / path}: {error}. What was finished is kept: make room, and "
                 "--resume goes on."
             ) from error
-        return str(path)
+        return path.as_posix()

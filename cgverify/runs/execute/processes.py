@@ -1,8 +1,9 @@
 """Local worker processes that verify batches.
 
-Workers are forked from a server that has imported torch once, so that a lost worker is replaced at once. Each worker
-has a pipe to the parent process. It receives a batch, sends each cell before it observes the cell, and at last sends
-the results of the batch. So the parent process knows at which cell a worker was lost.
+Workers are forked from a server that has imported torch once, so that a lost worker is replaced at once. Windows cannot
+fork: each worker is a new process there. A worker has a pipe to the parent process. It receives a batch, sends each
+cell before it observes the cell, and at last sends the results of the batch. So the parent process knows at which cell
+a worker was lost.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import ForkServerProcess
+from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 from cgverify.common.process import hush_libraries
@@ -28,7 +30,7 @@ from cgverify.runs.execute.worker_error import worker_error
 
 @dataclass(kw_only=True, eq=False)
 class LocalWorker(Worker):
-    process: ForkServerProcess
+    process: BaseProcess
     pipe: Connection
 
 
@@ -37,8 +39,7 @@ class Processes:
 
     def __init__(self, jobs: int) -> None:
         self._jobs = jobs
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["cgverify.runs.execute.in_process"])
+        self._context = _context()
 
     def run(self, batches: Sequence[CellBatch], job: Job) -> Iterator[CellResult]:
         queue = BatchQueue(batches)
@@ -70,10 +71,19 @@ class Processes:
 
     def _start_worker(self, job: Job) -> LocalWorker:
         ours, theirs = self._context.Pipe()
-        process = self._context.Process(target=_work, args=(theirs, job), daemon=True)
+        process: BaseProcess = self._context.Process(target=_work, args=(theirs, job), daemon=True)  # type: ignore[attr-defined]
         process.start()
         theirs.close()  # so that reading from the pipe fails as soon as the worker is gone
         return LocalWorker(process=process, pipe=ours)
+
+
+def _context() -> BaseContext:
+    """Return how workers are started: from a server, or on Windows, which cannot fork, as new processes."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["cgverify.runs.execute.in_process"])
+    return context
 
 
 def _receive(worker: LocalWorker) -> list[CellResult]:
@@ -94,7 +104,7 @@ def _receive(worker: LocalWorker) -> list[CellResult]:
     return results
 
 
-def _exit_reason(process: ForkServerProcess) -> str:
+def _exit_reason(process: BaseProcess) -> str:
     process.join()
     code = process.exitcode or 0
     return f"killed by {signal.Signals(-code).name}" if code < 0 else f"it exited with {code}"
