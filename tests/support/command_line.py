@@ -8,10 +8,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from multiprocessing.context import ForkServerProcess
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
+START = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"  # Windows cannot fork
+PRELOADED = ["cgverify.runs.session", "cgverify.runs.execute.in_process", "cgverify.report.run"]
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -27,7 +30,7 @@ def fork(
     errors: Path | None = None,
     environment: Mapping[str, str] | None = None,
     limit: int | None = None,
-) -> ForkServerProcess:
+) -> BaseProcess:
     """Start the command line in a process of its own, where torch is already imported.
 
     Args:
@@ -35,11 +38,12 @@ def fork(
         environment: what the process has besides the environment of this one.
         limit: the greatest size of a file, in bytes.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["cgverify.runs.session", "cgverify.runs.execute.in_process", "cgverify.report.run"])
+    context: Any = multiprocessing.get_context(START)
+    if START == "forkserver":
+        context.set_forkserver_preload(PRELOADED)
     streams = output.absolute(), (errors or output).absolute()
     variables = {**os.environ, **(environment or {})}
-    process = context.Process(target=_run, args=(arguments, cwd or Path.cwd(), streams, variables, limit))
+    process: BaseProcess = context.Process(target=_run, args=(arguments, cwd or Path.cwd(), streams, variables, limit))
     process.start()
     return process
 
@@ -47,16 +51,16 @@ def fork(
 def _run(
     arguments: tuple[str, ...], cwd: Path, streams: tuple[Path, Path], variables: dict[str, str], limit: int | None
 ) -> None:
-    import resource
-
     gc.freeze()  # as a command does when it has imported torch
     for stream, path in enumerate(streams, start=1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
     os.environ.clear()
     os.environ.update(variables)
     os.chdir(cwd)
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
     if limit is not None:
+        import resource
+
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
         # Coverage, if it is measured, writes a file too: once the limit is lifted.
         if "coverage" in sys.modules and (measured := sys.modules["coverage"].Coverage.current()):
             measured.stop()
@@ -67,4 +71,5 @@ def _run(
     try:
         main()
     finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        if limit is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
