@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformer_lens.conversion_utils.conversion_steps.base_tensor_conversion import BaseTensorConversion
 from transformer_lens.model_bridge.generalized_components import JointQKVAttentionBridge
 from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
+from transformers import Cache
 
 from cgverify.bridge.fast_path import allows_out, call_hook_point, call_linear, has_hooks
 from cgverify.bridge.fused_projection import keep_whole_projection, project, require_linear
@@ -233,13 +234,13 @@ class CodeGenAttentionBridge(JointQKVAttentionBridge):  # type: ignore[misc]
         Args:
             hidden_states: `[batch, seq, d_model]`.
             layer_past: a `transformers` cache, extended in place; `cache` and `past_key_values` are other names for it.
-                `position_embeddings` are accepted here too, since they are Hugging Face's second argument from 5.24 on.
+                From 5.24 on, Hugging Face's second argument is `position_embeddings`, and its fourth the cache: both
+                are accepted there too.
             attention_mask: see `cgverify.bridge.mask`; None is causal.
             position_ids: integers `[batch or 1, seq]`, rows of the sin/cos table.
             position_embeddings: sine and cosine of the positions, `[batch or 1, seq, rotary_dim / 2]` each, which are
                 used instead of the table's.
-            use_cache, output_attentions, cache_position: accepted without effect, as in Hugging Face.
-            others: accepted without effect if Hugging Face's module accepts them.
+            use_cache, output_attentions, cache_position, others: without effect, as in Hugging Face's module.
 
         Returns:
             The output `[batch, seq, d_model]` and the pattern `[batch, heads, seq, keys]` that was used.
@@ -250,9 +251,7 @@ class CodeGenAttentionBridge(JointQKVAttentionBridge):  # type: ignore[misc]
                 on the CPU; on other devices indexing raises its own error), or a shape is wrong.
         """
         if others and not self._form.takes_any_keyword:
-            raise TypeError(
-                f"CodeGenAttentionBridge.forward() got an unexpected keyword argument {next(iter(others))!r}"
-            )
+            raise TypeError(f"forward() got an unexpected keyword argument {next(iter(others))!r}")
         given: dict[str, Any] = {"layer_past": layer_past, "cache": cache, "past_key_values": past_key_values}
         given |= {"attention_mask": attention_mask, "position_ids": position_ids}
         given |= {"position_embeddings": position_embeddings}
@@ -273,6 +272,8 @@ class CodeGenAttentionBridge(JointQKVAttentionBridge):  # type: ignore[misc]
         self._fused.warn_if_changed()
         if isinstance(layer_past, tuple):
             layer_past, position_embeddings = None, layer_past
+        if isinstance(position_ids, Cache):
+            layer_past, position_ids = position_ids, None
         cache = next((given for given in (layer_past, cache, past_key_values) if given is not None), None)
         if position_embeddings is None:
             check_positions(position_ids, hidden_states, self._table())

@@ -86,6 +86,10 @@ class Conditions:
     """Settings of the bridge's config that are on. Hugging Face has none of them."""
     patch: Patch | Substitute | None = None
     """A hook on the candidate. Hugging Face has no hooks."""
+    by_position: bool = False
+    """Whether arguments are given by position; see `cgverify.observe.generations.leading_arguments`."""
+    use_cache: bool = True
+    """Whether `use_cache=True` is given along with a cache."""
 
     def rounded_to(self, dtype: torch.dtype) -> Conditions:
         """Return these conditions with drawn values rounded to `dtype`."""

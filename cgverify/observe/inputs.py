@@ -33,7 +33,11 @@ class Step:
     inputs: Inputs
     conditions: Conditions = PLAIN
     cache: str | None = None
-    """The name of the `DynamicCache` that goes through it. Steps with the same name share one; None is no cache."""
+    """The name of the cache that goes through it. Steps with the same name share one; None is no cache."""
+    cache_size: int | None = None
+    """The number of tokens that a `StaticCache` has room for. None is a `DynamicCache`, which grows."""
+    change_cache: Callable[[Any], object] | None = None
+    """What is done to the cache before the forward."""
 
 
 @dataclass(frozen=True)

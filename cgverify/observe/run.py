@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 from transformer_lens.hook_points import HookPoint
+from transformers import StaticCache
 
 from cgverify.observe.components import HOOK_ALIASES, Component
 from cgverify.observe.conditions import PLAIN, Conditions, apply_conditions
 from cgverify.observe.fault import calls_a_side
-from cgverify.observe.generations import installed
+from cgverify.observe.generations import installed, leading_arguments
 from cgverify.observe.gradients import call_and_differentiate, candidate_weights, reference_weights
 from cgverify.observe.taps import (
     Observation,
@@ -50,9 +51,21 @@ def set_attention(model: nn.Module, implementation: str) -> None:
 
 
 @calls_a_side
-def call_component(root: nn.Module, node: nn.Module, kind: str, inputs: dict[str, Any], cache: Any = None) -> Any:
-    """Call a component of a model or bridge as the model calls it, and return what it returns."""
+def call_component(
+    root: nn.Module,
+    node: nn.Module,
+    kind: str,
+    inputs: dict[str, Any],
+    cache: Any = None,
+    conditions: Conditions = PLAIN,
+) -> Any:
+    """Call a component of a model or bridge as the model, or else as the conditions say. Return what it returns."""
     arguments = installed().arguments(root, inputs, cache)
+    if not conditions.use_cache:
+        del arguments["use_cache"]
+    if conditions.by_position:
+        leading = leading_arguments(kind, arguments)
+        return node(*leading.values(), **{name: value for name, value in arguments.items() if name not in leading})
     if kind == "attn":  # a block calls its attention with keywords only
         return node(**arguments)
     first, *rest = arguments
@@ -76,7 +89,7 @@ def run_candidate(
     node = bridge.get_submodule(component.bridge_path)
     points = dict(hook_points(node))
     patches = {} if conditions.patch is None else {component.hook_path(conditions.patch.tap): conditions.patch}
-    call = partial(call_component, bridge, node, component.kind)
+    call = partial(call_component, bridge, node, component.kind, conditions=conditions)
 
     def forward(
         inputs: dict[str, Any], cache: Any, points: Mapping[str, HookPoint], observation: Observation
@@ -150,7 +163,7 @@ def run_reference(
     """Run Hugging Face's module on inputs and observe it. Flags and patches of the conditions do not apply to it."""
     module = model.get_submodule(component.reference_path)
     plain = conditions.for_reference
-    call = partial(call_component, model, module, component.kind)
+    call = partial(call_component, model, module, component.kind, conditions=plain)
 
     def run(observation: Observation) -> None:
         if component.projection is not None:
@@ -171,6 +184,8 @@ def run_reference(
                 )
         record_returned(returned, observation)
         record_cache(cache, layer, component.attention_prefix, observation.record)
+        if isinstance(cache, StaticCache):  # its last keys, which are recorded as the rotated ones, are free places
+            observation.taps.pop(f"{component.attention_prefix}hook_rot_k", None)
 
     return observe(run, inputs)
 

@@ -14,7 +14,7 @@ import torch
 from cgverify.observe.generations import installed
 from cgverify.oracle.arithmetic import UNIT_ROUNDOFF, Expected, exact_input, exact_output
 from cgverify.oracle.block_sum import block_sum
-from cgverify.oracle.cache import cached
+from cgverify.oracle.cache import cached, placed
 from cgverify.oracle.fused_attention import fused_attention
 from cgverify.oracle.fused_qkv import fused_output
 from cgverify.oracle.gelu import gelu_new
@@ -195,6 +195,9 @@ HEADS = ("batch", "position", "head", "dimension")
 PATTERN = ("batch", "head", "position", "key")
 CACHE = ("batch", "head", "position", "dimension")
 
+CACHE_START = "given.cache_start"
+"""The place of the first new token in a cache of fixed size. A cache that grows has none."""
+
 
 def unchanged(source: str) -> TapFunction:
     """The oracle of a tap that must be `source`, bit for bit."""
@@ -325,15 +328,18 @@ def attention(prefix: str, source: str, with_cache: bool) -> tuple[Stage, ...]:
     def rotated(which: str) -> TapFunction:
         return TapFunction(lambda side, parameters: heads.rotate(which, side, parameters))
 
-    def cached_dtype(side: TensorsByName) -> torch.dtype:
-        return installed().cached_dtype(side[into].dtype, side[f"{prefix}hook_v"].dtype)
+    def extended(side: TensorsByName, name: str, new: Expected) -> Expected:
+        dtype = installed().cached_dtype(side[into].dtype, side[f"{prefix}hook_v"].dtype)
+        before, start = side.get(f"given.cache_{name}"), side.get(CACHE_START)
+        if start is None:
+            return cached(before, new, dtype)
+        return placed(before, new, int(start), side["given.attention_mask"].shape[-1], dtype)
 
     def cached_keys(side: TensorsByName, parameters: Parameters) -> Expected:
-        return cached(side.get("given.cache_keys"), heads.rotated("k", side, parameters), cached_dtype(side))
+        return extended(side, "keys", heads.rotated("k", side, parameters))
 
     def cached_values(side: TensorsByName, _: Parameters) -> Expected:
-        value = exact_input(side[f"{prefix}hook_v"].transpose(1, 2))
-        return cached(side.get("given.cache_values"), value, cached_dtype(side))
+        return extended(side, "values", exact_input(side[f"{prefix}hook_v"].transpose(1, 2)))
 
     def scored(side: TensorsByName, parameters: Parameters) -> Expected:
         query, key = heads.query(side, parameters), heads.key(side, parameters)

@@ -18,6 +18,7 @@ CASE_KINDS = {
     "cast_table": ("attn", "block"),
     "gated": ("attn", "block"),
     "patched": (*BEFORE, "ln1", "attn", "mlp", "block", *AFTER),
+    "caches": ("attn", "block"),
     "autocast": (*PER_LAYER, *AFTER),
     "backward": ("ln1", "attn", "attn.o", "mlp", "mlp.in", "mlp.out", "block"),
     "text": (*BEFORE, *PER_LAYER, *AFTER),
@@ -35,7 +36,7 @@ kept, and autocast rounds their operands on its own."""
 DECODE_STEPS = (("token 1", 1), ("token 2", 1), ("chunk", 3))
 """Names and lengths of the forwards that follow a prefill of `--seq-len` tokens if a sequence is decoded."""
 
-DECODING = ("decode", "autocast")
+DECODING = ("decode", "caches", "autocast")
 """The cases that decode a sequence."""
 
 DECODED_TOKENS = sum(length for _, length in DECODE_STEPS)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import CodeGenConfig, DynamicCache
+from transformers import Cache, CodeGenConfig, DynamicCache, StaticCache
 
 from cgverify.checkpoint.window import ModelVariant
 from cgverify.common.errors import CandidateError, StorageError, UsageError
@@ -29,7 +29,7 @@ from cgverify.observe.inputs import (
     require_rows,
 )
 from cgverify.observe.run import run_candidate, run_reference
-from cgverify.observe.stages import Stage
+from cgverify.observe.stages import CACHE_START, Stage
 from cgverify.observe.taps import Observation, cpu_copy
 from cgverify.oracle.parameters import Parameters
 from cgverify.verification.observed import CandidateFailedError, ObservedCell, ObservedSide, ObservedStep
@@ -91,7 +91,7 @@ class _Forward:
 
     step: Step
     inputs: dict[str, Any]
-    cache: DynamicCache | None
+    cache: Cache | None
     given: dict[str, torch.Tensor]
     """Copies of the inputs and of the cache's content on the CPU, as `given.…`."""
 
@@ -102,17 +102,25 @@ class _Forward:
 
 def _forwards(cell: Cell, steps: Sequence[Step], config: CodeGenConfig) -> Iterator[_Forward]:
     """Prepare the forwards of one side, each when its turn comes, since steps share caches."""
-    caches = {step.cache: DynamicCache() for step in steps if step.cache is not None}
+    caches = {step.cache: _empty_cache(step, config) for step in steps if step.cache is not None}
     for step in steps:
         cache = None if step.cache is None else caches[step.cache]
         inputs = convert(step.inputs, getattr(torch, cell.dtype), torch.device(cell.device))
         if cache is not None:
+            if step.change_cache is not None:
+                step.change_cache(cache)
             _fill_layers_below(cache, cell.layer or 0, inputs["hidden_states"], config)
         given = {f"given.{name}": cpu_copy(value) for name, value in inputs.items()} | cached(cache, cell.layer)
+        if isinstance(cache, StaticCache):
+            given[CACHE_START] = torch.tensor(int(cache.get_seq_length(cell.layer or 0)))
         yield _Forward(step, inputs, cache, given)
 
 
-def _fill_layers_below(cache: DynamicCache, layer: int, hidden_states: torch.Tensor, config: CodeGenConfig) -> None:
+def _empty_cache(step: Step, config: CodeGenConfig) -> Cache:
+    return DynamicCache() if step.cache_size is None else StaticCache(config=config, max_cache_len=step.cache_size)
+
+
+def _fill_layers_below(cache: Cache, layer: int, hidden_states: torch.Tensor, config: CodeGenConfig) -> None:
     """Cache zeros for the layers below, which have cached the step by now: a layer may ask for their lengths."""
     batch, seq, width = hidden_states.shape
     zeros = hidden_states.new_zeros(batch, config.n_head, seq, width // config.n_head)
@@ -120,7 +128,7 @@ def _fill_layers_below(cache: DynamicCache, layer: int, hidden_states: torch.Ten
         cache.update(zeros, zeros, below)
 
 
-def cached(cache: DynamicCache | None, layer: int | None) -> dict[str, torch.Tensor]:
+def cached(cache: Cache | None, layer: int | None) -> dict[str, torch.Tensor]:
     """Copy what a cache has of a layer to the CPU; nothing if that is nothing."""
     if cache is None or layer is None or len(cache.layers) <= layer or not cache.layers[layer].is_initialized:
         return {}

@@ -46,6 +46,16 @@ def test_arguments_have_the_order_of_hugging_face() -> None:
 
 
 @torch.no_grad()
+def test_cache_is_accepted_in_the_fourth_place(model: CodeGenForCausalLM) -> None:
+    _, ours = both(model)
+    given = without_embeddings(ours.get_random_inputs())
+    hidden, mask, cache = given["hidden_states"], given["attention_mask"], DynamicCache()
+    embeddings = ours._table()[given["position_ids"]].chunk(2, dim=-1)
+    torch.testing.assert_close(ours(hidden, embeddings, mask, cache)[0], ours(**given)[0])
+    assert cache.layers[-1].get_seq_length() == hidden.shape[1]
+
+
+@torch.no_grad()
 def test_positions_and_their_embeddings_give_the_same_bits(model: CodeGenForCausalLM) -> None:
     _, ours = both(model)
     given = without_embeddings(ours.get_random_inputs())

@@ -6,6 +6,7 @@ Their names and the kinds of component that they are for are in `cgverify/plan/c
 from cgverify.observe.cases import (
     autocast,
     backward,
+    caches,
     cast_table,
     decode,
     default,
@@ -28,6 +29,7 @@ CASES: dict[str, Case] = {
     "cast_table": cast_table.CASE,
     "gated": gated.CASE,
     "patched": patched.CASE,
+    "caches": caches.CASE,
     "autocast": autocast.CASE,
     "backward": backward.CASE,
     "text": text.CASE,

@@ -8,8 +8,12 @@ that makes a `Generation`, and list it in `KNOWN`.
 
 from __future__ import annotations
 
+import inspect
 from functools import cache
 from importlib.metadata import version
+from typing import Any
+
+from transformers.models.codegen.modeling_codegen import CodeGenAttention, CodeGenBlock
 
 from cgverify.common.errors import CgverifyError
 from cgverify.observe.generations.embed_positions import EMBED_POSITIONS
@@ -36,6 +40,20 @@ def installed() -> Generation:
         f"transformers {version('transformers')} has a CodeGen that cgverify does not know ({', '.join(lacking)}): "
         "install a version of transformers that cgverify supports."
     )
+
+
+def leading_arguments(kind: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of attention or a block that are given by position, in the order of Hugging Face's module.
+
+    A block calls its attention with `position_ids` in every generation. If they have no position in the attention of
+    this one, the cache that follows keeps its keyword: a bridge may have the order of the generation before.
+    """
+    parameters = inspect.signature((CodeGenAttention if kind == "attn" else CodeGenBlock).forward).parameters
+    places = {name: each.default for name, each in parameters.items() if each.kind is each.POSITIONAL_OR_KEYWORD}
+    del places["self"]
+    if "position_ids" not in places:
+        del places["cache"]
+    return {name: arguments.get(name, default) for name, default in places.items()}
 
 
 def refused_attention(implementation: str) -> str | None:

@@ -39,6 +39,7 @@ BACKWARD_FIXED, BACKWARD_WEIGHT = 0.3, 900e-9
 
 FORWARDS: dict[str, dict[str, tuple[int, int]]] = {
     "decode": {"attn": (4, 1), "block": (4, 1)},
+    "caches": {"attn": (6, 2), "block": (6, 2)},
     "gated": {"attn": (3, 3), "block": (4, 4)},
     "patched": {"attn": (56, 39), "block": (48, 34), "mlp": (6, 6)}
     | dict.fromkeys(("ln1", "ln_final"), (4, 4))
