@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "cgverify"
 LINT_IMPORTS = Path(sys.executable).with_name("lint-imports")
 HEAVY = {"torch", "transformers", "transformer_lens", "pandas"}
 COMMANDS = (
-    *("all-components", "attention", "sweep", "merge", "compare", "report", "baseline", "selftest", "bench"),
+    *("all-components", "attention", "sweep", "watch", "merge", "compare", "report", "baseline", "selftest", "bench"),
     *("models", "env"),
 )
 

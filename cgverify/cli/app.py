@@ -18,6 +18,7 @@ from cgverify.cli.models import models
 from cgverify.cli.report import report
 from cgverify.cli.selftest import selftest
 from cgverify.cli.sweep import sweep
+from cgverify.cli.watch import watch
 
 app = typer.Typer(
     name="cgverify",
@@ -43,7 +44,7 @@ def cgverify(
     pass
 
 
-for command in (all_components, attention, sweep, merge, compare, report):
+for command in (all_components, attention, sweep, watch, merge, compare, report):
     app.command()(command)
 app.add_typer(baseline.app, name="baseline")
 for command in (selftest, bench, models, env):

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from cgverify.cli.command import INTERRUPTED
 from cgverify.cli.options import RunOptions
@@ -97,13 +96,19 @@ def _announce(session: RunSession) -> None:
 
 def _verify(session: RunSession, options: RunOptions, deadline: float | None) -> str | None:
     """Verify the cells that are left. Return why this ended early, or None if every cell has a result."""
-    total = sum(len(batch.cells) for batch in session.remaining)
+    from cgverify.report.progress import RunProgress
+
     # A batch that was run in part is run whole: a cell of it that failed before must not stop the run again.
     failed_before = {cell for cell, result in session.results.items() if result.verdict.fails}
     ended = "Time is up"
     try:
-        with stdout_to_stderr(), contextlib.closing(session.carry_out(deadline)) as results:
-            for result in with_progress(results, total, options.quiet):
+        with (
+            stdout_to_stderr(),
+            RunProgress(console(options.quiet), session.remaining) as progress,
+            contextlib.closing(session.carry_out(deadline, progress.observe)) as results,
+        ):
+            for result in results:
+                progress.finish(result)
                 if options.exitfirst and result.verdict.fails and result.cell.id not in failed_before:
                     ended = "Stopped at a failure"
                     break
@@ -134,15 +139,7 @@ def show(run: Run, results: Sequence[CellResult], format: str, *, detailed: bool
     return exit_code(results)
 
 
-def with_progress(results: Iterator[CellResult], total: int, quiet: bool) -> Iterator[CellResult]:
-    """Pass results on, and show a progress bar if stderr is a terminal."""
-    console = Console(stderr=True)
-    if quiet or not console.is_terminal:
-        yield from results
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=console, transient=True) as progress:
-        task = progress.add_task("verifying", total=total)
-        for result in results:
-            progress.update(task, advance=1, description=result.cell.component)
-            yield result
+def console(quiet: bool) -> Console | None:
+    """Return where progress is shown: stderr, if it is a terminal."""
+    stderr = Console(stderr=True)
+    return stderr if stderr.is_terminal and not quiet else None

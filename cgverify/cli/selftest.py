@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.progress import track
 
 from cgverify.cli import options
 from cgverify.cli.command import command
@@ -52,7 +53,7 @@ def selftest(
     if output is not None and output.exists():
         raise RunFolderError(f"{output} exists already: give --output a new folder.")
 
-    from cgverify.cli.running import import_libraries, with_progress
+    from cgverify.cli.running import console, import_libraries
 
     import_libraries(verbose)
 
@@ -73,7 +74,9 @@ def selftest(
     plan = self_test.plan(source)
     with stdout_to_stderr():
         verifier = CheckpointVerifier(source, self_test.candidates(), judge=Judge(with_sentence=False))
-        finished = list(with_progress(verifier.verify_all(plan), len(plan), quiet))
+        shown = console(quiet)
+        verified = verifier.verify_all(plan)
+        finished = list(track(verified, "verifying", len(plan), console=shown, transient=True, disable=shown is None))
         results = list(self_test.results(finished, source))
         results += reference_results(seeded.REFERENCES, dtypes, devices, quick)
     frame = results_frame(results)

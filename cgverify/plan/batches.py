@@ -5,7 +5,7 @@ A batch has names and settings and no tensors: the worker that verifies it reads
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -16,6 +16,13 @@ from cgverify.plan.cells import IN_TURN, weights_view
 
 BatchWeights = tuple[str, str, WeightsView]
 """A checkpoint's name and digest, and the view of its weights."""
+
+Watch = Callable[[Cell | None], None]
+"""Called with each cell before it is observed, and with None before the observed cells are judged."""
+
+
+def unwatched(_: Cell | None) -> None:
+    """A `Watch` that does nothing."""
 
 
 @dataclass(frozen=True)

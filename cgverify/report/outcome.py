@@ -58,6 +58,10 @@ def bare_tap(tap: str) -> str:
     return tap.removeprefix("attn.").removeprefix("mlp.").removeprefix("ln1.")
 
 
+Fault = tuple[object, ...]
+"""The values that are equal for one fault in all its cells: see `failures`."""
+
+
 @dataclass(frozen=True)
 class Failure:
     """A fault, at the cell where it is worst."""
@@ -123,20 +127,35 @@ def failures(results: Iterable[CellResult]) -> list[Failure]:
     verdict are one fault, in whatever layers and cases. A fault of a component is not repeated for the block that
     contains the component.
     """
-    groups: dict[tuple[object, ...], list[tuple[Cell, Finding, str]]] = {}
+    groups: dict[Fault, list[tuple[Cell, Finding, str]]] = {}
     for result in results:
-        cell = result.cell
-        missing = {bare_tap(one.tap) for one in result.findings if one.verdict is Verdict.MISSING}
-        for number, finding in enumerate(_first_of_each_step(result)):
-            tap = (finding.stage, bare_tap(finding.tap))
-            what = (frozenset(missing),) if finding.verdict is Verdict.MISSING else tap
-            why = result.blame if number == 0 and result.blame else finding.message
-            key = (cell.model, cell.candidate, cell.dtype, cell.device, finding.verdict, *what)
-            groups.setdefault(key, []).append((cell, finding, why))
+        for fault, finding, why in _faults(result):
+            groups.setdefault(fault, []).append((result.cell, finding, why))
     return [
         Failure(*max(group, key=lambda one: _informative(*one)), cells=len({cell.id for cell, *_ in group}))
         for group in groups.values()
     ]
+
+
+def new_failures(result: CellResult, seen: set[Fault]) -> list[Failure]:
+    """Return the faults of one cell that are not in `seen`, and add them to it."""
+    new = []
+    for fault, finding, why in _faults(result):
+        if fault not in seen:
+            seen.add(fault)
+            new.append(Failure(result.cell, finding, why, cells=1))
+    return new
+
+
+def _faults(result: CellResult) -> Iterator[tuple[Fault, Finding, str]]:
+    """Yield each fault of a cell with its finding and why it is one, the first with the cell's own sentence."""
+    cell = result.cell
+    missing = {bare_tap(one.tap) for one in result.findings if one.verdict is Verdict.MISSING}
+    for number, finding in enumerate(_first_of_each_step(result)):
+        tap = (finding.stage, bare_tap(finding.tap))
+        what = (frozenset(missing),) if finding.verdict is Verdict.MISSING else tap
+        why = result.blame if number == 0 and result.blame else finding.message
+        yield (cell.model, cell.candidate, cell.dtype, cell.device, finding.verdict, *what), finding, why
 
 
 def _first_of_each_step(result: CellResult) -> list[Finding]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -19,6 +21,10 @@ STARTUP_FILES = {LOCK, "plan.jsonl", f"plan.jsonl{PARTIAL}", f"run.json{PARTIAL}
 
 RAN_TWICE = "twice"
 """The stage of the finding of a cell that ran twice with different results."""
+
+
+POLL_SECONDS = 0.5
+"""The time between two looks at a run that is followed."""
 
 
 class PlannedCell(Record):
@@ -50,13 +56,7 @@ def read_run(path: Path) -> tuple[Run, list[CellResult]]:
     run = _read_description(path)
     results: dict[str, CellResult] = {}
     for number, line in enumerate(complete_lines(path / "findings.jsonl"), start=1):
-        try:
-            result = CellResult.model_validate_json(line)
-        except ValidationError as error:
-            raise RunFolderError(
-                f"Line {number} of {path / 'findings.jsonl'} is damaged ({error.errors()[0]['msg']}): delete the line, "
-                "and --resume runs its cell again."
-            ) from None
+        result = _parse_result(line, number, path)
         before = results.get(result.cell.id)
         results[result.cell.id] = result if before is None else reconcile(before, result)
     return run, list(results.values())
@@ -72,6 +72,34 @@ def read_plan(path: Path) -> list[PlannedCell]:
         return [PlannedCell.model_validate_json(line) for line in complete_lines(path / "plan.jsonl")]
     except ValidationError as error:
         raise RunFolderError(f"{path / 'plan.jsonl'} is damaged: {error.errors()[0]['msg']}.") from None
+
+
+def follow(path: Path) -> Iterator[CellResult]:
+    """Yield each result of a run once it is written, until every planned cell has one.
+
+    Raises:
+        RunFolderError: a line is damaged.
+    """
+    remaining = {planned.cell.id for planned in read_plan(path)}
+    findings, offset, number = path / "findings.jsonl", 0, 0
+    while remaining:
+        new = b""
+        if findings.exists():
+            if findings.stat().st_size < offset:  # the run was continued without the cells that had failed
+                offset = number = 0
+            with findings.open("rb") as file:
+                file.seek(offset)
+                new = file.read()
+        complete = new[: new.rfind(b"\n") + 1]
+        offset += len(complete)
+        for line in complete.splitlines():
+            number += 1
+            result = _parse_result(line, number, path)
+            if result.cell.id in remaining:
+                remaining.remove(result.cell.id)
+                yield result
+        if not complete:
+            time.sleep(POLL_SECONDS)
 
 
 def reconcile(first: CellResult, second: CellResult) -> CellResult:
@@ -111,6 +139,16 @@ def complete_lines(path: Path) -> list[bytes]:
 def no_run(path: Path) -> RunFolderError:
     """Return the error for a folder without a run."""
     return RunFolderError(f"{path} holds no run (no run.json): give a folder that cgverify wrote.")
+
+
+def _parse_result(line: bytes, number: int, path: Path) -> CellResult:
+    try:
+        return CellResult.model_validate_json(line)
+    except ValidationError as error:
+        raise RunFolderError(
+            f"Line {number} of {path / 'findings.jsonl'} is damaged ({error.errors()[0]['msg']}): delete the line, "
+            "and --resume runs its cell again."
+        ) from None
 
 
 def _read_description(path: Path) -> Run:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cgverify.common.records import CellResult, Verdict
-from cgverify.plan.batches import CellBatch, Executor, unfinished_batches
+from cgverify.plan.batches import CellBatch, Executor, Watch, unfinished_batches, unwatched
 from cgverify.runs.execute.dask import Dask
 from cgverify.runs.execute.in_process import InProcess
 from cgverify.runs.execute.processes import Processes
@@ -18,21 +18,22 @@ from cgverify.runs.reading import is_occupied, reconcile
 
 
 def verify_batches(
-    prepared: PreparedRun, batches: Sequence[CellBatch], folder: Path | None = None
+    prepared: PreparedRun, batches: Sequence[CellBatch], folder: Path | None = None, watch: Watch = unwatched
 ) -> Iterator[CellResult]:
     """Verify batches of a run on the executor that its options choose.
 
     Args:
         folder: the run folder; None keeps no tensors.
+        watch: called with each cell that is observed, but not for those of a Dask cluster.
     """
     options = prepared.options
     executor: Executor
     if options.scheduler is not None:
         executor = Dask(options.scheduler)
     elif options.jobs > 1:
-        executor = Processes(options.jobs)
+        executor = Processes(options.jobs, watch)
     else:
-        executor = InProcess(prepared.found.sources)
+        executor = InProcess(prepared.found.sources, watch)
     return executor.run(batches, prepared.job(folder))
 
 
@@ -85,18 +86,19 @@ class RunSession:
         """The results of the finished cells, in plan order."""
         return [self.results[cell.id] for cell in self.prepared.cells if cell.id in self.results]
 
-    def carry_out(self, deadline: float | None = None) -> Generator[CellResult, None, None]:
+    def carry_out(self, deadline: float | None = None, watch: Watch = unwatched) -> Generator[CellResult, None, None]:
         """Verify the remaining batches, and yield each result after it is written to the folder.
 
         A batch that was interrupted is run whole again, and a result that is already written is not written twice.
 
         Args:
             deadline: a time of `time.monotonic()`. No result is taken after it.
+            watch: see `verify_batches`.
 
         Raises:
             StorageError: the folder cannot be written any longer.
         """
-        for result in verify_batches(self.prepared, self.remaining, self.folder.path):
+        for result in verify_batches(self.prepared, self.remaining, self.folder.path, watch):
             before = self.results.get(result.cell.id)
             counts = result if before is None else reconcile(before, result)
             if counts is not before:

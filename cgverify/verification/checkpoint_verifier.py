@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 
 from torch import nn
@@ -17,7 +17,7 @@ from cgverify.observe.fault import reason
 from cgverify.observe.generations import refused_attention
 from cgverify.observe.run import reference_parameters, set_attention
 from cgverify.oracle.shortcuts import NO_SHORTCUTS, Shortcuts
-from cgverify.plan.batches import group_into_batches
+from cgverify.plan.batches import Watch, group_into_batches, unwatched
 from cgverify.plan.cases import WHOLE
 from cgverify.plan.cells import weights_view
 from cgverify.verification.judge import DEFAULT_JUDGE, Judge, uncompared
@@ -25,9 +25,6 @@ from cgverify.verification.observe_cell import Reference, observe_candidate, obs
 from cgverify.verification.observed import ObservedCell
 from cgverify.verification.prompt_pass import PromptPass, view_of, views
 from cgverify.verification.whole_model import verify_whole_model
-
-Watch = Callable[[Cell | None], None]
-"""Called with each cell before it is observed, and with None before the observed cells are judged."""
 
 
 class CheckpointVerifier:
@@ -61,7 +58,7 @@ class CheckpointVerifier:
         for batch in group_into_batches(cells):
             yield from self.verify(batch)
 
-    def verify(self, cells: Sequence[Cell], watch: Watch = lambda _: None) -> Iterator[CellResult]:
+    def verify(self, cells: Sequence[Cell], watch: Watch = unwatched) -> Iterator[CellResult]:
         """Yield the results of one batch of cells."""
         first = cells[0]
         try:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cgverify.common.records import Verdict
+from cgverify.plan.batches import Watch, unwatched
 from cgverify.plan.yaml_plan import parse_plan
 from cgverify.report.frames import write_csv
 from cgverify.runs.prepare import PreparedRun, prepare
@@ -31,10 +32,10 @@ def prepared(plan: dict[str, Any], **options: Any) -> PreparedRun:
     return prepare(sweep_of(parse_plan(plan), "small"), ExecutionOptions(threads=1, **options))
 
 
-def swept(plan: dict[str, Any], path: Path, **options: Any) -> RunSession:
+def swept(plan: dict[str, Any], path: Path, watch: Watch = unwatched, **options: Any) -> RunSession:
     """Carry out a plan, and write its CSV files."""
     session = RunSession.start(prepared(plan, **options), path)
-    for _ in session.carry_out():
+    for _ in session.carry_out(watch=watch):
         pass
     session.folder.close()
     write_csv(path, session.ordered)

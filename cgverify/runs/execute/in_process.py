@@ -12,8 +12,8 @@ from cgverify.common.numerics import pin_numerics
 from cgverify.common.records import CellResult, Checkpoint, Verdict
 from cgverify.observe.candidate import find_candidate
 from cgverify.oracle.shortcuts import Shortcuts
-from cgverify.plan.batches import CellBatch, Job
-from cgverify.verification.checkpoint_verifier import CheckpointVerifier, Watch
+from cgverify.plan.batches import CellBatch, Job, Watch, unwatched
+from cgverify.verification.checkpoint_verifier import CheckpointVerifier
 from cgverify.verification.judge import Judge, uncompared
 from cgverify.verification.saved_tensors import SavedTensors
 
@@ -21,17 +21,17 @@ from cgverify.verification.saved_tensors import SavedTensors
 class InProcess:
     """Runs batches one after another. See `cgverify.plan.batches.Executor`."""
 
-    def __init__(self, sources: Mapping[CheckpointRequest, Source]) -> None:
+    def __init__(self, sources: Mapping[CheckpointRequest, Source], watch: Watch = unwatched) -> None:
         """
         Args:
             sources: the checkpoints that this process has opened already.
         """
-        self._sources = sources
+        self._sources, self._watch = sources, watch
 
     def run(self, batches: Sequence[CellBatch], job: Job) -> Iterator[CellResult]:
         verifier = BatchVerifier(job, self._sources)
         for batch in batches:
-            yield from verifier.verify(batch)
+            yield from verifier.verify(batch, self._watch)
 
 
 class BatchVerifier:
@@ -48,7 +48,7 @@ class BatchVerifier:
         self._verifier: CheckpointVerifier | str = ""
         """The verifier of `_checkpoint`, or why it cannot be opened."""
 
-    def verify(self, batch: CellBatch, watch: Watch = lambda _: None) -> Iterator[CellResult]:
+    def verify(self, batch: CellBatch, watch: Watch = unwatched) -> Iterator[CellResult]:
         """Yield the result of each cell of a batch."""
         if batch.checkpoint != self._checkpoint:
             self._checkpoint, self._verifier = batch.checkpoint, ""  # free the old weights before new ones are read

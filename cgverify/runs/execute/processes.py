@@ -23,7 +23,7 @@ from typing import Any
 
 from cgverify.common.process import hush_libraries
 from cgverify.common.records import CellResult
-from cgverify.plan.batches import CellBatch, Job
+from cgverify.plan.batches import CellBatch, Job, Watch, unwatched
 from cgverify.runs.execute.batch_queue import BatchQueue, Worker
 from cgverify.runs.execute.worker_error import worker_error
 
@@ -37,8 +37,8 @@ class LocalWorker(Worker):
 class Processes:
     """Runs batches on local processes. See `cgverify.plan.batches.Executor`."""
 
-    def __init__(self, jobs: int) -> None:
-        self._jobs = jobs
+    def __init__(self, jobs: int, watch: Watch = unwatched) -> None:
+        self._jobs, self._watch = jobs, watch
         self._context = _context()
 
     def run(self, batches: Sequence[CellBatch], job: Job) -> Iterator[CellResult]:
@@ -58,7 +58,7 @@ class Processes:
                 ready = wait([worker.pipe for worker in busy])
                 for worker in [worker for worker in busy if worker.pipe in ready]:
                     try:
-                        yield from _receive(worker)
+                        yield from self._receive(worker)
                     except (EOFError, OSError):
                         assert worker.batch is not None
                         yield from queue.put_back_lost(worker.batch, worker.cell, _exit_reason(worker.process))
@@ -76,6 +76,24 @@ class Processes:
         theirs.close()  # so that reading from the pipe fails as soon as the worker is gone
         return LocalWorker(process=process, pipe=ours)
 
+    def _receive(self, worker: LocalWorker) -> list[CellResult]:
+        """Read one message of a worker, and return the results of its batch if that is finished.
+
+        Raises:
+            CgverifyError: an error in the worker that ends the whole run.
+            EOFError, OSError: the worker is lost.
+        """
+        kind, content = worker.pipe.recv()
+        if kind == "error":
+            raise content
+        if kind == "cell":
+            worker.cell = content
+            self._watch(content)
+            return []
+        worker.batch = None
+        results: list[CellResult] = content
+        return results
+
 
 def _context() -> BaseContext:
     """Return how workers are started: from a server, or on Windows, which cannot fork, as new processes."""
@@ -84,24 +102,6 @@ def _context() -> BaseContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["cgverify.runs.execute.in_process"])
     return context
-
-
-def _receive(worker: LocalWorker) -> list[CellResult]:
-    """Read one message of a worker, and return the results of its batch if that is finished.
-
-    Raises:
-        CgverifyError: an error in the worker that ends the whole run.
-        EOFError, OSError: the worker is lost.
-    """
-    kind, content = worker.pipe.recv()
-    if kind == "error":
-        raise content
-    if kind == "cell":
-        worker.cell = content
-        return []
-    worker.batch = None
-    results: list[CellResult] = content
-    return results
 
 
 def _exit_reason(process: BaseProcess) -> str:

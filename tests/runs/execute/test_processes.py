@@ -11,7 +11,7 @@ from sweeping import DEADLY, SMALL, prepared, require_errors_in_attention, same,
 
 from cgverify.common.errors import CgverifyError
 from cgverify.common.numerics import machine
-from cgverify.common.records import Verdict
+from cgverify.common.records import Cell, Verdict
 from cgverify.plan.batches import BatchWeights, CellBatch, Job, unfinished_batches
 from cgverify.plan.yaml_plan import parse_plan
 from cgverify.report.outcome import exit_code
@@ -24,9 +24,14 @@ from cgverify.runs.session import verify_batches
 
 
 def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
-    swept(SMALL, tmp_path / "alone")
-    swept(SMALL, tmp_path / "run", jobs=2)
+    """They also report the cells that they observe."""
+    watched: dict[int, list[Cell | None]] = {1: [], 2: []}
+    swept(SMALL, tmp_path / "alone", watched[1].append)
+    session = swept(SMALL, tmp_path / "run", watched[2].append, jobs=2)
     assert same(tmp_path / "run", tmp_path / "alone")
+    for seen in watched.values():
+        assert {cell.id for cell in seen if cell} == {cell.id for cell in session.prepared.cells}
+        assert seen.count(None) == len(session.prepared.batches)
 
 
 def test_processors_are_divided_among_jobs() -> None:
