@@ -19,6 +19,11 @@ def all_components(
 ) -> int:
     """Verify every component of every layer against Hugging Face, tensor by tensor.
 
+    Examples:
+      cgverify all-components --model codegen-nano
+      cgverify all-components --model ./my-codegen --dtype float32,bfloat16
+      cgverify all-components --model codegen-nano --bridge my_bridges:Mine -x
+
     Exit codes: 0 all tensors agree, 1 a parity failure, 2 bad usage, 3 something could not be run, 5 nothing was
     compared, 130 interrupted.
     """

@@ -13,6 +13,7 @@ from cgverify.cli.attention import attention
 from cgverify.cli.bench import bench
 from cgverify.cli.compare import compare
 from cgverify.cli.env import env
+from cgverify.cli.help import Command, Group, help_of
 from cgverify.cli.merge import merge
 from cgverify.cli.models import models
 from cgverify.cli.report import report
@@ -20,9 +21,19 @@ from cgverify.cli.selftest import selftest
 from cgverify.cli.sweep import sweep
 from cgverify.cli.watch import watch
 
+HELP = """Does a TransformerLens bridge of CodeGen compute what Hugging Face computes?
+
+Lists repeat or take commas. An environment variable can set each option that has a value: CGVERIFY_DTYPE sets --dtype.
+
+Examples:
+  cgverify all-components --model codegen-nano
+  cgverify sweep smoke
+  cgverify all-components --help"""
+
 app = typer.Typer(
     name="cgverify",
-    help="Does a TransformerLens bridge of CodeGen compute what Hugging Face computes?",
+    cls=Group,
+    help=HELP,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -44,8 +55,13 @@ def cgverify(
     pass
 
 
-for command in (all_components, attention, sweep, watch, merge, compare, report):
-    app.command()(command)
-app.add_typer(baseline.app, name="baseline")
-for command in (selftest, bench, models, env):
-    app.command()(command)
+PANELS = {
+    "Verify": (all_components, attention, sweep, watch, merge),
+    "Read what was found": (report, compare),
+    "Look around": (models, env),
+    "Check the verifier, and what a bridge costs": (selftest, bench),
+}
+for panel, commands in PANELS.items():
+    for command in commands:
+        app.command(cls=Command, help=help_of(command), rich_help_panel=panel)(command)
+app.add_typer(baseline.app, name="baseline", rich_help_panel="Read what was found")

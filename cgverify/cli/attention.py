@@ -20,6 +20,11 @@ def attention(
     The table has a row for every tap, with the worst of the layers, cases and forwards that were verified, and then a
     row for every head. --layers 3 verifies one attention. Run folder, formats and cases are those of all-components.
 
+    Examples:
+      cgverify attention --model codegen-nano --layers 3
+      cgverify attention --model codegen-nano --layers 3 --case decode
+      cgverify attention --model codegen-nano --rotary-dim own,none,8
+
     Exit codes: 0 all tensors agree, 1 a parity failure, 2 bad usage, 3 something could not be run, 5 nothing was
     compared, 130 interrupted.
     """

@@ -9,20 +9,20 @@ import typer
 
 from cgverify.cli import options
 from cgverify.cli.command import command
-from cgverify.cli.options import option
+from cgverify.cli.help import Command, Group, help_of
+from cgverify.cli.options import kept
 from cgverify.common.errors import RunFolderError, UsageError
 
 if TYPE_CHECKING:
     from cgverify.runs.baseline import StoredRun
 
-app = typer.Typer(help="Keep runs to compare with.", no_args_is_help=True)
+app = typer.Typer(cls=Group, help="Keep runs to compare with.", no_args_is_help=True)
 
-Folder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 Name = Annotated[
     str | None,
     typer.Argument(metavar="NAME", help="The baseline's name. By default MODEL-DEVICE.", show_default=False),
 ]
-Reports = Annotated[Path, option("reports", "The folder of the baselines.")]
+Reports = Annotated[Path, kept("reports", "The folder of the baselines.", shows="FOLDER")]
 
 
 @app.callback()
@@ -30,16 +30,20 @@ def baseline() -> None:
     pass  # with a callback, typer keeps `accept` a subcommand although it is the only one
 
 
-@app.command()
 @command
 def accept(
     *,
-    run: Folder,
+    run: options.RunFolder,
     name: Name = None,
     reports: Reports = Path("reports"),
     verbose: options.Verbose = 0,  # noqa: ARG001  read by @command
 ) -> int:
     """Keep a run as a baseline, replace an older one, and report what differs from that one.
+
+    Examples:
+      cgverify baseline accept RUN
+      cgverify baseline accept RUN nightly
+      cgverify baseline accept RUN nightly --reports baselines
 
     Exit codes: 0 accepted, 2 bad usage, or a run that cannot be a baseline.
     """
@@ -64,6 +68,9 @@ def accept(
         typer.echo(terminal(comparison_sections(compare_runs(before, stored))), nl=False)
     typer.echo(f"Accepted as {path}: review its summary.csv, and commit the folder.", err=True)
     return 0
+
+
+app.command(cls=Command, help=help_of(accept))(accept)
 
 
 def _name(stored: StoredRun) -> str:

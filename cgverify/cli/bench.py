@@ -14,7 +14,7 @@ from rich.progress import track
 from cgverify.bench.baseline import FILE, changes, over, read, regressions
 from cgverify.bench.records import Measured
 from cgverify.bench.scenarios import COMPONENTS, SCENARIOS, Selection, Shape
-from cgverify.cli import options
+from cgverify.cli import completion, options
 from cgverify.cli.command import INTERRUPTED, command
 from cgverify.cli.options import format_option, known, option, split
 from cgverify.common.errors import UsageError
@@ -31,13 +31,31 @@ FAILED, NOTHING_MEASURED = 1, 5
 
 what = partial(option, panel="What to measure")
 how = partial(option, panel="How to measure")
+limits = partial(option, panel="What to compare with")
 
-Scenarios = Annotated[list[str] | None, what("scenario", f"{', '.join(SCENARIOS)}; or all.")]
-Components = Annotated[list[str] | None, what("component", f"{', '.join(COMPONENTS)}; or all.")]
-Shapes = Annotated[list[str] | None, what("shape", "BATCHxTOKENS, or 1x1+1000 with a cache.")]
-Seconds = Annotated[float, how("seconds", "Time limit of one comparison, in seconds.", min=0.0)]
+Scenarios = Annotated[
+    list[str] | None,
+    what(
+        "scenario",
+        f"{', '.join(SCENARIOS)}; or all.",
+        shows="SCENARIO,…",
+        completes=completion.names((*SCENARIOS, "all")),
+    ),
+]
+Components = Annotated[
+    list[str] | None,
+    what(
+        "component",
+        f"{', '.join(COMPONENTS)}; or all.",
+        shows="COMPONENT,…",
+        completes=completion.names((*COMPONENTS, "all")),
+    ),
+]
+Shapes = Annotated[list[str] | None, what("shape", "BATCHxTOKENS, or 1x1+1000 with a cache.", shows="SHAPE,…")]
+Seconds = Annotated[float, how("seconds", "Time limit of one comparison, in seconds.", shows="N", at_least=0)]
 Width = Annotated[
-    float, how("width", "Stop a comparison when the relative width of its ratio's interval is below this.", min=0.0)
+    float,
+    how("width", "Stop a comparison when the relative width of its ratio's interval is below this.", at_least=0),
 ]
 Memory = Annotated[
     str,
@@ -45,19 +63,24 @@ Memory = Annotated[
         "memory",
         "fresh returns freed memory to the system and pays for new memory, as any process does. kept keeps it, so that "
         "only arithmetic is measured.",
+        shows="WHICH",
+        completes=completion.names(MEMORY),
     ),
 ]
-Baseline = Annotated[Path | None, how("baseline", f"An earlier {FILE} of this machine to compare with.")]
-From = Annotated[Path | None, how("from", f"Measure nothing, and report on this {FILE}.")]
+Baseline = Annotated[
+    Path | None, limits("baseline", f"An earlier {FILE} of this machine to compare with.", shows="FILE")
+]
+From = Annotated[Path | None, limits("from", f"Measure nothing, and report on this {FILE}.", shows="FILE")]
 FailOver = Annotated[
     float | None,
-    how(
+    limits(
         "fail-over",
         "Exit with 1 if a ratio is certainly above this; with --baseline, if it grew by more than this factor.",
-        min=0.0,
+        shows="RATIO",
+        at_least=0,
     ),
 ]
-Format = Annotated[str, format_option(FORMATS, "How to measure")]
+Format = Annotated[str, format_option(FORMATS)]
 
 
 @command
@@ -87,6 +110,11 @@ def bench(
 
     Without --scenario, --component and --shape, a selection that takes minutes is measured; --scenario all measures
     everything.
+
+    Examples:
+      cgverify bench
+      cgverify bench --model codegen-nano --shape 1x8
+      cgverify bench --bridge cgverify,transformer_lens --format html
 
     Exit codes: 0 measured, 1 above --fail-over, 2 bad usage, 3 something could not be run, 5 nothing was measured,
     130 interrupted.

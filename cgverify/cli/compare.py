@@ -7,26 +7,41 @@ from typing import Annotated
 
 import typer
 
-from cgverify.cli import options
+from cgverify.cli import completion, options
 from cgverify.cli.command import command
 from cgverify.cli.options import format_option, known, option, split
 from cgverify.common.errors import UsageError
 
 FAILED, NOTHING_COMPARED = 1, 5
 FORMATS = ("table", "json", "csv", "markdown", "github")
+COMPARED = "What to compare"
 
 Operands = Annotated[
     list[str],
-    typer.Argument(metavar="BASELINE RUN | A B RUN [RUN]", help="Run folders or baselines; with --across two values."),
+    typer.Argument(
+        metavar="BASELINE RUN",
+        help="Run folders or baselines. With --across first the two values to compare, if they are in one run.",
+        autocompletion=completion.run_folders,
+    ),
 ]
 AcrossAxis = Annotated[
     str | None,
-    option("across", "Compare two sides of an axis: device, dtype, rotary_dim, attention, candidate; or run."),
+    option(
+        "across",
+        "Compare two sides of an axis: device, dtype, rotary_dim, attention, candidate; or run.",
+        shows="AXIS",
+        panel=COMPARED,
+        completes=completion.names(("device", "dtype", "rotary_dim", "attention", "candidate", "run")),
+    ),
 ]
 FailOn = Annotated[
     list[str] | None,
     option(
-        "fail-on", "What exits with 1: worse, diverged, suspect, missing-cells, r:2x. By default worse,missing-cells."
+        "fail-on",
+        "What exits with 1: worse, diverged, suspect, missing-cells, r:2x. By default worse,missing-cells.",
+        shows="CHANGE,…",
+        panel=COMPARED,
+        completes=completion.names(("worse", "diverged", "suspect", "missing-cells", "r:2x")),
     ),
 ]
 Format = Annotated[str, format_option(FORMATS)]
@@ -43,13 +58,13 @@ def compare(
 ) -> int:
     """Report what got worse, what got better and what is missing between a baseline and a run.
 
-    With --across, cells that are equal in all but one axis are compared, with their errors against the oracle:
+    With --across, cells that are equal in all but one axis are compared, with their errors against the oracle. Give two
+    values and one run, or two values and a run for each; --across run takes two runs.
 
-    compare --across dtype float32 bfloat16 RUN: two slices of one run
-
-    compare --across device cpu cuda RUN RUN: one slice of each run
-
-    compare --across run RUN RUN: the equal cells of two runs, made with different numbers of threads, for example
+    Examples:
+      cgverify compare reports/codegen-nano-cpu RUN
+      cgverify compare reports/codegen-nano-cpu RUN --fail-on r:2x
+      cgverify compare --across dtype float32 bfloat16 RUN
 
     Exit codes: 0 no regression, 1 a regression, 2 bad usage, 5 the runs have no cell in common.
     """

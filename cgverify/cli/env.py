@@ -17,7 +17,13 @@ Format = Annotated[str, format_option(FORMATS)]
 
 @command
 def env(*, format: Format = "table", threads: options.Threads = None) -> int:
-    """Show versions, machine, threads and numerics flags, as every run records them."""
+    """Show versions, machine, threads and numerics flags, as every run records them.
+
+    Examples:
+      cgverify env
+      cgverify env --format json
+      cgverify env --threads 1
+    """
     known("format", [format], FORMATS)
 
     from cgverify.common.numerics import machine, pin_numerics, versions

@@ -7,13 +7,16 @@ from typing import Annotated
 
 import typer
 
-from cgverify.cli import options
+from cgverify.cli import completion, options
 from cgverify.cli.command import command
-from cgverify.cli.options import known, option
+from cgverify.cli.options import kept, known
 from cgverify.report.formats import FORMATS
 
-Runs = Annotated[list[Path], typer.Argument(help="Run folders, one for each shard.", metavar="RUN…")]
-Output = Annotated[Path, option("output", "A new folder for the merged run.")]
+Runs = Annotated[
+    list[Path],
+    typer.Argument(help="Run folders, one for each shard.", metavar="RUN…", autocompletion=completion.run_folders),
+]
+Output = Annotated[Path, kept("output", "A new folder for the merged run.", shows="FOLDER")]
 
 
 @command
@@ -29,6 +32,11 @@ def merge(
 
     Runs of different plans, versions or numerics are refused, and so is a set that lacks a shard. A cell that its
     shard did not verify is an error.
+
+    Examples:
+      cgverify merge shard-1 shard-2 --output RUN
+      cgverify merge shard-* --output RUN --format markdown
+      cgverify merge shard-* --output RUN --quiet --format json
 
     Exit codes: those of the merged run; 2 the runs do not fit together.
     """

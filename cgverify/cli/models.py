@@ -21,7 +21,13 @@ Format = Annotated[str, format_option(FORMATS)]
 
 @command
 def models(*, format: Format = "table") -> int:
-    """List the named checkpoints: shape, what a plain run takes here, and whether the weights are on this disk."""
+    """List the named checkpoints: shape, what a plain run takes here, and whether the weights are on this disk.
+
+    Examples:
+      cgverify models
+      cgverify models --format json
+      cgverify models --format json | python -m json.tool
+    """
     known("format", [format], FORMATS)
 
     from cgverify.checkpoint.disk import on_this_disk

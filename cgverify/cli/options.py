@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -10,6 +10,8 @@ from typing import Annotated, Any, NamedTuple
 import typer
 from pydantic import ValidationError
 
+from cgverify.cli import completion
+from cgverify.cli.completion import Completion
 from cgverify.common.devices import NO_DEVICE, device_name
 from cgverify.common.errors import UnknownNameError, UsageError
 from cgverify.common.numerics import SHORTCUTS
@@ -36,77 +38,187 @@ OPTION_OF_AXIS = {
 }
 
 
-def option(name: str, help: str, *, short: str | None = None, panel: str | None = None, **settings: Any) -> Any:
+WHAT, SETTINGS, INPUTS = "What to verify", "Under which settings", "With which inputs"
+WORK, KEPT, SHOWN = "How the work is done", "What is kept", "What is printed"
+"""The headings of `--help`."""
+
+
+def option(
+    name: str,
+    help: str,
+    *,
+    shows: str | None = None,
+    panel: str = WHAT,
+    short: str | None = None,
+    at_least: float | None = None,
+    completes: Completion | None = None,
+    **settings: Any,
+) -> Any:
     """Declare the option `--NAME`, which the environment variable `CGVERIFY_NAME` sets as well.
 
     Args:
-        short: a second name, such as `-q`.
+        shows: the word for its value in `--help`, by default its name. Flags have none.
         panel: the heading in `--help` under which the option appears.
+        short: a second name, such as `-q`.
+        at_least: the smallest number that is allowed.
+        completes: what the shell offers for a value that is typed in part.
         settings: other arguments of `typer.Option`.
     """
     names = [f"--{name}", *([short] if short else [])]
-    variable = "CGVERIFY_" + name.upper().replace("-", "_")
-    return typer.Option(*names, help=help, envvar=variable, rich_help_panel=panel, **settings)
+    return typer.Option(
+        *names,
+        help=help,
+        envvar="CGVERIFY_" + name.upper().replace("-", "_"),
+        show_envvar=False,
+        metavar=name.rpartition("-")[2].upper() if shows is None else shows,
+        rich_help_panel=panel,
+        autocompletion=completes,
+        callback=None if at_least is None else _at_least(at_least),
+        **settings,
+    )
 
 
-def format_option(formats: Iterable[str], panel: str | None = None) -> Any:
+def _at_least(least: float) -> Callable[[float | None], float | None]:
+    def check(value: float | None) -> float | None:
+        if value is not None and not value >= least:
+            raise typer.BadParameter(f"{value:g} is less than {least:g}.")
+        return value
+
+    return check
+
+
+def format_option(formats: Sequence[str], panel: str = SHOWN) -> Any:
     """Declare the option `--format`."""
-    return option("format", f"Format of the report on stdout: {', '.join(formats)}.", panel=panel)
+    described = f"Format of the report on stdout: {', '.join(formats)}."
+    return option("format", described, panel=panel, completes=completion.names(formats))
 
 
-axis = partial(option, panel="What to verify")
-running = partial(option, panel="How to run")
+settings, inputs = partial(option, panel=SETTINGS), partial(option, panel=INPUTS)
+work, kept, shown = partial(option, panel=WORK), partial(option, panel=KEPT), partial(option, panel=SHOWN)
 
-Model = Annotated[str, option("model", "A name of `cgverify models`, a folder, or a hub id.")]
+RunFolder = Annotated[
+    Path, typer.Argument(metavar="RUN", help="A run folder or a baseline.", autocompletion=completion.run_folders)
+]
+Model = Annotated[
+    str, option("model", "A name of `cgverify models`, a folder, or a hub id.", completes=completion.models)
+]
 Weights = Annotated[
     str,
     option(
         "weights",
         "auto uses the weights on this disk, or random ones. pretrained downloads what is missing. "
         "random[:SEED] draws them.",
+        completes=completion.names(("auto", "pretrained", "random")),
     ),
 ]
-Bridge = Annotated[list[str], axis("bridge", "cgverify, transformer_lens, or module:name of a class or function.")]
-Dtype = Annotated[list[str], axis("dtype", ", ".join(DTYPES))]
-Device = Annotated[list[str], axis("device", "cpu, or another device of torch: cuda, cuda:1, mps, xpu, ….")]
+Bridge = Annotated[
+    list[str],
+    option(
+        "bridge",
+        "cgverify, transformer_lens, or module:name of a class or function.",
+        shows="BRIDGE,…",
+        completes=completion.names(("cgverify", "transformer_lens")),
+    ),
+]
+Layers = Annotated[
+    str | None, option("layers", "Layer numbers and ranges, such as 0,5-7. All by default.", shows="LAYER,…")
+]
+Components = Annotated[
+    list[str] | None,
+    option(
+        "component",
+        "A glob over names such as blocks.3.attn.q or attn.*. All by default.",
+        shows="COMPONENT,…",
+        completes=completion.names(completion.COMPONENTS),
+    ),
+]
+Dtype = Annotated[
+    list[str], settings("dtype", f"{', '.join(DTYPES)}.", shows="DTYPE,…", completes=completion.names(DTYPES))
+]
+Device = Annotated[
+    list[str],
+    settings(
+        "device",
+        "cpu, or another device of torch: cuda, cuda:1, mps, xpu, ….",
+        shows="DEVICE,…",
+        completes=completion.names(("cpu", "cuda", "mps", "xpu")),
+    ),
+]
 RotaryDims = Annotated[
     list[str] | None,
-    axis("rotary-dim", "Values to use instead of the checkpoint's own. none rotates the whole head."),
+    settings(
+        "rotary-dim", "Values to use instead of the checkpoint's own. none rotates the whole head.", shows="DIM,…"
+    ),
 ]
 Attention = Annotated[
     list[str],
-    axis("attention", f"Implementations of attention that Hugging Face's side runs: {', '.join(ATTENTIONS)}."),
-]
-Case = Annotated[list[str], axis("case", f"{', '.join(CASE_KINDS)}; or all.")]
-Layers = Annotated[str | None, axis("layers", "Layer numbers and ranges, such as 0,5-7. All by default.")]
-Components = Annotated[
-    list[str] | None, axis("component", "A glob over names such as blocks.3.attn.q or attn.*. All by default.")
-]
-Seed = Annotated[list[str], axis("seed", "Seeds of the random inputs.")]
-BatchSize = Annotated[int, axis("batch-size", "Sequences in each random input.", min=1)]
-SeqLen = Annotated[int, axis("seq-len", "Positions in each random input.", min=1)]
-Prompt = Annotated[str | None, axis("prompt", "Text for the cases text and model. By default a short piece of Python.")]
-Tokens = Annotated[
-    Path | None,
-    axis("tokens", "A file of token ids to use instead of --prompt: separated by white space, or a JSON list."),
-]
-Threads = Annotated[int | None, running("threads", "Number of torch threads. It is recorded in the run.", min=1)]
-Jobs = Annotated[int, running("jobs", "Number of processes that share the work.", min=1)]
-Scheduler = Annotated[
-    str | None, running("scheduler", "The address of a Dask scheduler whose workers do the work: tcp://host:8786.")
+    settings(
+        "attention",
+        f"Implementations of attention that Hugging Face's side runs: {', '.join(ATTENTIONS)}.",
+        shows="NAME,…",
+        completes=completion.names(ATTENTIONS),
+    ),
 ]
 Allow = Annotated[
     list[str] | None,
-    running("allow", f"Shortcuts of matrix products to leave on, with wider bounds: {', '.join(SHORTCUTS)}."),
+    settings(
+        "allow",
+        f"Shortcuts of matrix products to leave on, with wider bounds: {', '.join(SHORTCUTS)}.",
+        shows="SHORTCUT,…",
+        completes=completion.names(SHORTCUTS),
+    ),
 ]
-Output = Annotated[Path | None, running("output", "The run folder. By default reports/MODEL-TIME.")]
+Case = Annotated[
+    list[str],
+    inputs(
+        "case", f"{', '.join(CASE_KINDS)}; or all.", shows="CASE,…", completes=completion.names((*CASE_KINDS, "all"))
+    ),
+]
+Seed = Annotated[list[str], inputs("seed", "Seeds of the random inputs.", shows="SEED,…")]
+BatchSize = Annotated[int, inputs("batch-size", "Sequences in each random input.", at_least=1)]
+SeqLen = Annotated[int, inputs("seq-len", "Positions in each random input.", at_least=1)]
+Prompt = Annotated[
+    str | None,
+    inputs("prompt", "Text for the cases text and model. By default a short piece of Python.", shows="TEXT"),
+]
+Tokens = Annotated[
+    Path | None,
+    inputs(
+        "tokens",
+        "A file of token ids to use instead of --prompt: separated by white space, or a JSON list.",
+        shows="FILE",
+    ),
+]
+Threads = Annotated[
+    int | None, work("threads", "Number of torch threads. It is recorded in the run.", shows="N", at_least=1)
+]
+Jobs = Annotated[int, work("jobs", "Number of processes that share the work.", shows="N", at_least=1)]
+Scheduler = Annotated[
+    str | None,
+    work("scheduler", "The address of a Dask scheduler whose workers do the work: tcp://host:8786.", shows="ADDRESS"),
+]
+Output = Annotated[
+    Path | None,
+    kept(
+        "output",
+        "The run folder. By default reports/MODEL-TIME.",
+        shows="FOLDER",
+        completes=completion.run_folders,
+    ),
+]
 KeepTensors = Annotated[
-    str, running("keep-tensors", "Findings whose tensors are kept in the run folder: failed, all, none.")
+    str,
+    kept(
+        "keep-tensors",
+        "Findings whose tensors are kept in the run folder: failed, all, none.",
+        shows="WHICH",
+        completes=completion.names(KEEP_TENSORS),
+    ),
 ]
-Resume = Annotated[bool, running("resume", "Continue the run in --output, or start it there.")]
-Format = Annotated[str, format_option(FORMATS, "How to run")]
-ExitFirst = Annotated[bool, running("exitfirst", "Stop at the first failure.", short="-x")]
-Quiet = Annotated[bool, running("quiet", "Print no notices and no progress.", short="-q")]
+Resume = Annotated[bool, kept("resume", "Continue the run in --output, or start it there.")]
+Format = Annotated[str, format_option(FORMATS)]
+ExitFirst = Annotated[bool, work("exitfirst", "Stop at the first failure.", short="-x")]
+Quiet = Annotated[bool, shown("quiet", "Print no notices and no progress.", short="-q")]
 Verbose = Annotated[
     int,
     typer.Option(
@@ -114,7 +226,8 @@ Verbose = Annotated[
         "-v",
         count=True,
         help="-v shows warnings of libraries, -vv shows tracebacks.",
-        rich_help_panel="How to run",
+        rich_help_panel=SHOWN,
+        show_default=False,
     ),
 ]
 

@@ -7,27 +7,34 @@ from typing import Annotated
 
 import typer
 
-from cgverify.cli import options
+from cgverify.cli import completion, options
 from cgverify.cli.command import command
-from cgverify.cli.options import known, option
+from cgverify.cli.options import known, shown
 from cgverify.common.errors import UsageError
 from cgverify.report.formats import FORMATS, PIVOT_FORMATS, PIVOTS, WITH_BASELINE
 from cgverify.runs.atomic import replace_file
 
-Folder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder or a baseline.")]
 Baseline = Annotated[
     Path | None,
-    option("baseline", f"A run folder or baseline to show changes from, with --format {' or '.join(WITH_BASELINE)}."),
+    shown(
+        "baseline",
+        f"A run folder or baseline to show changes from, with --format {' or '.join(WITH_BASELINE)}.",
+        shows="RUN",
+        completes=completion.run_folders,
+    ),
 ]
-Output = Annotated[Path | None, option("output", "The file to write. stdout by default.")]
-By = Annotated[str | None, option("by", f"Show the run along one axis: {', '.join(PIVOTS)}.")]
+Output = Annotated[Path | None, shown("output", "The file to write. stdout by default.", shows="FILE")]
+By = Annotated[
+    str | None,
+    shown("by", f"Show the run along one axis: {', '.join(PIVOTS)}.", shows="AXIS", completes=completion.names(PIVOTS)),
+]
 
 
 @command
 def report(
     *,
     context: typer.Context,
-    run: Folder,
+    run: options.RunFolder,
     format: options.Format = "table",
     by: By = None,
     baseline: Baseline = None,
@@ -35,6 +42,11 @@ def report(
     verbose: options.Verbose = 0,  # noqa: ARG001  read by @command
 ) -> int:
     """Render a finished run again, whole or along one axis.
+
+    Examples:
+      cgverify report RUN
+      cgverify report RUN --format html --output report.html
+      cgverify report RUN --by dtype
 
     Exit codes: 0 whatever the run found, 2 bad usage.
     """

@@ -10,7 +10,7 @@ from rich.progress import track
 
 from cgverify.cli import options
 from cgverify.cli.command import command
-from cgverify.cli.options import format_option, known, option, split
+from cgverify.cli.options import SETTINGS, format_option, kept, known, split
 from cgverify.common.devices import require_devices
 from cgverify.common.errors import CgverifyError, RunFolderError
 from cgverify.common.numerics import pin_numerics
@@ -21,10 +21,15 @@ FORMATS = ("table", "csv")
 THREADS = 1
 """The tensors of the self-test are so small that a second thread would only wait."""
 
-Output = Annotated[Path | None, option("output", "A new folder for selftest.csv.")]
+Output = Annotated[Path | None, kept("output", "A new folder for selftest.csv.", shows="FOLDER")]
 Format = Annotated[str, format_option(FORMATS)]
 Quick = Annotated[
-    bool, typer.Option("--quick", help="Try every fault in one component and one case only: under a minute.")
+    bool,
+    typer.Option(
+        "--quick",
+        help="Try every fault in one component and one case only: under a minute.",
+        rich_help_panel=SETTINGS,
+    ),
 ]
 
 
@@ -44,6 +49,11 @@ def selftest(
 
     Faults that change no bit, or that are below the resolution of a dtype, are recognised by computing, and listed
     separately. Faults of the reference must be refused or suspect, and never be blamed on the bridge.
+
+    Examples:
+      cgverify selftest
+      cgverify selftest --quick --dtype bfloat16
+      cgverify selftest --device cuda --output selftest
 
     Exit codes: 0 every other fault was found and no variant was flagged, 1 a missed or wrongly blamed fault or a false
     alarm, 2 bad usage, 3 something could not be run, 130 interrupted.

@@ -9,9 +9,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from cgverify.cli import options
+from cgverify.cli import completion, options
 from cgverify.cli.command import command
-from cgverify.cli.options import running
+from cgverify.cli.options import SHOWN, WHAT, kept, work
 from cgverify.common.errors import UsageError
 from cgverify.plan.cells import Shard
 from cgverify.plan.shipped_plans import plan_file, purpose, shipped_plans
@@ -31,21 +31,34 @@ def _list_plans(wanted: bool) -> None:
     raise typer.Exit
 
 
-Config = Annotated[Path, typer.Argument(help="A file in YAML, or a name of --list.", metavar="PLAN")]
+Config = Annotated[
+    Path, typer.Argument(help="A file in YAML, or a name of --list.", metavar="PLAN", autocompletion=completion.plans)
+]
 ListPlans = Annotated[
     bool,
-    typer.Option("--list", help="List the plans that come with cgverify.", callback=_list_plans, is_eager=True),
+    typer.Option(
+        "--list",
+        help="List the plans that come with cgverify.",
+        callback=_list_plans,
+        is_eager=True,
+        rich_help_panel=WHAT,
+    ),
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="List the cells and their estimated cost, and verify nothing.")]
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run", help="List the cells and their estimated cost, and verify nothing.", rich_help_panel=SHOWN
+    ),
+]
 ShardText = Annotated[
     str | None,
-    running("shard", "I/N: verify only part I of N. `cgverify merge` merges all parts into one run."),
+    work("shard", "Verify only part I of N. `cgverify merge` merges all parts into one run.", shows="I/N"),
 ]
 RerunFailed = Annotated[
-    bool, running("rerun-failed", "Continue the run in --output, and run its failures and errors again.")
+    bool, kept("rerun-failed", "Continue the run in --output, and run its failures and errors again.")
 ]
 MaxMinutes = Annotated[
-    float | None, running("max-minutes", "Stop after so many minutes; --resume continues the run.", min=0)
+    float | None, work("max-minutes", "Stop after so many minutes; --resume continues the run.", shows="N", at_least=0)
 ]
 
 
@@ -54,16 +67,21 @@ def sweep(
     *,
     config: Config,
     list_plans: ListPlans = False,  # noqa: ARG001  its callback lists them
-    dry_run: DryRun = False,
     shard: ShardText = None,
     scheduler: options.Scheduler = None,
-    rerun_failed: RerunFailed = False,
     max_minutes: MaxMinutes = None,
+    rerun_failed: RerunFailed = False,
     run: options.RunOptions,
+    dry_run: DryRun = False,
 ) -> int:
     """Verify a plan: checkpoints × candidates × dtypes × devices × rotary_dims × attentions × cases × seeds.
 
     A checkpoint or a device that is missing here is reported as an error, and the rest of the plan is run.
+
+    Examples:
+      cgverify sweep smoke
+      cgverify sweep plan.yaml --dry-run
+      cgverify sweep nightly --shard 1/4 --output shard-1
 
     Exit codes: 0 all tensors agree, 1 a parity failure, 2 the plan or an option is wrong, 3 something could not be run
     or time was up, 5 nothing was compared, 130 interrupted.

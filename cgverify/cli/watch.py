@@ -7,10 +7,15 @@ from typing import Annotated
 
 import typer
 
-from cgverify.cli import options
+from cgverify.cli import completion, options
 from cgverify.cli.command import command
 
-Folder = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run that is being carried out.")]
+Folder = Annotated[
+    Path,
+    typer.Argument(
+        metavar="RUN", help="The folder of a run that is being carried out.", autocompletion=completion.run_folders
+    ),
+]
 
 
 @command
@@ -19,6 +24,11 @@ def watch(*, run: Folder, quiet: options.Quiet = False) -> int:
 
     A terminal shows how far it is, and each fault when it is found. Nothing is written to the folder. Ctrl-C stops
     watching, and the run goes on.
+
+    Examples:
+      cgverify watch RUN
+      cgverify watch RUN --quiet
+      cgverify watch reports/nightly > verdict.txt
 
     Exit codes: those of the run, 2 bad usage, 130 interrupted.
     """

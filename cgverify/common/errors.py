@@ -41,6 +41,7 @@ class UnknownNameError(UsageError):
 
     def __init__(self, kind: str, given: str, known: Iterable[str]) -> None:
         super().__init__(f"Unknown {kind} {given!r}: {suggestion(given, known)}")
+        self.kind = kind
 
 
 def suggestion(given: str, known: Iterable[str]) -> str:

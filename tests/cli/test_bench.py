@@ -89,7 +89,7 @@ def test_fail_over_decides_the_exit_code(
         (("--scenario", ","), "names nothing"),
         (("--bridge", ","), "names nothing"),
         (("--bridge", "nowhere:Bridge"), "No module named 'nowhere'"),
-        (("--format", "xml"), "Unknown format 'xml'"),
+        (("--format", "xml"), "Unknown --format 'xml'"),
         (("--memory", "keep"), "did you mean 'kept'"),
         (("--baseline", "nowhere.json"), "Cannot read nowhere.json"),
         (("--from", "nowhere.json"), "Cannot read nowhere.json"),

@@ -85,7 +85,7 @@ def test_wrong_option_is_reported_with_exit_code_2(cli: Cli, tmp_path: Path) -> 
     for arguments, message in (
         (["--output", "results"], "exists already"),
         (["--dtype", "float31"], "did you mean 'float32'"),
-        (["--format", "html"], "Unknown format"),
+        (["--format", "html"], "Unknown --format"),
     ):
         done = cli("selftest", *arguments)
         assert done.returncode == 2

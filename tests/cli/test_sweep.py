@@ -320,7 +320,7 @@ def test_dry_run_lists_cells_and_cost_and_runs_nothing(here: Path) -> None:
         (SMALL, ("--resume",), 2, "give that folder"),
         (SMALL, ("--rerun-failed",), 2, "give that folder"),
         (SMALL, ("--output", ".", "--resume"), 2, "holds no run"),
-        (SMALL, ("--dry-run", "--format", "xml"), 2, "Unknown format"),
+        (SMALL, ("--dry-run", "--format", "xml"), 2, "Unknown --format"),
     ],
 )
 def test_bad_plan_or_option_is_reported_in_one_sentence(
