@@ -62,7 +62,7 @@ def test_options_are_under_headings(path: tuple[str, ...]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("models", "--format", "tabel"), "Unknown --format 'tabel': did you mean 'table'?"),
+        (("models", "--format", "tble"), "Unknown --format 'tble': did you mean 'table'?"),
         (("bench", "--scenario", "train-fwd"), "Unknown --scenario 'train-fwd'"),
         (("attention", "--model", "codegen-nano", "--dtype", "half"), "--dtype 'half': unknown dtype"),
         (("attention", "--model", "codegen-nano", "--allow", "tf23"), "Unknown --allow 'tf23': did you mean 'tf32'?"),
