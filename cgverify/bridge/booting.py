@@ -146,9 +146,14 @@ def boot(
 def bridge_from(
     model: nn.Module, adapter_class: type[ArchitectureAdapter], *, tokenizer: PreTrainedTokenizerBase | None = None
 ) -> TransformerBridge:
-    """Return a bridge of a model in memory, built by an adapter. The model is changed in place."""
+    """Return a bridge of a model in memory, built by an adapter. The model is changed in place.
+
+    Parts of the model may be on the meta device: the device and dtype of the bridge are those of the first weight that
+    is not.
+    """
     hf_config = cast(Any, model.config)
-    weight = next(model.parameters())
+    weights = list(model.parameters())
+    weight = next((each for each in weights if not each.is_meta), weights[0])
     config = build_bridge_config_from_hf(hf_config, ARCHITECTURE, hf_config.name_or_path or "codegen", weight.dtype)
     adapter = adapter_class(config)
     adapter.cfg.device = str(weight.device)

@@ -95,7 +95,8 @@ class Window:
     def model(self, variant: ModelVariant) -> CodeGenForCausalLM:
         """Return a new model in eval mode, whose weights in view are copies, so that it may be changed.
 
-        As after `from_pretrained(dtype=…)`, weights have the dtype, and the sin/cos table has float32 or wider.
+        As after `from_pretrained(dtype=…)`, weights have the dtype, and the sin/cos table has float32 or wider. Its
+        config has the number of layers of the checkpoint.
 
         Raises:
             WeightsError: it does not fit into memory.
@@ -116,7 +117,8 @@ class Window:
         head_dim = config.n_embd // config.n_head
         config.rotary_dim = head_dim if variant.rotary_dim == "none" else variant.rotary_dim
         with _shortage_reported(self.view):
-            model = skeleton(config, 1)
+            model = skeleton(config, 1).to(variant.dtype)
+            model.config.n_layer = self._config.n_layer
             module = _in_view(model, self.view)
             for name, stored in self._stored.items():
                 owner, _, leaf = name.rpartition(".")

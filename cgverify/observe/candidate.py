@@ -7,12 +7,13 @@ import gc
 import hashlib
 import importlib
 import inspect
+import itertools
 import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 from transformer_lens.model_bridge import ArchitectureAdapter, TransformerBridge
@@ -20,6 +21,7 @@ from transformer_lens.model_bridge.generalized_components.base import Generalize
 from transformer_lens.model_bridge.supported_architectures.codegen import CodeGenArchitectureAdapter
 
 from cgverify.bridge.booting import CodeGenAdapter, adapter_with, bridge_from
+from cgverify.checkpoint.out_of_view import add_blocks_out_of_view, has_memory
 from cgverify.common.errors import CandidateError
 from cgverify.common.printable import message_of
 from cgverify.observe.fault import calls_a_side
@@ -41,23 +43,46 @@ class Candidate:
     """A function that changes the booted bridge and returns it."""
     source: str = ""
     """The digest of the file that it was imported from; empty if it is built in and so identified by its version."""
+    takes_model: bool = False
+    """Whether its code is given a whole model or bridge, in which it must find every block of the checkpoint."""
 
     @calls_a_side
     def boot(self, model: nn.Module) -> Any:
-        """Boot a bridge over a model, which is changed in place.
+        """Boot a bridge over a model, which is changed in place. Its blocks are those whose weights have memory.
+
+        The candidate wraps no block without memory, because it may look at the weights. A function and an adapter are
+        given all blocks of the checkpoint nevertheless: those out of view are on the meta device.
 
         Raises:
             CandidateError: the function returned something that is not a bridge.
             BaseException: the candidate raised it.
         """
-        bridge: Any = bridge_from(model, self.adapter)
-        if self.change is not None:
-            bridge = self.change(bridge)
+        if self.takes_model:
+            add_blocks_out_of_view(model)
+        if self.change is None:
+            return bridge_from(model, _in_view(self.adapter))
+        present = [has_memory(block) for block in cast(Any, model).transformer.h]
+        bridge: Any = self.change(bridge_from(model, self.adapter))
         if not isinstance(bridge, TransformerBridge):
             raise CandidateError(
                 f"--bridge {self.name} returned {type(bridge).__name__} instead of a bridge: return the bridge."
             )
+        if not all(present):
+            bridge.blocks = nn.ModuleList(itertools.compress(cast(Any, bridge).blocks, present))
         return bridge
+
+
+def _in_view(adapter: type[ArchitectureAdapter]) -> type[ArchitectureAdapter]:
+    """Return an adapter that prepares a model as another one does, and then leaves out the blocks without memory."""
+
+    class InView(adapter):  # type: ignore[misc]
+        def prepare_model(self, hf_model: Any) -> None:
+            super().prepare_model(hf_model)
+            blocks = hf_model.transformer.h
+            if not all(map(has_memory, blocks)):
+                hf_model.transformer.h = nn.ModuleList(filter(has_memory, blocks))
+
+    return InView
 
 
 @contextlib.contextmanager
@@ -98,11 +123,11 @@ def find_candidate(name: str) -> Candidate:
     source = _digest(found)
     if isinstance(found, type):
         if issubclass(found, ArchitectureAdapter):
-            return Candidate(name, found, source=source)
+            return Candidate(name, found, source=source, takes_model=True)
         if issubclass(found, GeneralizedComponent):
             return Candidate(name, adapter_with(found), source=source)
     elif callable(found):
-        return Candidate(name, CodeGenAdapter, change=found, source=source)
+        return Candidate(name, CodeGenAdapter, change=found, source=source, takes_model=True)
     raise CandidateError(
         f"--bridge {name} is not a bridge: give an attention bridge class, an ArchitectureAdapter subclass, or a "
         "function that takes a booted bridge and returns it."

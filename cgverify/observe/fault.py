@@ -13,6 +13,7 @@ from collections.abc import Callable
 from types import CodeType
 from typing import Any, TypeVar
 
+from cgverify.checkpoint.out_of_view import SENTENCE
 from cgverify.common.errors import CgverifyError
 from cgverify.common.memory import is_shortage
 from cgverify.common.printable import described, message_of
@@ -28,6 +29,9 @@ _LACKS: dict[type[Exception], re.Pattern[str]] = {
 }
 """By class: what torch says of an operation that a device does not have, or not for a dtype."""
 
+_ABSENT = re.compile(r"\bmeta\b", re.IGNORECASE)
+"""What torch says of a tensor on the meta device, where the weights are that are not in view."""
+
 _calls_a_side: set[CodeType] = set()
 
 
@@ -42,9 +46,15 @@ def lacks_operation(error: BaseException) -> bool:
     return any(isinstance(error, kind) and said.search(message_of(error)) for kind, said in _LACKS.items())
 
 
+def computes_out_of_view(error: BaseException) -> bool:
+    """Whether an exception says that a tensor without memory was computed with."""
+    kinds = RuntimeError, NotImplementedError, TypeError
+    return isinstance(error, kinds) and _ABSENT.search(message_of(error)) is not None
+
+
 def is_ours(error: BaseException) -> bool:
     """Whether an exception that came out of a side's forward is not the side's."""
-    if isinstance(error, CgverifyError) or is_shortage(error) or lacks_operation(error):
+    if isinstance(error, CgverifyError) or is_shortage(error) or lacks_operation(error) or computes_out_of_view(error):
         return True
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     ours = [frame.f_code for frame in frames if frame.f_globals.get("__name__", "").startswith(_OURS)]
@@ -57,6 +67,8 @@ def reason(error: BaseException) -> str:
         return str(error)
     if is_shortage(error):
         return f"memory is short: {described(error)}"
+    if computes_out_of_view(error):
+        return f"{SENTENCE} ({described(error)})"
     if lacks_operation(error):
         return f"this device lacks an operation: {described(error)}"
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "cgverify" in frame.filename]

@@ -12,10 +12,12 @@ import pytest
 import torch
 from transformer_lens.model_bridge.generalized_components import CodeGenAttentionBridge as Upstream
 from transformers import CodeGenForCausalLM
-from verifying import failed, verify
+from verifying import failed, findings, of, verify
 
 from cgverify.bridge import CodeGenAttentionBridge
+from cgverify.bridge.booting import CodeGenAdapter
 from cgverify.common.errors import CandidateError
+from cgverify.common.records import CellResult, Verdict
 from cgverify.observe.candidate import find_candidate
 
 BOOTED: list[weakref.ref[Any]] = []
@@ -36,6 +38,82 @@ def changed(bridge: Any) -> Any:
 
 
 NOT_A_BRIDGE = 3
+
+
+class LooksAtItsWeights(CodeGenAttentionBridge):
+    """Checks its weights when it is wired, and keeps a tensor where its config says that the bridge is."""
+
+    def set_original_component(self, original_component: torch.nn.Module) -> None:
+        assert all(bool(weight.isfinite().all()) for weight in original_component.parameters())
+        super().set_original_component(original_component)
+        assert self.config.n_layers == 5
+        self.scale = torch.ones((), device=self.config.device)
+
+    def _output(self, z: torch.Tensor) -> torch.Tensor:
+        return super()._output(z) * self.scale.to(z.dtype)
+
+
+class PreparesLayer2(CodeGenAdapter):  # type: ignore[misc,valid-type]
+    def prepare_model(self, hf_model: Any) -> None:
+        super().prepare_model(hf_model)
+        hf_model.transformer.h[2].attn.out_proj.weight.data *= 1.5
+
+
+def layer_2_alone(bridge: Any) -> Any:
+    assert [block.attn.original_component.layer_idx for block in bridge.blocks] == list(range(5))
+    assert {weight.dtype for weight in bridge.parameters()} == {bridge.cfg.dtype}
+    bridge.blocks[2].attn.o.original_component.weight.data *= 1.5
+    return bridge
+
+
+def every_weight_is_finite(bridge: Any) -> Any:
+    assert all(bool(weight.isfinite().all()) for weight in bridge.parameters())
+    return bridge
+
+
+def layer_1_has_weights_of_layer_2(bridge: Any) -> Any:
+    bridge.blocks[1].attn.o = bridge.blocks[2].attn.o
+    return bridge
+
+
+def layer_2_added_to_layer_1(bridge: Any) -> Any:
+    output, other = (bridge.blocks[layer].attn.o.original_component for layer in (1, 2))
+    doubled = other.weight * 2
+    output.register_forward_hook(lambda _, args, found: found + torch.nn.functional.linear(args[0], doubled))
+    return bridge
+
+
+IN_VIEW = ["LooksAtItsWeights", "PreparesLayer2", "layer_2_alone"]
+OUT_OF_VIEW = {"every_weight_is_finite": 6, "layer_1_has_weights_of_layer_2": 2, "layer_2_added_to_layer_1": 2}
+"""The number of cells in which each computes with weights out of view."""
+
+
+@pytest.fixture(scope="module")
+def of_several_layers() -> list[CellResult]:
+    return verify(
+        candidates=[f"{__name__}:{name}" for name in (*IN_VIEW, *OUT_OF_VIEW)],
+        dtypes=["bfloat16"],
+        layers=[1, 2],
+        components=["embed", "attn", "attn.o", "unembed"],
+        cases=["default"],
+    )
+
+
+@pytest.mark.parametrize("name", IN_VIEW)
+def test_candidate_finds_every_block_and_its_own_weights(name: str, of_several_layers: list[CellResult]) -> None:
+    own = of(of_several_layers, candidate=f"{__name__}:{name}")
+    expected = set() if name == "LooksAtItsWeights" else {"blocks.2.attn", "blocks.2.attn.o"}
+    assert len(own) == 6
+    assert {result.cell.component for result in own if failed([result])} == expected
+
+
+@pytest.mark.parametrize("name", OUT_OF_VIEW)
+def test_computing_out_of_view_is_a_sentence_and_no_blame(name: str, of_several_layers: list[CellResult]) -> None:
+    own = of(of_several_layers, candidate=f"{__name__}:{name}")
+    wrong = [finding for finding in findings(own) if finding.verdict is Verdict.ERROR]
+    assert failed(own) == []
+    assert len(wrong) == OUT_OF_VIEW[name]
+    assert all(finding.message.startswith("Weights that are not in view were computed with") for finding in wrong)
 
 
 @pytest.mark.parametrize(

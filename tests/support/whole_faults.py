@@ -7,12 +7,14 @@ from typing import Any
 
 import torch
 
+from cgverify.checkpoint.out_of_view import has_memory
+
 
 def _in_whole_models(change: Callable[[Any], object]) -> Callable[[Any], Any]:
-    """Return a candidate that changes bridges of more than one block."""
+    """Return a candidate that changes bridges of which every block has memory."""
 
     def candidate(bridge: Any) -> Any:
-        if len(bridge.blocks) > 1:
+        if all(map(has_memory, bridge.blocks)):
             change(bridge)
         return bridge
 

@@ -1,6 +1,6 @@
 """Ways to seed a fault: replace methods of attention, or change modules of a booted bridge.
 
-Paths are those of a bridge over one block, such as `blocks.0.attn.q`.
+Paths are those of a bridge over one block, the one in view, such as `blocks.0.attn.q`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from transformer_lens.hook_points import HookPoint
 
 from cgverify.bridge import CodeGenAttentionBridge
 from cgverify.bridge.wrapped_attention import TABLE_PER_ATTENTION, TABLE_PER_MODEL, WrappedAttention, form_of
+from cgverify.checkpoint.out_of_view import has_memory
 from cgverify.selftest.candidates import Implementation
 
 NORMS = ("blocks.0.ln1", "ln_final")
@@ -70,13 +71,22 @@ def keep(bridge: Any, method: Callable[..., Any], *args: Any) -> Any:
 
 
 def changed(change: Callable[[Any], object]) -> Implementation:
-    """Return a function that changes a booted bridge and returns it."""
+    """Return a function that changes the parts in view of a booted bridge and returns the bridge."""
 
     def candidate(bridge: Any) -> Any:
-        change(bridge)
+        change(_with_the_block_in_view(bridge))
         return bridge
 
     return candidate
+
+
+def _with_the_block_in_view(bridge: Any) -> nn.Module:
+    """Return the parts of a bridge with one of its blocks, the first one with memory."""
+    parts = nn.Module()
+    for name, part in bridge.named_children():
+        parts.add_module(name, part)
+    parts.blocks = nn.ModuleList([next(filter(has_memory, bridge.blocks), bridge.blocks[0])])
+    return parts
 
 
 def computed(function: Callable[..., Any], *paths: str) -> Implementation:
