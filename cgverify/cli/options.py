@@ -192,7 +192,14 @@ Tokens = Annotated[
 Threads = Annotated[
     int | None, work("threads", "Number of torch threads. It is recorded in the run.", shows="N", at_least=1)
 ]
-Jobs = Annotated[int, work("jobs", "Number of processes that share the work.", shows="N", at_least=1)]
+Jobs = Annotated[
+    str,
+    work(
+        "jobs",
+        "Number of processes that share the work; auto is one for each processor, if the plan is large enough.",
+        shows="N|auto",
+    ),
+]
 Scheduler = Annotated[
     str | None,
     work("scheduler", "The address of a Dask scheduler whose workers do the work: tcp://host:8786.", shows="ADDRESS"),
@@ -284,7 +291,7 @@ class RunOptions(NamedTuple):
     """How a run is carried out, kept and shown."""
 
     threads: Threads = None
-    jobs: Jobs = 1
+    jobs: Jobs = "auto"
     allow: Allow = None
     output: Output = None
     keep_tensors: KeepTensors = "failed"
@@ -316,7 +323,7 @@ class RunOptions(NamedTuple):
         """Return how the run is carried out; see `ExecutionOptions` for what it raises."""
         return ExecutionOptions(
             threads=self.threads,
-            jobs=self.jobs,
+            jobs=_jobs(self.jobs),
             scheduler=scheduler,
             allow=tuple(split(self.allow)),
             shard=shard,
@@ -362,6 +369,15 @@ def device_names(texts: Iterable[str]) -> list[str]:
     if not names:
         raise UsageError("--device names nothing: give a value, or leave it out.")
     return list(dict.fromkeys(names))
+
+
+def _jobs(text: str) -> int | None:
+    """Return a number of processes; None for `auto`."""
+    if text.lower() == "auto":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise UsageError(f"--jobs {text!r} is neither a number from 1 on nor auto.")
+    return int(text)
 
 
 def _number(text: str) -> int | str:

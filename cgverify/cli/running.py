@@ -83,10 +83,11 @@ def _announce(session: RunSession) -> None:
     prepared, finished = session.prepared, len(session.results)
     note = f"{finished} cells are finished already. " if finished else ""
     run = prepared.run
+    processes = f"{prepared.jobs} processes, " if prepared.jobs > 1 else ""
     shard = f", shard {prepared.options.shard}" if prepared.options.shard else ""
     typer.echo(
         f"{run.model}, weights {run.weights_origin}{shard}: {len(prepared.plan)} cells, "
-        f"about {prepared.peak_bytes / 1e9:.1f} GB of memory. {note}Run folder {session.folder.path}",
+        f"{processes}about {prepared.peak_bytes / 1e9:.1f} GB of memory. {note}Run folder {session.folder.path}",
         err=True,
     )
     for checkpoint in run.checkpoints:
@@ -101,11 +102,12 @@ def _verify(session: RunSession, options: RunOptions, deadline: float | None) ->
     # A batch that was run in part is run whole: a cell of it that failed before must not stop the run again.
     failed_before = {cell for cell, result in session.results.items() if result.verdict.fails}
     ended = "Time is up"
+    progress = RunProgress(console(options.quiet), session.remaining)
     try:
         with (
             stdout_to_stderr(),
-            RunProgress(console(options.quiet), session.remaining) as progress,
             contextlib.closing(session.carry_out(deadline, progress.observe)) as results,
+            progress,  # after the workers are forked: it starts a thread
         ):
             for result in results:
                 progress.finish(result)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -15,6 +16,7 @@ from cgverify.checkpoint.prompt import UNSEEN, prompt_for
 from cgverify.common.errors import NothingToVerifyError, UsageError
 from cgverify.common.memory import available, taken
 from cgverify.common.numerics import machine, pin_numerics, versions
+from cgverify.common.processors import processors
 from cgverify.common.records import Cell, Checkpoint, Run, WholePlan
 from cgverify.observe.candidate import find_candidate
 from cgverify.observe.generations import installed
@@ -23,6 +25,7 @@ from cgverify.plan.cases import PROMPTED
 from cgverify.plan.cells import Shard, plan
 from cgverify.plan.cost.fit import require_room, without_room
 from cgverify.plan.cost.memory import peaks
+from cgverify.plan.cost.share import largest_process, processes, threads_of_each
 from cgverify.runs.differences import CANDIDATE_SOURCES
 from cgverify.runs.reading import PlannedCell
 from cgverify.runs.request import ExecutionOptions, RunRequest
@@ -36,6 +39,8 @@ class PreparedRun:
     plan: tuple[PlannedCell, ...]
     found: FoundCheckpoints
     options: ExecutionOptions
+    jobs: int
+    """The local processes that share the work."""
 
     @property
     def cells(self) -> list[Cell]:
@@ -49,7 +54,7 @@ class PreparedRun:
     @property
     def peak_bytes(self) -> int:
         """The estimated memory of all processes."""
-        return self.options.jobs * max(peaks(self.found, self.cells).values(), default=0)
+        return self.jobs * max(peaks(self.found, self.cells).values(), default=0)
 
     def job(self, folder: Path | None = None) -> Job:
         """Return what every worker has to know.
@@ -90,12 +95,10 @@ def prepare(request: RunRequest, options: ExecutionOptions) -> PreparedRun:
         found = _with_prompts(request, found)
         cells = _plan_cells(request, found)
     if options.scheduler is None:  # the workers of a cluster declare their own memory
-        found = _require_memory(request, found, cells, (available() + taken()) // options.jobs)
+        found = _require_memory(request, found, cells, (available() + taken()) // (options.jobs or 1))
     places = {cell.id: place for place, cell in enumerate(cells)}
     own = _cells_of_shard(options.shard, cells, found)
-    threads = options.threads
-    if threads is None and options.jobs > 1:
-        threads = max(1, int(machine()["processors"]) // options.jobs)
+    jobs, threads = _share(options, own, found)
     settings = {
         **request.settings,
         CANDIDATE_SOURCES: sources,
@@ -109,6 +112,7 @@ def prepare(request: RunRequest, options: ExecutionOptions) -> PreparedRun:
         plan=tuple(PlannedCell(place=places[cell.id], cell=cell) for cell in own),
         found=found,
         options=options,
+        jobs=jobs,
     )
 
 
@@ -200,6 +204,22 @@ def _require_memory(
         return checkpoint.model_copy(update={"problem": problems.get(checkpoint.digest, checkpoint.problem)})
 
     return replace(found, checkpoints={key: checked(one) for key, one in found.checkpoints.items()})
+
+
+def _share(options: ExecutionOptions, cells: Sequence[Cell], found: FoundCheckpoints) -> tuple[int, int | None]:
+    """Return how many processes share the cells, and the threads of each; None leaves torch's number."""
+    jobs, threads = options.jobs, options.threads
+    at_once = processors()
+    if jobs is None and options.scheduler is None:
+        largest = largest_process(peaks(found, cells), cells, list(found.checkpoints.values()))
+        if threads is None and "OMP_NUM_THREADS" not in os.environ:
+            threads = threads_of_each(largest)
+        each = threads or int(os.environ.get("OMP_NUM_THREADS", at_once))
+        planned = batches(cells, found.checkpoints.values())
+        return processes(planned, largest, available() + taken(), max(1, at_once // each)), threads
+    if threads is None and jobs is not None and jobs > 1:
+        threads = max(1, at_once // jobs)
+    return jobs or 1, threads
 
 
 def _cells_of_shard(shard: Shard | None, cells: Sequence[Cell], found: FoundCheckpoints) -> list[Cell]:

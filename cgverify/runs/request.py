@@ -23,9 +23,10 @@ class ExecutionOptions:
     """
 
     threads: int | None = None
-    """torch threads in each process; None takes the processors of this process, divided among the jobs."""
-    jobs: int = 1
-    """Local processes that share the work."""
+    """torch threads in each process; None takes the processors of this process, divided among the jobs, or what
+    `cgverify.plan.cost.share` says if `jobs` is None too."""
+    jobs: int | None = 1
+    """Local processes that share the work; None takes what `cgverify.plan.cost.share` says."""
     scheduler: str | None = None
     """The address of a Dask scheduler whose workers do the work, `tcp://host:port` or `tls://host:port`."""
     allow: tuple[str, ...] = ()
@@ -38,7 +39,7 @@ class ExecutionOptions:
     def __post_init__(self) -> None:
         if self.scheduler is None:
             return
-        if self.jobs > 1:
+        if (self.jobs or 1) > 1:
             raise UsageError("--jobs cannot be combined with --scheduler: a cluster has the workers that were started.")
         if importlib.util.find_spec("distributed") is None:
             raise UsageError("A Dask cluster needs dask.distributed: pip install 'cgverify[dask]'.")

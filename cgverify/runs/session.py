@@ -30,8 +30,8 @@ def verify_batches(
     executor: Executor
     if options.scheduler is not None:
         executor = Dask(options.scheduler)
-    elif options.jobs > 1:
-        executor = Processes(options.jobs, watch)
+    elif prepared.jobs > 1:
+        executor = Processes(prepared.jobs, prepared.found.sources, watch)
     else:
         executor = InProcess(prepared.found.sources, watch)
     return executor.run(batches, prepared.job(folder))
@@ -87,9 +87,10 @@ class RunSession:
         return [self.results[cell.id] for cell in self.prepared.cells if cell.id in self.results]
 
     def carry_out(self, deadline: float | None = None, watch: Watch = unwatched) -> Generator[CellResult, None, None]:
-        """Verify the remaining batches, and yield each result after it is written to the folder.
+        """Start to verify the remaining batches, and return each result after it is written to the folder.
 
-        A batch that was interrupted is run whole again, and a result that is already written is not written twice.
+        Local worker processes start at once. A batch that was interrupted is run whole again, and a result that is
+        already written is not written twice.
 
         Args:
             deadline: a time of `time.monotonic()`. No result is taken after it.
@@ -98,7 +99,10 @@ class RunSession:
         Raises:
             StorageError: the folder cannot be written any longer.
         """
-        for result in verify_batches(self.prepared, self.remaining, self.folder.path, watch):
+        return self._kept(verify_batches(self.prepared, self.remaining, self.folder.path, watch), deadline)
+
+    def _kept(self, results: Iterator[CellResult], deadline: float | None) -> Generator[CellResult, None, None]:
+        for result in results:
             before = self.results.get(result.cell.id)
             counts = result if before is None else reconcile(before, result)
             if counts is not before:

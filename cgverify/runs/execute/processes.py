@@ -1,9 +1,9 @@
 """Local worker processes that verify batches.
 
-Workers are forked from a server that has imported torch once, so that a lost worker is replaced at once. Windows cannot
-fork: each worker is a new process there. A worker has a pipe to the parent process. It receives a batch, sends each
-cell before it observes the cell, and at last sends the results of the batch. So the parent process knows at which cell
-a worker was lost.
+Workers are forked from this process, which has imported everything, if that is safe, and otherwise from a server that
+imports it once more; on Windows each is a new process. A worker has a pipe to the parent process. It receives a batch,
+sends each cell before it observes the cell, and at last sends the results of the batch. So the parent process knows at
+which cell a worker was lost.
 """
 
 from __future__ import annotations
@@ -14,17 +14,20 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from cgverify.checkpoint.lookup import CheckpointRequest
+from cgverify.checkpoint.source import Source
 from cgverify.common.process import hush_libraries
 from cgverify.common.records import CellResult
 from cgverify.plan.batches import CellBatch, Job, Watch, unwatched
-from cgverify.runs.execute.batch_queue import BatchQueue, Worker
+from cgverify.runs.execute.batch_queue import BatchQueue, Worker, longest_first
 from cgverify.runs.execute.worker_error import worker_error
 
 
@@ -37,13 +40,25 @@ class LocalWorker(Worker):
 class Processes:
     """Runs batches on local processes. See `cgverify.plan.batches.Executor`."""
 
-    def __init__(self, jobs: int, watch: Watch = unwatched) -> None:
-        self._jobs, self._watch = jobs, watch
-        self._context = _context()
+    def __init__(
+        self, jobs: int, sources: Mapping[CheckpointRequest, Source] | None = None, watch: Watch = unwatched
+    ) -> None:
+        """
+        Args:
+            sources: the checkpoints that this process has opened already. A forked worker need not read all of a file
+                again for its digest.
+        """
+        self._jobs, self._sources, self._watch = jobs, sources or {}, watch
+        self._workers: list[LocalWorker] = []
 
     def run(self, batches: Sequence[CellBatch], job: Job) -> Iterator[CellResult]:
-        queue = BatchQueue(batches)
-        workers = [self._start_worker(job) for _ in range(min(self._jobs, len(batches)))]
+        """Start the workers, and return their results. Call this before a progress bar starts its thread."""
+        for _ in range(min(self._jobs, len(batches))):
+            self._workers.append(self._start_worker(job))
+        return self._results(BatchQueue(longest_first(batches)), job)
+
+    def _results(self, queue: BatchQueue, job: Job) -> Iterator[CellResult]:
+        workers = self._workers
         try:
             while True:
                 for worker in workers:
@@ -70,8 +85,15 @@ class Processes:
                 worker.pipe.close()
 
     def _start_worker(self, job: Job) -> LocalWorker:
-        ours, theirs = self._context.Pipe()
-        process: BaseProcess = self._context.Process(target=_work, args=(theirs, job), daemon=True)  # type: ignore[attr-defined]
+        ours, theirs = multiprocessing.Pipe()
+        arguments: tuple[Any, ...] = (theirs, job)
+        if may_fork(job):
+            context: BaseContext = multiprocessing.get_context("fork")
+            # A fork has this process's ends of all pipes. While it holds one, a worker would outlive this process.
+            arguments = (*arguments, [ours, *(worker.pipe for worker in self._workers)], self._sources)
+        else:
+            context = _context()
+        process: BaseProcess = context.Process(target=_work, args=arguments, daemon=True)  # type: ignore[attr-defined]
         process.start()
         theirs.close()  # so that reading from the pipe fails as soon as the worker is gone
         return LocalWorker(process=process, pipe=ours)
@@ -95,6 +117,14 @@ class Processes:
         return results
 
 
+def may_fork(job: Job) -> bool:
+    """Whether a fork of this process can work: it has no other thread of Python, whose locks would stay locked.
+
+    OpenMP does not survive a fork either, but a worker with one thread never asks for a second one.
+    """
+    return sys.platform == "linux" and threading.active_count() == 1 and job.threads == 1
+
+
 def _context() -> BaseContext:
     """Return how workers are started: from a server, or on Windows, which cannot fork, as new processes."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
@@ -110,9 +140,16 @@ def _exit_reason(process: BaseProcess) -> str:
     return f"killed by {signal.Signals(-code).name}" if code < 0 else f"it exited with {code}"
 
 
-def _work(pipe: Connection, job: Job) -> None:
+def _work(
+    pipe: Connection,
+    job: Job,
+    inherited: Sequence[Connection] = (),
+    sources: Mapping[CheckpointRequest, Source] | None = None,
+) -> None:
     """Verify batches until the parent process is gone. This runs in the worker."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent process, which stops its workers
+    for other in inherited:
+        other.close()
     gc.freeze()  # what the server has imported is in no garbage collection, of which each freed bridge needs one
     os.dup2(2, 1)  # what candidates print must not be mixed with the report
     sys.stdout = sys.stderr
@@ -124,7 +161,7 @@ def _work(pipe: Connection, job: Job) -> None:
     if not job.warnings:
         hush_libraries()
     try:
-        verifier = BatchVerifier(job)
+        verifier = BatchVerifier(job, sources)
         while True:
             batch: CellBatch = pipe.recv()
             send("results", list(verifier.verify(batch, lambda cell: send("cell", cell))))
