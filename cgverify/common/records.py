@@ -61,7 +61,7 @@ class Record(BaseModel):
 
 RotaryDim = int | Literal["none"]
 
-EAGER = "eager"
+EAGER, SDPA = "eager", "sdpa"
 """The implementation of attention that computes scores and pattern one after the other."""
 
 WeightsView = int | str

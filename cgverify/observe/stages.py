@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from cgverify.common.records import EAGER, SDPA
 from cgverify.observe.generations import installed
 from cgverify.oracle.arithmetic import UNIT_ROUNDOFF, Expected, exact_input, exact_output
 from cgverify.oracle.block_sum import block_sum
@@ -147,6 +148,9 @@ class Stage:
     """Whether elements that the attention mask hides are left out of direct comparison."""
     meaning: str = ""
     """What it means if this stage breaks, if its name does not say so."""
+    shown_with: tuple[str, ...] = (EAGER, SDPA)
+    """The implementations of attention with which Hugging Face's side has the tap. Empty if it never has: such a tap is
+    compared with its oracle alone."""
 
 
 def expect_products(
@@ -220,7 +224,8 @@ def with_returned(stages: tuple[Stage, ...], pattern: str | None = None) -> tupl
     returned = copy("returned", "returned", "hook_out", RESIDUAL)
     if pattern is None:
         return (*stages, returned)
-    return (*stages, returned, copy("returned", "returned_pattern", pattern, PATTERN))
+    with_pattern = Stage("returned", "returned_pattern", unchanged(pattern), PATTERN, shown_with=(EAGER,))
+    return (*stages, returned, with_pattern)
 
 
 def single_linear(name: str, weight: str, axes: tuple[str, ...]) -> tuple[Stage, ...]:
@@ -258,8 +263,8 @@ def norm(prefix: str, source: str, weight: str) -> tuple[Stage, ...]:
 
     return (
         copy("input", into, source, RESIDUAL),
-        Stage("scale", f"{prefix}hook_scale", TapFunction(scaled), RESIDUAL, required=False),
-        Stage("normalized", f"{prefix}hook_normalized", TapFunction(x_hat), RESIDUAL, required=False),
+        Stage("scale", f"{prefix}hook_scale", TapFunction(scaled), RESIDUAL, required=False, shown_with=()),
+        Stage("normalized", f"{prefix}hook_normalized", TapFunction(x_hat), RESIDUAL, required=False, shown_with=()),
         Stage("layer_norm", f"{prefix}hook_out", TapFunction(normed), RESIDUAL),
     )
 
@@ -367,8 +372,8 @@ def attention(prefix: str, source: str, with_cache: bool) -> tuple[Stage, ...]:
         *(linear(f"project_{w}", f"{prefix}hook_{w}", into, f"attn.{w}", HEADS) for w in "qkv"),
         *(Stage("rope", f"{prefix}hook_rot_{w}", rotated(w), HEADS) for w in "qk"),
         *(caching if with_cache else ()),
-        Stage("scores", attn_scores, TapFunction(scored), PATTERN, masked=True),
-        Stage("softmax", pattern, TapFunction(patterned), PATTERN),
+        Stage("scores", attn_scores, TapFunction(scored), PATTERN, masked=True, shown_with=(EAGER,)),
+        Stage("softmax", pattern, TapFunction(patterned), PATTERN, shown_with=(EAGER,)),
         Stage("mix", z, TapFunction(mixed), HEADS),
         linear("output", f"{prefix}o.hook_out", z, "attn.o", required=False),
         copy("output", f"{prefix}hook_hidden_states", out, RESIDUAL, required=False),

@@ -16,11 +16,11 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 from cgverify.common.devices import NO_DEVICE, device_name
 from cgverify.common.errors import suggestion
-from cgverify.common.records import EAGER, Cell, Checkpoint, RotaryDim
+from cgverify.common.records import EAGER, SDPA, Cell, Checkpoint, RotaryDim
 from cgverify.plan.cases import CASE_KINDS, DEFAULT_CASES
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
-ATTENTIONS = (EAGER, "sdpa")
+ATTENTIONS = (EAGER, SDPA)
 """Implementations of attention in transformers that are the same computation, with known bounds."""
 
 MOST_LAYERS = 10_000

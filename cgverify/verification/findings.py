@@ -19,8 +19,12 @@ from cgverify.verification.metrics import difference, verdict
 from cgverify.verification.observed import RAISED_TAP, ObservedCell, ObservedStep, StageCheck
 
 
-def findings_of(step: ObservedStep) -> list[Finding]:
-    """Return the findings of one step of a cell, tap by tap in the order of the computation."""
+def findings_of(step: ObservedStep, attention: str) -> list[Finding]:
+    """Return the findings of one step of a cell, tap by tap in the order of the computation.
+
+    Args:
+        attention: the implementation of attention that the reference ran.
+    """
     reference, candidate = step.reference.observation, step.candidate.observation
     if reference.raised is not None:
         accepts = "" if candidate.raised is not None else "; the candidate accepts it"
@@ -31,7 +35,7 @@ def findings_of(step: ObservedStep) -> list[Finding]:
         message = f"the candidate raised where the reference did not: {described(candidate.raised)}"
         findings.append(_diverged(step, RAISED_TAP, "forward", message))
     findings += [
-        _finding(step, index, stage)
+        _finding(step, index, stage, attention)
         for index, stage in enumerate(step.stages)
         if stage.tap in step.candidate.tensors or (stage.required and candidate.raised is None)
     ]
@@ -46,7 +50,7 @@ def _diverged(step: ObservedStep, tap: str, stage: str, message: str) -> Finding
     return Finding(step=step.name, tap=tap, stage=stage, verdict=Verdict.DIVERGED, message=message)
 
 
-def _finding(step: ObservedStep, index: int, stage: Stage) -> Finding:
+def _finding(step: ObservedStep, index: int, stage: Stage, attention: str) -> Finding:
     """Return the finding of one stage."""
     ours, theirs = step.candidate.tensors.get(stage.tap), step.reference.tensors.get(stage.tap)
     check, reference_check = step.candidate.checks.get(index), step.reference.checks.get(index)
@@ -89,6 +93,8 @@ def _finding(step: ObservedStep, index: int, stage: Stage) -> Finding:
         message = messages.diverged(step, stage, check, unfit, distance, fields["at"])
     elif doubt:
         message = messages.suspect(stage, doubt, agrees=strongest is Verdict.BITWISE)
+    elif theirs is None and step.conditions.patch is None and attention in stage.shown_with:
+        strongest, message = Verdict.ERROR, messages.no_counterpart(stage.tap)
     return Finding(**fields, verdict=strongest, message=message)
 
 

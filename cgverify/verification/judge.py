@@ -56,7 +56,8 @@ class Judge:
         if failure is not None:
             return uncompared([observed.cell], Verdict.DIVERGED, str(failure), where=failure.where)[0]
         started = time.perf_counter()
-        found = drop_repeated_missing(finding for step in observed.steps for finding in findings_of(step))
+        attention = observed.cell.attention
+        found = drop_repeated_missing(one for step in observed.steps for one in findings_of(step, attention))
         judging_seconds = checking_seconds + time.perf_counter() - started
         try:
             findings, first = self._explained(observed, found, parameters)

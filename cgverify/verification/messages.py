@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 
 import torch
 
@@ -57,6 +58,13 @@ def diverged(
         message = f"{stage.name} is off by {check.r:.3g} times its bound at {at}{from_reference}"
     meaning = f"{stage.meaning}: " if stage.meaning else ""
     return f"{_patch_ignored(step, stage)}{meaning}{message}"
+
+
+def no_counterpart(tap: str) -> str:
+    return (
+        f"Hugging Face's side shows no {tap}, which it must show, so that parity was not compared there: transformers "
+        f"{version('transformers')} may compute it in another way than the versions that this cgverify is for."
+    )
 
 
 def suspect(stage: Stage, doubt: str, agrees: bool) -> str:

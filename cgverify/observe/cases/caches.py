@@ -23,6 +23,7 @@ from cgverify.observe.cases.case import Case
 from cgverify.observe.components import Component
 from cgverify.observe.conditions import Conditions
 from cgverify.observe.inputs import LOWEST, Inputs, InputSpec, Step, slice_tokens, stress_context
+from cgverify.observe.stages import Stage
 from cgverify.plan.cases import DECODED_TOKENS
 
 UNUSED = 3
@@ -68,9 +69,17 @@ def _drop_last(cache: Any) -> None:
     cache.crop(-1)
 
 
+def _stages(component: Component, step: Step) -> tuple[Stage, ...]:
+    """Return the stages; Hugging Face's side shows no new keys where attention is given a whole cache of fixed size."""
+    return tuple(
+        replace(stage, shown_with=()) if step.cache_size and stage.tap.endswith("hook_rot_k") else stage
+        for stage in component.stages(True)
+    )
+
+
 CASE = Case(
     transform=stress_context,
     steps=_steps,
-    stages=lambda component, _: component.stages(True),
+    stages=_stages,
     extra_tokens=DECODED_TOKENS,
 )

@@ -17,6 +17,7 @@ a copy that is taken after ln1 or normalized twice. The inputs are those of `str
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from cgverify.observe.cases.case import Case
 from cgverify.observe.components import (
@@ -61,7 +62,7 @@ def _with_mlp_copy(plain: tuple[Stage, ...]) -> Iterator[Stage]:
 
     for stage in plain:
         if stage.tap == "mlp.hook_in":
-            yield copy("fork", "hook_mlp_in", "hook_in", RESIDUAL, required=False)
+            yield replace(copy("fork", "hook_mlp_in", "hook_in", RESIDUAL, required=False), shown_with=())
             yield Stage("layer_norm", stage.tap, TapFunction(into_mlp), RESIDUAL)
         else:
             yield stage
@@ -81,7 +82,7 @@ def _with_results(plain: tuple[Stage, ...], prefix: str) -> Iterator[Stage]:
 
     for stage in plain:
         if stage.tap == f"{prefix}o.hook_out":  # heads are not multiplied together
-            yield Stage("result", result, TapFunction(results), HEADS)
+            yield Stage("result", result, TapFunction(results), HEADS, shown_with=())
         elif stage.tap == f"{prefix}hook_out":
             yield Stage("result_sum", stage.tap, TapFunction(summed), RESIDUAL)
         else:
@@ -119,7 +120,7 @@ def _with_copies(plain: tuple[Stage, ...], taps: dict[str, str], norm: str | Non
             continue
         if taps[w] not in forked:
             forked.add(taps[w])
-            yield Stage("fork", taps[w], TapFunction(copied), HEADS)
+            yield Stage("fork", taps[w], TapFunction(copied), HEADS, shown_with=())
         yield Stage(stage.name, stage.tap, projected(w), HEADS)
 
 

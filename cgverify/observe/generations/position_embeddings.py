@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import CodeGenConfig
 from transformers.models.codegen import modeling_codegen
 
+from cgverify.common.records import EAGER, SDPA
 from cgverify.observe.fault import calls_a_side
 from cgverify.observe.generations.generation import Generation
 from cgverify.observe.generations.softmax_input import SoftmaxInput
@@ -173,7 +174,7 @@ POSITION_EMBEDDINGS = Generation(
         "scores": "q·kᵀ · head_dim^−½ + mask",
     },
     misfits=_misfits,
-    attentions=("eager", "sdpa"),
+    attentions=(EAGER, SDPA),
     kinds_with_pattern=("attn",),
     sin_cos_table=_sin_cos_table,
     shared_modules=lambda root: (_rotary_emb(root),),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from cgverify.common.printable import described
-from cgverify.common.records import Finding
+from cgverify.common.records import Cell, Finding
 from cgverify.observe.conditions import Substitute
 from cgverify.observe.replacement import stages_after_replacing
 from cgverify.observe.stages import Stage
@@ -38,20 +38,21 @@ def confirmation(observed: ObservedCell, first: CandidateStage) -> str:
     raised = patched.candidate.observation.raised
     if raised is not None:
         return f"with the right tensor put there, it still raises {described(raised)}"
-    wrong = _still_wrong(patched, stage, observed.cell.kind, first.parameters)
+    wrong = _still_wrong(patched, stage, observed.cell, first.parameters)
     if not wrong:
         return "with the right tensor put there, the rest holds"
     named = wrong[:MOST_NAMED] + ([f"{len(wrong) - MOST_NAMED} more"] if len(wrong) > MOST_NAMED else [])
     return f"with the right tensor put there, {listed(named)} {'is' if len(wrong) == 1 else 'are'} wrong too"
 
 
-def _still_wrong(patched: ObservedStep, stage: Stage, kind: str, parameters: Parameters) -> list[str]:
+def _still_wrong(patched: ObservedStep, stage: Stage, cell: Cell, parameters: Parameters) -> list[str]:
     """Name each stage behind the substituted tap that fails, with its tap if the name is the first stage's."""
     # Without the reference's taps: what follows from another tensor need not match them.
     reference = ObservedSide(patched.reference.observation, {})
-    step = replace(patched, stages=stages_after_replacing(stage.tap, patched.stages, kind), reference=reference)
+    step = replace(patched, stages=stages_after_replacing(stage.tap, patched.stages, cell.kind), reference=reference)
     check_stages([step], parameters)
-    failing = [finding for finding in findings_of(step) if finding.verdict.fails and finding.stage != "conduct"]
+    found = findings_of(step, cell.attention)
+    failing = [finding for finding in found if finding.verdict.fails and finding.stage != "conduct"]
     return list(dict.fromkeys(_name(finding, stage) for finding in failing))
 
 
