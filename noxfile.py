@@ -17,6 +17,22 @@ PACKAGED = (
 )
 """Commands that an installed wheel must carry out alone."""
 
+TEST_TOOLS = (
+    *(
+        "check-jsonschema",
+        "hypothesis",
+        "ipykernel",
+        "matplotlib",
+        "nbclient",
+        "nbformat",
+        "ninja",
+        "peft",
+        "playwright",
+    ),
+    *("pytest", "pytest-timeout", "pytest-xdist"),
+)
+"""Packages that the tests import. The other tools for developers need newer versions of some dependencies."""
+
 COVERAGE_FLOOR = 90
 """Percent of the package's lines that the quick tests must execute."""
 
@@ -78,6 +94,17 @@ def versions(session: nox.Session, constraints: str) -> None:
     """Run the quick tests with both generations of Hugging Face's CodeGen."""
     session.install("-c", constraints, "-e", ".[dev,dask]")
     session.run("pytest", *session.posargs)
+
+
+@nox.session
+def lowest(session: nox.Session) -> None:
+    """Run the quick tests with the lowest versions of the dependencies that pyproject.toml allows."""
+    session.install("-c", "constraints.txt", "uv")
+    pins = str(Path(session.create_tmp()).resolve() / "lowest.txt")
+    resolve = ("uv", "pip", "compile", "--quiet", "--resolution", "lowest-direct", "--extra", "dask")
+    session.run(*resolve, "--python", shutil.which("python", path=session.bin), "--output-file", pins, "pyproject.toml")
+    session.install("-c", pins, "-e", ".[dask]", *TEST_TOOLS)
+    session.run("pytest", "--ignore", "tests/test_structure.py", *session.posargs)
 
 
 @nox.session

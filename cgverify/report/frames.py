@@ -84,7 +84,7 @@ def worst_by(findings: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
     flags = {verdict.value: findings["verdict"] == verdict.value for verdict in Verdict}
     groups = findings.assign(taps=compared, **flags).groupby(keys, sort=False, dropna=False)
     counted = groups[["taps", *flags]].sum().astype(int)
-    order = findings.assign(severity=severity, r=findings["r"].fillna(-1.0)).sort_values(
+    order = findings.assign(severity=severity, r=findings["r"].astype(float).fillna(-1.0)).sort_values(
         ["severity", "r"], ascending=False, kind="stable"
     )
     worst = order.groupby(keys, sort=False, dropna=False).first()

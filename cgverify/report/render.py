@@ -68,8 +68,11 @@ def render(format: str, report: Report) -> str:
 def json_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """Return the rows of a DataFrame for JSON: null for a missing figure, the string `Infinity` for infinity."""
     infinities = {math.inf: "Infinity", -math.inf: "-Infinity"}
-    shown = frame.astype(object).where(frame.notna(), None).replace(infinities)
-    return [{str(name): value for name, value in row.items()} for row in shown.to_dict("records")]
+    shown = frame.astype(object).where(frame.notna(), None)
+    return [
+        {str(name): infinities.get(value, value) if isinstance(value, float) else value for name, value in row.items()}
+        for row in shown.to_dict("records")
+    ]
 
 
 def terminal(sections: Iterable[Section]) -> str:
