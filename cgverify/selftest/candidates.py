@@ -71,6 +71,32 @@ class Fault(KnownCandidate):
 
 
 @dataclass(frozen=True)
+class HiddenFault(Fault):
+    """A fault that one forward on mild inputs of one size does not show, though a user can meet it."""
+
+    shown_by: Callable[[Any], object] = repr
+    """Call a bridge of codegen-nano in float32, and return what must differ from the correct bridge's result."""
+    cases: tuple[str, ...] = ()
+    """The cases that should find it. `--quick` runs no others."""
+    layer: int | None = None
+    """The layer to verify; None is the one that all faults are verified in."""
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """A row in a table of hidden faults; see `HiddenFault`."""
+
+    sentence: str
+    candidate: Any
+    stages: tuple[str, ...]
+    shown_by: Callable[[Any], object]
+    kinds: tuple[str, ...] = ATTENTION
+    cases: tuple[str, ...] = ()
+    """Empty is the table's own."""
+    layer: int | None = None
+
+
+@dataclass(frozen=True)
 class Variant(KnownCandidate):
     """A candidate that computes the same function in another way, within every bound."""
 
@@ -132,6 +158,28 @@ def named_faults(
 ) -> list[Fault]:
     """Return the faults of a table that have the same stages, kinds and case. See `named_candidates`."""
     return [fault(candidate, *stages, kinds=kinds, case=case) for candidate in named_candidates(module, rows, seed)]
+
+
+def hidden_faults(module: str, rows: dict[str, Hidden], *cases: str) -> list[HiddenFault]:
+    """Return the faults of a table.
+
+    Args:
+        module: the `__name__` of the module that exports them.
+        cases: those that should find a fault, unless its row names others.
+    """
+    candidates = named_candidates(module, {name: (row.sentence, row.candidate) for name, row in rows.items()})
+    return [
+        HiddenFault(
+            candidate=candidate,
+            kinds=row.kinds,
+            stages=frozenset(row.stages),
+            case=(row.cases or cases)[0],
+            shown_by=row.shown_by,
+            cases=row.cases or cases,
+            layer=row.layer,
+        )
+        for candidate, row in zip(candidates, rows.values(), strict=True)
+    ]
 
 
 def by_name(known: Iterable[KnownCandidate]) -> Callable[[str], Any]:

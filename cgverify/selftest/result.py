@@ -44,6 +44,8 @@ class SelfTestResult:
     """The first failed stage of each failed cell, without repetition."""
     case: str = ""
     """The first case with a failed finding."""
+    failed_cases: tuple[str, ...] = ()
+    """The cases with a failed finding, without repetition."""
     first: Finding | None = None
     """The first failed finding, or the finding with the greatest r if none failed."""
 
@@ -67,4 +69,5 @@ def result_of(known: KnownCandidate, dtype: str, device: str, cells: Sequence[Ce
     blamed = tuple(dict.fromkeys(findings[0].stage for _, findings in failed))
     cell, findings = failed[0]
     outcome = Outcome.CAUGHT if is_fault else Outcome.FALSE_ALARM
-    return SelfTestResult(known, dtype, device, outcome, blamed, cell.cell.case, findings[0])
+    cases = tuple(dict.fromkeys(cell.cell.case for cell, _ in failed))
+    return SelfTestResult(known, dtype, device, outcome, blamed, cell.cell.case, cases, findings[0])

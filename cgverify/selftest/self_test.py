@@ -17,7 +17,7 @@ from cgverify.observe.candidate import Candidate, find_candidate
 from cgverify.plan.axes import Axes
 from cgverify.plan.cases import CASE_KINDS, PROMPTED
 from cgverify.plan.cells import cells
-from cgverify.selftest.candidates import Fault, KnownCandidate
+from cgverify.selftest.candidates import Fault, HiddenFault, KnownCandidate
 from cgverify.selftest.result import Outcome, SelfTestResult, result_of
 from cgverify.selftest.visibility import explain_miss
 
@@ -50,6 +50,7 @@ class SelfTest:
     def cells_of(self, known: KnownCandidate, source: Source) -> list[Cell]:
         """Return the cells of one candidate, in plan order."""
         cases = self._cases(known)
+        layer = known.layer if isinstance(known, HiddenFault) and known.layer is not None else LAYER
         kinds = [kind for kind in known.kinds if any(kind in CASE_KINDS[case] for case in cases)]
         return cells(
             describe_checkpoint(MODEL, "auto", source),
@@ -58,12 +59,14 @@ class SelfTest:
                 dtypes=self.dtypes,
                 devices=self.devices,
                 cases=cases,
-                layers=[LAYER],
+                layers=[layer],
                 components=kinds[:1] if self.quick else kinds,
             ),
         )
 
     def _cases(self, known: KnownCandidate) -> list[str]:
+        if isinstance(known, HiddenFault):
+            return [case for case in CASE_KINDS if case in (known.cases if self.quick else _cases_of(known))]
         if self.quick:
             return [known.case] if isinstance(known, Fault) else ["default", "stress"]
         without_backward = isinstance(known, Fault) and known.case != BACKWARD
@@ -84,8 +87,20 @@ class SelfTest:
                     own = [cell for cell in plan if (cell.dtype, cell.device) == (dtype, device)]
                     result = result_of(known, dtype, device, [by_cell[cell.id] for cell in own if cell.id in by_cell])
                     if result.outcome is Outcome.MISSED:
-                        result = replace(result, outcome=explain_miss(candidates[known.bridge], own, source))
+                        result = replace(result, outcome=_explained(known, candidates[known.bridge], own, source))
                     yield result
+
+
+def _explained(known: KnownCandidate, candidate: Candidate, own: Sequence[Cell], source: Source) -> Outcome:
+    """Return why a fault was not found. A hidden fault changes something, so cells where it does not have missed it."""
+    own = [cell for cell in own if cell.prompt is None]
+    outcome = explain_miss(candidate, own, source) if own else Outcome.MISSED
+    return Outcome.MISSED if isinstance(known, HiddenFault) and outcome is Outcome.NO_BIT else outcome
+
+
+def _cases_of(known: HiddenFault) -> list[str]:
+    """Return all cases in which a hidden fault may be seen: those of a prompt only if it is in the whole model."""
+    return [case for case in CASE_KINDS if case not in PROMPTED or (case == "model" and "model" in known.kinds)]
 
 
 def exit_code(results: Sequence[SelfTestResult]) -> int:

@@ -4,10 +4,16 @@ from cgverify.selftest.seeded import (
     autocast,
     block,
     cache,
+    caches,
     conduct,
+    coverage,
+    data,
+    dropout_flags,
     ends,
     feed_forward,
+    gradients,
     hooks,
+    interventions,
     layer_norm,
     layout,
     listening,
@@ -18,7 +24,10 @@ from cgverify.selftest.seeded import (
     rotation,
     scores,
     settings,
+    sizes,
+    state,
     training,
+    whole_model,
 )
 
 _SUBJECTS = (
@@ -26,5 +35,12 @@ _SUBJECTS = (
     *(autocast, layer_norm, feed_forward, block, ends),
 )
 
-FAULTS = tuple(fault for subject in _SUBJECTS for fault in subject.FAULTS)
+HIDDEN = tuple(
+    fault
+    for subject in (sizes, state, data, coverage, interventions, gradients, dropout_flags, caches, whole_model)
+    for fault in subject.FAULTS
+)
+"""The faults that mild inputs in one forward do not show, by what shows them."""
+
+FAULTS = tuple(fault for subject in _SUBJECTS for fault in subject.FAULTS) + HIDDEN
 REFERENCES = (*references.FAULTS, *references.VARIANTS)
