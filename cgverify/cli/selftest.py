@@ -73,7 +73,7 @@ def selftest(
     from cgverify.selftest import seeded, variants
     from cgverify.selftest.changed_references import reference_results
     from cgverify.selftest.report import results_frame, sections
-    from cgverify.selftest.self_test import MODEL, SelfTest, exit_code
+    from cgverify.selftest.self_test import MODEL, SelfTest, exit_code, prompt_of
     from cgverify.verification.checkpoint_verifier import CheckpointVerifier
     from cgverify.verification.judge import Judge
 
@@ -83,7 +83,8 @@ def selftest(
     self_test = SelfTest((*seeded.FAULTS, *variants.VARIANTS), tuple(dtypes), tuple(devices), quick)
     plan = self_test.plan(source)
     with stdout_to_stderr():
-        verifier = CheckpointVerifier(source, self_test.candidates(), judge=Judge(with_sentence=False))
+        judge = Judge(with_sentence=False)
+        verifier = CheckpointVerifier(source, self_test.candidates(), prompt_of(source), judge)
         shown = console(quiet)
         verified = verifier.verify_all(plan)
         finished = list(track(verified, "verifying", len(plan), console=shown, transient=True, disable=shown is None))

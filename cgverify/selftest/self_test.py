@@ -11,8 +11,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from cgverify.checkpoint.lookup import describe_checkpoint
+from cgverify.checkpoint.prompt import prompt_for
 from cgverify.checkpoint.source import Source
-from cgverify.common.records import Cell, CellResult
+from cgverify.common.records import Cell, CellResult, Prompt
 from cgverify.observe.candidate import Candidate, find_candidate
 from cgverify.plan.axes import Axes
 from cgverify.plan.cases import CASE_KINDS, PROMPTED
@@ -24,6 +25,9 @@ from cgverify.selftest.visibility import explain_miss
 MODEL = "codegen-nano"
 LAYER = 1
 """Not the first layer, so that layers of a cache can be confused, nor the last, so that the next one has weights."""
+
+PROMPT = "def f(x):"
+"""Short, since no fault needs more."""
 
 BACKWARD = "backward"
 """Faults of the forward are not run in this case: a gradient as a whole has no stage to blame."""
@@ -53,7 +57,7 @@ class SelfTest:
         layer = known.layer if isinstance(known, HiddenFault) and known.layer is not None else LAYER
         kinds = [kind for kind in known.kinds if any(kind in CASE_KINDS[case] for case in cases)]
         return cells(
-            describe_checkpoint(MODEL, "auto", source),
+            describe_checkpoint(MODEL, "auto", source).model_copy(update={"prompt": prompt_of(source)}),
             Axes(
                 candidates=[known.bridge],
                 dtypes=self.dtypes,
@@ -89,6 +93,11 @@ class SelfTest:
                     if result.outcome is Outcome.MISSED:
                         result = replace(result, outcome=_explained(known, candidates[known.bridge], own, source))
                     yield result
+
+
+def prompt_of(source: Source) -> Prompt:
+    """Return the prompt of the whole model's cells."""
+    return prompt_for(MODEL, source, PROMPT)
 
 
 def _explained(known: KnownCandidate, candidate: Candidate, own: Sequence[Cell], source: Source) -> Outcome:

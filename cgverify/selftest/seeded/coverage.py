@@ -11,7 +11,7 @@ from torch import Tensor
 from cgverify.selftest.candidates import Hidden, Implementation, by_name, hidden_faults
 from cgverify.selftest.seeded import demonstrations as user
 from cgverify.selftest.seeded.rotation import by_table
-from cgverify.selftest.seeded.seeding import attention, changed, edited, reweighted
+from cgverify.selftest.seeded.seeding import attention, changed, edited, in_view, rebuilt, reweighted
 
 LAST = 4
 """The last layer of codegen-nano."""
@@ -42,10 +42,10 @@ def _only_in(layer: int, change: Callable[[Any], object]) -> Implementation:
 
     def seed(bridge: Any) -> None:
         for block in bridge.blocks:
-            if block.attn.original_component.layer_idx == layer:
+            if in_view(block) and block.attn.original_component.layer_idx == layer:
                 change(block)
 
-    return changed(seed)
+    return rebuilt(seed)
 
 
 def _scale_output(block: Any) -> None:

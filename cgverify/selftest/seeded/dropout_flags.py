@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cgverify.selftest.candidates import Hidden, Implementation, by_name, hidden_faults
 from cgverify.selftest.seeded import demonstrations as user
-from cgverify.selftest.seeded.seeding import attention, changed
+from cgverify.selftest.seeded.seeding import attention, changed, rebuilt
 
 
 def _residual_rate(wrapped: Any) -> float:
@@ -196,7 +196,7 @@ _OTHERS = {
     ),
     "embedding_undropped": Hidden(
         "The sum of the embeddings is not dropped out in training.",
-        changed(_embedding_undropped),
+        rebuilt(_embedding_undropped),
         ("resid_dropout", "input", "block_sum"),
         lambda bridge: _embedded(bridge, train=True),
         ("model",),
@@ -204,7 +204,7 @@ _OTHERS = {
     ),
     "embedding_dropped_in_eval": Hidden(
         "The sum of the embeddings is dropped out in eval mode too, which a rate of 0 hides.",
-        changed(_embedding_dropped_in_eval),
+        rebuilt(_embedding_dropped_in_eval),
         ("resid_dropout", "input", "block_sum"),
         lambda bridge: _embedded(bridge, train=False),
         ("model",),

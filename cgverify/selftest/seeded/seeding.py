@@ -89,6 +89,21 @@ def _with_the_block_in_view(bridge: Any) -> nn.Module:
     return parts
 
 
+def rebuilt(change: Callable[[Any], object]) -> Implementation:
+    """Return a function that changes a booted bridge as a whole, whichever of its blocks are in view."""
+
+    def candidate(bridge: Any) -> Any:
+        change(bridge)
+        return bridge
+
+    return candidate
+
+
+def in_view(block: Any) -> bool:
+    """Return whether a block of a bridge has its weights."""
+    return has_memory(block)
+
+
 def computed(function: Callable[..., Any], *paths: str) -> Implementation:
     """Return a function that lets modules of a bridge compute `function(module, *inputs)`."""
 

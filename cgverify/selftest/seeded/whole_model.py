@@ -11,20 +11,17 @@ from torch import Tensor
 from cgverify.bridge import CodeGenAttentionBridge
 from cgverify.selftest.candidates import Hidden, Implementation, by_name, hidden_faults
 from cgverify.selftest.seeded import demonstrations as user
-from cgverify.selftest.seeded.seeding import changed
+from cgverify.selftest.seeded.seeding import changed, in_view, rebuilt
 
 
 def _subclassed(path: str, **members: Any) -> Implementation:
-    """Give modules of a bridge a subclass with other members; the path of a block is that of every block."""
+    """Give a module of a bridge, or the bridge itself, a subclass with other members."""
 
     def seed(bridge: Any) -> None:
-        owners = [bridge] if not path else [bridge.get_submodule(path)]
-        if path.startswith("blocks.0"):
-            owners = [block.get_submodule(path.removeprefix("blocks.0.")) for block in bridge.blocks]
-        for owner in owners:
-            owner.__class__ = type(type(owner).__name__, (type(owner),), members)
+        owner = bridge.get_submodule(path) if path else bridge
+        owner.__class__ = type(type(owner).__name__, (type(owner),), members)
 
-    return changed(seed)
+    return changed(seed) if path else rebuilt(seed)
 
 
 def _calling(name: str, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Implementation:
@@ -38,7 +35,7 @@ def _calling(name: str, change: Callable[[dict[str, Any]], dict[str, Any]]) -> I
 
         bridge.__class__ = type(type(bridge).__name__, (type(bridge),), {name: method})
 
-    return changed(seed)
+    return rebuilt(seed)
 
 
 def _first_mask(kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -64,11 +61,11 @@ def _twice_used(path: str) -> Implementation:
     """Give the layer after the middle the weight of the layer before it, in a bridge of several layers."""
 
     def seed(bridge: Any) -> None:
-        if len(bridge.blocks) > 3:
+        if all(map(in_view, bridge.blocks)):
             here, before = (bridge.blocks[layer].get_submodule(path).original_component for layer in (3, 2))
             here.weight = before.weight
 
-    return changed(seed)
+    return rebuilt(seed)
 
 
 def _properties(**properties: Callable[[Any], Any]) -> dict[str, Any]:
@@ -207,7 +204,7 @@ _INPUTS = {
     ),
     "common_tokens_shared": Hidden(
         "Rows of a batch that share their first token get the second token of the first row as well.",
-        changed(_rows_like_first),
+        rebuilt(_rows_like_first),
         ("embedding",),
         _same_first_token,
         _MODEL,
@@ -276,7 +273,7 @@ _NAMES = {
     ),
     "outputs_exchanged_in_cache": Hidden(
         "`run_with_cache` keeps `hook_attn_out` as `hook_mlp_out`, and the reverse.",
-        changed(_exchange_in_cache),
+        rebuilt(_exchange_in_cache),
         ("conduct", "output", "mlp_out"),
         _cached("blocks.1.hook_mlp_out"),
         _MODEL,
