@@ -17,7 +17,7 @@ LAST = 4
 """The last layer of codegen-nano."""
 
 
-def _exchanged(first: int, second: int) -> Callable[[Tensor], object]:
+def _exchanged(first: int, second: int) -> Callable[[Tensor], Tensor]:
     def edit(weight: Tensor) -> None:
         weight[[first, second]] = weight[[second, first]]
 

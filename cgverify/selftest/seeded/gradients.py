@@ -36,8 +36,8 @@ class _SoftmaxOnce(Function):
         return pattern
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Any:
         (pattern,) = ctx.saved_tensors
         return torch.ops.aten._softmax_backward_data(gradient, pattern, -1, pattern.dtype)
 
@@ -60,7 +60,7 @@ class _GeluBackwardOnly(Function):
 
 
 def _apply(function: type[Function], *args: Any) -> Any:
-    return function.apply(*args)  # type: ignore[no-untyped-call]
+    return function.apply(*args)
 
 
 def _softmax_once(_: Any, softmax: Any, scores: Tensor) -> Any:

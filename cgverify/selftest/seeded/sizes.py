@@ -80,7 +80,7 @@ def _unrotated_alone(_: Any, rotate: Any, query: Tensor, key: Tensor, *others: A
     return rotated if query.shape[1] > 1 else (query.to(rotated[0].dtype), key.to(rotated[1].dtype))
 
 
-def _rounded_when_long(_: Any, softmax: Any, scores: Tensor) -> Tensor:
+def _rounded_when_long(_: Any, softmax: Any, scores: Tensor) -> Any:
     return softmax(scores.bfloat16().to(scores.dtype) if scores.shape[-1] > 32 else scores)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -85,7 +85,7 @@ def _guard_against_reentry(bridge: Any, forward: Any, *args: Any, **kwargs: Any)
         bridge.__dict__["_modules"] = {
             name: type(module)() if name == "hook_pattern" else module for name, module in bridge._modules.items()
         }
-        return type(bridge).__mro__[1].forward(bridge, *args, **kwargs)
+        return cast(Any, type(bridge).__mro__[1]).forward(bridge, *args, **kwargs)
     bridge.__dict__["_running"] = True
     returned = forward(*args, **kwargs)
     bridge.__dict__["_running"] = False
@@ -117,7 +117,8 @@ def _buffers_in_turn(number: int) -> Implementation:
             return y
         buffers = _kept(linear, "buffers", (y.shape, y.dtype), lambda: [torch.empty_like(y) for _ in range(number)])
         buffers.append(buffers.pop(0))
-        return buffers[-1].copy_(y)
+        written: Tensor = buffers[-1].copy_(y)
+        return written
 
     return computed(forward, "blocks.0.mlp.out")
 

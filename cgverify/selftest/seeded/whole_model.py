@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -77,7 +77,7 @@ def _attention_with(**properties: Callable[[Any], Any]) -> Implementation:
 
 
 def _exchanged_names(self: Any) -> dict[str, Any]:
-    points: dict[str, Any] = type(self).__mro__[1].hook_dict.fget(self)
+    points: dict[str, Any] = cast(Any, type(self).__mro__[1]).hook_dict.fget(self)
     for layer in range(len(self.blocks)):
         first, second = (f"blocks.{layer}.attn.hook_rot_{name}" for name in "qk")
         points[first], points[second] = points[second], points[first]
