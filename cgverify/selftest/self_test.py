@@ -102,7 +102,7 @@ def prompt_of(source: Source) -> Prompt:
 
 def _explained(known: KnownCandidate, candidate: Candidate, own: Sequence[Cell], source: Source) -> Outcome:
     """Return why a fault was not found. A hidden fault changes something, so cells where it does not have missed it."""
-    own = [cell for cell in own if cell.prompt is None]
+    own = [cell for cell in own if not cell.prompt]
     outcome = explain_miss(candidate, own, source) if own else Outcome.MISSED
     return Outcome.MISSED if isinstance(known, HiddenFault) and outcome is Outcome.NO_BIT else outcome
 
