@@ -7,21 +7,30 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cgverify.api import Result, load_run, sweep, verify
+    from cgverify.api import Result, compare_runs, load_bench, load_run, sweep, verify
     from cgverify.bridge import CodeGenAttentionBridge
-    from cgverify.runs.comparison import compare_runs
 
 # The threads of torch spin while they wait. If another process is busy, they wait for a processor, and a run took 12
 # times as long. torch reads this when it is imported, and every command and worker imports this package before torch.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = "0.1.0"
-__all__ = ["CodeGenAttentionBridge", "Result", "__version__", "compare_runs", "load_run", "sweep", "verify"]
+__all__ = [
+    "CodeGenAttentionBridge",
+    "Result",
+    "__version__",
+    "compare_runs",
+    "load_bench",
+    "load_run",
+    "sweep",
+    "verify",
+]
 
 _MODULES = {
     "CodeGenAttentionBridge": "cgverify.bridge",
     "Result": "cgverify.api",
-    "compare_runs": "cgverify.runs.comparison",
+    "compare_runs": "cgverify.api",
+    "load_bench": "cgverify.api",
     "load_run": "cgverify.api",
     "sweep": "cgverify.api",
     "verify": "cgverify.api",

@@ -11,21 +11,30 @@ from typing import TYPE_CHECKING, Any, overload
 
 import pandas as pd
 
+from cgverify.bench.baseline import read as read_bench
+from cgverify.bench.records import BenchRun
 from cgverify.common.errors import UnknownNameError, UsageError
 from cgverify.common.numerics import pin_numerics
 from cgverify.common.process import only_new_objects_collected
 from cgverify.common.records import IN_MEMORY, CellResult, Run, Verdict
+from cgverify.plan.batches import batches
 from cgverify.plan.cells import plan
 from cgverify.plan.shipped_plans import plan_file
 from cgverify.plan.yaml_plan import SweepConfig, load_plan, parse_plan, plain
+from cgverify.report.comparison import comparison_line, comparison_sections
 from cgverify.report.frames import findings_frame, in_plan_order, summary_frame, write_csv
-from cgverify.report.outcome import counts, exit_code, failures
+from cgverify.report.outcome import counts, exit_code, failures, verdict_line
+from cgverify.report.progress import RunProgress, notebook
+from cgverify.runs import comparison
 from cgverify.runs.baseline import load_stored_run
+from cgverify.runs.comparison import LoadedRun
+from cgverify.runs.comparison.changes import Comparison
 from cgverify.runs.folder import new_folder
 from cgverify.runs.reading import read_plan
 from cgverify.runs.request import ExecutionOptions, one_checkpoint, sweep_of
 
 if TYPE_CHECKING:  # a stored run is read without torch
+    from matplotlib.figure import Figure
     from torch import nn
 
     from cgverify.verification.loaded_pair import LoadedPair
@@ -76,6 +85,24 @@ class Result:
         if not self.ok:
             raise AssertionError("\n".join(self.reasons()))
 
+    def __repr__(self) -> str:
+        return f"<Result of {self.run.model}: {verdict_line(self.results)}>"
+
+    def plot(self) -> Figure:
+        """Return a matplotlib figure: the greatest r of each tap, and of each layer.
+
+        Raises:
+            UsageError: matplotlib is not installed.
+        """
+        from cgverify.report.plots import run_figure
+
+        return run_figure(self.run, self.results)
+
+    def _repr_html_(self) -> str:
+        from cgverify.report.html.notebook import run_output
+
+        return run_output(self.run, self.results, self.planned)
+
     def reasons(self) -> list[str]:
         """Return why the run is not `ok`: a sentence for each failure, up to `MOST_REASONS`. Empty if it is."""
         if self.ok:
@@ -93,6 +120,28 @@ class Result:
             refused = counts(self.results)[Verdict.UNSUPPORTED]
             reasons.append(f"Nothing was compared: Hugging Face refuses {refused} cells.")
         return reasons
+
+
+class RunComparison(Comparison):
+    """A comparison that a notebook shows."""
+
+    def __repr__(self) -> str:
+        return f"<RunComparison of {self.run.model}: {comparison_line(self, None)}>"
+
+    def plot(self) -> Figure:
+        """Return a matplotlib figure: the r of each tap whose verdict changed or whose r grew, in both runs.
+
+        Raises:
+            UsageError: matplotlib is not installed.
+        """
+        from cgverify.report.plots import comparison_figure
+
+        return comparison_figure(self)
+
+    def _repr_html_(self) -> str:
+        from cgverify.report.html.notebook import sections_output
+
+        return sections_output(comparison_sections(self))
 
 
 @only_new_objects_collected()
@@ -141,8 +190,9 @@ def sweep(
     path = Path(output) if output is not None else new_folder(prepared.run.model)
     session = RunSession.resume(prepared, path) if resume else RunSession.start(prepared, path)
     try:
-        for _ in session.carry_out():
-            pass
+        with RunProgress(notebook(), session.remaining) as progress:
+            for _ in progress.through(session.carry_out(watch=progress.observe)):
+                pass
     finally:
         session.folder.close()
     write_csv(path, session.ordered)
@@ -212,7 +262,8 @@ def _verify_checkpoint(
     prepared = prepare(
         one_checkpoint("verify", request.model, request.weights, request.axes), ExecutionOptions(threads=threads)
     )
-    results = list(verify_batches(prepared, prepared.batches))
+    with RunProgress(notebook(), prepared.batches) as progress:
+        results = list(progress.through(verify_batches(prepared, prepared.batches, watch=progress.observe)))
     return Result(prepared.run, tuple(in_plan_order(results, prepared.cells)), None, len(prepared.cells))
 
 
@@ -231,7 +282,9 @@ def _verify_pair(pair: LoadedPair, threads: int | None, axes: Mapping[str, Any])
     pair.require(cells)
     settings = config.model_dump(mode="json")
     run = describe_run("verify", IN_MEMORY, FoundCheckpoints(found), settings, pin_numerics(threads))
-    return Result(run, tuple(in_plan_order(pair.verify(cells), cells)), None, len(cells))
+    with RunProgress(notebook(), batches(cells, found.values())) as progress:
+        results = in_plan_order(progress.through(pair.verify(cells)), cells)
+    return Result(run, tuple(results), None, len(cells))
 
 
 def load_run(folder: str | os.PathLike[str]) -> Result:
@@ -245,6 +298,30 @@ def load_run(folder: str | os.PathLike[str]) -> Result:
     path = Path(folder)
     stored = load_stored_run(path)
     return Result(stored.run, tuple(stored.results), path, len(read_plan(path)) or len(stored.results))
+
+
+def load_bench(folder: str | os.PathLike[str]) -> BenchRun:
+    """Load a benchmark from its folder, or from its bench.json.
+
+    Raises:
+        RunFolderError: there is no benchmark, or a damaged one.
+    """
+    return read_bench(Path(folder))
+
+
+def compare_runs(
+    baseline: str | os.PathLike[str] | LoadedRun, run: str | os.PathLike[str] | LoadedRun
+) -> RunComparison:
+    """Compare a run with a baseline.
+
+    Args:
+        baseline: a run folder, a baseline's folder, or a `Result`.
+        run: a run folder, a baseline's folder, or a `Result`.
+
+    Raises:
+        RunFolderError: a folder has no run, or a damaged one.
+    """
+    return RunComparison(**vars(comparison.compare_runs(baseline, run)))
 
 
 def _require_axes(given: Iterable[str], known: tuple[str, ...]) -> None:

@@ -11,6 +11,7 @@ from cgverify.bench.records import BenchRun, Measured
 from cgverify.bench.table import sections
 from cgverify.common.printable import printable
 from cgverify.report.html.chart import Series, line_chart, styles
+from cgverify.report.html.notebook import sections_output
 from cgverify.report.html.run_charts import ChartWithTable
 from cgverify.report.html.scale import LinearScale
 from cgverify.report.html.templating import render_template
@@ -27,6 +28,11 @@ def render(run: BenchRun, compared: Sequence[ScenarioChange] = ()) -> str:
         sections=sections(run, compared),
     )
     return printable(page)
+
+
+def notebook_output(run: BenchRun) -> str:
+    """Return the charts and tables for the output of a notebook's cell."""
+    return sections_output(sections(run), _charts(run))
 
 
 def _charts(run: BenchRun) -> Iterator[ChartWithTable]:

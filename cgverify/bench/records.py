@@ -82,3 +82,11 @@ class BenchRun(Record):
         if not measured.flops or not rate or not seconds or measured.unit != "s":
             return None
         return measured.flops / rate / seconds
+
+    def __repr__(self) -> str:
+        return f"<BenchRun of {self.model}: {len(self.measured)} measurements, {self.created}>"
+
+    def _repr_html_(self) -> str:
+        from cgverify.bench.page import notebook_output
+
+        return notebook_output(self)

@@ -109,8 +109,7 @@ def _verify(session: RunSession, options: RunOptions, deadline: float | None) ->
             contextlib.closing(session.carry_out(deadline, progress.observe)) as results,
             progress,  # after the workers are forked: it starts a thread
         ):
-            for result in results:
-                progress.finish(result)
+            for result in progress.through(results):
                 if options.exitfirst and result.verdict.fails and result.cell.id not in failed_before:
                     ended = "Stopped at a failure"
                     break

@@ -42,8 +42,8 @@ def watch(*, run: Folder, quiet: options.Quiet = False) -> int:
     described, finished = read_run(run)
     planned = batches([each.cell for each in read_plan(run)], described.checkpoints)
     with RunProgress(console(quiet), planned, finished) as progress:
-        for result in follow(run):
-            progress.finish(result)
+        for _ in progress.through(follow(run)):
+            pass
     results = load_stored_run(run).results
     typer.echo(verdict_line(results))
     return exit_code(results)

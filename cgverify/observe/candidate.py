@@ -8,6 +8,7 @@ import hashlib
 import importlib
 import inspect
 import itertools
+import linecache
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -135,12 +136,19 @@ def find_candidate(name: str) -> Candidate:
 
 
 def _digest(found: object) -> str:
-    """Return the digest of the source file in which an object was defined; empty if it has none."""
+    """Return the digest of the source in which an object was defined; empty if it has none.
+
+    The source is a file, or the cell of a notebook, which is only in Python's cache of lines.
+    """
     try:
         file = inspect.getsourcefile(found)  # type: ignore[arg-type]
-    except TypeError:  # built into Python
-        file = None
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16] if file else ""
+    except (TypeError, OSError):  # built into Python, or a class of a notebook
+        codes = [getattr(one, "__code__", None) for one in getattr(found, "__dict__", {}).values()]
+        file = next((code.co_filename for code in codes if code is not None), None)
+    if file is None:
+        return ""
+    source = Path(file).read_bytes() if Path(file).is_file() else "".join(linecache.getlines(file)).encode()
+    return hashlib.sha256(source).hexdigest()[:16] if source else ""
 
 
 @restore_working_directory()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from importlib.util import find_spec
 from types import TracebackType
 from typing import Self
 
@@ -21,6 +22,12 @@ from cgverify.report.render import VERDICT_STYLES
 
 NAMED = ("model", "candidate", "dtype", "device", "rotary_dim", "attention", "case", "seed")
 """The fields of a cell that are shown with its component, if they differ within a run."""
+
+
+def notebook() -> Console | None:
+    """Return where progress is shown in a notebook; None outside of one, or without ipywidgets, which rich needs."""
+    console = Console()
+    return console if console.is_jupyter and find_spec("ipywidgets") else None
 
 
 class RunProgress:
@@ -98,6 +105,12 @@ class RunProgress:
             cells=f"{self._number - len(self._cost)}/{self._number}",
             faults=counted(len(self._faults), "fault") if self._faults else "",
         )
+
+    def through(self, results: Iterable[CellResult]) -> Iterator[CellResult]:
+        """Yield results, each of which is counted."""
+        for result in results:
+            self.finish(result)
+            yield result
 
     def _name(self, cell: Cell) -> str:
         return printable(" ".join([cell.component, *(str(getattr(cell, name)) for name in self._named)]))

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import gc
+import linecache
+import sys
 import weakref
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -189,3 +192,22 @@ def test_a_bridge_is_gone_before_the_next_is_booted(case: str) -> None:
     assert failed(results) == []
     assert len(noted.ALIVE) >= 5
     assert set(noted.ALIVE) == {0}
+
+
+def test_class_of_a_notebook_has_the_source_of_its_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A notebook keeps its cells in Python's cache of lines, and its module has no file."""
+    cells = ModuleType("__main__")
+    monkeypatch.setitem(sys.modules, "__main__", cells)
+    found = []
+    for number in (1, 2):
+        source = (
+            "from cgverify import CodeGenAttentionBridge\n"
+            f"class Mine(CodeGenAttentionBridge):\n    def scale(self): return {number}\n"
+            f"def change(bridge): return bridge * {number}\n"
+        )
+        file = f"<cell {number}>"
+        monkeypatch.setitem(linecache.cache, file, (len(source), None, source.splitlines(keepends=True), file))
+        exec(compile(source, file, "exec"), vars(cells))
+        found += [find_candidate("__main__:Mine").source, find_candidate("__main__:change").source]
+    assert found[0] == found[1] != found[2] == found[3]
+    assert all(found)

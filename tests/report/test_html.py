@@ -18,6 +18,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 from cgverify.common.records import CellResult, Finding, Verdict
 from cgverify.report.comparison import comparison_sections
 from cgverify.report.html.chart import ErrorPair, Series, line_chart, pair_chart
+from cgverify.report.html.notebook import run_output
 from cgverify.report.html.page import MOST_FINDINGS, run_page
 from cgverify.report.html.scale import LogScale
 from cgverify.runs.baseline import StoredRun
@@ -368,3 +369,17 @@ def test_report_command_writes_the_page(cli: Cli, tmp_path: Path) -> None:
     missing = cli("report", "elsewhere")
     assert missing.returncode == 2
     assert "holds no run" in missing.stderr
+
+
+def test_output_of_a_notebook_fits_and_leaves_the_rest_alone(look: Open) -> None:
+    outside = "<p>text</p><table><tr><td>a cell</td></tr></table>"
+    output = run_output(RUN, failing(), len(failing()))
+    plain = look(f"<!doctype html><meta charset=utf-8>{outside}", viewport={"width": 700, "height": 900})
+    style = "node => JSON.stringify(Object.values(getComputedStyle(node)))"
+    before = [plain.locator(name).first.evaluate(style) for name in ("p", "td")]
+    page = look(f"<!doctype html><meta charset=utf-8>{outside}{output}", viewport={"width": 700, "height": 900})
+    assert [page.locator(name).first.evaluate(style) for name in ("p", "td")] == before
+    expect(page.locator(".cgverify .failures li").first).to_contain_text("diverged")
+    square = page.locator(".cgverify td.v7").first
+    assert square.evaluate("node => getComputedStyle(node).backgroundColor") == "rgb(184, 58, 0)"
+    assert page.evaluate("document.documentElement.scrollWidth") <= 700

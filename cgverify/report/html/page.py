@@ -11,6 +11,7 @@ from cgverify.report.comparison import GROWTH_SHOWN, comparison_sections
 from cgverify.report.html.heat_map import Axis, axis_values, heat_map, tap_name, values_by_axis
 from cgverify.report.html.run_charts import difference_by_layer, errors_by_tap, ratio_by_layer
 from cgverify.report.html.templating import MEANINGS, render_template, script_hash
+from cgverify.report.numbers import counted
 from cgverify.report.outcome import (
     counts,
     every_finding,
@@ -44,7 +45,7 @@ def run_page(run: Run, results: Sequence[CellResult], baseline: StoredRun | None
         "page.html.j2",
         run=run,
         script_hash=script_hash(),
-        state={0: "held", 1: "failed", 3: "error", 5: "empty"}[exit_code(results)],
+        **headline(results, len(results)),
         meanings=MEANINGS,
         total=counts(results),
         setting=[(name, values) for name, values in values_by_axis(run, results).items() if name != "model"],
@@ -52,7 +53,6 @@ def run_page(run: Run, results: Sequence[CellResult], baseline: StoredRun | None
         taps=taps_compared(results),
         failures=[(failure, failure.command(run)) for failure in found[:MOST_FAILURES]],
         more_failures=max(0, len(found) - MOST_FAILURES),
-        faults=sum(failure.finding.verdict.fails for failure in found),
         refused=refusals(results),
         suspects=suspects(results)[:MOST_FAILURES],
         silent=silent_hooks(results),
@@ -67,6 +67,26 @@ def run_page(run: Run, results: Sequence[CellResult], baseline: StoredRun | None
         environment=_environment(run),
     )
     return printable(page) + "\n"  # HTML has no control characters, not even escaped
+
+
+def headline(results: Sequence[CellResult], planned: int) -> dict[str, str]:
+    """Return the outcome of a run as `state`, a class of the style sheet, `outcome`, in words, and `sign`.
+
+    Args:
+        planned: the number of cells of the plan.
+    """
+    code = exit_code(results)
+    if code != 1 and len(results) < planned:
+        words = f"Only {len(results)} of {planned} cells were verified"
+        return {"state": "error", "outcome": words, "sign": "!"}
+    faults = sum(failure.finding.verdict.fails for failure in failures(results))
+    state, outcome, sign = {
+        0: ("held", "Every tap holds", "="),
+        1: ("failed", counted(faults, "fault"), "×"),
+        3: ("error", "Some cells could not be run", "!"),
+        5: ("empty", "Nothing was compared", "–"),
+    }[code]
+    return {"state": state, "outcome": outcome, "sign": sign}
 
 
 def _change_counts(comparison: Comparison) -> list[tuple[str, int, bool]]:

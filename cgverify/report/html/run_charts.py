@@ -30,7 +30,7 @@ class ChartWithTable:
 
 def difference_by_layer(results: Iterable[CellResult], axes: Sequence[Axis]) -> ChartWithTable | None:
     """Return the greatest |Δ| from the reference in each layer; None if no layer has a difference."""
-    series = _greatest_by_layer(results, axes, "max_abs")
+    series = greatest_by_layer(results, axes, "max_abs")
     if not any(y > 0 for one in series for _, y in one.points):
         return None
     return _by_layer("Greatest |Δ| to Hugging Face in each layer", series, limit=None)
@@ -38,11 +38,12 @@ def difference_by_layer(results: Iterable[CellResult], axes: Sequence[Axis]) -> 
 
 def ratio_by_layer(results: Iterable[CellResult], axes: Sequence[Axis]) -> ChartWithTable | None:
     """Return the greatest r in each layer, with the bound; None if there is no layer."""
-    series = _greatest_by_layer(results, axes, "r")
+    series = greatest_by_layer(results, axes, "r")
     return _by_layer("Greatest r in each layer", series, limit=BOUND) if series else None
 
 
-def _greatest_by_layer(results: Iterable[CellResult], axes: Sequence[Axis], column: str) -> list[Series]:
+def greatest_by_layer(results: Iterable[CellResult], axes: Sequence[Axis], column: str) -> list[Series]:
+    """Return the greatest value of a column of the findings in each layer, for each combination of the other axes."""
     by_series = [axis for axis in axes if axis.name != "case"]
     greatest: dict[str, dict[int, float]] = {}
     for cell, finding in every_finding(results):
@@ -76,6 +77,14 @@ def errors_by_tap(results: Sequence[CellResult], axes: Sequence[Axis]) -> list[C
 
     The charts are in units of the bound, so that all taps and dtypes have one scale. The tables also have the errors.
     """
+    greatest = greatest_errors(results, axes)
+    dtypes = next(axis.values for axis in axes if axis.name == "dtype")
+    charts = [_errors(name, errors, dtypes) for name, errors in greatest.items()]
+    return [chart for chart in charts if chart is not None]
+
+
+def greatest_errors(results: Iterable[CellResult], axes: Sequence[Axis]) -> dict[str, dict[tuple[str, str], Errors]]:
+    """Return the greatest errors at each tap in each dtype, for each combination of the other axes but the case."""
     by_chart = [axis for axis in axes if axis.name not in ("case", "dtype")]
     greatest: dict[str, dict[tuple[str, str], Errors]] = {}
     for cell, finding in every_finding(results):
@@ -84,9 +93,7 @@ def errors_by_tap(results: Sequence[CellResult], axes: Sequence[Axis]) -> list[C
             errors = greatest.setdefault(" · ".join(axis_values(cell, by_chart)), {})
             key = (tap_name(cell, finding), cell.dtype)
             errors[key] = tuple(map(max, errors.get(key, found), found))
-    dtypes = next(axis.values for axis in axes if axis.name == "dtype")
-    charts = [_errors(name, errors, dtypes) for name, errors in greatest.items()]
-    return [chart for chart in charts if chart is not None]
+    return greatest
 
 
 def _errors(name: str, errors: dict[tuple[str, str], Errors], dtypes: Sequence[str]) -> ChartWithTable | None:
