@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cgverify.api import Result, compare_runs, load_bench, load_run, sweep, verify
     from cgverify.bridge import CodeGenAttentionBridge
+    from cgverify.common.errors import CgverifyError, PairError, UsageError
 
 # The threads of torch spin while they wait. If another process is busy, they wait for a processor, and a run took 12
 # times as long. torch reads this when it is imported, and every command and worker imports this package before torch.
@@ -16,8 +17,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = "0.1.0"
 __all__ = [
+    "CgverifyError",
     "CodeGenAttentionBridge",
+    "PairError",
     "Result",
+    "UsageError",
     "__version__",
     "compare_runs",
     "load_bench",
@@ -27,8 +31,11 @@ __all__ = [
 ]
 
 _MODULES = {
+    "CgverifyError": "cgverify.common.errors",
     "CodeGenAttentionBridge": "cgverify.bridge",
+    "PairError": "cgverify.common.errors",
     "Result": "cgverify.api",
+    "UsageError": "cgverify.common.errors",
     "compare_runs": "cgverify.api",
     "load_bench": "cgverify.api",
     "load_run": "cgverify.api",

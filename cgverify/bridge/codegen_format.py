@@ -37,6 +37,9 @@ CHANGE_THE_MODEL = {
 """Keys of a config.json by which `from_pretrained` takes other code, files or modules, each with what it means."""
 
 _LEAST = {"n_head": 1, "n_embd": 1, "n_layer": 1, "vocab_size": 1, "n_positions": 1, "n_inner": 1, "rotary_dim": 0}
+_MOST_LAYERS = 10_000
+"""A plan lists the layers one by one. The deepest model that is known has a hundredth of these."""
+
 _LARGEST = sys.float_info.max
 _MOST = {
     **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 1),
@@ -118,6 +121,8 @@ def _require_sound(config: CodeGenConfig, where: str) -> None:
             continue
         if not isinstance(size, int) or isinstance(size, bool) or size < least:
             raise NotCodeGenError(f"{where} has {name} {size} in its config.json: it must be a number from {least} on.")
+    if config.n_layer > _MOST_LAYERS:
+        raise NotCodeGenError(f"{where} has n_layer {config.n_layer} in its config.json: {_MOST_LAYERS} is the most.")
     for name, most in _MOST.items():
         value = getattr(config, name)
         if not isinstance(value, int | float) or not 0 <= value <= most:

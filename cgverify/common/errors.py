@@ -33,6 +33,8 @@ class CgverifyError(Exception):
 
 
 class UsageError(CgverifyError):
+    """The command or its arguments are wrong. Nothing was run."""
+
     exit_code = 2
 
 
@@ -56,7 +58,7 @@ class CheckpointMissingError(UsageError):
 
 
 class PairError(UsageError):
-    pass
+    """A bridge and a reference in memory that cannot be compared. Nothing was run."""
 
 
 class CandidateError(UsageError):

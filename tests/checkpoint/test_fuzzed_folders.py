@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +142,12 @@ def weights_changes(draw: st.DrawFn) -> Content:
 # --- the property -----------------------------------------------------------------------------------------------------
 
 
-def require_answer(content: Content) -> None:
+def require_answer(content: Content, weights_from: str = "auto") -> None:
+    """Check that a folder is verified or refused.
+
+    Args:
+        weights_from: `auto`, or `random` for weights that are not those of the folder.
+    """
     config, weights = content
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
@@ -151,6 +156,7 @@ def require_answer(content: Content) -> None:
         try:
             result = cgverify.verify(
                 folder,
+                weights=weights_from,
                 components=["embed", "block", "ln_final", "unembed"],
                 cases=["stress"],
                 batch_size=1,
@@ -166,7 +172,7 @@ def require_answer(content: Content) -> None:
             assert not result.ok
             for message in result.findings["message"][result.findings["verdict"].isin(refused)]:
                 require_sentence(message)
-        if "error" not in verdicts:
+        if "error" not in verdicts and weights_from == "auto":
             require_loaded(folder, runs="unsupported" not in verdicts)
 
 
@@ -205,6 +211,20 @@ def test_changed_config_is_verified_or_refused(content: Content) -> None:
 
 
 @quick
+@given(content=config_changes())
+def test_changed_config_with_random_weights_is_answered(content: Content) -> None:
+    require_answer(content, "random")
+
+
+@pytest.mark.parametrize(
+    "sizes", [{"n_layer": 10**9}, {"vocab_size": 10**12}, {"n_positions": 10**12}, {"n_inner": 10**15}]
+)
+def test_absurd_size_is_one_sentence(sizes: dict[str, int]) -> None:
+    config, weights = original()
+    require_answer((config | sizes, weights), "random")
+
+
+@quick
 @given(content=weights_changes())
 def test_changed_weights_are_verified_or_refused(content: Content) -> None:
     require_answer(content)
@@ -212,6 +232,10 @@ def test_changed_weights_are_verified_or_refused(content: Content) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
-@pytest.mark.parametrize("changes", [config_changes, weights_changes])
-def test_thousands_of_changed_folders_are_answered(changes: Callable[[], st.SearchStrategy[Content]]) -> None:
-    thorough(given(content=changes())(require_answer))()
+@pytest.mark.parametrize(
+    ("changes", "weights_from"), [(config_changes, "auto"), (config_changes, "random"), (weights_changes, "auto")]
+)
+def test_thousands_of_changed_folders_are_answered(
+    changes: Callable[[], st.SearchStrategy[Content]], weights_from: str
+) -> None:
+    thorough(given(content=changes())(partial(require_answer, weights_from=weights_from)))()
