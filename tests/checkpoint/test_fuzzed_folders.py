@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -238,4 +238,9 @@ def test_changed_weights_are_verified_or_refused(content: Content) -> None:
 def test_thousands_of_changed_folders_are_answered(
     changes: Callable[[], st.SearchStrategy[Content]], weights_from: str
 ) -> None:
-    thorough(given(content=changes())(partial(require_answer, weights_from=weights_from)))()
+    @thorough
+    @given(content=changes())
+    def answer(content: Content) -> None:
+        require_answer(content, weights_from)
+
+    answer()
