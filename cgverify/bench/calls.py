@@ -35,7 +35,7 @@ def inputs_of(point: Point, config: CodeGenConfig) -> dict[str, Any]:
     cache with, `[batch, heads, cached, head_dim]`.
     """
     device, dtype = torch.device(point.device), getattr(torch, point.dtype)
-    spec = InputSpec(0, point.batch_size, point.seq_len, config.n_positions, dtype, spread=1.0)
+    spec = InputSpec(0, point.batch_size, point.seq_len, config.n_positions, dtype, spread=1.0, n_heads=config.n_head)
     whole = point.component == WHOLE
     builder = token_ids(config.vocab_size) if whole else COMPONENTS[point.component].random_inputs(config)
     inputs = convert(draw(builder, spec, leave_unchanged), dtype, device)

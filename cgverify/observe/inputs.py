@@ -38,6 +38,12 @@ class Step:
     """The number of tokens that a `StaticCache` has room for. None is a `DynamicCache`, which grows."""
     change_cache: Callable[[Any], object] | None = None
     """What is done to the cache before the forward."""
+    repeats: str | None = None
+    """The name of an earlier step whose bits the candidate must show again."""
+    in_last_memory: bool = False
+    """Whether the inputs are written into the tensors of the step before, which were others of the same shapes."""
+    after_events: bool = False
+    """Whether the candidate goes through `cgverify.observe.events` before."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +91,7 @@ class InputSpec:
     """The cell's dtype, which the inputs are cast to in the end."""
     spread: float
     """The factor on standard normal hidden states that gives the attention's scores a standard deviation of 3."""
+    n_heads: int
     attention: str = EAGER
     """The implementation of attention that the reference runs."""
 

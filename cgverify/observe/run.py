@@ -14,12 +14,15 @@ from transformers import StaticCache
 
 from cgverify.observe.components import HOOK_ALIASES, Component
 from cgverify.observe.conditions import PLAIN, Conditions, apply_conditions
+from cgverify.observe.events import Subject, go_through
 from cgverify.observe.fault import calls_a_side
 from cgverify.observe.generations import installed, leading_arguments
 from cgverify.observe.gradients import call_and_differentiate, candidate_weights, reference_weights
 from cgverify.observe.taps import (
+    CONDUCT,
     Observation,
     Taps,
+    conduct,
     hook_points,
     observe,
     record_cache,
@@ -79,12 +82,18 @@ def run_candidate(
     cache: Any,
     layer: int | None,
     conditions: Conditions = PLAIN,
+    earlier: Observation | None = None,
+    *,
+    unhooked_too: bool = True,
+    after_events: bool = False,
 ) -> Observation:
     """Run the bridge's component on inputs and observe it. Add the violations that further forwards show.
 
-    A second forward has no hooks except the one that patches, and must give the same tensors. After a third one on
-    other inputs, the tensors of the first must be unchanged. Components inside attention or MLP get these checks as a
-    part of their parent.
+    Args:
+        earlier: a forward on the same inputs, which must show the same, and whose tensors must be unchanged.
+        unhooked_too: whether a second forward without hooks, except the one that patches, must give the same tensors.
+            Components inside attention or MLP get this check as a part of their parent.
+        after_events: whether the component first goes through `cgverify.observe.events`.
     """
     node = bridge.get_submodule(component.bridge_path)
     points = dict(hook_points(node))
@@ -99,6 +108,7 @@ def run_candidate(
             apply_conditions(conditions, node, bridge, _device(inputs)),
             watch_hooks(points, observation, patches) as shown,
         ):
+            before = conduct(node, draws=conditions.dropout is not None)
             try:
                 if conditions.cotangent is None:
                     returned = call(inputs, cache)
@@ -122,9 +132,21 @@ def run_candidate(
                 return shown, record_returned(returned, observation)
             finally:  # a candidate may fail because of what it put into the cache
                 record_cache(cache, layer, component.attention_prefix, observation.record)
+                after = conduct(node, draws=conditions.dropout is not None)
+                observation.violations += [
+                    ("torch", f"the candidate changed {what}")
+                    for what, old, new in zip(CONDUCT, before, after, strict=True)
+                    if old != new
+                ]
 
     def run(observation: Observation) -> None:
-        spare = None if component.is_part else copy.deepcopy((inputs, cache))
+        if after_events and earlier is not None:
+            first = {name: before for name, (before, _) in earlier.live.items()}
+            fired = {name: point for name, point in points.items() if name in first}
+            any_node = partial(call_component, bridge)
+            subject = Subject(component.kind, node, fired, inputs, any_node, first)
+            observation.violations += go_through(subject)
+        spare = copy.deepcopy((inputs, cache)) if unhooked_too and not component.is_part else None
         shown, returned = forward(inputs, cache, points, observation)
         if conditions.cotangent is not None:
             required = {component.hook_path(stage.tap) for stage in component.stages(False) if stage.required}
@@ -133,14 +155,14 @@ def run_candidate(
                 for name, tensor in shown.items()
                 if name in required and not tensor.requires_grad
             ]
-        if spare is None:
-            return
-        unhooked = Observation()
-        forward(*spare, {name: point for name, point in points.items() if name in patches}, unhooked)
-        observation.violations += unhooked.differences_from(observation)
-        if conditions == PLAIN and cache is None:
-            call({name: value.cpu().flip(1).to(value.device) for name, value in inputs.items()}, None)
-            observation.violations += observation.overwritten({**shown, **returned})
+        if spare is not None:
+            unhooked = Observation()
+            forward(*spare, {name: point for name, point in points.items() if name in patches}, unhooked)
+            observation.violations += unhooked.differences_from(observation)
+            observation.violations += [one for one in unhooked.violations if one not in observation.violations]
+        observation.keep({**shown, **returned})
+        if earlier is not None:
+            observation.violations += earlier.changes_in(observation)
 
     observation = observe(run, inputs)
     observation.violations += [

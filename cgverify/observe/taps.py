@@ -45,6 +45,8 @@ class Observation:
     violations: list[tuple[str, str]] = field(default_factory=list)
     """Wrong conduct, whatever the tensors are: the tap or input concerned, and a sentence."""
     silent_hooks: list[str] = field(default_factory=list)
+    live: dict[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+    """By hook path, and `returned`: each tensor as it was, and itself, which later forwards may overwrite."""
 
     def record(self, name: str, tensor: torch.Tensor) -> None:
         self.taps[name] = cpu_copy(tensor)
@@ -59,17 +61,26 @@ class Observation:
             if name not in there or not same_tensor(tap, there[name])
         ]
 
-    def overwritten(self, shown: Mapping[str, torch.Tensor]) -> list[tuple[str, str]]:
-        """Return violations for tensors that a later forward has overwritten.
+    def keep(self, shown: Mapping[str, torch.Tensor]) -> None:
+        """Keep the tensors themselves, by hook path, that this observation has copies of."""
+        self.live = {name: (self.taps[name], tensor) for name, tensor in shown.items()}
 
-        Args:
-            shown: the tensors themselves that this observation has clones of, by tap.
+    def changes_in(self, repeated: Observation) -> list[tuple[str, str]]:
+        """Return violations for what changed since this forward, which `repeated` is equal to.
+
+        Tensors may have been overwritten by later forwards, or differ in the repeated one.
         """
-        return [
+        overwritten = [
             (name, f"{name} was overwritten by a later forward")
-            for name, tensor in shown.items()
-            if not same_tensor(self.taps[name], tensor.cpu())
+            for name, (before, tensor) in self.live.items()
+            if not same_tensor(before, tensor.cpu())
         ]
+        differing = [
+            (name, f"{name} is another tensor when the first forward is repeated")
+            for name, (before, _) in self.live.items()
+            if name in repeated.taps and not same_tensor(before, repeated.taps[name])
+        ]
+        return overwritten + differing
 
 
 @calls_a_side
@@ -98,16 +109,34 @@ def observe(run: Callable[[Observation], Any], inputs: Mapping[str, Any]) -> Obs
         observation.violations.append(
             ("torch", f"the candidate changed torch's settings from {numerics} to {_numerics()}")
         )
-        dtype, precision, threads = numerics
+        dtype, precision, threads, flushes = numerics
         torch.set_default_dtype(dtype)
         torch.set_float32_matmul_precision(precision)
         torch.set_num_threads(threads)
+        torch.set_flush_denormal(flushes)
     return observation
 
 
-def _numerics() -> tuple[torch.dtype, str, int]:
+def _numerics() -> tuple[torch.dtype, str, int, bool]:
     """Global settings that change what both sides compute."""
-    return torch.get_default_dtype(), torch.get_float32_matmul_precision(), torch.get_num_threads()
+    subnormal = torch.tensor(torch.finfo(torch.float32).tiny) / 2
+    flushes = not bool(subnormal * 1 != 0)
+    return torch.get_default_dtype(), torch.get_float32_matmul_precision(), torch.get_num_threads(), flushes
+
+
+def conduct(module: nn.Module, *, draws: bool) -> tuple[object, ...]:
+    """Return what is set outside a call and must be the same after it.
+
+    Args:
+        draws: whether the call draws random numbers, so that the random state may change.
+    """
+    modes = tuple(part.training for part in module.modules())
+    state = None if draws else torch.default_generator.get_state().numpy().tobytes()
+    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), modes, state
+
+
+CONDUCT = ("whether gradients are recorded", "inference mode", "the training mode of a module", "torch's random state")
+"""What each part of `conduct` is, for messages."""
 
 
 # --- the candidate: TransformerLens's hooks ---------------------------------------------------------------------------

@@ -11,7 +11,7 @@ goes through the keys in blocks of 16 or more multiplies what it has by exp(M_ol
 greatest visible score, M₀ the smallest, p the exact pattern and d_j = b_j + 3a|s_j − M|:
 
     L = d + Σ_j p_j expm1(d_j) + 2 min(γ_n, 16a√n) + 3a(M − M₀) + (3⌈n/16⌉ + 8)a
-    B = R(z, Σ_j p_j|v_j|(expm1(L_j) + u') + η'Σ_j|v_j| + 2a|z|)
+    B = R(z, Σ_j p_j|v_j|(expm1(L_j) + u') + η'Σ_j|v_j| + 2a|z| + nη)
 
 u' = u and η' = η if the operands have 16 bits, in which the pattern is rounded before it meets v; otherwise both are 0.
 Sources: the bounds of the three stages (`scaled_scores.py`, `softmax.py`, `mix.py`); Dao et al. 2022, *FlashAttention*,
@@ -71,7 +71,8 @@ def fused_attention(
     v = value.to(torch.float64)
     z = pattern @ v
     bound = torch.where(seen, pattern * (relative + unit), 0.0) @ v.abs() + subnormal * v.abs().sum(-2, keepdim=True)
-    z, bound = z.transpose(1, 2), (bound + 2 * a * z.abs()).transpose(1, 2)
+    bound = bound + 2 * a * z.abs() + n * SMALLEST_SUBNORMAL[accumulator(value.dtype)]
+    z, bound = z.transpose(1, 2), bound.transpose(1, 2)
     return bounded_output(z, bound_after_rounding(z, bound, value.dtype), value.dtype)
 
 

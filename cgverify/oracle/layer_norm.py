@@ -1,8 +1,9 @@
 """Layer norm, by any of the usual formulas.
 
 With mean μ, σ = √(var + ε), x̂ = (x − μ)/σ, gain g and bias b: ρ = 16a√n is the relative error of a sum,
-e = ρ·rms(x) + a|μ| the absolute error of the mean, and v = ρ + 4a + (e/σ)² the relative error of the variance, which
-the mean's error enters only squared, since Σ(x − μ) = 0. The inverse root halves v, and the affine map adds 2a:
+e = ρ·rms(x) + a|μ| + 2η the absolute error of the mean with η the smallest subnormal, and v = ρ + 4a + (e/σ)² the
+relative error of the variance, which the mean's error enters only squared, since Σ(x − μ) = 0. The inverse root halves
+v, and the affine map adds 2a:
 
     normalized   (e + 2a(|x| + |μ|))/σ + |x̂|(v/2 + 4a)                                  in float32
     scale σ      σ(v/2 + 3a)                                                            in float32
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 
 import torch
 
-from cgverify.oracle.arithmetic import UNIT_ROUNDOFF, Expected, accumulator, rounded_output
+from cgverify.oracle.arithmetic import SMALLEST_SUBNORMAL, UNIT_ROUNDOFF, Expected, accumulator, rounded_output
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,7 @@ def _moments(x: torch.Tensor, eps: float) -> _Moments:
     centred = wide - mean
     sigma = (centred.square().mean(-1, keepdim=True) + eps).sqrt()
     mean_error = rho * wide.square().mean(-1, keepdim=True).sqrt() + a * mean.abs()
+    mean_error = mean_error + 2 * SMALLEST_SUBNORMAL[accumulator(x.dtype)]
     return _Moments(
         centred=centred,
         sigma=sigma,

@@ -1,13 +1,14 @@
-"""The mix z of the values by the pattern: o = p·v, B = R(o, min(γ_n, 16a√n)·p|v|) for n keys.
+"""The mix z of the values by the pattern: o = p·v, B = R(o, min(γ_n, 16a√n)·p|v| + nη) for n keys.
 
-Allowed shortcuts change a, or add 2τ + τ² to the factor (`cgverify/oracle/shortcuts.py`).
+η is the smallest subnormal of the accumulator. Allowed shortcuts change a, or add 2τ + τ² to the factor
+(`cgverify/oracle/shortcuts.py`).
 """
 
 from __future__ import annotations
 
 import torch
 
-from cgverify.oracle.arithmetic import Expected, gamma, rounded_output
+from cgverify.oracle.arithmetic import SMALLEST_SUBNORMAL, Expected, accumulator, gamma, rounded_output
 from cgverify.oracle.shortcuts import Shortcuts
 
 
@@ -24,4 +25,5 @@ def mix(pattern: torch.Tensor, value: torch.Tensor, shortcuts: Shortcuts) -> Exp
     z = (p @ v).transpose(1, 2)
     relative = min(gamma(n, a), 16 * a * n**0.5) + shortcuts.term_error(value.dtype)
     error = relative * (p.abs() @ v.abs()).transpose(1, 2)
+    error = error + n * SMALLEST_SUBNORMAL[accumulator(value.dtype)]
     return rounded_output(z, error, value.dtype)

@@ -23,11 +23,25 @@ CASE_KINDS = {
     "backward": ("ln1", "attn", "attn.o", "mlp", "mlp.in", "mlp.out", "block"),
     "text": (*BEFORE, *PER_LAYER, *AFTER),
     "model": (*BEFORE, "block", *AFTER, *WHOLE),
+    "shapes": (*BEFORE, "ln1", "attn", "mlp", "block", *AFTER),
+    "state": (*BEFORE, "ln1", "attn", "mlp", "block", *AFTER),
+    "data": (*BEFORE, "ln1", "attn", "mlp", "block", *AFTER),
+    "weights": (*BEFORE, "block", *AFTER),
 }
 """Each case, with the kinds of component that it is for."""
 
-DEFAULT_CASES = ("default", "stress", "decode")
+DEFAULT_CASES = ("default", "stress", "decode", "shapes", "state", "data", "weights")
 """The cases of a plain run. The others are verified if they are named, or with `all`."""
+
+FEW_LAYERS = {"shapes": 3, "state": 3, "data": 3}
+"""The number of layers that a case is for unless layers are asked for: the first, the middle and the last. What these
+cases show is in the code of a component, which all layers share."""
+
+SIZES = {"shapes": (1, 257)}
+"""Batch and tokens of the largest forward of a case to which those of random inputs do not apply."""
+
+IN_BLOCK = {"shapes": ("ln1", "mlp"), "state": ("ln1", "attn", "mlp")}
+"""By case: the kinds that a block's own cell covers. Their own cells are planned if no block is asked for."""
 
 EAGER_ONLY = ("train", "autocast")
 """The cases that are planned for eager attention alone. Other implementations do not show which elements their dropout

@@ -19,8 +19,10 @@ from cgverify.plan.cases import (
     DECODED_TOKENS,
     DECODING,
     EAGER_ONLY,
+    FEW_LAYERS,
     FORCED_TOKENS,
     GENERATED_TOKENS,
+    IN_BLOCK,
     PER_LAYER,
     PROMPTED,
     WHOLE,
@@ -75,13 +77,15 @@ def cells(checkpoint: Checkpoint, axes: Axes) -> list[Cell]:
     """Return the cells of one checkpoint, in report order.
 
     Each cell of a case with a prompt is planned once, since a prompt is one sequence: seeds, batch size and sequence
-    length of random inputs do not apply to it.
+    length of random inputs do not apply to it. A case in `FEW_LAYERS` is planned for as many layers, evenly spread,
+    unless `axes` names layers.
 
     Raises:
         UsageError: a layer or position that the checkpoint does not have, a case that needs a prompt if there is none,
             or a component glob that matches nothing.
     """
     layers = _spread(range(checkpoint.n_layers) if axes.layers is None else axes.layers, axes.limits.layers)
+    layers_of = {case: layers if axes.layers else _spread(layers, FEW_LAYERS.get(case)) for case in axes.cases}
     for layer in layers:
         if not 0 <= layer < checkpoint.n_layers:
             raise UsageError(
@@ -114,10 +118,14 @@ def cells(checkpoint: Checkpoint, axes: Axes) -> list[Cell]:
         for layer, kind in _components(layers)
         for case in axes.cases
         if kind in CASE_KINDS[case] and (attention == EAGER or case not in EAGER_ONLY)
+        if layer is None or layer in layers_of[case]
         for inputs in _inputs(checkpoint, case, axes)
     ]
     _require_matches(planned, axes.components)
-    return [cell for cell in planned if _is_selected(cell, axes.components)]
+    selected = [cell for cell in planned if _is_selected(cell, axes.components)]
+    if any(cell.kind == "block" for cell in selected):
+        selected = [cell for cell in selected if cell.kind not in IN_BLOCK.get(cell.case, ())]
+    return selected
 
 
 def _spread(layers: Sequence[int], most: int | None) -> Sequence[int]:

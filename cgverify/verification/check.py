@@ -45,6 +45,9 @@ def check_stages(steps: Iterable[ObservedStep], parameters: Parameters) -> None:
         for side in (reference, candidate):
             side.elements |= _elements(step.stages, side, parameters)
         for index, stage in enumerate(step.stages):
+            if step.accepts_equal_bits and stage.tap in candidate.tensors and _agree(reference, candidate, [stage.tap]):
+                candidate.accepted.add(index)
+                continue
             names = _check_or_defer(reference, index, stage, parameters, products, step.misfit_of_reference)
             if names is not None and _agree(reference, candidate, (stage.tap, *names)):
                 agreeing.append((reference, candidate, index))
@@ -74,7 +77,7 @@ def forget_checks(steps: Iterable[ObservedStep]) -> None:
     """Undo what `check_stages` filled in, perhaps in part."""
     for step in steps:
         for side in (step.reference, step.candidate):
-            for found in (side.checks, side.read, side.unfit, side.forms, side.elements):
+            for found in (side.checks, side.read, side.unfit, side.forms, side.elements, side.accepted):
                 found.clear()
 
 

@@ -100,6 +100,8 @@ def _finding(step: ObservedStep, index: int, stage: Stage, attention: str) -> Fi
 
 def _doubt_about_reference(step: ObservedStep, index: int, stage: Stage) -> str:
     """Say why Hugging Face's tensor is to blame if the candidate's is within its bound; empty if it is not."""
+    if index in step.candidate.accepted:
+        return ""
     side, ours = step.reference, step.candidate.tensors[stage.tap]
     theirs, check = side.tensors.get(stage.tap), side.checks.get(index)
     if theirs is None:

@@ -33,7 +33,10 @@ from cgverify.verification.observe_cell import Reference, observe_cell
 from cgverify.verification.same_model import differences
 from cgverify.verification.stock_model import departures
 
-COMPATIBLE_CASES = ("default", "stress", "decode", "masked_row", "train", "cast_table", "autocast")
+COMPATIBLE_CASES = (
+    *("default", "stress", "decode", "shapes", "state", "data", "weights"),
+    *("masked_row", "train", "cast_table", "autocast"),
+)
 """The cases in which a bridge in compatibility mode can be verified.
 
 The others have no counterpart there: gradients, and hooks behind a flag, whose inputs a block then takes from before

@@ -13,7 +13,7 @@ from transformers import Cache, CodeGenConfig, DynamicCache, StaticCache
 
 from cgverify.checkpoint.window import ModelVariant
 from cgverify.common.errors import CandidateError, StorageError, UsageError
-from cgverify.common.records import Cell
+from cgverify.common.records import Cell, Finding
 from cgverify.observe.candidate import Candidate
 from cgverify.observe.cases import CASES
 from cgverify.observe.components import COMPONENTS
@@ -32,6 +32,7 @@ from cgverify.observe.run import run_candidate, run_reference
 from cgverify.observe.stages import CACHE_START, Stage
 from cgverify.observe.taps import Observation, cpu_copy
 from cgverify.oracle.parameters import Parameters
+from cgverify.verification.kept_weights import findings_of_weights
 from cgverify.verification.observed import CandidateFailedError, ObservedCell, ObservedSide, ObservedStep
 
 
@@ -48,7 +49,7 @@ def _random_inputs(cell: Cell, reference: Reference, bridge: nn.Module) -> CaseI
     component, case = COMPONENTS[cell.kind], CASES[cell.case]
     config, dtype = reference.config, getattr(torch, cell.dtype)
     shape = cell.batch_size, cell.seq_len
-    spec = InputSpec(cell.seed, *shape, config.n_positions, dtype, reference.spread, cell.attention)
+    spec = InputSpec(cell.seed, *shape, config.n_positions, dtype, reference.spread, config.n_head, cell.attention)
     builder = component.random_inputs(config)
     own = getattr(_submodule(bridge, cell), "get_random_inputs", None)
     if own is None:
@@ -103,9 +104,12 @@ class _Forward:
 def _forwards(cell: Cell, steps: Sequence[Step], config: CodeGenConfig) -> Iterator[_Forward]:
     """Prepare the forwards of one side, each when its turn comes, since steps share caches."""
     caches = {step.cache: _empty_cache(step, config) for step in steps if step.cache is not None}
+    inputs: dict[str, Any] = {}
     for step in steps:
         cache = None if step.cache is None else caches[step.cache]
-        inputs = convert(step.inputs, getattr(torch, cell.dtype), torch.device(cell.device))
+        memory, inputs = inputs, convert(step.inputs, getattr(torch, cell.dtype), torch.device(cell.device))
+        if step.in_last_memory:
+            inputs = {name: memory[name].copy_(value) for name, value in inputs.items()}
         if cache is not None:
             if step.change_cache is not None:
                 step.change_cache(cache)
@@ -213,17 +217,31 @@ class _CandidateRun:
 
     def run(self, steps: Sequence[Step]) -> Iterator[ObservedStep]:
         component, case = COMPONENTS[self.cell.kind], CASES[self.cell.case]
+        seen: dict[str | None, Observation] = {}
+        repeated = {step.repeats for step in steps}
         for reference, forward in zip(self.reference, _forwards(self.cell, steps, self.config), strict=False):
-            conditions = forward.step.conditions
+            step, conditions = forward.step, forward.step.conditions
             observation = run_candidate(
-                component, self.bridge, forward.inputs, forward.cache, self.cell.layer, conditions
+                component,
+                self.bridge,
+                forward.inputs,
+                forward.cache,
+                self.cell.layer,
+                conditions,
+                seen.get(step.repeats),
+                unhooked_too=case.unhooked_too,
+                after_events=step.after_events,
             )
+            if step.name in repeated:
+                seen[step.name] = observation
+            else:
+                observation.live.clear()
             side = ObservedSide(observation, {**forward.given, **reference.shared, **observation.taps})
             stages = tuple(map(self.change_stage, case.stages(component, forward.step)))
             patch = conditions.patch
             if patch is not None and patch.tap not in observation.taps:  # nothing follows from a hook that never fired
                 stages = tuple(stage for stage in stages if stage.tap == patch.tap)
-            yield ObservedStep(forward.step.name, stages, reference, side, conditions)
+            yield ObservedStep(step.name, stages, reference, side, conditions, case.accepts_equal_bits)
             if forward.breaks_off(observation):
                 break
 
@@ -288,8 +306,19 @@ def _observe(
     between = time.perf_counter()
     candidate = _CandidateRun(cell, bridge, reference.config, ours, sides, reference.change_stage)
     steps = list(candidate.run(ours.steps))
+    kept = _kept_weights(cell, bridge, reference.parameters) if CASES[cell.case].whole_weights else ()
     seconds = time.perf_counter() - between
-    return ObservedCell(cell, steps, None, started, seconds, between - before, candidate.rerun)
+    return ObservedCell(cell, steps, None, started, seconds, between - before, candidate.rerun, kept)
+
+
+def _kept_weights(cell: Cell, bridge: nn.Module, parameters: Parameters) -> tuple[Finding, ...]:
+    try:
+        with torch.no_grad():
+            return findings_of_weights(cell.kind, cell.layer, bridge, parameters)
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt) or is_ours(error):
+            raise
+        raise CandidateFailedError("its weights", error) from error
 
 
 def observe_candidate(

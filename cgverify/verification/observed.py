@@ -69,6 +69,8 @@ class ObservedSide:
     """By tap of a product: the number of elements that is right."""
     read: dict[int, list[str]] = field(default_factory=dict)
     """The names of the tensors that the oracle of a stage started from, by the stage's index."""
+    accepted: set[int] = field(default_factory=set)
+    """The stages, by index, that no oracle checks because both sides have the same bits in their taps."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,8 @@ class ObservedStep:
     reference: ObservedSide
     candidate: ObservedSide
     conditions: Conditions
+    accepts_equal_bits: bool = False
+    """Whether stages whose taps have the same bits on both sides are not checked."""
 
     @cached_property
     def stage_of(self) -> dict[tuple[str, str], Stage]:

@@ -29,7 +29,7 @@ from cgverify.observe.inputs import (
     token_ids,
 )
 
-SPEC = InputSpec(seed=3, batch_size=2, seq_len=8, n_positions=64, dtype=torch.float32, spread=2.0)
+SPEC = InputSpec(seed=3, batch_size=2, seq_len=8, n_positions=64, dtype=torch.float32, spread=2.0, n_heads=4)
 CPU = torch.device("cpu")
 
 

@@ -26,7 +26,9 @@ def test_plan_and_table_of_components_name_the_same() -> None:
 
 def test_default_axes_plan_every_component() -> None:
     planned = cells(PLAIN, Axes())
-    assert len(planned) == 3 * 2 + 3 * (10 * 2 + 2)
+    by_stages = 3 * 2 + 3 * (10 * 2 + 2)
+    at_edges = {"shapes": 3 + 3 * 2, "state": 3 + 3, "data": 3 + 3 * 4, "weights": 3 + 3}
+    assert len(planned) == by_stages + sum(at_edges.values())
     assert {cell.component for cell in planned} >= {"embed", "blocks.0", "blocks.2.attn.q", "ln_final", "unembed"}
     assert {cell.rotary_dim for cell in planned} == {8}
     assert len({cell.id for cell in planned}) == len(planned)
@@ -128,3 +130,14 @@ def test_case_with_a_prompt_needs_one() -> None:
 
 def test_layers_as_a_range_are_numbers() -> None:
     assert Axes(layers=range(3)).layers == Axes(layers=[2, 1, 0]).layers == Axes(layers="0-2").layers == [0, 1, 2]
+
+
+def test_few_layers_of_a_case_are_planned_unless_asked_for() -> None:
+    deep = PLAIN.model_copy(update={"n_layers": 7})
+    assert {cell.layer for cell in cells(deep, Axes(cases=["data"], components=["attn"]))} == {0, 3, 6}
+    assert {cell.layer for cell in cells(deep, Axes(cases=["data"], components=["attn"], layers=[1, 2]))} == {1, 2}
+
+
+def test_parts_of_a_block_are_planned_without_it_alone() -> None:
+    assert {cell.kind for cell in cells(PLAIN, Axes(cases=["state"]))} == {"embed", "block", "ln_final", "unembed"}
+    assert {cell.kind for cell in cells(PLAIN, Axes(cases=["state"], components=["attn"]))} == {"attn"}

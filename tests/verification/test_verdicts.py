@@ -25,6 +25,8 @@ from cgverify.selftest.seeded.layer_norm import wrong_eps
 from cgverify.verification.checkpoint_verifier import CheckpointVerifier
 
 HERE = __name__
+THREE = ["default", "stress", "decode"]
+"""Cases in which every stage is judged by its oracle."""
 SEEDED = {fault.name: fault.bridge for fault in FAULTS}
 
 
@@ -33,7 +35,7 @@ SEEDED = {fault.name: fault.bridge for fault in FAULTS}
 
 @pytest.fixture(scope="module")
 def everything() -> list[CellResult]:
-    return verify(dtypes=ALL_DTYPES, layers=[4])
+    return verify(dtypes=ALL_DTYPES, layers=[4], cases=THREE)
 
 
 def test_bridge_passes_with_no_required_tap_left_out(everything: list[CellResult]) -> None:
@@ -86,7 +88,7 @@ def test_other_rotary_dims_pass_and_odd_ones_are_unsupported() -> None:
 @pytest.fixture(scope="module")
 def seeded() -> list[CellResult]:
     names = [f"faults:{fault.__name__}" for fault in faults.STAGES]
-    return verify(candidates=names, dtypes=["float32", "bfloat16"], components=["attn", "block"])
+    return verify(candidates=names, dtypes=["float32", "bfloat16"], components=["attn", "block"], cases=THREE)
 
 
 @pytest.mark.parametrize("kind", ["attn", "block"])
@@ -142,7 +144,7 @@ def test_other_faults_fail_with_their_message(name: str, message: str) -> None:
 
 @pytest.mark.parametrize(("name", "stage"), [("CachedPositionsIgnored", "rope"), ("CachedMaskIgnored", "scores")])
 def test_fault_with_a_cache_fails_in_decode_only(name: str, stage: str) -> None:
-    results = verify(candidates=[SEEDED[name]], components=["attn"])
+    results = verify(candidates=[SEEDED[name]], components=["attn"], cases=THREE)
     assert {(r.cell.case, f.stage) for r in results for f in r.findings if f.verdict.fails} == {("decode", stage)}
 
 

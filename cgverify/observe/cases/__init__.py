@@ -8,15 +8,19 @@ from cgverify.observe.cases import (
     backward,
     caches,
     cast_table,
+    data,
     decode,
     default,
     gated,
     masked_row,
     model,
     patched,
+    shapes,
+    state,
     stress,
     text,
     train,
+    weights,
 )
 from cgverify.observe.cases.case import Case
 
@@ -34,4 +38,8 @@ CASES: dict[str, Case] = {
     "backward": backward.CASE,
     "text": text.CASE,
     "model": model.CASE,
+    "shapes": shapes.CASE,
+    "state": state.CASE,
+    "data": data.CASE,
+    "weights": weights.CASE,
 }

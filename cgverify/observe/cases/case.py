@@ -60,6 +60,13 @@ class Case:
     """How a prompt with a number of tokens is cut into forwards. None if the inputs are random."""
     own_hidden_states: bool = False
     """Whether each side gets the hidden states that it computed from the prompt. Otherwise both get the reference's."""
+    accepts_equal_bits: bool = False
+    """Whether a tap with the same bits on both sides passes without its oracle, which can then only agree or doubt
+    both. Cases with many forwards save time so."""
+    unhooked_too: bool = True
+    """Whether each forward of the candidate runs once more without listening hooks, and must give the same bits."""
+    whole_weights: bool = False
+    """Whether every weight that the candidate keeps is compared as well."""
 
     def build_inputs(
         self, component: Component, spec: InputSpec, config: CodeGenConfig, random_inputs: RandomInputs

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from cgverify.checkpoint.names import block_parameters, parameters
 from cgverify.common.records import Cell, Checkpoint
-from cgverify.plan.cases import DECODED_TOKENS, DECODING, FORCED_TOKENS, WHOLE
+from cgverify.plan.cases import DECODED_TOKENS, DECODING, FORCED_TOKENS, SIZES, WHOLE
 
 if TYPE_CHECKING:  # it imports torch
     from cgverify.checkpoint.lookup import FoundCheckpoints
@@ -40,7 +40,11 @@ returned pattern, mask, and copies of them."""
 HEAD_TAPS = 15
 """Rows of n_embd numbers that the candidate keeps of a token and a head in the case `gated`."""
 
-KEPT_FORWARDS = {"decode": 3, "gated": 3, "patched": 25, "autocast": 4, "model": 1 + FORCED_TOKENS}
+KEPT_FORWARDS = {"decode": 3, "gated": 3, "patched": 25, "autocast": 4, "model": 1 + FORCED_TOKENS} | {
+    "shapes": 2,
+    "state": 7,
+    "data": 6,
+}
 """Whole forwards of both sides whose taps are kept; 1 for other cases. `patched` keeps only the candidate's, and most
 of its forwards take half of the tokens."""
 
@@ -95,7 +99,13 @@ def weights_in_view(checkpoint: Checkpoint, cell: Cell) -> int:
 
 def rows(cell: Cell) -> int:
     """Return the number of tokens in the forwards of a cell that follow each other."""
-    return cell.batch_size * (cell.seq_len + (DECODED_TOKENS if cell.case in DECODING else 0))
+    batch, tokens = size(cell)
+    return batch * (tokens + (DECODED_TOKENS if cell.case in DECODING else 0))
+
+
+def size(cell: Cell) -> tuple[int, int]:
+    """Return batch and tokens of the inputs of a cell."""
+    return SIZES.get(cell.case, (cell.batch_size, cell.seq_len))
 
 
 def _batch_bytes(checkpoint: Checkpoint, cells: list[Cell], stored_width: int) -> int:
@@ -119,7 +129,7 @@ def _tap_bytes(checkpoint: Checkpoint, cell: Cell) -> int:
     width = checkpoint.vocab_size if cell.kind == "unembed" else checkpoint.n_embd
     numbers = LINEAR_TAPS.get(cell.kind, 6) * rows(cell) * width * forwards
     if cell.kind in ("attn", "block"):
-        numbers += SQUARE_TAPS * checkpoint.n_head * rows(cell) * cell.seq_len * forwards
+        numbers += SQUARE_TAPS * checkpoint.n_head * rows(cell) * size(cell)[1] * forwards
         if cell.case == "gated":
             numbers += HEAD_TAPS * checkpoint.n_head * rows(cell) * checkpoint.n_embd
     return 4 * numbers
@@ -127,6 +137,6 @@ def _tap_bytes(checkpoint: Checkpoint, cell: Cell) -> int:
 
 def _largest_tap(checkpoint: Checkpoint, cell: Cell) -> int:
     """Return the numbers of a cell's largest tap. A product's are judged some columns at a time."""
-    by_head = max(cell.seq_len, checkpoint.n_embd if cell.case == "gated" else 0)
+    by_head = max(size(cell)[1], checkpoint.n_embd if cell.case == "gated" else 0)
     attends = cell.kind in ("attn", "block")
     return rows(cell) * max(checkpoint.n_embd, checkpoint.n_head * by_head if attends else 0)

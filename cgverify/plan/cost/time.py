@@ -11,7 +11,7 @@ layers. Single cases are estimated less well, and other devices not at all.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -37,7 +37,9 @@ USED = {"ln1": 0.0, "attn": 1 / 3, "attn.o": 1 / 12, "mlp": 2 / 3, "mlp.in": 1 /
 BACKWARD_FIXED, BACKWARD_WEIGHT = 0.3, 900e-9
 """Seconds that the case `backward` takes in addition: for a cell, and for each weight that it uses."""
 
-FORWARDS: dict[str, dict[str, tuple[int, int]]] = {
+_PARTS = ("embed", "ln1", "mlp", "ln_final", "unembed")
+
+FORWARDS: Mapping[str, Mapping[str, tuple[float, float]]] = {
     "decode": {"attn": (4, 1), "block": (4, 1)},
     "caches": {"attn": (6, 2), "block": (6, 2)},
     "gated": {"attn": (3, 3), "block": (4, 4)},
@@ -48,6 +50,10 @@ FORWARDS: dict[str, dict[str, tuple[int, int]]] = {
     | dict.fromkeys(("ln1", "attn.q", "attn.k", "attn.v", "attn.o", "mlp", "mlp.in", "mlp.out"), (2, 2))
     | dict.fromkeys(("ln_final", "unembed"), (2, 2)),
     "model": dict.fromkeys(("embed", "block", "ln_final", "unembed", "model"), (1 + FORCED_TOKENS, 1)),
+    "shapes": dict.fromkeys(_PARTS, (3, 1.1)) | {"attn": (10, 1.8), "block": (5, 1.2), "unembed": (3, 0.23)},
+    "state": dict.fromkeys(_PARTS, (4, 4)) | dict.fromkeys(("attn", "block"), (8, 6)),
+    "data": dict.fromkeys((*_PARTS, "block"), (2, 3)) | {"attn": (6, 6), "embed": (2, 2)},
+    "weights": dict.fromkeys(("embed", "block", "ln_final", "unembed"), (0, 0)),
 }
 """The forwards of a case on a kind of component, and the sequences that they take together; 1 and 1 for other cases."""
 

@@ -43,8 +43,9 @@ def _unscaled_dropout(_: Any, drop: Any, pattern: Tensor) -> Any:
     return pattern * (kept > 0)
 
 
-def _draw_first(_: Any, pattern_of: Any, *args: Any) -> Any:
-    torch.rand(1)
+def _draw_first(bridge: Any, pattern_of: Any, *args: Any) -> Any:
+    if bridge.training:
+        torch.rand(1)
     return pattern_of(*args)
 
 

@@ -14,7 +14,7 @@ from cgverify.observe.cases import CASES
 from cgverify.observe.components import COMPONENTS
 from cgverify.observe.inputs import InputSpec
 from cgverify.plan.axes import Axes
-from cgverify.plan.cases import CASE_KINDS, DECODED_TOKENS, DECODING
+from cgverify.plan.cases import CASE_KINDS, DECODED_TOKENS, DECODING, SIZES
 from cgverify.plan.cells import cells
 from cgverify.plan.cost.time import FORWARDS, measured_speed, seconds_of
 
@@ -27,21 +27,27 @@ def seconds(checkpoint: Checkpoint = SMALL, **axes: Any) -> float:
 
 @pytest.mark.parametrize(("case", "kind"), [(case, kind) for case, kinds in CASE_KINDS.items() for kind in kinds])
 def test_forwards_of_a_case_are_those_that_it_runs(case: str, kind: str, config: CodeGenConfig) -> None:
+    batch, tokens = SIZES.get(case, (2, 8))
     if spans := CASES[case].spans:
-        lengths = [span.stop - span.start for span in spans(8)]
+        rows = [2 * (span.stop - span.start) for span in spans(8)]
     else:
-        spec = InputSpec(0, 2, 8, config.n_positions, torch.float32, 1.0)
+        if case in SIZES:  # which depend on the model's
+            config = CodeGenConfig(n_embd=SMALL.n_embd, n_head=SMALL.n_head, vocab_size=100)
+        spec = InputSpec(0, 2, 8, config.n_positions, torch.float32, 1.0, config.n_head)
         component = COMPONENTS[kind]
         inputs = CASES[case].build_inputs(component, spec, config, component.random_inputs(config))
-        lengths = [next(iter(step.inputs.values())).shape[1] for step in inputs.steps]
+        shapes = [next(iter(step.inputs.values())).shape for step in inputs.steps]
+        rows = [shape[0] * shape[1] for shape in shapes]
     decoded = DECODED_TOKENS if case in DECODING else 0
     forwards, sequences = FORWARDS.get(case, {}).get(kind, (1, 1))
-    assert (forwards, sequences * (8 + decoded)) == (len(lengths), sum(lengths))
+    assert forwards == len(rows)
+    assert sequences * batch * (tokens + decoded) == pytest.approx(sum(rows), rel=0.1)
 
 
 def test_twice_the_layers_take_twice_the_time() -> None:
     deeper = SMALL.model_copy(update={"n_layers": 40})
-    assert seconds(deeper, components=["blocks.*"]) == pytest.approx(2 * seconds(components=["blocks.*"]))
+    axes = {"components": ["blocks.*"], "cases": ["default", "stress", "decode", "weights"]}
+    assert seconds(deeper, **axes) == pytest.approx(2 * seconds(**axes))
 
 
 def test_second_dtype_and_longer_sequences_take_longer() -> None:

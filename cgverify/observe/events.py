@@ -1,0 +1,233 @@
+"""What happens to a component between two equal calls, after which it must compute what it did: the case `state`.
+
+Each event yields what is wrong with itself. That the component computes what it did is asked after each of them.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformer_lens.hook_points import HookPoint
+
+from cgverify.observe.bits import same_tensor
+from cgverify.observe.conditions import Patch
+from cgverify.observe.fault import calls_a_side
+from cgverify.observe.taps import Observation, Taps, watch_hooks
+from cgverify.oracle.arithmetic import HALVES, SMALLEST_SUBNORMAL
+
+Violations = Iterator[tuple[str, str]]
+"""Wrong conduct: the tap concerned, and a sentence."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A component of the candidate between two calls."""
+
+    kind: str
+    node: nn.Module
+    points: dict[str, HookPoint]
+    """Its hooks that fired in the first forward, by path."""
+    inputs: dict[str, torch.Tensor]
+    call: Callable[[nn.Module, str, dict[str, torch.Tensor]], Any]
+    """Call a component, or a copy of it, of a kind on inputs."""
+    first: Taps
+    """What the first forward showed and returned, by hook path."""
+
+    def output(self, node: nn.Module | None = None, inputs: dict[str, torch.Tensor] | None = None) -> torch.Tensor:
+        """Return a copy of what a call without hooks returns first."""
+        returned = self.call(node or self.node, self.kind, inputs or self.inputs)
+        output: torch.Tensor = returned[0] if isinstance(returned, tuple) else returned
+        return output.detach().cpu().clone()
+
+    def is_as_before(self, node: nn.Module | None = None) -> bool:
+        return same_tensor(self.output(node), self.first["returned"])
+
+
+Event = Callable[[Subject], Violations]
+
+MOST_COPIED = 1 << 22
+"""The most weights of a component that is copied or moved. A larger one has the same code as that of a small model, and
+takes time and memory."""
+
+
+def is_large(node: nn.Module) -> bool:
+    return sum(parameter.numel() for parameter in node.parameters()) > MOST_COPIED
+
+
+class _RaisedByHookError(Exception):
+    """What the hook of `raising_hook` raises."""
+
+
+def raising_hook(subject: Subject) -> Violations:
+    """Let a hook raise, whose exception must reach the caller."""
+    name, point = list(subject.points.items())[len(subject.points) // 2]
+
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise _RaisedByHookError
+
+    handle = point.add_hook(interrupt)
+    try:
+        subject.output()
+    except _RaisedByHookError:
+        return
+    finally:
+        handle.hook.remove()
+        point.fwd_hooks.remove(handle)
+    yield name, f"an exception that a hook raised at {name} did not reach the caller"
+
+
+def patches(subject: Subject) -> Violations:
+    """Let hooks at every tap return other tensors, and remove them."""
+    with watch_hooks(subject.points, Observation(), {name: Patch(name, 0) for name in subject.points}):
+        subject.output()
+    yield from ()
+
+
+@calls_a_side
+def training(subject: Subject) -> Violations:
+    """Call the component in training mode with gradients."""
+    modes = [(module, module.training) for module in subject.node.modules()]
+    try:
+        subject.node.train()
+        with torch.enable_grad():
+            subject.output()
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    yield from ()
+
+
+@calls_a_side
+def moves(subject: Subject) -> Violations:
+    """Move the component to a wider dtype, call it there, and move it back."""
+    dtype = next(subject.node.parameters()).dtype
+    wide = torch.float32 if dtype in HALVES else torch.float64
+    if wide == dtype or is_large(subject.node):
+        return
+    # The sin/cos table may have another dtype than the weights, which a move back does not restore.
+    buffers = [
+        (module, name, buffer) for module in subject.node.modules() for name, buffer in module.named_buffers("", False)
+    ]
+    subject.node.to(wide)
+    widened = {name: x.to(wide) if x.is_floating_point() else x for name, x in subject.inputs.items()}
+    subject.output(inputs=widened)
+    subject.node.to(dtype)
+    for module, name, buffer in buffers:
+        setattr(module, name, buffer)
+    yield from ()
+
+
+@calls_a_side
+def edits(subject: Subject) -> Violations:
+    """Double weights in place, of which the next call must know, and halve them again."""
+    for group, taps in _EDITED.get(subject.kind, {}).items():
+        weights = [weight for path in group.split() for weight in _weights(subject.node, path)]
+        seen = Observation()
+        _scale(weights, 2.0)
+        with watch_hooks({tap: subject.points[tap] for tap in taps if tap in subject.points}, seen, {}):
+            subject.output()
+        _scale(weights, 0.5)
+        for tap, tensor in seen.taps.items() if weights else ():
+            doubled = 2 * subject.first[tap]
+            # A result that is subnormal is rounded otherwise than its half.
+            if ((tensor - doubled).abs() > 4 * SMALLEST_SUBNORMAL[tensor.dtype]).any():
+                yield tap, f"{tap} does not double if the weight that makes it is doubled in place"
+
+
+@calls_a_side
+def copies(subject: Subject) -> Violations:
+    """Make a deep copy, which must compute the same with weights of its own, and edit its weights."""
+    if is_large(subject.node):
+        return
+    duplicate = copy.deepcopy(subject.node)
+    own, others = (
+        {id_: name for name, tensor in _tensors(node) for id_ in [tensor.untyped_storage().data_ptr()]}
+        for node in (subject.node, duplicate)
+    )
+    for memory in own.keys() & others.keys():
+        yield own[memory], f"a deep copy shares the memory of {own[memory]}"
+    if not subject.is_as_before(duplicate):
+        yield "returned", "a deep copy returns another tensor"
+    with torch.no_grad():
+        for parameter in duplicate.parameters():
+            if parameter.untyped_storage().data_ptr() not in own:
+                parameter.zero_()
+    if subject.is_as_before(duplicate):
+        yield "returned", "a deep copy computes with other weights than its own"
+
+
+EVENTS: dict[str, Event] = {
+    "a hook raised": raising_hook,
+    "hooks that returned other tensors are removed": patches,
+    "a forward in training mode with gradients": training,
+    "a move to a wider dtype and back": moves,
+    "an edit of weights is undone": edits,
+    "a deep copy was made and edited": copies,
+}
+"""By what has happened, in words."""
+
+
+@calls_a_side
+def go_through(subject: Subject) -> Violations:
+    """Let all events happen in turn, and yield what is wrong with each, or after it. The random state is restored."""
+    for number, (what, event) in enumerate(EVENTS.items()):
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a bridge may warn that the fused weight has changed
+            torch.default_generator.manual_seed(number)
+            yield from event(subject)
+            if not subject.is_as_before():
+                yield "returned", f"another tensor is returned after {what}"
+                return
+
+
+_BLOCK = {
+    "ln1": ("ln1.hook_out",),
+    "attn.q attn.k attn.v": ("attn.q.hook_out", "attn.k.hook_out", "attn.v.hook_out"),
+    "attn.o": ("attn.hook_out",),
+    "mlp.in": ("mlp.in.hook_out",),
+    "mlp.out": ("mlp.hook_out",),
+}
+
+_EDITED: dict[str, dict[str, tuple[str, ...]]] = {
+    "block": _BLOCK,
+    **{
+        kind: {
+            " ".join(part.removeprefix(f"{kind}.") for part in group.split()): tuple(
+                tap.removeprefix(f"{kind}.") for tap in taps
+            )
+            for group, taps in _BLOCK.items()
+            if group.startswith(f"{kind}.")
+        }
+        for kind in ("attn", "mlp")
+    },
+    **{kind: {"": ("hook_out",)} for kind in ("embed", "ln1", "ln_final", "unembed")},
+}
+"""By kind: the modules whose weights are doubled together, by path, and the hooks that then show twice as much."""
+
+
+def _weights(node: nn.Module, path: str) -> list[torch.Tensor]:
+    """Return weight and bias of a module of a bridge; nothing if it has none there."""
+    try:
+        module: Any = node.get_submodule(path)
+    except AttributeError:
+        return []
+    module = getattr(module, "original_component", module)
+    tensors = [module._parameters.get(name) for name in ("weight", "bias")]
+    return [tensor for tensor in tensors if tensor is not None]
+
+
+def _scale(tensors: list[torch.Tensor], factor: float) -> None:
+    with torch.no_grad():
+        for tensor in tensors:
+            tensor.mul_(factor)
+
+
+def _tensors(node: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from node.named_parameters()
+    yield from node.named_buffers()
