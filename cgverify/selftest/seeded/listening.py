@@ -104,10 +104,10 @@ _IGNORED_PATTERN: Rows = {
 }
 
 FAULTS = (
-    *named_faults(__name__, _UNWATCHED, "conduct", case="decode"),
+    *named_faults(__name__, _UNWATCHED, "conduct", case="shapes"),
     *named_faults(__name__, _UNWATCHED_BACKWARD, "conduct", case="backward"),
     *named_faults(__name__, _ONE_HOOK, "conduct", "mix", "returned", case="patched"),
-    *named_faults(__name__, _BUFFER, "conduct"),
+    *named_faults(__name__, _BUFFER, "conduct", case="state"),
     *named_faults(__name__, _ONE_ROW, "rope", case="decode"),
     *named_faults(__name__, _IGNORED_KEYS, "cache", case="patched"),
     *named_faults(__name__, _IGNORED_PATTERN, "mix", case="patched"),
