@@ -17,13 +17,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 
 from cgverify.common.errors import CgverifyError, NothingToVerifyError, UnknownNameError
-from cgverify.plan.cases import AFTER, BEFORE, CASE_KINDS, DEFAULT_CASES, EAGER_ONLY, PER_LAYER, WHOLE
+from cgverify.plan.cases import AFTER, BEFORE, CASE_KINDS, DEFAULT_CASES, PER_LAYER, WHOLE
 
 if TYPE_CHECKING:
     import os
 
     from cgverify.api import Result
-    from cgverify.plan.yaml_plan import SweepConfig
 
     Parity = Callable[..., Result]
 
@@ -78,7 +77,8 @@ def parity_tests(
             if key not in INSIDE:
                 raise UnknownNameError("argument", key, INSIDE)
         described: dict[str, Any] = plain({**given, **plan})
-        groups = _groups(parse_plan(described), [components] if isinstance(components, str) else list(components))
+        kinds = _kinds([components] if isinstance(components, str) else list(components), parse_plan(described).cases)
+        groups = _groups({**described, "components": kinds})
     except CgverifyError as error:
         raise pytest.Collector.CollectError(str(error)) from None
     runs: dict[Path, Result] = {}
@@ -98,7 +98,7 @@ def parity_tests(
                 for item in request.session.items
                 if isinstance(item, pytest.Function) and item.function is test_parity
             }
-            runs[folder] = _carry_out({**described, **_only(groups, selected)}, folder)
+            runs[folder] = _carry_out(_only(selected, described), folder)
         request.node.user_properties.append(("run_folder", str(folder)))  # record_property warns of a JUnit family
         _require_parity(runs[folder], _Group(kind, dtype, case))
 
@@ -139,41 +139,49 @@ def _component(kind: str) -> str:
     return "blocks" if kind == "block" else f"blocks.{kind}"
 
 
-def _groups(config: SweepConfig, globs: Collection[str]) -> list[_Group]:
-    """Return the groups of a plan, in report order.
+def _kinds(globs: Collection[str], cases: Collection[str]) -> list[str]:
+    """Return the kinds of component that globs over the names in test ids select, and that one of the cases is for.
 
     Raises:
         UnknownNameError: a glob fits no component.
         NothingToVerifyError: none of the cases is for one of the components.
     """
-    from cgverify.common.records import EAGER
-
     names = {kind: _component(kind) for kind in (*BEFORE, *PER_LAYER, *AFTER, *WHOLE)}
     for glob in globs:
         if not any(fnmatchcase(name, glob) for name in names.values()):
             raise UnknownNameError("component", glob, names.values())
-    groups = [
-        _Group(kind, dtype, case)
-        for dtype in config.dtypes
-        for kind, name in names.items()
-        if not globs or any(fnmatchcase(name, glob) for glob in globs)
-        for case in config.cases
-        if kind in CASE_KINDS[case] and (EAGER in config.attentions or case not in EAGER_ONLY)
-    ]
-    if not groups:
+    kinds = [kind for kind, name in names.items() if not globs or any(fnmatchcase(name, glob) for glob in globs)]
+    kinds = [kind for kind in kinds if any(kind in CASE_KINDS[case] for case in cases)]
+    if not kinds:
         raise NothingToVerifyError("None of the cases is for one of the components: name others.")
-    return groups
+    return kinds
 
 
-def _only(groups: Iterable[_Group], selected: Collection[_Group]) -> dict[str, Any]:
-    """Return the keys of a plan that leave in it the cells of some groups."""
+def _groups(plan: dict[str, Any]) -> list[_Group]:
+    """Return the groups of cells that a plan has for any checkpoint, in report order.
+
+    Raises:
+        CgverifyError: the plan is wrong.
+    """
+    from cgverify.common.records import Checkpoint, Prompt
+    from cgverify.plan.cells import cells
+    from cgverify.plan.yaml_plan import parse_plan
+
+    (request,) = parse_plan(plan).requests()
+    names = dict.fromkeys(("name", "asked", "weights", "origin", "digest"), "")
+    sizes = {"n_layers": 1, "rotary_dim": 2, "n_positions": 1 << 20, "n_embd": 1, "vocab_size": 1}
+    any_checkpoint = Checkpoint(**names, **sizes, prompt=Prompt(tokens=tuple(range(64)), origin=""))
+    planned = cells(any_checkpoint, request.axes.model_copy(update={"layers": [0]}))
+    return list(dict.fromkeys(_Group(cell.kind, cell.dtype, cell.case) for cell in planned))
+
+
+def _only(selected: Collection[_Group], plan: dict[str, Any]) -> dict[str, Any]:
+    """Return a plan with the cells of the selected groups alone."""
     kinds, dtypes, cases = (list(dict.fromkeys(values)) for values in zip(*sorted(selected), strict=True))
-    unselected = [
-        {"components": group.kind, "dtypes": group.dtype, "cases": group.case}
-        for group in groups
-        if group.kind in kinds and group.dtype in dtypes and group.case in cases and group not in selected
-    ]
-    return {"components": kinds, "dtypes": dtypes, "cases": cases, "exclude": unselected}
+    narrowed = {**plan, "components": kinds, "dtypes": dtypes, "cases": cases}
+    others = [group for group in _groups(narrowed) if group not in selected]
+    rules = [{"components": group.kind, "dtypes": group.dtype, "cases": group.case} for group in others]
+    return {**narrowed, "exclude": rules}
 
 
 def _shared_folder(request: pytest.FixtureRequest, factory: pytest.TempPathFactory) -> Path:

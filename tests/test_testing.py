@@ -26,7 +26,12 @@ TESTS = """
 from cgverify.testing import parity_tests
 
 test_parity = parity_tests(
-    "codegen-nano", candidate="candidate:Faulty", dtypes=["float32", "bfloat16"], components=["blocks*"], layers=0
+    "codegen-nano",
+    candidate="candidate:Faulty",
+    dtypes=["float32", "bfloat16"],
+    cases=["default", "stress", "decode"],
+    components="blocks*",
+    layers=0,
 )
 """
 
@@ -47,6 +52,22 @@ def test_each_component_dtype_and_case_is_a_test(suite: pytest.Pytester) -> None
     assert "test_bridge.py::test_parity[blocks.mlp.in-float32-stress]" in listed
     assert "test_bridge.py::test_parity[blocks-float32-default]" in listed
     assert sum("::" in line for line in listed) == 2 * (10 * 2 + 2)
+
+
+def test_component_that_its_block_covers_has_no_test(pytester: pytest.Pytester) -> None:
+    """Without the block it has one: see `cgverify.plan.cases.IN_BLOCK`."""
+    call = "parity_tests('codegen-nano', cases=['state', 'default'], layers=0, components={!r})"
+    pytester.makepyfile(
+        "from cgverify.testing import parity_tests\n"
+        f"test_whole = {call.format(['blocks', 'blocks.ln1'])}\n"
+        f"test_parts = {call.format('blocks.ln1')}\n"
+    )
+    found = run(pytester, "-v", "-k", "ln1", "--basetemp=base")
+    found.assert_outcomes(passed=3)
+    found.stdout.fnmatch_lines(["*test_whole?blocks.ln1-float32-default? PASSED*"])
+    found.stdout.fnmatch_lines(["*test_parts?blocks.ln1-float32-state? PASSED*"])
+    (run_of_whole,) = pytester.path.rglob("*test_whole/run.json")
+    assert [result.cell.case for result in load_run(run_of_whole.parent).results] == ["default"]
 
 
 def test_failing_test_shows_the_sentence_and_its_place(suite: pytest.Pytester) -> None:

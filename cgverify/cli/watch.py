@@ -20,7 +20,7 @@ Folder = Annotated[
 
 @command
 def watch(*, run: Folder, quiet: options.Quiet = False) -> int:
-    """Follow a run in its folder until its last cell is finished.
+    """Follow a run in its folder until its last cell is finished, or it has ended early.
 
     A terminal shows how far it is, and each fault when it is found. Nothing is written to the folder. Ctrl-C stops
     watching, and the run goes on.
@@ -32,11 +32,11 @@ def watch(*, run: Folder, quiet: options.Quiet = False) -> int:
 
     Exit codes: those of the run, 2 bad usage, 130 interrupted.
     """
+    from cgverify.api import load_run
     from cgverify.cli.running import console
     from cgverify.plan.batches import batches
-    from cgverify.report.outcome import exit_code, verdict_line
+    from cgverify.report.outcome import verdict_line
     from cgverify.report.progress import RunProgress
-    from cgverify.runs.baseline import load_stored_run
     from cgverify.runs.reading import follow, read_plan, read_run
 
     described, finished = read_run(run)
@@ -44,6 +44,8 @@ def watch(*, run: Folder, quiet: options.Quiet = False) -> int:
     with RunProgress(console(quiet), planned, finished) as progress:
         for _ in progress.through(follow(run)):
             pass
-    results = load_stored_run(run).results
-    typer.echo(verdict_line(results))
-    return exit_code(results)
+    result = load_run(run)
+    typer.echo(verdict_line(result.results))
+    if len(result.results) < result.planned:
+        typer.echo(f"The run has ended after {len(result.results)} of {result.planned} cells.", err=True)
+    return result.exit_code

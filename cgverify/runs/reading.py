@@ -75,7 +75,9 @@ def read_plan(path: Path) -> list[PlannedCell]:
 
 
 def follow(path: Path) -> Iterator[CellResult]:
-    """Yield each result of a run once it is written, until every planned cell has one.
+    """Yield each result of a run once it is written, until every planned cell has one, or the run has ended early.
+
+    A run that was killed is waited for, since it may be continued.
 
     Raises:
         RunFolderError: a line is damaged.
@@ -83,7 +85,7 @@ def follow(path: Path) -> Iterator[CellResult]:
     remaining = {planned.cell.id for planned in read_plan(path)}
     findings, offset, number = path / "findings.jsonl", 0, 0
     while remaining:
-        new = b""
+        new, ended = b"", _has_ended(path)  # in this order: the last results may be written between the two
         if findings.exists():
             if findings.stat().st_size < offset:  # the run was continued without the cells that had failed
                 offset = number = 0
@@ -98,8 +100,18 @@ def follow(path: Path) -> Iterator[CellResult]:
             if result.cell.id in remaining:
                 remaining.remove(result.cell.id)
                 yield result
+        if ended:
+            return
         if not complete:
             time.sleep(POLL_SECONDS)
+
+
+def _has_ended(path: Path) -> bool:
+    """Return whether the tables, which are written at the end, are younger than the results."""
+    try:
+        return (path / "summary.csv").stat().st_mtime_ns >= (path / "findings.jsonl").stat().st_mtime_ns
+    except FileNotFoundError:
+        return False
 
 
 def reconcile(first: CellResult, second: CellResult) -> CellResult:

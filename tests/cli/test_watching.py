@@ -17,8 +17,19 @@ import pytest
 from command_line import Cli, fork
 
 COLUMNS = 120
-RUN = ("all-components", "--model", "codegen-nano", "--layers", "0-2", "--bridge", "raising:RaisingLater")
-FAULT = "diverged blocks.0.attn, raising:RaisingLater in float32, case stress"
+RUN = (
+    *("all-components", "--model", "codegen-nano", "--layers", "0-2", "--bridge", "candidate:Faulty"),
+    *("--case", "default,stress,decode", "--jobs", "1"),
+)
+FAULT = "diverged blocks.0.attn, candidate:Faulty in float32, case default"
+CANDIDATE = """
+from cgverify import CodeGenAttentionBridge
+
+class Faulty(CodeGenAttentionBridge):
+    def forward(self, *args, **kwargs):
+        output, *rest = super().forward(*args, **kwargs)
+        return output * 1.01, *rest
+"""
 
 
 class Terminal:
@@ -47,6 +58,11 @@ class Terminal:
     @property
     def text(self) -> str:
         return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", self._written.decode())
+
+
+@pytest.fixture(autouse=True)
+def candidate(tmp_path: Path) -> None:
+    (tmp_path / "candidate.py").write_text(CANDIDATE)
 
 
 @pytest.fixture
@@ -97,3 +113,10 @@ def test_finished_run_is_not_waited_for(cli: Cli, tmp_path: Path) -> None:
     assert (watched.returncode, watched.stderr) == (0, "")
     assert watched.stdout.strip() == whole.stdout.splitlines()[-1]
     assert "holds no run" in cli("watch", "nowhere").stderr
+
+
+def test_run_that_ended_early_is_not_waited_for(cli: Cli, tmp_path: Path) -> None:
+    cli(*RUN, "--exitfirst", "--output", "run")
+    watched = cli("watch", "run")
+    assert watched.returncode == 1
+    assert re.fullmatch(r"The run has ended after \d+ of 72 cells\.\n", watched.stderr)
