@@ -122,6 +122,13 @@ def parity(session: nox.Session) -> None:
 
 
 @nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation's site in `site/`. A broken link is an error."""
+    session.install("-c", "constraints.txt", "-e", ".[docs]")
+    session.run("mkdocs", "build", "--strict", env={"NO_MKDOCS_2_WARNING": "1"})
+
+
+@nox.session
 def package(session: nox.Session) -> None:
     """Build sdist and wheel, check them, and use the wheel in an empty environment away from the checkout."""
     session.install("-c", "constraints.txt", "build", "twine", "check-wheel-contents")

@@ -48,11 +48,15 @@ def page(folder: Path, *options: str) -> Path:
 
 
 def cgverify(folder: Path, *arguments: str) -> None:
-    environment = os.environ | {"PYTHONPATH": f"{folder}:{IMAGES.parents[1]}", "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, "-m", "cgverify", *arguments]
-    done = subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL)
+    done = subprocess.run(command, cwd=folder, env=environment(folder), stdout=subprocess.DEVNULL)
     if done.returncode not in (0, 1):  # 1: the experiment fails on purpose
         raise SystemExit(done.returncode)
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """Return the environment of a command that imports candidates from a folder."""
+    return os.environ | {"PYTHONPATH": f"{folder}:{IMAGES.parents[1]}", "PYTHONDONTWRITEBYTECODE": "1"}
 
 
 def picture(browser: Any, page: Path, name: str, width: int, height: int, scheme: str = "light") -> None:

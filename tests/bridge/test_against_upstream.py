@@ -1,6 +1,6 @@
 """Features that our bridge has and TransformerLens's CodeGen bridge lacks.
 
-Our bridge passes each check, and upstream's fails it. docs/bridge.md has a row for each.
+Our bridge passes each check, and upstream's fails it. docs/bridge-compared.md has a row for each.
 """
 
 from __future__ import annotations
@@ -257,7 +257,7 @@ def test_our_bridge_has_the_feature(name: str) -> None:
 @pytest.mark.parametrize("name", FEATURES)
 @torch.no_grad()
 def test_upstream_lacks_the_feature(name: str) -> None:
-    """If this fails, upstream has the feature now: update docs/bridge.md."""
+    """If this fails, upstream has the feature now: update docs/bridge-compared.md."""
     failed = (AssertionError, RuntimeError, KeyError, TypeError, ValueError, IndexError, pytest.fail.Exception)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -266,6 +266,6 @@ def test_upstream_lacks_the_feature(name: str) -> None:
 
 
 def test_table_in_the_docs_has_a_row_per_feature() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "bridge.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "bridge-compared.md").read_text()
     rows = {line.split("|")[1].strip() for line in page.splitlines() if line.startswith("| ")}
     assert set(FEATURES) <= rows
