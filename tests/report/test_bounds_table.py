@@ -1,4 +1,4 @@
-"""The table of the largest r by stage, which docs/verdict.md publishes."""
+"""The table of the largest r by stage, which docs/bounds.md publishes."""
 
 from __future__ import annotations
 
