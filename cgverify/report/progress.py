@@ -83,7 +83,8 @@ class RunProgress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._progress.stop()
+        if self._console is not None:  # older versions of rich end a line even if nothing is shown
+            self._progress.stop()
 
     def observe(self, cell: Cell | None) -> None:
         """Show a cell as in progress; None before cells are judged. See `cgverify.plan.batches.Watch`."""
