@@ -1,4 +1,5 @@
-"""Make the pictures in docs/images: reports of a correct bridge, of a faulty one, and of one with its baseline.
+"""Make the pictures in docs/images: reports of a correct bridge, of a faulty one, also in a
+notebook, and of one with its baseline.
 
     python tools/picture_reports.py
 
@@ -16,6 +17,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from playwright.sync_api import sync_playwright
+
+from cgverify import load_run
 
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
 EXPERIMENT = """
@@ -47,6 +50,13 @@ def page(folder: Path, *options: str) -> Path:
     return report
 
 
+def notebook_output(folder: Path) -> Path:
+    """Write what a notebook shows of a run folder, as a page."""
+    output = folder.with_suffix(".notebook.html")
+    output.write_text(f"<!doctype html><meta charset=utf-8>{load_run(folder)._repr_html_()}", encoding="utf-8")
+    return output
+
+
 def cgverify(folder: Path, *arguments: str) -> None:
     command = [sys.executable, "-m", "cgverify", *arguments]
     done = subprocess.run(command, cwd=folder, env=environment(folder), stdout=subprocess.DEVNULL)
@@ -73,7 +83,8 @@ def main() -> None:
         folder = Path(scratch)
         passing = page(run(folder, "passing", "--dtype", "float32,bfloat16,float16"))
         before = run(folder, "before", *experiment)
-        failing = page(run(folder, "failing", *experiment, broken="True"))
+        broken = run(folder, "failing", *experiment, broken="True")
+        failing, notebook = page(broken), notebook_output(broken)
         third = run(folder, "third", *experiment, broken="self._layer_idx == 2")
         compared = page(third, "--baseline", str(before))
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
@@ -81,6 +92,7 @@ def main() -> None:
         picture(browser, failing, "failing", 1280, 1800)
         picture(browser, compared, "compared", 1280, 1480)
         picture(browser, compared, "dark-phone", 390, 780, "dark")
+        picture(browser, notebook, "notebook", 1000, 900)
         browser.close()
 
 
