@@ -73,7 +73,11 @@ def _drawn(name: str, like: torch.Tensor, rounded_to: torch.dtype | None) -> tor
 @dataclass(frozen=True)
 class Conditions:
     dropout: float | None = None
-    """p of every dropout, in training mode. None is eval mode."""
+    """p of every dropout. None leaves all rates as they are."""
+    attention_dropout: float | None = None
+    """p of the dropout of the pattern, if it is another one."""
+    training: bool = True
+    """Whether a given dropout comes with training mode."""
     random_state: int | None = None
     """The seed of torch's random state before each side's forward. None leaves the state unchanged."""
     gradients: bool = False
@@ -123,7 +127,7 @@ def apply_conditions(
         if conditions.autocast is not None:
             stack.enter_context(_autocast(device, conditions.autocast))
         if conditions.dropout is not None:
-            stack.enter_context(_training(module, conditions.dropout))
+            stack.enter_context(_dropout(module, conditions))
         if conditions.cast_table:
             stack.enter_context(_cast_buffers([module, *installed().shared_modules(root)]))
         if conditions.flags:
@@ -144,11 +148,15 @@ def _autocast(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _training(module: nn.Module, p: float) -> Iterator[None]:
-    """Set training mode with dropout `p`. The rates are set in the modules, which do not read them from the config."""
+def _dropout(module: nn.Module, conditions: Conditions) -> Iterator[None]:
+    """Set rates of dropout, and the mode. The rates are set in the modules, which do not read them from the config."""
     modes = [(part, part.training) for part in module.modules()]
-    with _attributes_set(installed().dropout_rates(module), p):
-        module.train()
+    p, own = conditions.dropout, conditions.attention_dropout
+    with (
+        _attributes_set(installed().dropout_rates(module), p),
+        _attributes_set(installed().attention_dropout_rates(module), p if own is None else own),
+    ):
+        module.train(conditions.training)
         try:
             yield
         finally:

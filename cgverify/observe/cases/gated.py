@@ -1,4 +1,5 @@
-"""`gated`: hooks that a flag of the bridge's config turns on. One forward for each flag that a component has.
+"""`gated`: hooks that a flag of the bridge's config turns on. For each flag of a component there is one forward, and
+then a prefill and a second half with the flag on, which goes through a cache and has autograd on.
 
 | flag | hooks of attention that must exist, all `[batch, seq, heads, d_model]` | what follows from them |
 |---|---|---|
@@ -27,7 +28,7 @@ from cgverify.observe.components import (
     Component,
 )
 from cgverify.observe.conditions import Conditions
-from cgverify.observe.inputs import Inputs, InputSpec, Step
+from cgverify.observe.inputs import Inputs, InputSpec, Step, slice_tokens
 from cgverify.observe.stages import HEADS, RESIDUAL, Stage, TapFunction, TensorsByName, copy
 from cgverify.oracle.arithmetic import Expected, exact_input, exact_output
 from cgverify.oracle.layer_norm import layer_norm
@@ -35,13 +36,25 @@ from cgverify.oracle.parameters import Parameters
 from cgverify.oracle.per_head import head_projections, head_results, head_sum, unseen_head_sum
 
 
-def _steps(component: Component, inputs: Inputs, _: InputSpec) -> tuple[Step, ...]:
-    return tuple(Step(flag, inputs, Conditions(flags=(flag,))) for flag in FLAGGED_HOOKS.get(component.kind, {}))
+def _steps(component: Component, inputs: Inputs, spec: InputSpec) -> tuple[Step, ...]:
+    flags = FLAGGED_HOOKS.get(component.kind, {})
+    once = [Step(flag, inputs, Conditions(flags=(flag,))) for flag in flags]
+    half = spec.seq_len // 2
+    if not half:
+        return tuple(once)
+    first, second = slice_tokens(inputs, slice(0, half)), slice_tokens(inputs, slice(half, None))
+    for flag in flags:
+        on = Conditions(flags=(flag,), gradients=True)
+        once += [
+            Step(f"{flag} prefill", first, replace(on, gradients=False), cache=flag),
+            Step(f"{flag} with a cache", second, on, cache=flag),
+        ]
+    return tuple(once)
 
 
-def stages(component: Component, flag: str) -> tuple[Stage, ...]:
+def stages(component: Component, flag: str, with_cache: bool = False) -> tuple[Stage, ...]:
     """The stages of attention or of a block under a flag."""
-    plain = component.stages(False)
+    plain = component.stages(with_cache)
     if flag == FLAG_RESULT:
         return tuple(_with_results(plain, component.attention_prefix))
     if flag == FLAG_MLP_IN:
@@ -124,4 +137,6 @@ def _with_copies(plain: tuple[Stage, ...], taps: dict[str, str], norm: str | Non
         yield Stage(stage.name, stage.tap, projected(w), HEADS)
 
 
-CASE = Case(steps=_steps, stages=lambda component, step: stages(component, step.name))
+CASE = Case(
+    steps=_steps, stages=lambda component, step: stages(component, *step.conditions.flags, step.cache is not None)
+)

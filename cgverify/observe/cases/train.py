@@ -1,10 +1,17 @@
-"""`train`: training mode with dropout p = 0.1 in attention and on both residual branches, from one random state.
+"""`train`: dropout p = 0.1 of the pattern and 0.25 on both residual branches, from one random state.
+
+| step | mode | |
+|---|---|---|
+| `forward` | training | |
+| `eval` | eval | nothing may be dropped, whatever the rates are |
+| `with a cache` | training, with autograd | the second half of the tokens, after a prefill in eval mode |
+| `use_attn_result`, … | training | one forward for each flag of the component |
 
 Both sides draw from equal random states, so the same elements must be kept. That needs the same dropouts in the same
 order on tensors of the same memory layout: the random numbers follow the memory, not the indices. Only this case sees
-a dropout that is missing, applied twice, drawn in another order or from another state, scaled wrongly, or applied
-where the reference has none. p is set on the modules (`attn_dropout`, `resid_dropout`, `mlp.dropout`), since Hugging
-Face reads those and not the config.
+a dropout that is missing, applied twice, drawn in another order or from another state, scaled wrongly, of another's
+rate, or applied where the reference has none or in eval mode. p is set on the modules (`attn_dropout`,
+`resid_dropout`, `mlp.dropout`), since Hugging Face reads those and not the config.
 """
 
 from __future__ import annotations
@@ -13,19 +20,45 @@ from dataclasses import replace
 
 import torch
 
-from cgverify.observe.cases.case import Case, each_stage, one_forward
-from cgverify.observe.components import Component
+from cgverify.observe.cases import gated
+from cgverify.observe.cases.case import Case
+from cgverify.observe.components import FLAGGED_HOOKS, Component
 from cgverify.observe.conditions import Conditions
-from cgverify.observe.inputs import leave_unchanged
+from cgverify.observe.inputs import Inputs, InputSpec, Step, leave_unchanged, slice_tokens
 from cgverify.observe.stages import Compute, Oracle, Stage, TapFunction, TensorsByName, WeightProduct
 from cgverify.oracle.arithmetic import Expected, exact_input
 from cgverify.oracle.dropout import dropout
 from cgverify.oracle.parameters import Parameters
 from cgverify.oracle.product import product
 
-P = 0.1
+P_PATTERN, P_RESIDUAL = 0.1, 0.25
 
 _MEANING = "dropout is missing, keeps other elements than the reference's, or scales them differently"
+
+
+def _steps(component: Component, inputs: Inputs, spec: InputSpec) -> tuple[Step, ...]:
+    training = Conditions(dropout=P_RESIDUAL, attention_dropout=P_PATTERN, random_state=spec.seed)
+    steps = [Step("forward", inputs, training), Step("eval", inputs, replace(training, training=False))]
+    if "attention_mask" in inputs and spec.seq_len > 1:
+        half = spec.seq_len // 2
+        steps += [
+            Step("prefill", slice_tokens(inputs, slice(0, half)), cache="all"),
+            Step(
+                "with a cache", slice_tokens(inputs, slice(half, None)), replace(training, gradients=True), cache="all"
+            ),
+        ]
+    flags = FLAGGED_HOOKS.get(component.kind, {})
+    return (*steps, *(Step(flag, inputs, replace(training, flags=(flag,))) for flag in flags))
+
+
+def _stages(component: Component, step: Step) -> tuple[Stage, ...]:
+    conditions = step.conditions
+    plain = component.stages(step.cache is not None)
+    if conditions.flags:
+        plain = gated.stages(component, *conditions.flags)
+    if conditions.dropout is None or not conditions.training:
+        return plain
+    return tuple(_with_dropout(stage, component) for stage in plain)
 
 
 def _shared(taps: TensorsByName) -> dict[str, torch.Tensor]:
@@ -41,7 +74,9 @@ def _with_dropout(stage: Stage, component: Component) -> Stage:
     """The stage followed by dropout, if CodeGen has one there."""
     attention, mlp = ("attn.", "mlp.") if component.kind == "block" else ("", "")
     if stage.name == "softmax" and isinstance(stage.oracle, TapFunction):
-        return _followed_by_dropout(stage, "attn_dropout", stage.oracle.compute)
+        return _followed_by_dropout(stage, "attn_dropout", stage.oracle.compute, P_PATTERN)
+    if stage.name == "result_sum" and isinstance(stage.oracle, TapFunction):
+        return _followed_by_dropout(stage, "resid_dropout", stage.oracle.compute)
     if stage.name == "output" and stage.tap == f"{attention}hook_out":
         return _followed_by_dropout(stage, "resid_dropout", _before_dropout(f"{attention}o.hook_out", stage.oracle))
     if stage.name == "mlp_out" and stage.tap == f"{mlp}hook_out":
@@ -49,9 +84,9 @@ def _with_dropout(stage: Stage, component: Component) -> Stage:
     return stage
 
 
-def _followed_by_dropout(stage: Stage, name: str, before: Compute) -> Stage:
+def _followed_by_dropout(stage: Stage, name: str, before: Compute, p: float = P_RESIDUAL) -> Stage:
     def compute(side: TensorsByName, parameters: Parameters) -> Expected:
-        return dropout(before(side, parameters), side[_kept(stage.tap)], P)
+        return dropout(before(side, parameters), side[_kept(stage.tap)], p)
 
     return replace(stage, name=name, oracle=TapFunction(compute), meaning=_MEANING)
 
@@ -69,9 +104,4 @@ def _before_dropout(tap: str, oracle: Oracle) -> Compute:
     return compute
 
 
-CASE = Case(
-    transform=leave_unchanged,
-    steps=one_forward(conditions=lambda spec: Conditions(dropout=P, random_state=spec.seed)),
-    stages=each_stage(_with_dropout),
-    shared=_shared,
-)
+CASE = Case(transform=leave_unchanged, steps=_steps, stages=_stages, shared=_shared)

@@ -44,6 +44,11 @@ def _dropout_rates(component: nn.Module) -> list[tuple[Any, str]]:
     return [(module, "p") for module in component.modules() if isinstance(module, nn.Dropout)]
 
 
+def _attention_dropout_rates(component: nn.Module) -> list[tuple[Any, str]]:
+    own = {id(module) for name, module in component.named_modules() if "attn" in name.rpartition(".")[2]}
+    return [(module, rate) for module, rate in _dropout_rates(component) if id(module) in own]
+
+
 def _arguments(_: nn.Module, inputs: dict[str, Any], cache: Any) -> dict[str, Any]:
     return inputs if cache is None else {**inputs, "layer_past": cache, "use_cache": True}
 
@@ -119,6 +124,7 @@ EMBED_POSITIONS = Generation(
     shared_modules=lambda _: (),
     derived_inputs=(),
     dropout_rates=_dropout_rates,
+    attention_dropout_rates=_attention_dropout_rates,
     arguments=_arguments,
     attention_taps=_attention_taps,
     cast_rotated=lambda rotated, _: rotated,

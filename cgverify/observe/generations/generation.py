@@ -34,6 +34,8 @@ class Generation:
     """Arguments of attention and block that the model, and `arguments`, compute from their other inputs."""
     dropout_rates: Callable[[nn.Module], list[tuple[Any, str]]]
     """Return the attributes of a component that are rates of dropout, each with its owner."""
+    attention_dropout_rates: Callable[[nn.Module], list[tuple[Any, str]]]
+    """Return those of them that are the rate of the pattern's dropout."""
     arguments: Callable[[nn.Module, dict[str, Any], Any], dict[str, Any]]
     """Return the arguments to call a component of either side with, the first one first.
 

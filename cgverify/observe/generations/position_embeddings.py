@@ -67,6 +67,10 @@ def _dropout_rates(component: nn.Module) -> list[tuple[Any, str]]:
     return [(part, name) for part, name in rates if name in vars(part)]
 
 
+def _attention_dropout_rates(component: nn.Module) -> list[tuple[Any, str]]:
+    return [(part, name) for part, name in _dropout_rates(component) if name == "attention_dropout"]
+
+
 @calls_a_side
 def _arguments(root: nn.Module, inputs: dict[str, Any], cache: Any) -> dict[str, Any]:
     arguments = dict(inputs)
@@ -180,6 +184,7 @@ POSITION_EMBEDDINGS = Generation(
     shared_modules=lambda root: (_rotary_emb(root),),
     derived_inputs=("position_embeddings",),
     dropout_rates=_dropout_rates,
+    attention_dropout_rates=_attention_dropout_rates,
     arguments=_arguments,
     attention_taps=_attention_taps,
     cast_rotated=rounded_to,

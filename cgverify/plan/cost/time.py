@@ -42,7 +42,8 @@ _PARTS = ("embed", "ln1", "mlp", "ln_final", "unembed")
 FORWARDS: Mapping[str, Mapping[str, tuple[float, float]]] = {
     "decode": {"attn": (4, 1), "block": (4, 1)},
     "caches": {"attn": (6, 2), "block": (6, 2)},
-    "gated": {"attn": (3, 3), "block": (4, 4)},
+    "gated": {"attn": (9, 6), "block": (12, 8)},
+    "train": {"attn": (7, 6), "block": (8, 7), "mlp": (2, 2)},
     "patched": {"attn": (56, 39), "block": (48, 34), "mlp": (6, 6)}
     | dict.fromkeys(("ln1", "ln_final"), (4, 4))
     | dict.fromkeys(("embed", "unembed"), (2, 2)),
