@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 from zlib import crc32
 
 import torch
@@ -18,6 +18,9 @@ from torch import nn
 from cgverify.common.errors import DeviceError
 from cgverify.observe.fault import calls_a_side
 from cgverify.observe.generations import installed
+
+LARGE = 100.0
+"""The factor of large values."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,16 @@ class Patch:
     seed: int
     rounded_to: torch.dtype | None = None
     """A narrower dtype that the values are rounded to."""
+    large: bool = False
+    """Whether the values of the last token or head are large."""
+    strided: bool = False
+    """Whether a new tensor is not contiguous."""
+    edits: bool = False
+    """Whether the values are written into the tensor that the hook receives."""
+    is_silent: bool = False
+    """Whether the hook returns nothing."""
+    removes_itself: bool = False
+    """Whether the hook is removed when it fires. A hook that only listens follows it at the same place."""
 
     def __call__(self, seen: torch.Tensor) -> torch.Tensor:
         """Return standard normal values in the shape and dtype and on the device of `seen`; for tokens, reverse them.
@@ -36,7 +49,12 @@ class Patch:
         """
         if not seen.is_floating_point():
             return seen.cpu().flatten().flip(0).view_as(seen).to(seen.device)
-        return _drawn(f"{self.tap} {self.seed}", seen, self.rounded_to)
+        drawn = _drawn(f"{self.tap} {self.seed}", seen, self.rounded_to)
+        if self.large:
+            drawn[:, -1] *= LARGE
+        if self.strided:
+            drawn = drawn.mT.contiguous().mT
+        return seen.copy_(drawn) if self.edits else drawn
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +63,9 @@ class Substitute:
 
     tap: str
     tensor: torch.Tensor
+    edits: ClassVar = False
+    is_silent: ClassVar = False
+    removes_itself: ClassVar = False
 
     def __call__(self, seen: torch.Tensor) -> torch.Tensor:
         """Return the tensor in the shape and on the device of `seen`."""
@@ -90,6 +111,8 @@ class Conditions:
     """Settings of the bridge's config that are on. Hugging Face has none of them."""
     patch: Patch | Substitute | None = None
     """A hook on the candidate. Hugging Face has no hooks."""
+    second_patch: Patch | None = None
+    """Another hook on the candidate, on a later tap."""
     by_position: bool = False
     """Whether arguments are given by position; see `cgverify.observe.generations.leading_arguments`."""
     use_cache: bool = True
@@ -101,12 +124,18 @@ class Conditions:
             self,
             cotangent=self.cotangent and replace(self.cotangent, rounded_to=dtype),
             patch=replace(self.patch, rounded_to=dtype) if isinstance(self.patch, Patch) else self.patch,
+            second_patch=self.second_patch and replace(self.second_patch, rounded_to=dtype),
         )
+
+    @property
+    def patches(self) -> tuple[Patch | Substitute, ...]:
+        """The hooks that intervene, in the order of the computation."""
+        return tuple(each for each in (self.patch, self.second_patch) if each is not None)
 
     @property
     def for_reference(self) -> Conditions:
         """These conditions without those that only a bridge can have."""
-        return replace(self, flags=(), patch=None)
+        return replace(self, flags=(), patch=None, second_patch=None)
 
 
 PLAIN = Conditions()

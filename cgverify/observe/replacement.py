@@ -12,20 +12,32 @@ from cgverify.oracle.layer_norm import affine, normalized_by
 from cgverify.oracle.parameters import Parameters
 
 
-def stages_after_replacing(tap: str, stages: tuple[Stage, ...], kind: str) -> tuple[Stage, ...]:
+def stages_after_replacing(
+    tap: str, stages: tuple[Stage, ...], kind: str, second: str | None = None
+) -> tuple[Stage, ...]:
     """Return the stages of a kind of component that judge a forward in which a hook replaced `tap`.
 
     The first is that of the tap itself, which must show the replacement. Later taps need not exist: other cases ask
     for them.
+
+    Args:
+        second: a later tap that another hook replaced as well.
     """
-    return tuple(_from(tap, stages, _direct_steps(kind).get(tap, {})))
+    return tuple(_from(tap, stages, _direct_steps(kind), second))
 
 
-def _from(tap: str, stages: tuple[Stage, ...], direct: Mapping[str, Oracle]) -> Iterator[Stage]:
+def _from(
+    tap: str, stages: tuple[Stage, ...], direct: Mapping[str, Mapping[str, Oracle]], second: str | None
+) -> Iterator[Stage]:
     start = next(place for place, stage in enumerate(stages) if stage.tap == tap)
+    steps = direct.get(tap, {})
     yield Stage("patched", tap, unchanged(tap), stages[start].axes, stages[start].required)
     for stage in stages[start + 1 :]:
-        yield replace(stage, oracle=direct.get(stage.tap, stage.oracle), required=False)
+        if stage.tap == second:
+            yield Stage("patched", second, unchanged(second), stage.axes, stage.required)
+            steps = direct.get(second, {})
+        else:
+            yield replace(stage, oracle=steps.get(stage.tap, stage.oracle), required=False)
 
 
 def _direct_steps(kind: str) -> dict[str, dict[str, Oracle]]:

@@ -27,6 +27,7 @@ from cgverify.observe.taps import (
     observe,
     record_cache,
     record_returned,
+    swallows,
     watch_hooks,
 )
 from cgverify.oracle.parameters import Parameters
@@ -97,7 +98,7 @@ def run_candidate(
     """
     node = bridge.get_submodule(component.bridge_path)
     points = dict(hook_points(node))
-    patches = {} if conditions.patch is None else {component.hook_path(conditions.patch.tap): conditions.patch}
+    patches = {component.hook_path(patch.tap): patch for patch in conditions.patches}
     call = partial(call_component, bridge, node, component.kind, conditions=conditions)
 
     def forward(
@@ -160,6 +161,13 @@ def run_candidate(
             forward(*spare, {name: point for name, point in points.items() if name in patches}, unhooked)
             observation.violations += unhooked.differences_from(observation)
             observation.violations += [one for one in unhooked.violations if one not in observation.violations]
+            if len(patches) == 1 and cache is None and conditions.for_reference == PLAIN:
+                (name,) = patches
+                with apply_conditions(conditions, node, bridge, _device(inputs)):
+                    swallowed = name in shown and swallows(points[name], partial(call, inputs, None))
+                if swallowed:
+                    message = f"what a hook raises at {name} does not come out of the forward"
+                    observation.violations.append((name, message))
         observation.keep({**shown, **returned})
         if earlier is not None:
             observation.violations += earlier.changes_in(observation)

@@ -11,7 +11,7 @@ import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -142,8 +142,27 @@ CONDUCT = ("whether gradients are recorded", "inference mode", "the training mod
 # --- the candidate: TransformerLens's hooks ---------------------------------------------------------------------------
 
 
-Patches = Mapping[str, Callable[[torch.Tensor], torch.Tensor]]
-"""By a hook's path: a function from the tensor that the hook receives to the one that it returns."""
+class Intervention(Protocol):
+    """What a hook does with the tensor that it receives."""
+
+    def __call__(self, seen: torch.Tensor, /) -> torch.Tensor:
+        """Return the tensor to use from there on."""
+
+    @property
+    def edits(self) -> bool:
+        """Whether the tensor that is received is written into."""
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether the hook returns nothing."""
+
+    @property
+    def removes_itself(self) -> bool:
+        """Whether the hook is removed when it fires."""
+
+
+Patches = Mapping[str, Intervention]
+"""By a hook's path: what is done there."""
 
 
 @contextlib.contextmanager
@@ -175,11 +194,25 @@ def watch_hooks(
             observation.record(name, tensor)
             shown[name] = tensor
             fired[name] += 1
-            return None if patch is None else tensor
+            if patch is not None and patch.removes_itself:
+                registered[name].hook.remove()
+            return None if patch is None or patch.is_silent else tensor
 
         return listen
 
-    handles = [(point, point.add_hook(listener(name))) for name, point in points.items()]
+    shares_memory = any(patch.edits for patch in patches.values())  # other hooks may have shown what is edited
+
+    def follower(name: str) -> Callable[..., None]:
+        def follow(tensor: torch.Tensor, hook: HookPoint) -> None:  # noqa: ARG001  passed by name
+            if not observation.forward_done and name in shown and not same_tensor(tensor.cpu(), observation.taps[name]):
+                observation.violations.append((name, f"a second hook at {name} is not shown what the first returned"))
+
+        return follow
+
+    registered = {name: point.add_hook(listener(name)) for name, point in points.items()}
+    handles = [(points[name], handle) for name, handle in registered.items()]
+    followed = [name for name, patch in patches.items() if patch.removes_itself]
+    handles += [(points[name], points[name].add_hook(follower(name))) for name in followed]
     try:
         yield shown
     finally:
@@ -188,10 +221,30 @@ def watch_hooks(
             point.fwd_hooks.remove(handle)
         observation.silent_hooks = [name for name in points if not fired[name]]
         for name, tensor in shown.items():
-            if not same_tensor(observation.taps[name], tensor.cpu()):
+            if not shares_memory and not same_tensor(observation.taps[name], tensor.cpu()):
                 observation.violations.append((name, f"{name} was changed in place after a hook had seen it"))
             if fired[name] > 1:
                 observation.violations.append((name, f"{name} fired {fired[name]} times in one forward"))
+
+
+def swallows(point: HookPoint, call: Callable[[], object]) -> bool:
+    """Whether `call` returns although a hook at `point` raises in it."""
+
+    class HookError(Exception):
+        pass
+
+    def refuse(tensor: torch.Tensor, hook: HookPoint) -> None:  # noqa: ARG001  passed by name
+        raise HookError
+
+    handle = point.add_hook(refuse)
+    try:
+        call()
+    except HookError:
+        return False
+    finally:
+        handle.hook.remove()
+        point.fwd_hooks.remove(handle)
+    return True
 
 
 def hook_points(node: nn.Module, prefix: str = "") -> Iterator[tuple[str, HookPoint]]:

@@ -238,9 +238,9 @@ class _CandidateRun:
                 observation.live.clear()
             side = ObservedSide(observation, {**forward.given, **reference.shared, **observation.taps})
             stages = tuple(map(self.change_stage, case.stages(component, forward.step)))
-            patch = conditions.patch
-            if patch is not None and patch.tap not in observation.taps:  # nothing follows from a hook that never fired
-                stages = tuple(stage for stage in stages if stage.tap == patch.tap)
+            for patch in conditions.patches:
+                if patch.tap not in observation.taps:  # nothing follows from a hook that never fired
+                    stages = tuple(stage for stage in stages if stage.tap == patch.tap)
             yield ObservedStep(step.name, stages, reference, side, conditions, case.accepts_equal_bits)
             if forward.breaks_off(observation):
                 break

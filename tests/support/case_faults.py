@@ -27,17 +27,21 @@ def _in_both(case: str, *stages: str) -> dict[tuple[str, str], set[str]]:
 FAULTS = {
     "TokensSeeThemselves": _in_both("masked_row", "scores"),
     "TableOfItsOwn": _in_both("cast_table", "rope"),
-    "ResultsInReverse": _in_both("gated", "result"),
-    "ResultsIgnored": _in_both("gated", "result") | _in_both("patched", "patched"),
-    "CopiesAfterNorm": {("gated", "block"): {"fork"}, ("patched", "block"): {"fork", *PROJECTIONS}},
-    "NormalizedTwice": {(case, "block"): set(PROJECTIONS) for case in ("gated", "patched")},
+    "ResultsInReverse": _in_both("gated", "result") | _in_both("train", "result") | _in_both("patched", "result"),
+    "ResultsIgnored": _in_both("gated", "result") | _in_both("train", "result") | _in_both("patched", "patched"),
+    "CopiesAfterNorm": {
+        ("gated", "block"): {"fork"},
+        ("train", "block"): {"fork"},
+        ("patched", "block"): {"fork", *PROJECTIONS},
+    },
+    "NormalizedTwice": {(case, "block"): set(PROJECTIONS) for case in ("gated", "train", "patched")},
     "HeadsProjectTheirNeighbours": _in_both("patched", *PROJECTIONS),
     "OneHeadKeepsItsPattern": {("patched", "attn"): {"mix"}},
     "ReturnsThePatternFromBefore": {("patched", "attn"): {"returned"}},
     "ResidualDropoutMissing": _in_both("train", "resid_dropout"),
     "DropoutScaleMissing": _in_both("train", "attn_dropout"),
-    "ScaledByOneAndP": _in_both("train", "attn_dropout"),
+    "ScaledByOneAndP": _in_both("train", "attn_dropout") | _in_both("patched", "softmax"),
     "DrawsOnceMore": _in_both("train", "attn_dropout", "resid_dropout"),
-    "DropsFromValuesToo": _in_both("train", "mix", "resid_dropout"),
+    "DropsFromValuesToo": _in_both("train", "mix", "resid_dropout") | _in_both("patched", "mix"),
 }
 """By case and kind of component: the stages that must be blamed there. No other stage may fail, in any case."""

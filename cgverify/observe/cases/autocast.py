@@ -54,9 +54,12 @@ def _steps(_: Component, inputs: Inputs, spec: InputSpec) -> tuple[Step, ...]:
 def _stages(component: Component, step: Step) -> tuple[Stage, ...]:
     low = step.conditions.autocast
     assert low is not None
-    return tuple(
-        replace(stage, oracle=_under_autocast(stage, low)) for stage in component.stages(step.cache is not None)
-    )
+    return under_autocast(component.stages(step.cache is not None), low)
+
+
+def under_autocast(stages: tuple[Stage, ...], low: torch.dtype) -> tuple[Stage, ...]:
+    """Return stages, those of attention with a cache, as autocast to `low` changes them."""
+    return tuple(replace(stage, oracle=_under_autocast(stage, low)) for stage in stages)
 
 
 _OPERANDS: dict[str, Callable[[torch.Tensor, torch.dtype, str], torch.Tensor]] = {

@@ -4,6 +4,7 @@
 |---|---|
 | `fixed prefill`, `fixed token`, `fixed chunk` | a `StaticCache`: its unused keys are zeros, which the mask hides |
 | `prefill` | a `DynamicCache`, given without `use_cache` |
+| `other prefill` | another one of the same length |
 | `reordered token` | its rows are reordered first, as beam search does; by position, where there is one |
 | `cropped chunk` | its last token is dropped first and replaced, as speculative decoding does; without `use_cache` |
 
@@ -38,11 +39,13 @@ def _steps(_: Component, inputs: Inputs, spec: InputSpec) -> tuple[Step, ...]:
         Step(f"fixed {name}", _with_all_keys(inputs, tokens, end + UNUSED), cache="fixed", cache_size=end + UNUSED)
         for name, tokens in (("prefill", slice(0, seq)), ("token", slice(seq, seq + 1)), ("chunk", slice(seq + 1, end)))
     ]
+    before = slice_tokens(inputs, slice(0, seq))
     token = Step("token", slice_tokens(inputs, slice(seq, seq + 1), slice(1)), cache="grows")
     replaced = slice_tokens(inputs, slice(seq, end - 1)) | {"hidden_states": inputs["hidden_states"][:, seq + 1 : end]}
     return (
         *fixed,
-        replace(token, name="prefill", inputs=slice_tokens(inputs, slice(0, seq)), conditions=_QUIETLY),
+        replace(token, name="prefill", inputs=before, conditions=_QUIETLY),
+        Step("other prefill", before | {"hidden_states": before["hidden_states"].flip(1)}, cache="other"),
         replace(token, name="reordered token", conditions=Conditions(by_position=True), change_cache=_reorder),
         replace(token, name="cropped chunk", inputs=replaced, conditions=_QUIETLY, change_cache=_drop_last),
     )

@@ -1,5 +1,5 @@
 """`gated`: hooks that a flag of the bridge's config turns on. For each flag of a component there is one forward, and
-then a prefill and a second half with the flag on, which goes through a cache and has autograd on.
+then a prefill and one token with `use_attn_result` on as well, which go through a cache; the token has autograd on.
 
 | flag | hooks of attention that must exist, all `[batch, seq, heads, d_model]` | what follows from them |
 |---|---|---|
@@ -17,7 +17,7 @@ a copy that is taken after ln1 or normalized twice. The inputs are those of `str
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from cgverify.observe.cases.case import Case
@@ -39,29 +39,32 @@ from cgverify.oracle.per_head import head_projections, head_results, head_sum, u
 def _steps(component: Component, inputs: Inputs, spec: InputSpec) -> tuple[Step, ...]:
     flags = FLAGGED_HOOKS.get(component.kind, {})
     once = [Step(flag, inputs, Conditions(flags=(flag,))) for flag in flags]
-    half = spec.seq_len // 2
-    if not half:
+    start = spec.seq_len - 1
+    if not start:
         return tuple(once)
-    first, second = slice_tokens(inputs, slice(0, half)), slice_tokens(inputs, slice(half, None))
+    before, last = slice_tokens(inputs, slice(0, start)), slice_tokens(inputs, slice(start, None))
     for flag in flags:
-        on = Conditions(flags=(flag,), gradients=True)
+        both = Conditions(flags=tuple(dict.fromkeys((flag, FLAG_RESULT))), gradients=True)
         once += [
-            Step(f"{flag} prefill", first, replace(on, gradients=False), cache=flag),
-            Step(f"{flag} with a cache", second, on, cache=flag),
+            Step(f"{flag} prefill", before, replace(both, gradients=False), cache=flag),
+            Step(f"{flag} with a cache", last, both, cache=flag),
         ]
     return tuple(once)
 
 
-def stages(component: Component, flag: str, with_cache: bool = False) -> tuple[Stage, ...]:
-    """The stages of attention or of a block under a flag."""
-    plain = component.stages(with_cache)
-    if flag == FLAG_RESULT:
-        return tuple(_with_results(plain, component.attention_prefix))
-    if flag == FLAG_MLP_IN:
-        return tuple(_with_mlp_copy(plain))
-    hooks = FLAGGED_HOOKS[component.kind][flag]  # one for q, k and v, or one for each
-    taps = dict(zip("qkv", hooks * (3 // len(hooks)), strict=True))
-    return tuple(_with_copies(plain, taps, "ln1" if component.kind == "block" else None))
+def stages(component: Component, flags: Sequence[str], with_cache: bool = False) -> tuple[Stage, ...]:
+    """The stages of attention or of a block under flags."""
+    changed = component.stages(with_cache)
+    for flag in flags:
+        if flag == FLAG_RESULT:
+            changed = tuple(_with_results(changed, component.attention_prefix))
+        elif flag == FLAG_MLP_IN:
+            changed = tuple(_with_mlp_copy(changed))
+        else:
+            hooks = FLAGGED_HOOKS[component.kind][flag]  # one for q, k and v, or one for each
+            taps = dict(zip("qkv", hooks * (3 // len(hooks)), strict=True))
+            changed = tuple(_with_copies(changed, taps, "ln1" if component.kind == "block" else None))
+    return changed
 
 
 def _with_mlp_copy(plain: tuple[Stage, ...]) -> Iterator[Stage]:
@@ -138,5 +141,5 @@ def _with_copies(plain: tuple[Stage, ...], taps: dict[str, str], norm: str | Non
 
 
 CASE = Case(
-    steps=_steps, stages=lambda component, step: stages(component, *step.conditions.flags, step.cache is not None)
+    steps=_steps, stages=lambda component, step: stages(component, step.conditions.flags, step.cache is not None)
 )

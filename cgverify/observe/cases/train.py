@@ -55,7 +55,7 @@ def _stages(component: Component, step: Step) -> tuple[Stage, ...]:
     conditions = step.conditions
     plain = component.stages(step.cache is not None)
     if conditions.flags:
-        plain = gated.stages(component, *conditions.flags)
+        plain = gated.stages(component, conditions.flags)
     if conditions.dropout is None or not conditions.training:
         return plain
     return tuple(_with_dropout(stage, component) for stage in plain)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
+from transformers.models.codegen.modeling_codegen import CodeGenBlock
 
 from cgverify.checkpoint.resolve import resolve
 from cgverify.observe.generations import installed
@@ -23,7 +25,9 @@ def block(
 ) -> Implementation:
     """Compute a block by other functions of the residual, the output of ln1, and the outputs of attention and MLP."""
 
-    def forward(module: Any, hidden_states: Tensor, **context: Any) -> Any:
+    def forward(module: Any, hidden_states: Tensor, *args: Any, **context: Any) -> Any:
+        _, _, *names = inspect.signature(CodeGenBlock.forward).parameters
+        context |= zip(names, args, strict=False)
         normed = module.ln_1(hidden_states)
         attended, pattern = module.attn(hidden_states=attention_input(hidden_states, normed), **context)
         mlp = module.mlp(mlp_input(hidden_states, normed, attended))

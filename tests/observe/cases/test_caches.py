@@ -31,6 +31,7 @@ def test_fixed_size_cache_is_judged_with_its_unused_keys(ours: list[CellResult])
     caches = {f.step: f.shape[2] for f in findings(of(ours, kind="attn", dtype="float32")) if f.tap == "cache_keys"}
     assert caches == dict.fromkeys(("fixed prefill", "fixed token", "fixed chunk"), 16) | {
         "prefill": 8,
+        "other prefill": 8,
         "reordered token": 9,
         "cropped chunk": 12,
     }

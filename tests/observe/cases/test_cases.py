@@ -58,7 +58,8 @@ def test_every_stage_was_held_against_its_oracle_on_both_sides(ours: list[CellRe
 def test_attention_is_bitwise_where_hugging_face_does_the_same(ours: list[CellResult], case: str) -> None:
     for result in of(ours, case=case, kind="attn"):
         if result.cell.dtype != "float64":
-            assert {finding.verdict for finding in result.findings} == {Verdict.BITWISE}, result.cell
+            plain = [f for f in result.findings if f.step in ("forward", "eval")]
+            assert {finding.verdict for finding in plain} == {Verdict.BITWISE}, result.cell
 
 
 @pytest.mark.parametrize("kind", ["attn", "block"])
@@ -131,8 +132,8 @@ def test_a_hook_that_only_shows_fails_for_exactly_that_hook_and_is_told(kind: st
     for result in results:
         tap = names[result.cell.candidate]
         steps = {finding.step for finding in failed([result])}
-        assert steps in ({tap}, {tap, f"{tap} with a cache"})
-        assert len(steps) == 1 or kind in ("attn", "block")
+        assert tap in steps
+        assert all(step.startswith(tap) or step.endswith(" in settings") for step in steps)
         for finding in failed([result]):
             assert f"what {tap} returned was not used, or not wholly: " in finding.message
 
