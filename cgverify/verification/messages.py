@@ -89,8 +89,8 @@ def with_cause(finding: Finding, cause: str) -> Finding:
 
 def _patch_ignored(step: ObservedStep, stage: Stage) -> str:
     """Say whose tensor was not used, if a stage starts from a tensor that a hook returned."""
-    patch = step.conditions.patch
-    return f"what {patch.tap} returned was not used, or not wholly: " if patch and step.reads_patch(stage) else ""
+    taps = " and ".join(step.patches_read(stage))
+    return f"what {taps} returned was not used, or not wholly: " if taps else ""
 
 
 # --- the sentence about a cell ----------------------------------------------------------------------------------------

@@ -109,10 +109,10 @@ class ObservedStep:
             return f"has shape {list(tensor.shape)} where {elements} elements are right"
         return self.reference.forms.get(name, "")
 
-    def reads_patch(self, stage: Stage) -> bool:
-        """Whether a stage of the candidate starts from a tensor that a hook returned."""
-        patch = self.conditions.patch
-        return patch is not None and patch.tap in self.candidate.read.get(self.stages.index(stage), ())
+    def patches_read(self, stage: Stage) -> list[str]:
+        """Return the taps that hooks replaced and that a stage of the candidate starts from."""
+        read = self.candidate.read.get(self.stages.index(stage), ())
+        return [patch.tap for patch in self.conditions.patches if patch.tap in read]
 
 
 Rerun = Callable[[ObservedStep, Substitute], ObservedStep | None]
