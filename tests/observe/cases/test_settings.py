@@ -79,11 +79,15 @@ def _catches(show: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         return x
 
 
-ignored_in_training = changed(lambda bridge: rehooked(Z, _unless(lambda: bridge.blocks[0].attn.training))(bridge))
+ignored_in_training = changed(
+    lambda bridge: rehooked(Z, _unless(lambda attn=bridge.blocks[0].attn: bool(attn.training)))(bridge)  # type: ignore[misc]
+)
 """What `hook_z` returns is not used in training."""
 ignored_under_autocast = rehooked(Z, _unless(lambda: torch.is_autocast_enabled("cpu")))
 """What `hook_z` returns is not used under autocast."""
-ignored_under_a_flag = changed(lambda bridge: rehooked(Z, _unless(lambda: bool(bridge.cfg.use_attn_result)))(bridge))
+ignored_under_a_flag = changed(
+    lambda bridge: rehooked(Z, _unless(lambda attn=bridge.blocks[0].attn: bool(attn.config.use_attn_result)))(bridge)  # type: ignore[misc]
+)
 """What `hook_z` returns is not used under `use_attn_result`."""
 edits_are_lost = rehooked(Z, _shows_a_copy)
 """`hook_z` shows a copy, which is used only if the hook returns another tensor."""
