@@ -76,6 +76,7 @@ def test_generated_commands_page_has_every_option(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if blocks(page, "sh") or blocks(page, "python")], ids=lambda page: page.stem
 )

@@ -45,13 +45,13 @@ def lines(name: str, command: Any) -> Iterator[str]:
     if after:
         yield after.replace("\n", " ")
     if operands:
-        yield table("Arguments", ((f"`{one.metavar}`", one) for one in operands))
+        yield table("Arguments", "argument", ((f"`{one.metavar}`", one) for one in operands))
     panels = defaultdict(list)
     for one in command.params:
         if one.param_type_name == "option" and not one.hidden:
             panels[one.rich_help_panel].append(one)
     for panel, options in panels.items():
-        yield table(panel, ((names(one), one) for one in options))
+        yield table(panel, "option", ((names(one), one) for one in options))
 
 
 def names(option: Any) -> str:
@@ -60,9 +60,9 @@ def names(option: Any) -> str:
     return ", ".join(f"`{name}{word}`" if name.startswith("--") else f"`{name}`" for name in option.opts)
 
 
-def table(heading: str, rows: Any) -> str:
+def table(heading: str, kind: str, rows: Any) -> str:
     cells = [f"| {name} | {escaped(one.help)}{default(one)} |" for name, one in rows]
-    return "\n".join([f"| {heading} | |", "|---|---|", *cells])
+    return "\n".join([f"**{heading}**\n", f"| {kind} | |", "|---|---|", *cells])
 
 
 def escaped(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Make the pictures of the terminal in docs/images: a bridge that passes, and one that fails.
+"""Make the pictures of the terminal in docs/images: a bridge that passes, on two checkpoints, and one that fails.
 
 python tools/picture_terminal.py
 """
@@ -48,6 +48,7 @@ def main() -> None:
         folder = Path(scratch)
         (folder / "my_bridges.py").write_text(EXPERIMENT.format(broken=True))
         picture(folder, "passing", *VERIFY)
+        picture(folder, "codegen-350M", "all-components", "--model", "codegen-350M")
         picture(folder, "failing", *VERIFY, "--bridge", "my_bridges:Experiment")
 
 
