@@ -10,30 +10,39 @@ import pandas as pd
 
 from cgverify.plan.batches import CellBatch
 from cgverify.plan.cost.of_plan import cost, seconds
+from cgverify.plan.cost.time import START, measured_speed
 from cgverify.report.numbers import duration
 from cgverify.report.sections import Report, Section
 
 
 def dry_run_report(batches: Sequence[CellBatch]) -> Report:
-    """Return the report of a plan: a row for each cell, or in sections for each checkpoint and setting."""
+    """Return the report of a plan: a row for each cell, or in sections for each checkpoint and setting.
+
+    Times are of this machine, and only of cells on the CPU.
+    """
+    speed = measured_speed()
     return Report(
         title="Dry run",
-        sections=lambda: _sections(batches),
-        frame=lambda: pd.DataFrame(_cells(batches), dtype=object),
-        value=lambda: {"cells": _cells(batches), "cost": asdict(cost(batches))},
+        sections=lambda: _sections(batches, speed),
+        frame=lambda: pd.DataFrame(_cells(batches, speed), dtype=object),
+        value=lambda: {"cells": _cells(batches, speed), "cost": asdict(cost(batches, speed))},
     )
 
 
-def _cells(batches: Sequence[CellBatch]) -> list[dict[str, Any]]:
-    """Return every cell, with its share of its batch's time."""
+def _cells(batches: Sequence[CellBatch], speed: float) -> list[dict[str, Any]]:
+    """Return every cell, with its share of its batch's time; None on another device than the CPU."""
     return [
-        {"component": cell.component, **cell.model_dump(), "seconds": round(seconds(batch) / len(batch.cells), 4)}
+        {
+            "component": cell.component,
+            **cell.model_dump(),
+            "seconds": round(speed * seconds(batch) / len(batch.cells), 4) if batch.device == "cpu" else None,
+        }
         for batch in batches
         for cell in batch.cells
     ]
 
 
-def _sections(batches: Sequence[CellBatch]) -> Iterator[Section]:
+def _sections(batches: Sequence[CellBatch], speed: float) -> Iterator[Section]:
     grouped: dict[tuple[str, ...], list[CellBatch]] = {}
     for batch in batches:
         cell = batch.cells[0]
@@ -47,22 +56,28 @@ def _sections(batches: Sequence[CellBatch]) -> Iterator[Section]:
         grouped.setdefault(setting, []).append(batch)
     rows = []
     for setting, own in grouped.items():
-        total, cells = cost(own), sum(len(batch.cells) for batch in own)
-        amounts = str(len(own)), str(cells), f"{total.read_bytes / 1e9:.2f} GB", duration(total.seconds)
-        rows.append([*setting, *amounts])
+        total, cells = cost(own, speed), sum(len(batch.cells) for batch in own)
+        time = "–" if total.untimed else duration(total.seconds)
+        rows.append([*setting, str(len(own)), str(cells), f"{total.read_bytes / 1e9:.2f} GB", time])
     columns = ["checkpoint", "dtype", "device", "rotary_dim", "attention", "views", "cells", "weights", "time"]
     yield Section("", columns=columns, rows=rows)
-    yield Section(_sentence(batches), tone="note")
+    yield Section(_sentence(batches, speed), tone="note")
 
 
-def _sentence(batches: Sequence[CellBatch]) -> str:
-    total = cost(batches)
-    number = sum(len(batch.cells) for batch in batches)
+def _sentence(batches: Sequence[CellBatch], speed: float) -> str:
+    total = cost(batches, speed)
     sentence = (
-        f"{number} cells in {len(batches)} batches, about {duration(total.seconds)} of one thread, reading "
-        f"{total.read_bytes / 1e9:,.1f} GB; the longest chain, which no number of workers shortens, takes "
-        f"{duration(total.longest)}."
+        f"{sum(len(batch.cells) for batch in batches)} cells in {len(batches)} batches, reading "
+        f"{total.read_bytes / 1e9:,.1f} GB"
     )
+    if total.seconds:
+        sentence += (
+            f", about {duration(total.seconds)} of one thread here, and {duration(START)} for the start of each "
+            f"process; the longest chain, which no number of workers shortens, takes {duration(total.longest)}"
+        )
+    sentence += "."
+    if total.untimed:
+        sentence += f" The time on {', '.join(total.untimed)} is not estimated."
     if total.unknown:
         sentence += f" The shape of {', '.join(total.unknown)} is not known here, so its cost is not counted."
     return sentence

@@ -301,6 +301,16 @@ def test_dry_run_lists_cells_and_cost_and_runs_nothing(here: Path) -> None:
     assert not (here / "reports").exists()
 
 
+def test_dry_run_prints_no_time_of_another_device(here: Path) -> None:
+    plan = str(written({"models": "codegen-nano", "devices": ["mps"], "components": "attn"}, here / "mps.yaml"))
+    printed = invoke("sweep", plan, "--dry-run").stdout
+    assert "The time on mps is not estimated." in " ".join(printed.split())
+    assert "of one thread" not in printed
+    described = json.loads(invoke("sweep", plan, "--dry-run", "--format", "json").stdout)
+    assert {cell["seconds"] for cell in described["cells"]} == {None}
+    assert described["cost"]["untimed"] == ["mps"]
+
+
 @pytest.mark.parametrize(
     ("plan", "arguments", "code", "message"),
     [

@@ -14,7 +14,7 @@ from cgverify.plan.cost.time import seconds_of
 
 @dataclass(frozen=True)
 class Cost:
-    """The cost of a plan, on the machine of the constants in `cgverify.plan.cost.time`."""
+    """The cost of a plan. Times are of batches on the CPU: other devices are not estimated."""
 
     seconds: float
     """The time of all batches, one after another."""
@@ -24,18 +24,26 @@ class Cost:
     """The bytes of weights in float32, if each view is read once."""
     unknown: tuple[str, ...]
     """Checkpoints whose shape is unknown here."""
+    untimed: tuple[str, ...]
+    """Devices whose time is not counted."""
 
 
-def cost(batches: Iterable[CellBatch]) -> Cost:
-    """Return the cost of all batches together."""
+def cost(batches: Iterable[CellBatch], speed: float = 1.0) -> Cost:
+    """Return the cost of all batches together.
+
+    Args:
+        speed: see `cgverify.plan.cost.time.measured_speed`.
+    """
     planned = list(batches)
-    each = [seconds(batch) for batch in planned]
+    each = [speed * seconds(batch) for batch in planned if batch.device == "cpu"]
     views = {batch.in_view: parameters(batch) for batch in planned}
     unknown = dict.fromkeys(batch.checkpoint.asked for batch in planned if not batch.checkpoint.n_layers)
-    return Cost(sum(each), max(each, default=0.0), 4 * sum(views.values()), tuple(unknown))
+    untimed = dict.fromkeys(batch.device for batch in planned if batch.device != "cpu")
+    return Cost(sum(each), max(each, default=0.0), 4 * sum(views.values()), tuple(unknown), tuple(untimed))
 
 
 def seconds(batch: CellBatch) -> float:
+    """Return the seconds of a batch on the machine of the constants in `cgverify.plan.cost.time`, if on the CPU."""
     return seconds_of(batch.checkpoint, batch.cells)
 
 

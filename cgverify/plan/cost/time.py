@@ -1,11 +1,11 @@
 """The processor time of a run, estimated before it starts.
 
-    seconds = Σ_views P·READ + Σ_cells forwards · (FIXED + P'·WEIGHT) + sequences · rows · P'·PRODUCT
+    seconds = Σ_views (P·READ + boots·BOOT) + Σ_cells forwards · (FIXED + P'·WEIGHT) + sequences · rows · P'·PRODUCT
 
 P is the number of weights in view, P' the number that a component uses. The constants were fitted to the time of one
-thread on the machine of docs/scale.md. There the estimate is 0.6 to 1.4 times the measured time: of codegen-nano in all
-cases, and of a layer of codegen-350M with 8 and 64 tokens, in `backward`, in each dtype, and with a prompt through all
-layers. Single cases are estimated less well, and other devices not at all.
+thread on the machine of docs/scale.md. There the estimate is 0.6 to 1.6 times the measured time of each case of
+codegen-nano, and of a layer of codegen-350M: of its kinds of component, with 8 and 64 tokens, in `patched`, `gated` and
+`backward`, and in bfloat16. Other devices are not estimated well.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from cgverify.common.records import Cell, Checkpoint
-from cgverify.plan.cases import FORCED_TOKENS
+from cgverify.plan.cases import FORCED_TOKENS, GENERATED_TOKENS, WHOLE
 from cgverify.plan.cost.memory import rows, weights_in_view
 
 START = 6.5
@@ -34,8 +34,14 @@ FIXED = {"attn": 0.008, "block": 0.012, "mlp": 0.01}
 USED = {"ln1": 0.0, "attn": 1 / 3, "attn.o": 1 / 12, "mlp": 2 / 3, "mlp.in": 1 / 3, "mlp.out": 1 / 3, "block": 1.0}
 """The share of a block's weights that a kind uses; q, k and v a quarter, since Hugging Face computes them together."""
 
-BACKWARD_FIXED, BACKWARD_WEIGHT = 0.3, 900e-9
-"""Seconds that the case `backward` takes in addition: for a cell, and for each weight that it uses."""
+BOOT = 0.04
+"""Seconds to prepare a view in one setting and to boot a candidate over it."""
+
+FIXED_SHARE = {"patched": 0.4}
+"""The share of FIXED that a forward takes; 1 for other cases. Most forwards of `patched` are the candidate's alone."""
+
+BACKWARD_WEIGHT = 900e-9
+"""Seconds that the case `backward` takes in addition, for each weight that a cell uses."""
 
 _PARTS = ("embed", "ln1", "mlp", "ln_final", "unembed")
 
@@ -61,23 +67,29 @@ FORWARDS: Mapping[str, Mapping[str, tuple[float, float]]] = {
 
 def seconds_of(checkpoint: Checkpoint, cells: Iterable[Cell]) -> float:
     """Return the seconds of cells of one checkpoint, in one thread and without the start."""
-    views, seconds = {}, 0.0
+    views, boots, seconds = {}, set(), 0.0
     for cell in cells:
         weights = weights_in_view(checkpoint, cell)
-        views[cell.kind if cell.layer is None else cell.layer, bool(cell.prompt)] = weights
-        seconds += _seconds_of_cell(weights, cell)
-    return seconds + READ * sum(views.values())
+        view = cell.kind if cell.layer is None else cell.layer, bool(cell.prompt)
+        views[view] = weights
+        boots.add((view, cell.candidate, cell.dtype, cell.device, cell.rotary_dim, cell.attention))
+        seconds += _seconds_of_cell(checkpoint, weights, cell)
+    return seconds + READ * sum(views.values()) + BOOT * len(boots)
 
 
-def _seconds_of_cell(weights: int, cell: Cell) -> float:
+def _seconds_of_cell(checkpoint: Checkpoint, weights: int, cell: Cell) -> float:
     used = float(weights)
     if cell.layer is not None:
         used *= USED.get(cell.kind, 1 / 4)
     elif cell.kind == "embed":  # rows are looked up, and nothing is multiplied
         used = 0.0
     forwards, sequences = FORWARDS.get(cell.case, {}).get(cell.kind, (1, 1))
-    seconds = forwards * (FIXED.get(cell.kind, 0.002) + WEIGHT * used) + PRODUCT * used * rows(cell) * sequences
-    return seconds + (BACKWARD_FIXED + BACKWARD_WEIGHT * used if cell.case == "backward" else 0.0)
+    fixed = FIXED.get(cell.kind, 0.002) * FIXED_SHARE.get(cell.case, 1)
+    if cell.kind in WHOLE:  # it generates too
+        forwards += GENERATED_TOKENS
+        fixed = FIXED["block"] * checkpoint.n_layers
+    seconds = forwards * (fixed + WEIGHT * used) + PRODUCT * used * rows(cell) * sequences
+    return seconds + (BACKWARD_WEIGHT * used if cell.case == "backward" else 0.0)
 
 
 SECONDS_OF_ONE = 2.1e-3

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
 import torch
 from transformers import CodeGenConfig
+from verifying import verify
 
 from cgverify.checkpoint.names import NAMED
 from cgverify.common.records import Checkpoint
@@ -14,11 +16,11 @@ from cgverify.observe.cases import CASES
 from cgverify.observe.components import COMPONENTS
 from cgverify.observe.inputs import InputSpec
 from cgverify.plan.axes import Axes
-from cgverify.plan.cases import CASE_KINDS, DECODED_TOKENS, DECODING, SIZES
+from cgverify.plan.cases import CASE_KINDS, DECODED_TOKENS, DECODING, PROMPTED, SIZES
 from cgverify.plan.cells import cells
 from cgverify.plan.cost.time import FORWARDS, measured_speed, seconds_of
 
-SMALL = NAMED["codegen-350M"]
+SMALL, NANO = NAMED["codegen-350M"], NAMED["codegen-nano"]
 
 
 def seconds(checkpoint: Checkpoint = SMALL, **axes: Any) -> float:
@@ -53,6 +55,18 @@ def test_twice_the_layers_take_twice_the_time() -> None:
 def test_second_dtype_and_longer_sequences_take_longer() -> None:
     assert seconds(dtypes=["float32", "bfloat16"]) > seconds()
     assert seconds(seq_len=64) > 2 * seconds()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [case for case in CASE_KINDS if case not in PROMPTED])
+def test_estimate_of_a_case_is_within_a_factor_of_two(case: str) -> None:
+    axes = {"cases": [case], "layers": [0], "components": ["blocks.*"]}
+    verify(**axes)  # what is imported and set up only once is no part of the estimate
+    started = time.process_time()
+    verify(**axes)
+    taken = time.process_time() - started
+    estimated = measured_speed() * seconds(NANO, **axes)
+    assert taken / 2 < estimated < taken * 2
 
 
 def test_speed_of_this_machine_can_be_measured() -> None:
