@@ -47,12 +47,12 @@ _PARTS = ("embed", "ln1", "mlp", "ln_final", "unembed")
 
 FORWARDS: Mapping[str, Mapping[str, tuple[float, float]]] = {
     "decode": {"attn": (4, 1), "block": (4, 1)},
-    "caches": {"attn": (7, 3), "block": (7, 3)},
+    "caches": {"attn": (7, 2.6), "block": (7, 2.6)},
     "gated": {"attn": (9, 6), "block": (12, 8)},
     "train": {"attn": (7, 6), "block": (8, 7), "mlp": (2, 2)},
-    "patched": {"attn": (79, 62), "block": (66, 52), "mlp": (16, 16)}
-    | dict.fromkeys(("ln1", "ln_final"), (8, 8))
-    | {"embed": (3, 3), "unembed": (4, 4)},
+    "patched": {"attn": (78, 52), "block": (59, 36.6), "mlp": (16, 13)}
+    | dict.fromkeys(("ln1", "ln_final"), (8, 6))
+    | dict.fromkeys(("embed", "unembed"), (4, 3)),
     "autocast": {"attn": (8, 2), "block": (8, 2)}
     | dict.fromkeys(("ln1", "attn.q", "attn.k", "attn.v", "attn.o", "mlp", "mlp.in", "mlp.out"), (2, 2))
     | dict.fromkeys(("ln_final", "unembed"), (2, 2)),
