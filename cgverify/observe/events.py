@@ -5,6 +5,7 @@ Each event yields what is wrong with itself. That the component computes what it
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import warnings
 from collections.abc import Callable, Iterator
@@ -16,9 +17,11 @@ from torch import nn
 from transformer_lens.hook_points import HookPoint
 
 from cgverify.observe.bits import same_tensor
-from cgverify.observe.conditions import Patch
+from cgverify.observe.components import FLAGGED_HOOKS
+from cgverify.observe.conditions import Conditions, Patch, apply_conditions
 from cgverify.observe.fault import calls_a_side
-from cgverify.observe.taps import Observation, Taps, watch_hooks
+from cgverify.observe.generations import installed
+from cgverify.observe.taps import Observation, Taps, conduct, watch_hooks
 from cgverify.oracle.arithmetic import HALVES, SMALLEST_SUBNORMAL
 
 Violations = Iterator[tuple[str, str]]
@@ -30,6 +33,8 @@ class Subject:
     """A component of the candidate between two calls."""
 
     kind: str
+    root: nn.Module
+    """The bridge."""
     node: nn.Module
     points: dict[str, HookPoint]
     """Its hooks that fired in the first forward, by path."""
@@ -82,6 +87,25 @@ def raising_hook(subject: Subject) -> Violations:
     yield name, f"an exception that a hook raised at {name} did not reach the caller"
 
 
+def refused_inputs(subject: Subject) -> Violations:
+    """Call the component with inputs that it must refuse."""
+    wrong = {
+        name: x[..., :-1] if name == "hidden_states" else x + (1 << 30) if name == "input_ids" else x
+        for name, x in subject.inputs.items()
+    }
+    with contextlib.suppress(Exception):
+        subject.output(inputs=wrong)
+    yield from ()
+
+
+def flags(subject: Subject) -> Violations:
+    """Call the component with each flag that turns hooks on, and turn them off again."""
+    for flag in FLAGGED_HOOKS.get(subject.kind, {}):
+        with apply_conditions(Conditions(flags=(flag,)), subject.node, subject.root, torch.device("cpu")):
+            subject.output()
+    yield from ()
+
+
 def patches(subject: Subject) -> Violations:
     """Let hooks at every tap return other tensors, and remove them."""
     with watch_hooks(subject.points, Observation(), {name: Patch(name, 0) for name in subject.points}):
@@ -91,16 +115,11 @@ def patches(subject: Subject) -> Violations:
 
 @calls_a_side
 def training(subject: Subject) -> Violations:
-    """Call the component in training mode with gradients."""
-    modes = [(module, module.training) for module in subject.node.modules()]
-    try:
-        subject.node.train()
-        with torch.enable_grad():
-            subject.output()
-    finally:
-        for module, mode in modes:
-            module.training = mode
-    yield from ()
+    """Call the component in training mode, where it must drop what has a rate of dropout, with gradients."""
+    device = next(iter(subject.inputs.values())).device
+    with apply_conditions(Conditions(dropout=0.5, gradients=True), subject.node, subject.root, device):
+        if installed().dropout_rates(subject.node) and subject.is_as_before():
+            yield "returned", "nothing is dropped in training mode after a forward in eval mode"
 
 
 @calls_a_side
@@ -132,6 +151,8 @@ def edits(subject: Subject) -> Violations:
         _scale(weights, 2.0)
         with watch_hooks({tap: subject.points[tap] for tap in taps if tap in subject.points}, seen, {}):
             subject.output()
+        if "hook_out" in taps:  # without hooks, it may be computed by other code
+            seen.taps["returned"] = subject.output()
         _scale(weights, 0.5)
         for tap, tensor in seen.taps.items() if weights else ():
             doubled = 2 * subject.first[tap]
@@ -164,6 +185,8 @@ def copies(subject: Subject) -> Violations:
 
 EVENTS: dict[str, Event] = {
     "a hook raised": raising_hook,
+    "inputs were refused": refused_inputs,
+    "flags were turned on and off": flags,
     "hooks that returned other tensors are removed": patches,
     "a forward in training mode with gradients": training,
     "a move to a wider dtype and back": moves,
@@ -180,7 +203,12 @@ def go_through(subject: Subject) -> Violations:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a bridge may warn that the fused weight has changed
             torch.default_generator.manual_seed(number)
-            yield from event(subject)
+            before = conduct(subject.node, draws=True)
+            with torch.enable_grad():
+                yield from event(subject)
+                recording = torch.is_grad_enabled()
+            if not recording or conduct(subject.node, draws=True) != before:
+                yield "torch", f"gradients are no longer recorded, or modes are others, after {what}"
             if not subject.is_as_before():
                 yield "returned", f"another tensor is returned after {what}"
                 return

@@ -145,7 +145,7 @@ def run_candidate(
             first = {name: before for name, (before, _) in earlier.live.items()}
             fired = {name: point for name, point in points.items() if name in first}
             any_node = partial(call_component, bridge)
-            subject = Subject(component.kind, node, fired, inputs, any_node, first)
+            subject = Subject(component.kind, bridge, node, fired, inputs, any_node, first)
             observation.violations += go_through(subject)
         spare = copy.deepcopy((inputs, cache)) if unhooked_too and not component.is_part else None
         shown, returned = forward(inputs, cache, points, observation)

@@ -80,7 +80,12 @@ class Observation:
             for name, (before, _) in self.live.items()
             if name in repeated.taps and not same_tensor(before, repeated.taps[name])
         ]
-        return overwritten + differing
+        fired = [
+            (name, f"{name} fires, which it did not in the first forward")
+            for name in repeated.live
+            if name not in self.live
+        ]
+        return overwritten + differing + fired
 
 
 @calls_a_side

@@ -25,7 +25,7 @@ CASE_KINDS = {
     "model": (*BEFORE, "block", *AFTER, *WHOLE),
     "shapes": (*BEFORE, "ln1", "attn", "mlp", "block", *AFTER),
     "state": (*BEFORE, "ln1", "attn", "mlp", "block", *AFTER),
-    "data": (*BEFORE, "ln1", "attn", "mlp", "block", *AFTER),
+    "data": (*BEFORE, *PER_LAYER, *AFTER),
     "weights": (*BEFORE, "block", *AFTER),
 }
 """Each case, with the kinds of component that it is for."""
@@ -37,7 +37,7 @@ FEW_LAYERS = {"shapes": 3, "state": 3, "data": 3}
 """The number of layers that a case is for unless layers are asked for: the first, the middle and the last. What these
 cases show is in the code of a component, which all layers share."""
 
-SIZES = {"shapes": (1, 257)}
+SIZES = {"shapes": (1, 259)}
 """Batch and tokens of the largest forward of a case to which those of random inputs do not apply."""
 
 IN_BLOCK = {"shapes": ("ln1", "mlp"), "state": ("ln1", "attn", "mlp")}

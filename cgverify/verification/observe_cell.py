@@ -115,6 +115,12 @@ def _forwards(cell: Cell, steps: Sequence[Step], config: CodeGenConfig) -> Itera
                 step.change_cache(cache)
             _fill_layers_below(cache, cell.layer or 0, inputs["hidden_states"], config)
         given = {f"given.{name}": cpu_copy(value) for name, value in inputs.items()} | cached(cache, cell.layer)
+        mask = given.get("given.attention_mask")
+        if mask is not None and mask.dtype == torch.bool:  # the stages add masks
+            dtype = inputs["hidden_states"].dtype
+            given["given.attention_mask"] = torch.zeros(mask.shape, dtype=dtype).masked_fill(
+                ~mask, torch.finfo(dtype).min
+            )
         if isinstance(cache, StaticCache):
             given[CACHE_START] = torch.tensor(int(cache.get_seq_length(cell.layer or 0)))
         yield _Forward(step, inputs, cache, given)

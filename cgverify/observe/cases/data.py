@@ -3,19 +3,20 @@
 | step | components | what it shows |
 |---|---|---|
 | `values` | all but the embedding | four rows of a batch, below |
-| `strided` | all | a `view` of inputs that are not contiguous; one mask `[1, 1, queries, keys]` for the batch |
+| `strided` | all | a `view` of inputs that are not contiguous; rows with one first token and one soft mask for all |
 | `one token many times` | embedding | |
 | `mask of -10000` | attention | it hides nothing: where all keys have it, scores count; positions that fall or repeat |
 | `mask by head` | attention | `[batch, heads, queries, keys]` |
+| `boolean mask` | attention, with sdpa | True where a key is seen |
 | `no mask` | attention | None, for a single token on a cache, where it hides nothing in any convention |
 
 The four rows of `values` are large, which shows a clamp at ±50, ±1000 or, where the dtype has it, ±65504; subnormal,
 which shows what is flushed to 0; with a NaN, or an infinity, which must go where they go in Hugging Face; of zeros and
 of equal tokens, which show a division by a variance of 0.
 
-A boolean mask is not asked for: eager attention of Hugging Face adds it, and other implementations take it as what is
-seen. A mask `[batch, keys]` is one of the model, not of attention, and no mask with several tokens is causal in
-TransformerLens alone. Taps that have the same bits as Hugging Face's pass: so NaN must be where it is there.
+With eager attention a boolean mask is not asked for, since Hugging Face's adds it as 0 and 1. A mask `[batch, keys]` is
+one of the model, not of attention, and no mask with several tokens is causal in TransformerLens alone. Taps that have
+the same bits as Hugging Face's pass: so NaN must be where it is there.
 """
 
 from __future__ import annotations
@@ -44,9 +45,12 @@ def _steps(component: Component, inputs: Inputs, spec: InputSpec) -> tuple[Step,
     values = _values(hidden, spec)
     one = {name: value[:1].expand(len(values), *value.shape[1:]).clone() for name, value in inputs.items()}
     shared = {name: value[:1].clone() for name, value in inputs.items()}
+    if "attention_mask" in shared:
+        shared["attention_mask"] = _soft(shared["attention_mask"], 1)
+    begun = torch.cat((hidden[:1, :1].expand(len(hidden), -1, -1), hidden[:, 1:]), 1)
     return (
         Step("values", {**one, "hidden_states": values}),
-        Step("strided", {**shared, "hidden_states": hidden.mT.contiguous().mT}),
+        Step("strided", {**shared, "hidden_states": begun.mT.contiguous().mT}),
         *(_contexts({**inputs, "hidden_states": hidden * spec.spread}, spec) if component.kind == "attn" else ()),
     )
 
@@ -67,21 +71,29 @@ def _values(hidden: torch.Tensor, spec: InputSpec) -> torch.Tensor:
 def _contexts(inputs: Inputs, spec: InputSpec) -> Iterator[Step]:
     """Yield the steps of attention with other masks and positions."""
     mask = inputs["attention_mask"]
-    batch, _, seq, keys = mask.shape
+    batch, seq = mask.shape[0], mask.shape[2]
     hidden = mask <= LOWEST
     low = torch.where(hidden, -1e4, mask)
     low[:, :, seq // 2] = -1e4
     positions = torch.arange(seq - 1, -1, -1).repeat(batch, 1)
     positions[0] = spec.n_positions // 2
     yield Step("mask of -10000", {**inputs, "attention_mask": low, "position_ids": positions})
-    by_head = torch.linspace(-2, 2, batch * spec.n_heads * seq * keys).sin().view(batch, -1, seq, keys) * 3
-    yield Step("mask by head", {**inputs, "attention_mask": by_head.masked_fill(hidden, LOWEST)})
+    yield Step("mask by head", {**inputs, "attention_mask": _soft(mask, spec.n_heads)})
+    if spec.attention == "sdpa":
+        yield Step("boolean mask", {**inputs, "attention_mask": ~hidden})
     last = seq - 1
     if last:
         yield Step("before no mask", slice_tokens(inputs, slice(0, last)), cache="all")
     alone = slice_tokens(inputs, slice(last, seq))
     del alone["attention_mask"]
     yield Step("no mask", alone, cache="all")
+
+
+def _soft(mask: torch.Tensor, heads: int) -> torch.Tensor:
+    """Return `[batch, heads, queries, keys]` that hides what a mask hides, with other values for each element."""
+    batch, _, seq, keys = mask.shape
+    values = torch.arange(batch * heads * seq * keys).sin().view(batch, heads, seq, keys) * 3
+    return values.masked_fill(mask <= LOWEST, LOWEST)
 
 
 CASE = Case(
