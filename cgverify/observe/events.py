@@ -83,7 +83,8 @@ def raising_hook(subject: Subject) -> Violations:
         return
     finally:
         handle.hook.remove()
-        point.fwd_hooks.remove(handle)
+        if handle in point.fwd_hooks:  # the candidate may have removed it
+            point.fwd_hooks.remove(handle)
     yield name, f"an exception that a hook raised at {name} did not reach the caller"
 
 
@@ -146,7 +147,7 @@ def moves(subject: Subject) -> Violations:
 def edits(subject: Subject) -> Violations:
     """Double weights in place, of which the next call must know, and halve them again."""
     for group, taps in _EDITED.get(subject.kind, {}).items():
-        weights = [weight for path in group.split() for weight in _weights(subject.node, path)]
+        weights = [weight for path in group.split(" ") for weight in _weights(subject.node, path)]
         seen = Observation()
         _scale(weights, 2.0)
         with watch_hooks({tap: subject.points[tap] for tap in taps if tap in subject.points}, seen, {}):

@@ -1,0 +1,51 @@
+"""Sizes, state, data and whole weights: faults that only their case shows, and our bridge, which holds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import kind_faults
+import pytest
+from verifying import failed, of, verify
+
+from cgverify.common.records import CellResult
+
+CASES = list(kind_faults.FAULTS)
+FAULTS = [(case, name, kind) for case, faults in kind_faults.FAULTS.items() for name, kind in faults.items()]
+ALONE = {"unembedding_row_201"}
+"""Faults that other cases show as well, since every row is multiplied."""
+
+
+@pytest.fixture(scope="module")
+def seeded() -> dict[str, list[CellResult]]:
+    """The results in the new cases and in those of a plain run before them, by fault."""
+    cases = ["default", "stress", *CASES]
+    return {
+        name: verify(candidates=[f"kind_faults:{name}"], components=[kind], cases=cases) for _, name, kind in FAULTS
+    }
+
+
+@pytest.mark.parametrize(("case", "name", "kind"), FAULTS, ids=[name for _, name, _ in FAULTS])
+def test_fault_shows_in_its_case_and_not_in_plain_ones(seeded: Any, case: str, name: str, kind: str) -> None:
+    results = seeded[name]
+    assert failed(of(results, case=case))
+    if name not in ALONE:
+        assert not failed([*of(results, case="default"), *of(results, case="stress")]), kind
+
+
+def test_wrong_row_is_named(seeded: Any) -> None:
+    messages = {finding.message for finding in failed(of(seeded["embedding_row_137"], case="weights"))}
+    assert "weight is not Hugging Face's in row 137 of 256" in messages
+    assert "W_E is not Hugging Face's in row 137 of 256" in messages
+    assert "returned is not Hugging Face's in row 137 of 256" in messages
+
+
+def test_swallowed_exception_is_told(seeded: Any) -> None:
+    messages = [finding.message for finding in failed(of(seeded["hook_error_swallowed"], case="state"))]
+    assert any("an exception that a hook raised at" in message for message in messages)
+
+
+def test_our_bridge_holds_with_any_shape_of_the_input() -> None:
+    axes: dict[str, Any] = {"cases": ["state", "data"], "components": ["attn", "embed"]}
+    assert failed(verify(batch_size=1, seq_len=1, dtypes=["float32", "float64"], **axes)) == []
+    assert failed(verify(batch_size=3, seq_len=5, dtypes=["bfloat16", "float16"], **axes)) == []
