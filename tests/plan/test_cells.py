@@ -27,7 +27,7 @@ def test_plan_and_table_of_components_name_the_same() -> None:
 def test_default_axes_plan_every_component() -> None:
     planned = cells(PLAIN, Axes())
     by_stages = 3 * 2 + 3 * (10 * 2 + 2)
-    at_edges = {"shapes": 3 + 3 * 2, "state": 3 + 3, "data": 3 + 3 * 4, "weights": 3 + 3}
+    at_edges = {"shapes": 3 + 3 * 2, "state": 3 + 3, "data": 3 + 3 * 10, "weights": 3 + 3}
     assert len(planned) == by_stages + sum(at_edges.values())
     assert {cell.component for cell in planned} >= {"embed", "blocks.0", "blocks.2.attn.q", "ln_final", "unembed"}
     assert {cell.rotary_dim for cell in planned} == {8}
