@@ -231,6 +231,8 @@ class CodeGenAttentionBridge(JointQKVAttentionBridge):  # type: ignore[misc]
     ) -> TwoTensors:
         """Compute attention. Positional arguments have the order that they had in Hugging Face up to transformers 5.23.
 
+        `use_cache`, `output_attentions`, `cache_position` and other keywords of Hugging Face's module have no effect.
+
         Args:
             hidden_states: `[batch, seq, d_model]`.
             layer_past: a `transformers` cache, extended in place; `cache` and `past_key_values` are other names for it.
@@ -240,7 +242,6 @@ class CodeGenAttentionBridge(JointQKVAttentionBridge):  # type: ignore[misc]
             position_ids: integers `[batch or 1, seq]`, rows of the sin/cos table.
             position_embeddings: sine and cosine of the positions, `[batch or 1, seq, rotary_dim / 2]` each, which are
                 used instead of the table's.
-            use_cache, output_attentions, cache_position, others: without effect, as in Hugging Face's module.
 
         Returns:
             The output `[batch, seq, d_model]` and the pattern `[batch, heads, seq, keys]` that was used.
