@@ -12,6 +12,7 @@ from transformer_lens.model_bridge.generalized_components import JointQKVAttenti
 from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 from transformers import Cache
 
+from cgverify.bridge.components import DirectCall
 from cgverify.bridge.fast_path import allows_out, call_hook_point, call_linear, has_hooks
 from cgverify.bridge.fused_projection import keep_whole_projection, project, require_linear
 from cgverify.bridge.huge_pages import result_buffer, to_dtype
@@ -27,7 +28,7 @@ TwoTensors = tuple[Tensor, Tensor]
 ThreeTensors = tuple[Tensor, Tensor, Tensor]
 
 
-class CodeGenAttentionBridge(JointQKVAttentionBridge):  # type: ignore[misc]
+class CodeGenAttentionBridge(DirectCall, JointQKVAttentionBridge):  # type: ignore[misc]
     """A drop-in replacement for TransformerLens's bridge of Hugging Face's `CodeGenAttention`.
 
     The computation, with batch B, sequence S, heads H, head size D, keys K (cached keys included), d_model = H·D:

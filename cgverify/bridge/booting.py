@@ -9,57 +9,30 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformer_lens.factories.architecture_adapter_factory import ArchitectureAdapterFactory
 from transformer_lens.model_bridge import ArchitectureAdapter, TransformerBridge
-from transformer_lens.model_bridge.generalized_components import LinearBridge, ParallelBlockBridge
+from transformer_lens.model_bridge.generalized_components import LinearBridge
 from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_config_from_hf
 from transformer_lens.model_bridge.sources.transformers_driver import TransformersDriver
 from transformer_lens.model_bridge.supported_architectures.codegen import CodeGenArchitectureAdapter
 from transformers import PreTrainedTokenizerBase
 
 from cgverify.bridge.attention import CodeGenAttentionBridge
+from cgverify.bridge.block import CodeGenBlockBridge
 from cgverify.bridge.codegen_bridge import CodeGenBridge
+from cgverify.bridge.components import (
+    FastEmbeddingBridge,
+    FastLinearBridge,
+    FastMLPBridge,
+    FastUnembeddingBridge,
+)
 from cgverify.bridge.fused_projection import split_qkv_matrix
 from cgverify.bridge.layer_norm import LayerNormBridge
 from cgverify.bridge.loading import load_model, load_tokenizer, locate, require_codegen
 from cgverify.bridge.wrapped_attention import prepare_shared_table
 
 ARCHITECTURE = "CodeGenForCausalLM"
-
-
-class CodeGenBlockBridge(ParallelBlockBridge):  # type: ignore[misc]
-    """A parallel block in which `hook_mlp_in` (`[batch, seq, d_model]`) fires under `use_hook_mlp_in`.
-
-    TransformerLens defines that hook on the residual stream, before the MLP's layer norm. CodeGen's MLP has no layer
-    norm of its own: it reads ln1, as attention does. So the residual stream is forked before ln1, as attention's flags
-    do it, and what the hook returns passes through ln1's module once more before it reaches the MLP.
-    """
-
-    _residual: Tensor | None = None
-
-    def _maybe_wire_capture_hooks(self) -> None:
-        wired = self._capture_hooks_wired
-        super()._maybe_wire_capture_hooks()
-        if not wired:
-            self._capture_hook_handles += [
-                self.ln1.register_forward_pre_hook(self._keep_residual),
-                self.mlp.register_forward_pre_hook(self._fork_for_mlp),
-            ]
-
-    def _keep_residual(self, _: nn.Module, args: tuple[Any, ...]) -> None:
-        if self._read_use_hook_mlp_in():
-            self._residual = args[0]
-
-    def _fork_for_mlp(self, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        residual, self._residual = self._residual, None
-        if residual is None:
-            return None
-        return self.ln1.original_component(self.hook_mlp_in(residual)), *args[1:]
-
-    def _clear_attention_capture(self) -> None:
-        super()._clear_attention_capture()
-        self._residual = None
 
 
 class LeanCodeGenAttentionBridge(CodeGenAttentionBridge):
@@ -82,7 +55,12 @@ def adapter_with(attention: type[Any]) -> type[ArchitectureAdapter]:
             parts = blocks.submodules
             self.component_mapping["blocks"] = CodeGenBlockBridge(name=blocks.name, submodules=parts)
             parts["ln1"] = LayerNormBridge(name="ln_1", config=self.cfg)
+            self.component_mapping["embed"] = FastEmbeddingBridge(name="transformer.wte")
+            self.component_mapping["unembed"] = FastUnembeddingBridge(name="lm_head")
             self.component_mapping["ln_final"] = LayerNormBridge(name="transformer.ln_f", config=self.cfg)
+            parts["mlp"] = FastMLPBridge(
+                name="mlp", submodules={"in": FastLinearBridge(name="fc_in"), "out": FastLinearBridge(name="fc_out")}
+            )
             parts["attn"] = attention(
                 name="attn",
                 config=self.cfg,

@@ -25,11 +25,12 @@ import torch
 from torch import Tensor, nn
 from transformer_lens.model_bridge.generalized_components import NormalizationBridge
 
+from cgverify.bridge.components import DirectCall
 from cgverify.bridge.fast_path import allows_in_place, call_hook_point, has_hooks, is_transformed
 from cgverify.bridge.module_hooks import replaced_forward
 
 
-class LayerNormBridge(NormalizationBridge):  # type: ignore[misc]
+class LayerNormBridge(DirectCall, NormalizationBridge):  # type: ignore[misc]
     """The bridge of a layer norm, with `hook_scale` `[…, 1]` and `hook_normalized` `[…, d_model]`.
 
     Both hooks see float32, or float64 in a float64 model. The output has the dtype of Hugging Face's.
@@ -37,10 +38,14 @@ class LayerNormBridge(NormalizationBridge):  # type: ignore[misc]
 
     def forward(self, hidden_states: Tensor, **_: Any) -> Tensor:
         """Return the normalized hidden states, `[…, d_model]`."""
+        own = self.__dict__["_modules"]
+        wrapped = own["_original_component"]
+        listened_to = has_hooks(own["hook_scale"]) or has_hooks(own["hook_normalized"])
+        if not listened_to and self._is_quiet():
+            return cast(Tensor, wrapped(hidden_states))
         hidden_states = call_hook_point(self, "hook_in", hidden_states)
-        wrapped = self.original_component
         with ExitStack() as stack:
-            if has_hooks(self.hook_scale) or has_hooks(self.hook_normalized):
+            if listened_to:
                 for norm in wrapped.modules():  # an adapter's wrapper calls one of several
                     own = vars(norm).get("_old_forward", norm.forward)  # accelerate wraps the module's forward
                     if getattr(own, "__func__", None) is nn.LayerNorm.forward:

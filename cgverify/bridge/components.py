@@ -1,0 +1,80 @@
+"""TransformerLens's bridges of the modules around attention, with a short way through while nobody listens.
+
+For each call TransformerLens asks accelerate whether weights are offloaded, calls every hook point and inspects
+signatures. With a single token that takes as long as the arithmetic of a small model. These classes go straight to the
+wrapped module if none of that can have an effect, and otherwise do what TransformerLens does.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from transformer_lens.model_bridge.generalized_components import (
+    EmbeddingBridge,
+    LinearBridge,
+    MLPBridge,
+    UnembeddingBridge,
+)
+from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
+
+from cgverify.bridge.fast_path import has_hooks, has_own_forward
+
+
+class DirectCall(GeneralizedComponent):  # type: ignore[misc]
+    """Call a component as a module. Accelerate is asked for offloaded weights only if the module has its hooks."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        wrapped = self.__dict__["_modules"].get("_original_component")
+        if wrapped is None or "_hf_hook" in wrapped.__dict__:
+            return super().__call__(*args, **kwargs)
+        return nn.Module.__call__(self, *args, **kwargs)
+
+    def _is_quiet(self) -> bool:
+        """Return whether neither `hook_in` nor `hook_out` has a hook."""
+        own = self.__dict__["_modules"]
+        return not (has_hooks(own["hook_in"]) or has_hooks(own["hook_out"]))
+
+
+class FastLinearBridge(DirectCall, LinearBridge):  # type: ignore[misc]
+    """The bridge of a Linear of the MLP."""
+
+    def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if self._suppress_next_hook_in or not self._is_quiet():
+            return super().forward(input, *args, **kwargs)
+        self.__dict__["_fired_hook_out"] = True  # an MLP's bridge reads it
+        return self.__dict__["_modules"]["_original_component"](input, *args, **kwargs)
+
+
+class FastMLPBridge(DirectCall, MLPBridge):  # type: ignore[misc]
+    """The bridge of an MLP. TransformerLens calls `in.hook_in` and `out.hook_out` from here in some situations."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        own = self.__dict__["_modules"]
+        if (
+            not args
+            or not self._is_quiet()
+            or has_hooks(own["in"]._modules["hook_in"])
+            or has_hooks(own["out"]._modules["hook_out"])
+        ):
+            return super().forward(*args, **kwargs)
+        return own["_original_component"](*args, **kwargs)
+
+
+class FastEmbeddingBridge(DirectCall, EmbeddingBridge):  # type: ignore[misc]
+    """The bridge of the token embedding."""
+
+    def forward(self, input_ids: Tensor, position_ids: Tensor | None = None, **kwargs: Any) -> Any:
+        wrapped = self.__dict__["_modules"]["_original_component"]
+        if kwargs or type(wrapped) is not nn.Embedding or has_own_forward(wrapped) or not self._is_quiet():
+            return super().forward(input_ids, position_ids, **kwargs)
+        return wrapped(input_ids)
+
+
+class FastUnembeddingBridge(DirectCall, UnembeddingBridge):  # type: ignore[misc]
+    """The bridge of the unembedding."""
+
+    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Any:
+        if not self._is_quiet():
+            return super().forward(hidden_states, **kwargs)
+        return self.__dict__["_modules"]["_original_component"](hidden_states, **kwargs)
