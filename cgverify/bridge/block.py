@@ -31,11 +31,12 @@ class CodeGenBlockBridge(DirectCall, ParallelBlockBridge):  # type: ignore[misc]
         """Run the block. See `BlockBridge.forward` for layers to start or stop at."""
         wrapped = self.__dict__["_modules"].get("_original_component")
         if (
-            self._start_at_layer_idx is None
+            wrapped is not None
+            and self._start_at_layer_idx is None
             and self._stop_at_layer_idx is None
             and args
             and kwargs  # without keywords, TransformerLens returns a tuple
-            and _takes_any_keyword(type(wrapped))
+            and _takes_any_keyword(type(wrapped).forward)
             and not has_own_forward(wrapped)
             and self._is_quiet()
             and not self._forks()
@@ -76,6 +77,6 @@ class CodeGenBlockBridge(DirectCall, ParallelBlockBridge):  # type: ignore[misc]
 
 
 @cache
-def _takes_any_keyword(module: type[nn.Module]) -> bool:
-    parameters = inspect.signature(module.forward).parameters.values()
+def _takes_any_keyword(forward: Any) -> bool:
+    parameters = inspect.signature(forward).parameters.values()
     return any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)

@@ -13,6 +13,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.sources._bridge_builder import detect_tokenizer_bos_eos
 from transformers import PreTrainedTokenizerBase
 
+from cgverify.bridge.fast_path import has_hooks
 from cgverify.bridge.fused_projection import projections_of, require_linear
 
 _GENERATE = tuple(
@@ -29,6 +30,9 @@ class CodeGenBridge(TransformerBridge):  # type: ignore[misc]
     takes padding for text where the padding token is the first or the last token of a text as well, and counts it in
     the loss.
     """
+
+    _keeps_last_logits = False
+    """Whether the next forward is a step of a generation that needs the last position's logits alone."""
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
@@ -63,6 +67,9 @@ class CodeGenBridge(TransformerBridge):  # type: ignore[misc]
         **kwargs: Any,
     ) -> Any:
         """Run the model, as `TransformerBridge.forward` does. Padding of several texts is masked, and is in no loss."""
+        keeps_last, self._keeps_last_logits = self._keeps_last_logits, False  # hooks may call the bridge once more
+        if keeps_last:
+            kwargs["logits_to_keep"] = 1
         if attention_mask is None and isinstance(input, list) and _is_batch(input):
             input, attention_mask = self._pad(input, prepend_bos, padding_side, truncate=True)
         return super().forward(input, return_type, loss_per_token, prepend_bos, padding_side, attention_mask, **kwargs)
@@ -77,6 +84,25 @@ class CodeGenBridge(TransformerBridge):  # type: ignore[misc]
         if unknown is not None:
             raise TypeError(f"generate() got an unexpected keyword argument {unknown!r}")
         return super().generate(*self._padded_left(TransformerBridge.generate, input, args, kwargs), **kwargs)
+
+    def _generate_tokens(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        """Yield the steps of a generation, in each of which the model computes the last position's logits alone."""
+        steps = super()._generate_tokens(*args, **kwargs)
+        while True:
+            self._keeps_last_logits = self._may_keep_last_logits()
+            try:
+                step = next(steps, None)
+            finally:
+                self._keeps_last_logits = False
+            if step is None:
+                return
+            yield step
+
+    def _may_keep_last_logits(self) -> bool:
+        """Return whether no hook sees the logits of the other positions, and the model can leave them out."""
+        model, unembed = self.original_model, self.unembed
+        seeing = self, model, unembed, unembed.hook_in, unembed.hook_out, unembed.original_component
+        return not any(map(has_hooks, seeing)) and "logits_to_keep" in inspect.signature(model.forward).parameters
 
     def generate_stream(self, input: str | list[str] | Tensor = "", *args: Any, **kwargs: Any) -> Iterator[Any]:
         """Generate tokens and yield them in pieces, as `TransformerBridge.generate_stream` does."""
