@@ -232,8 +232,6 @@ class CodeGenAttentionBridge(DirectCall, JointQKVAttentionBridge):  # type: igno
     ) -> TwoTensors:
         """Compute attention. Positional arguments have the order that they had in Hugging Face up to transformers 5.23.
 
-        `use_cache`, `output_attentions`, `cache_position` and other keywords of Hugging Face's module have no effect.
-
         Args:
             hidden_states: `[batch, seq, d_model]`.
             layer_past: a `transformers` cache, extended in place; `cache` and `past_key_values` are other names for it.
@@ -243,6 +241,7 @@ class CodeGenAttentionBridge(DirectCall, JointQKVAttentionBridge):  # type: igno
             position_ids: integers `[batch or 1, seq]`, rows of the sin/cos table.
             position_embeddings: sine and cosine of the positions, `[batch or 1, seq, rotary_dim / 2]` each, which are
                 used instead of the table's.
+            **others: without effect, as in Hugging Face's module; so are the arguments that are not listed here.
 
         Returns:
             The output `[batch, seq, d_model]` and the pattern `[batch, heads, seq, keys]` that was used.
