@@ -3,7 +3,7 @@
     seconds = Σ_views (P·READ + boots·BOOT) + Σ_cells forwards · (FIXED + P'·WEIGHT) + sequences · rows · P'·PRODUCT
 
 P is the number of weights in view, P' the number that a component uses. The constants were fitted to the time of one
-thread on the machine of docs/scale.md. There the estimate is 0.6 to 1.6 times the measured time of each case of
+thread on the machine of docs/scale.md. There the estimate is 0.6 to 1.3 times the measured time of each case of
 codegen-nano, and of a layer of codegen-350M: of its kinds of component, with 8 and 64 tokens, in `patched`, `gated` and
 `backward`, and in bfloat16. Other devices are not estimated well.
 """
@@ -34,11 +34,12 @@ FIXED = {"attn": 0.008, "block": 0.012, "mlp": 0.01}
 USED = {"ln1": 0.0, "attn": 1 / 3, "attn.o": 1 / 12, "mlp": 2 / 3, "mlp.in": 1 / 3, "mlp.out": 1 / 3, "block": 1.0}
 """The share of a block's weights that a kind uses; q, k and v a quarter, since Hugging Face computes them together."""
 
-BOOT = 0.04
+BOOT = 0.05
 """Seconds to prepare a view in one setting and to boot a candidate over it."""
 
-FIXED_SHARE = {"patched": 0.4}
-"""The share of FIXED that a forward takes; 1 for other cases. Most forwards of `patched` are the candidate's alone."""
+FIXED_SHARE = {"patched": 0.8, "gated": 1.8, "train": 1.5}
+"""The share of FIXED that a forward takes; 1 for other cases. Most forwards of `patched` are the candidate's alone, and
+those of `gated` and `train` have more stages."""
 
 BACKWARD_WEIGHT = 900e-9
 """Seconds that the case `backward` takes in addition, for each weight that a cell uses."""
