@@ -42,6 +42,7 @@ from cgverify.oracle.shortcuts import Shortcuts
 from cgverify.plan.cases import GENERATED_TOKENS
 from cgverify.verification import drift
 from cgverify.verification.judge import Judge, uncompared
+from cgverify.verification.model_calls import ModelCalls, call_model, described_differences
 from cgverify.verification.observe_cell import cached, variant_of
 from cgverify.verification.observed import CandidateFailedError, ObservedCell, ObservedSide, ObservedStep
 from cgverify.verification.prompt_pass import PromptPass, kind_of, name_of, views
@@ -79,7 +80,7 @@ def verify_whole_model(
             model = assembled(window, source.config, variant)
             reference = reference or run_reference(model, prompt, cell.attention)
             try:
-                candidate = _run_candidate(candidates[cell.candidate], model, prompt)
+                candidate = _run_candidate(candidates[cell.candidate], model, prompt, reference.calls)
             finally:
                 del model
                 gc.collect()  # a bridge and its components refer to each other
@@ -139,6 +140,8 @@ class ModelRun:
     forwards: list[ModelForward] = field(default_factory=list)
     logits: list[torch.Tensor] = field(default_factory=list)
     """`[vocabulary]` for each generated token."""
+    calls: ModelCalls | None = None
+    """What the model returned for other calls; None if it raised before, and for a candidate."""
 
     @property
     def tokens(self) -> list[int]:
@@ -225,6 +228,8 @@ def run_reference(model: CodeGenForCausalLM, prompt: Prompt, attention: str = EA
     modules = _modules(model, model.config.n_layer, lambda component: component.reference_path)
     set_attention(model, attention)
     run = WatchedModel(model, modules, _watch_reference, model.device).run(prompt)
+    if run.raised is None:
+        run.calls = call_model(model, model, prompt.tokens, model.device)
     set_attention(model, EAGER)
     return run
 
@@ -237,8 +242,13 @@ def _watch_candidate(_: Component, node: Any, seen: Observation) -> contextlib.A
     return watch_hooks(dict(hook_points(node)), seen, {})
 
 
-def _run_candidate(candidate: Candidate, model: CodeGenForCausalLM, prompt: Prompt) -> ModelRun:
-    """Run a candidate with all its hooks, then without any hook, which must give the same logits.
+def _run_candidate(
+    candidate: Candidate, model: CodeGenForCausalLM, prompt: Prompt, calls: ModelCalls | None
+) -> ModelRun:
+    """Run a candidate with all its hooks, then without any hook, which must give the same logits, then in other ways.
+
+    Args:
+        calls: what Hugging Face's model returned in those.
 
     Raises:
         CandidateError: the candidate is a function that does not return a bridge.
@@ -264,6 +274,9 @@ def _run_candidate(candidate: Candidate, model: CodeGenForCausalLM, prompt: Prom
     if run.raised is None and not same:
         what = "the logits are others" if plain.raised is None else described(plain.raised)
         run.forwards[-1].seen["unembed"].violations.append(("logits", f"{what} when no hook is attached"))
+    if run.raised is None and calls is not None:
+        wrong = described_differences(bridge, prompt.tokens, calls, run.logits)
+        run.forwards[-1].seen["unembed"].violations += [("logits", what) for what in wrong]
     return run
 
 

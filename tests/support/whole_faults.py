@@ -56,6 +56,49 @@ def cache_of_another_layer(bridge: Any) -> None:
     bridge.blocks[2].attn._layer_idx = 4
 
 
+@_in_whole_models
+def padding_ignored(bridge: Any) -> None:
+    """The model's attention mask is dropped."""
+    call = bridge.forward
+    bridge.forward = lambda *args, attention_mask=None, **kwargs: call(*args, **kwargs)
+
+
+@_in_whole_models
+def rows_share_second_token(bridge: Any) -> None:
+    """Rows of a batch with equal first tokens get the second token of the first row."""
+    call = bridge.forward
+
+    def forward(tokens: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        if tokens.shape[1] > 1 and len(tokens) > 1:
+            tokens = tokens.clone()
+            tokens[tokens[:, 0] == tokens[0, 0], 1] = tokens[0, 1].clone()
+        return call(tokens, *args, **kwargs)
+
+    bridge.forward = forward
+
+
+@_in_whole_models
+def embedding_not_dropped(bridge: Any) -> None:
+    """The embedding is not dropped out."""
+    bridge.original_model.transformer.drop.forward = lambda x: x
+
+
+@_in_whole_models
+def generates_one_token_less(bridge: Any) -> None:
+    """`generate` returns one token less than it is asked for."""
+    generate = bridge.generate
+    bridge.generate = lambda *args, **kwargs: generate(*args, **kwargs)[:, :-1]
+
+
+CALLS: dict[Any, str] = {
+    padding_ignored: "row with padding",
+    rows_share_second_token: "last row of a batch",
+    embedding_not_dropped: "not dropped out",
+    generates_one_token_less: "generate returns 17 tokens",
+}
+"""Faults that a prompt and our own loop do not show, and a part of the message."""
+
+
 FAULTS: dict[Any, tuple[set[str], set[str]]] = {
     third_layer_as_second: ({"project_q", "mlp_in", "layer_norm", "output"}, {"blocks.3"}),
     layers_exchanged: ({"project_q", "mlp_in", "layer_norm"}, {"blocks.1", "blocks.2"}),

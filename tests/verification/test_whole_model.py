@@ -89,6 +89,19 @@ def test_fault_between_layers_is_found_in_its_layer(seeded: list[CellResult], fa
     assert differ or fault is whole_faults.cache_of_another_layer
 
 
+@pytest.fixture(scope="module")
+def called() -> list[CellResult]:
+    names = [f"whole_faults:{fault.__name__}" for fault in whole_faults.CALLS]
+    return verify(cases=["model"], components=["model"], candidates=names, prompt=PROMPT)
+
+
+@pytest.mark.parametrize("fault", whole_faults.CALLS, ids=lambda fault: fault.__name__)
+def test_fault_of_a_call_is_found_and_named(called: list[CellResult], fault: Any) -> None:
+    found = failed(of(called, candidate=f"whole_faults:{fault.__name__}"))
+    assert {(finding.tap, finding.stage) for finding in found} == {("logits", "conduct")}
+    assert whole_faults.CALLS[fault] in found[0].message
+
+
 def test_failed_whole_model_sentence_counts_later_failures(seeded: list[CellResult]) -> None:
     third, cache = (
         of(seeded, candidate=f"whole_faults:{fault.__name__}", kind="model")[0].blame
