@@ -6,15 +6,14 @@ and code that tells dimensions apart by their sizes is wrong where two of them a
 | kind | batch × tokens, then tokens on the cache of the ones before |
 |---|---|
 | attention | 1×1, 5×5, 1×259 then 1 then 31, 2×H, H×1, 2×(H − 1) then 1 (H keys), 1×D |
-| block | 1×1, 5×5, 1×259, 2×(H − 1) then 1 |
+| block | 1×1, 5×5, 1×131, 2×(H − 1) then 1 |
 | unembedding | 1×1, 5×5, 1×67 |
 | others | 1×1, 5×5, 1×259 |
 
 259 tokens are three more than a multiple of each power of two up to 256, so every block of 16 to 256 has a shorter last
-one, and there are more keys than any window or choice of the best up to 256. A model with fewer positions gets as many
-as it has.
-`--batch-size` and `--seq-len` do not apply. A tap that has the same bits as Hugging Face's is not computed in float64
-as well: the other cases do that.
+one, and there are more keys than any window or choice of the best up to 256. So are 131 up to 128. A model with fewer
+positions gets as many as it has. `--batch-size` and `--seq-len` do not apply. A tap that has the same bits as Hugging
+Face's is not computed in float64 as well: the other cases do that.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ def sizes(kind: str, config: CodeGenConfig) -> tuple[Size, ...]:
             *((1, (1,)), (5, (5,)), (1, (LONGEST, 1, 31))),
             *((2, (heads,)), (heads, (1,)), (2, (heads - 1, 1)), (1, (head_size,))),
         ),
-        "block": (*ANY, (2, (heads - 1, 1))),
+        "block": (*ANY[:2], (1, (131,)), (2, (heads - 1, 1))),
         "unembed": (*ANY[:2], (1, (67,))),
     }
     return tuple((batch, _fitting(tokens, config.n_positions)) for batch, tokens in of_kind.get(kind, ANY))

@@ -58,7 +58,7 @@ FORWARDS: Mapping[str, Mapping[str, tuple[float, float]]] = {
     | dict.fromkeys(("ln1", "attn.q", "attn.k", "attn.v", "attn.o", "mlp", "mlp.in", "mlp.out"), (2, 2))
     | dict.fromkeys(("ln_final", "unembed"), (2, 2)),
     "model": dict.fromkeys(("embed", "block", "ln_final", "unembed", "model"), (1 + FORCED_TOKENS, 1)),
-    "shapes": dict.fromkeys(_PARTS, (3, 1.1)) | {"attn": (10, 1.8), "block": (5, 1.2), "unembed": (3, 0.36)},
+    "shapes": dict.fromkeys(_PARTS, (3, 1.1)) | {"attn": (10, 1.8), "block": (5, 0.7), "unembed": (3, 0.36)},
     "state": dict.fromkeys(_PARTS, (4, 4)) | dict.fromkeys(("attn", "block"), (8, 6)),
     "data": dict.fromkeys((*_PARTS, *USED, "attn.q", "attn.k", "attn.v"), (2, 3)) | {"attn": (6, 6), "embed": (2, 2)},
     "weights": dict.fromkeys(("embed", "block", "ln_final", "unembed"), (0, 0)),
