@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.progress import track
@@ -14,8 +15,13 @@ from cgverify.cli.options import SETTINGS, format_option, kept, known, split
 from cgverify.common.devices import require_devices
 from cgverify.common.errors import CgverifyError, RunFolderError
 from cgverify.common.numerics import pin_numerics
+from cgverify.common.process import only_new_objects_collected
 from cgverify.common.streams import stdout_to_stderr
 from cgverify.plan.axes import DTYPES
+
+if TYPE_CHECKING:  # importing torch takes seconds, which --help has not
+    from cgverify.common.records import Cell, CellResult
+    from cgverify.selftest.result import SelfTestResult
 
 FORMATS = ("table", "csv")
 THREADS = 1
@@ -27,7 +33,7 @@ Quick = Annotated[
     bool,
     typer.Option(
         "--quick",
-        help="Try every fault in one component and one case only: under a minute.",
+        help="Try every fault in one dtype, component and case only: under a minute.",
         rich_help_panel=SETTINGS,
     ),
 ]
@@ -69,27 +75,44 @@ def selftest(
 
     from cgverify.checkpoint.resolve import resolve
     from cgverify.common.records import Verdict
+    from cgverify.observe.candidate import find_candidate
     from cgverify.report.render import terminal
     from cgverify.selftest import seeded, variants
     from cgverify.selftest.changed_references import reference_results
+    from cgverify.selftest.hidden_faults import hidden_results
     from cgverify.selftest.report import results_frame, sections
-    from cgverify.selftest.self_test import MODEL, SelfTest, exit_code, prompt_of
+    from cgverify.selftest.self_test import MODEL, SelfTest, exit_code, prompt_of, shares
     from cgverify.verification.checkpoint_verifier import CheckpointVerifier
     from cgverify.verification.judge import Judge
 
     require_devices(devices)
     pin_numerics(threads)
     source = resolve(MODEL)
-    self_test = SelfTest((*seeded.FAULTS, *variants.VARIANTS), tuple(dtypes), tuple(devices), quick)
-    plan = self_test.plan(source)
-    with stdout_to_stderr():
-        judge = Judge(with_sentence=False)
-        verifier = CheckpointVerifier(source, self_test.candidates(), prompt_of(source), judge)
+    candidates = (*seeded.FAULTS, *variants.VARIANTS)
+    by_name = {each.bridge: find_candidate(each.bridge) for each in (*candidates, *seeded.HIDDEN)}
+    finished: list[CellResult] = []
+    with stdout_to_stderr(), only_new_objects_collected():
+        verifier = CheckpointVerifier(source, by_name, prompt_of(source), Judge(with_sentence=False))
         shown = console(quiet)
-        verified = verifier.verify_all(plan)
-        finished = list(track(verified, "verifying", len(plan), console=shown, transient=True, disable=shown is None))
-        results = list(self_test.results(finished, source))
-        results += reference_results(seeded.REFERENCES, dtypes, devices, quick)
+
+        def verify(cells: Sequence[Cell]) -> list[CellResult]:
+            done = track(
+                verifier.verify_all(cells),
+                "verifying",
+                len(cells),
+                console=shown,
+                transient=True,
+                disable=shown is None,
+            )
+            finished.extend(done)
+            return finished
+
+        results: list[SelfTestResult] = []
+        for types, share in shares(dtypes, quick):
+            self_test = SelfTest(candidates[share], types, tuple(devices), quick)
+            results += self_test.results(verify(self_test.plan(source)), source)
+            results += hidden_results(seeded.HIDDEN[share], types, devices, quick, verify, source)
+            results += reference_results(seeded.REFERENCES[share], types, devices, quick)
     frame = results_frame(results)
     if output is not None:
         output.mkdir(parents=True)

@@ -80,6 +80,8 @@ class HiddenFault(Fault):
     """The cases that should find it. `--quick` runs no others."""
     layer: int | None = None
     """The layer to verify; None is the one that all faults are verified in."""
+    unseen: str = ""
+    """Why no case sees it; empty if one does."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ class Hidden:
     cases: tuple[str, ...] = ()
     """Empty is the table's own."""
     layer: int | None = None
+    unseen: str = ""
 
 
 @dataclass(frozen=True)
@@ -177,6 +180,7 @@ def hidden_faults(module: str, rows: dict[str, Hidden], *cases: str) -> list[Hid
             shown_by=row.shown_by,
             cases=row.cases or cases,
             layer=row.layer,
+            unseen=row.unseen,
         )
         for candidate, row in zip(candidates, rows.values(), strict=True)
     ]

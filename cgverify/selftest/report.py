@@ -7,8 +7,9 @@ from itertools import groupby
 
 import pandas as pd
 
+from cgverify.plan.cases import DEFAULT_CASES
 from cgverify.report.sections import Section
-from cgverify.selftest.candidates import Fault, KnownCandidate, KnownReference, ReferenceFault
+from cgverify.selftest.candidates import Fault, HiddenFault, KnownCandidate, KnownReference, ReferenceFault
 from cgverify.selftest.result import Outcome, SelfTestResult
 
 COLUMNS = [
@@ -17,7 +18,8 @@ COLUMNS = [
 ]
 REQUIRED_SHARE = 0.95
 """The share of caught faults that must have the right stage blamed."""
-OF_CANDIDATES = ("caught", "missed", "changes no bit", "below resolution", "held", "false alarm")
+OF_CANDIDATES = ("caught", "missed", "unseen", "changes no bit", "below resolution", "held", "false alarm")
+_OF_HIDDEN = (Outcome.CAUGHT, Outcome.MISSED, Outcome.UNSEEN, Outcome.BELOW)
 OF_REFERENCES = ("refused", "suspect", "missed", "wrongly blamed", "held", "false alarm")
 
 
@@ -68,11 +70,17 @@ def sections(results: Sequence[SelfTestResult]) -> Iterator[Section]:
             stages = " or ".join(sorted(result.known.stages))
             title = f"wrong blame {_where(result)}: {', '.join(result.blamed)} instead of {stages}"
             yield Section(title, tone="warning")
+    for result in of[Outcome.UNSEEN]:
+        if isinstance(result.known, HiddenFault):
+            yield Section(f"unseen {_where(result)}: {result.known.sentence} {result.known.unseen}", tone="aside")
     for outcome in (Outcome.NO_BIT, Outcome.BELOW):
         for (dtype, device), group in _by_dtype(of[outcome]):
             names = ", ".join(result.known.name for result in group)
             yield Section(f"{outcome.value} in {dtype} on {device}: {names}", tone="aside")
     candidates = [result for result in results if not isinstance(result.known, KnownReference)]
+    hidden = [result for result in results if isinstance(result.known, HiddenFault)]
+    if hidden:
+        yield _by_subject(hidden)
     references = [result for result in results if isinstance(result.known, KnownReference)]
     if candidates:
         rows = [[*_counts(*group, OF_CANDIDATES), _rightly_blamed(group[1])] for group in _by_dtype(candidates)]
@@ -95,6 +103,20 @@ def _by_dtype(results: Iterable[SelfTestResult]) -> list[tuple[tuple[str, str], 
         return result.dtype, result.device
 
     return [(each, list(group)) for each, group in groupby(sorted(results, key=key), key=key)]
+
+
+def _by_subject(results: Sequence[SelfTestResult]) -> Section:
+    """Count the hidden faults by what shows them. A quick run does not try which of them a plain run finds."""
+    subjects = dict.fromkeys(result.known.subject for result in results)
+    rows = []
+    for (dtype, device), group in _by_dtype(results):
+        for subject in subjects:
+            own = [result for result in group if result.known.subject == subject]
+            plain = sum(any(case in DEFAULT_CASES for case in result.failed_cases) for result in own)
+            counts = [sum(result.outcome is outcome for result in own) for outcome in _OF_HIDDEN]
+            rows.append([dtype, device, subject, *map(str, (len(own), plain, *counts))])
+    columns = ["dtype", "device", "hidden faults", "number", "by plain cases", *(each.value for each in _OF_HIDDEN)]
+    return Section("hidden faults, by what shows them", columns=columns, rows=rows)
 
 
 def _counts(setting: tuple[str, str], results: Sequence[SelfTestResult], outcomes: Sequence[str]) -> list[str]:

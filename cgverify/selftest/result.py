@@ -13,6 +13,8 @@ from cgverify.selftest.candidates import Fault, KnownCandidate
 class Outcome(StrEnum):
     """The outcome of a candidate or a reference. Faults that no cell can show are neither caught nor missed.
 
+    A hidden fault is unseen if no case found it, and the reason is known.
+
     A fault of a reference is refused before the run, or suspect. It is wrongly blamed if the refusal does not name what
     was changed, if a stage that was not changed is suspect, or if the bridge is blamed.
     """
@@ -21,6 +23,7 @@ class Outcome(StrEnum):
     MISSED = "missed"
     NO_BIT = "changes no bit"
     BELOW = "below resolution"
+    UNSEEN = "unseen"
     HELD = "held"
     FALSE_ALARM = "false alarm"
     REFUSED = "refused"

@@ -13,12 +13,12 @@ from dataclasses import dataclass, replace
 from cgverify.checkpoint.lookup import describe_checkpoint
 from cgverify.checkpoint.prompt import prompt_for
 from cgverify.checkpoint.source import Source
-from cgverify.common.records import Cell, CellResult, Prompt
+from cgverify.common.records import Cell, CellResult, Checkpoint, Prompt
 from cgverify.observe.candidate import Candidate, find_candidate
 from cgverify.plan.axes import Axes
 from cgverify.plan.cases import CASE_KINDS, PROMPTED
 from cgverify.plan.cells import cells
-from cgverify.selftest.candidates import Fault, HiddenFault, KnownCandidate
+from cgverify.selftest.candidates import Fault, KnownCandidate
 from cgverify.selftest.result import Outcome, SelfTestResult, result_of
 from cgverify.selftest.visibility import explain_miss
 
@@ -31,6 +31,17 @@ PROMPT = "def f(x):"
 
 BACKWARD = "backward"
 """Faults of the forward are not run in this case: a gradient as a whole has no stage to blame."""
+
+
+def shares(dtypes: Sequence[str], quick: bool) -> list[tuple[tuple[str, ...], slice]]:
+    """Return groups of dtypes, with the candidates that are tried in them: all in all, or dealt in turn if quick."""
+    if not quick:
+        return [(tuple(dtypes), slice(None))]
+    return [((dtype,), slice(index, None, len(dtypes))) for index, dtype in enumerate(dtypes)]
+
+
+FOR_HIDDEN = ("shapes", "state", "data", "weights", "caches")
+"""Cases that were made for hidden faults. Other faults are found without them, and are not run in them."""
 
 
 @dataclass(frozen=True)
@@ -54,27 +65,27 @@ class SelfTest:
     def cells_of(self, known: KnownCandidate, source: Source) -> list[Cell]:
         """Return the cells of one candidate, in plan order."""
         cases = self._cases(known)
-        layer = known.layer if isinstance(known, HiddenFault) and known.layer is not None else LAYER
         kinds = [kind for kind in known.kinds if any(kind in CASE_KINDS[case] for case in cases)]
         return cells(
-            describe_checkpoint(MODEL, "auto", source).model_copy(update={"prompt": prompt_of(source)}),
+            described(source),
             Axes(
                 candidates=[known.bridge],
                 dtypes=self.dtypes,
                 devices=self.devices,
                 cases=cases,
-                layers=[layer],
+                layers=[LAYER],
                 components=kinds[:1] if self.quick else kinds,
             ),
         )
 
     def _cases(self, known: KnownCandidate) -> list[str]:
-        if isinstance(known, HiddenFault):
-            return [case for case in CASE_KINDS if case in (known.cases if self.quick else _cases_of(known))]
         if self.quick:
             return [known.case] if isinstance(known, Fault) else ["default", "stress"]
-        without_backward = isinstance(known, Fault) and known.case != BACKWARD
-        return [case for case in CASE_KINDS if case not in PROMPTED and not (without_backward and case == BACKWARD)]
+        cases = [case for case in CASE_KINDS if case not in PROMPTED]
+        if isinstance(known, Fault):
+            left_out = {*FOR_HIDDEN, BACKWARD} - {known.case}
+            cases = [case for case in cases if case not in left_out]
+        return cases
 
     def results(self, finished: Iterable[CellResult], source: Source) -> Iterator[SelfTestResult]:
         """Return a result for each candidate, dtype and device, in the order of the candidates.
@@ -91,25 +102,18 @@ class SelfTest:
                     own = [cell for cell in plan if (cell.dtype, cell.device) == (dtype, device)]
                     result = result_of(known, dtype, device, [by_cell[cell.id] for cell in own if cell.id in by_cell])
                     if result.outcome is Outcome.MISSED:
-                        result = replace(result, outcome=_explained(known, candidates[known.bridge], own, source))
+                        result = replace(result, outcome=explain_miss(candidates[known.bridge], own, source))
                     yield result
+
+
+def described(source: Source) -> Checkpoint:
+    """Return the checkpoint with the prompt of the whole model's cells."""
+    return describe_checkpoint(MODEL, "auto", source).model_copy(update={"prompt": prompt_of(source)})
 
 
 def prompt_of(source: Source) -> Prompt:
     """Return the prompt of the whole model's cells."""
     return prompt_for(MODEL, source, PROMPT)
-
-
-def _explained(known: KnownCandidate, candidate: Candidate, own: Sequence[Cell], source: Source) -> Outcome:
-    """Return why a fault was not found. A hidden fault changes something, so cells where it does not have missed it."""
-    own = [cell for cell in own if not cell.prompt]
-    outcome = explain_miss(candidate, own, source) if own else Outcome.MISSED
-    return Outcome.MISSED if isinstance(known, HiddenFault) and outcome is Outcome.NO_BIT else outcome
-
-
-def _cases_of(known: HiddenFault) -> list[str]:
-    """Return all cases in which a hidden fault may be seen: those of a prompt only if it is in the whole model."""
-    return [case for case in CASE_KINDS if case not in PROMPTED or (case == "model" and "model" in known.kinds)]
 
 
 def exit_code(results: Sequence[SelfTestResult]) -> int:

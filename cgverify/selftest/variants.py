@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformer_lens.model_bridge.generalized_components import NormalizationBridge
 
 from cgverify.bridge.qkv_layout import PARTITIONS
+from cgverify.selftest import tempting
 from cgverify.selftest.candidates import ATTENTION, Implementation, Rows, Variant, by_name, named_candidates
 from cgverify.selftest.seeded.autocast import outside_autocast, product_dtype
 from cgverify.selftest.seeded.block import block
@@ -318,7 +319,7 @@ _BLOCKS: Rows = {
     ),
 }
 
-VARIANTS = tuple(
+VARIANTS = tempting.VARIANTS + tuple(
     Variant(candidate, kinds)
     for rows, kinds in (
         (_PRODUCTS, ("attn", "attn.q", "attn.o", "mlp", "mlp.in", "mlp.out", "block", "unembed")),

@@ -154,5 +154,5 @@ _LAYERS = {
     ),
 }
 
-FAULTS = hidden_faults(__name__, _TABLES | _ROWS | _LAYERS, "stress")
+FAULTS = hidden_faults(__name__, _TABLES | _ROWS | _LAYERS, "weights")
 __getattr__ = by_name(FAULTS)

@@ -286,6 +286,7 @@ _WEIGHTS = {
         ("project_q", "conduct", "weights"),
         _reads("blocks.0.attn.W_Q"),
         ("attn", "model"),
+        cases=("weights",),
     ),
     "OutputWeightTransposed": Hidden(
         "`W_O` is the weight cut into heads without being transposed.",
@@ -293,6 +294,7 @@ _WEIGHTS = {
         ("output", "conduct", "weights"),
         _reads("blocks.0.attn.W_O"),
         ("attn", "model"),
+        cases=("weights",),
     ),
     "embedding_weight_centred": Hidden(
         "`W_E` is centred, as after processing, though the embedding is not.",
@@ -300,6 +302,7 @@ _WEIGHTS = {
         ("embedding", "conduct", "weights"),
         _reads("embed.W_E"),
         ("embed", "model"),
+        cases=("weights",),
     ),
     "unembedding_weight_shifted": Hidden(
         "`W_U` has the columns of the tokens before.",
@@ -307,6 +310,7 @@ _WEIGHTS = {
         ("unembed", "conduct", "weights"),
         _reads("unembed.W_U"),
         ("unembed", "model"),
+        cases=("weights",),
     ),
     "mlp_weight_is_a_copy": Hidden(
         "`W_out` is a copy, so that an edit of it has no effect.",
@@ -314,6 +318,7 @@ _WEIGHTS = {
         ("mlp_out", "conduct", "weights"),
         _edits,
         ("mlp", "model"),
+        cases=("weights",),
     ),
 }
 

@@ -1,0 +1,98 @@
+"""Verify the hidden faults, one round of cases after another, until a case sees them.
+
+| round | cases |
+|---|---|
+| 1 | those of a plain run |
+| 2 | those that should see the fault |
+| 3 | all others, those of a prompt only for a fault of the whole model |
+
+So a fault that a plain run sees costs no more than that, and the result says which it was. `--quick` has the second
+round alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+
+from cgverify.checkpoint.source import Source
+from cgverify.common.records import Cell, CellResult
+from cgverify.observe.candidate import find_candidate
+from cgverify.plan.axes import Axes
+from cgverify.plan.cases import CASE_KINDS, DEFAULT_CASES, PER_LAYER, PROMPTED
+from cgverify.plan.cells import cells
+from cgverify.selftest.candidates import HiddenFault
+from cgverify.selftest.result import Outcome, SelfTestResult, result_of
+from cgverify.selftest.self_test import LAYER, described
+from cgverify.selftest.visibility import explain_miss
+
+Verify = Callable[[Sequence[Cell]], Iterable[CellResult]]
+
+
+def hidden_results(
+    known: Sequence[HiddenFault],
+    dtypes: Sequence[str],
+    devices: Sequence[str],
+    quick: bool,
+    verify: Verify,
+    source: Source,
+) -> Iterator[SelfTestResult]:
+    """Yield a result for each fault, dtype and device, in the order of the faults.
+
+    Args:
+        verify: returns the results of cells, in any order.
+    """
+    settings = [(fault, dtype, device) for fault in known for dtype in dtypes for device in devices]
+    found: dict[tuple[HiddenFault, str, str], SelfTestResult] = {}
+    for number in range(1 if quick else 3):
+        open_ones = [setting for setting in settings if setting not in found or not found[setting].failed_cases]
+        plans = {setting: _cells(setting, _rounds(setting[0], quick)[number], quick, source) for setting in open_ones}
+        results = {result.cell.id: result for result in verify([cell for plan in plans.values() for cell in plan])}
+        for (fault, dtype, device), plan in plans.items():
+            own = [results[cell.id] for cell in plan if cell.id in results]
+            found[fault, dtype, device] = result_of(fault, dtype, device, own)
+    for setting in settings:
+        yield _explained(setting, found[setting], source)
+
+
+def _rounds(fault: HiddenFault, quick: bool) -> list[list[str]]:
+    if quick:
+        return [list(fault.cases)]
+    possible = [case for case in CASE_KINDS if case not in PROMPTED or (case == "model" and "model" in fault.kinds)]
+    expected = [case for case in fault.cases if case not in DEFAULT_CASES]
+    others = [case for case in possible if case not in (*DEFAULT_CASES, *expected)]
+    return [list(DEFAULT_CASES), expected, others]
+
+
+def _cells(setting: tuple[HiddenFault, str, str], cases: Sequence[str], quick: bool, source: Source) -> list[Cell]:
+    """Return the cells of a fault in some cases: of its components, and of the block that a plain run has too."""
+    fault, dtype, device = setting
+    kinds = [*fault.kinds[:1]] if quick else [*fault.kinds]
+    if any(kind in PER_LAYER for kind in fault.kinds) and not (quick and _fit(kinds, cases)):
+        kinds.append("block")
+    kinds = _fit(dict.fromkeys(kinds), cases)
+    if not kinds:
+        return []
+    layer = LAYER if fault.layer is None else fault.layer
+    axes = Axes(
+        candidates=[fault.bridge], dtypes=[dtype], devices=[device], cases=[*cases], layers=[layer], components=kinds
+    )
+    return cells(described(source), axes)
+
+
+def _fit(kinds: Iterable[str], cases: Sequence[str]) -> list[str]:
+    """Return the kinds of component that one of the cases is for."""
+    return [kind for kind in kinds if any(kind in CASE_KINDS[case] for case in cases)]
+
+
+def _explained(setting: tuple[HiddenFault, str, str], result: SelfTestResult, source: Source) -> SelfTestResult:
+    """Return a result with the reason for a miss. A hidden fault changes something, so that no bit is no reason."""
+    fault = setting[0]
+    if result.outcome is not Outcome.MISSED:
+        return result
+    if fault.unseen:
+        return replace(result, outcome=Outcome.UNSEEN)
+    cases = [case for case in fault.cases if case not in PROMPTED]
+    own = _cells(setting, cases, False, source) if cases and result.dtype in ("bfloat16", "float16") else []
+    outcome = explain_miss(find_candidate(fault.bridge), own, source) if own else Outcome.MISSED
+    return replace(result, outcome=outcome) if outcome is Outcome.BELOW else result

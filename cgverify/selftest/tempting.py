@@ -1,0 +1,176 @@
+"""Correct candidates that do what hidden faults do, and do it right: blocks, kept tables, strides, recomputation.
+
+None of them may fail in any case, in any dtype.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformer_lens.hook_points import HookPoint
+
+from cgverify.bridge import CodeGenAttentionBridge
+from cgverify.selftest.candidates import ATTENTION, Rows, Variant, by_name, named_candidates
+from cgverify.selftest.seeded.seeding import NORMS, attention, computed
+
+
+def _online_softmax(_: Any, softmax: Any, scores: Tensor) -> Any:
+    """Take blocks of three keys, and rescale what was added up when a later block has a greater maximum."""
+    if scores.dtype == torch.float64 or not scores.isfinite().all():
+        return softmax(scores)
+    greatest, total = scores[..., :1], torch.zeros_like(scores[..., :1])
+    for part in scores.split(3, -1):
+        later = torch.maximum(greatest, part.amax(-1, keepdim=True))
+        total = total * (greatest - later).exp() + (part - later).exp().sum(-1, keepdim=True)
+        greatest = later
+    return (scores - greatest).exp() / total
+
+
+def _blocks_of_queries(_: Any, scores: Any, query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
+    masks = mask.expand(-1, -1, query.shape[2], -1).split(3, 2)
+    return torch.cat([scores(part, key, each) for part, each in zip(query.split(3, 2), masks, strict=True)], 2)
+
+
+def _mask_by_content(bridge: Any, scores: Any, query: Tensor, key: Tensor, mask: Tensor) -> Any:
+    kept = bridge.__dict__.get("_mask")
+    if mask.requires_grad or kept is None or kept.dtype != mask.dtype or not torch.equal(kept, mask):
+        kept = mask
+        bridge.__dict__["_mask"] = None if mask.requires_grad else mask.clone()
+    return scores(query, key, kept)
+
+
+def _angles_by_content(bridge: Any, rotate: Any, query: Tensor, key: Tensor, positions: Tensor, *others: Any) -> Any:
+    kept = bridge.__dict__.get("_positions")
+    if kept is None or kept[0].device != positions.device or not torch.equal(kept[0], positions):
+        kept = bridge.__dict__["_positions"] = positions.clone(), positions
+    return rotate(query, key, kept[0], *others)
+
+
+def _scores_recomputed(_: Any, scores: Any, *args: Tensor) -> Any:
+    return checkpoint(scores, *args, use_reentrant=False) if torch.is_grad_enabled() else scores(*args)
+
+
+def _mix_recomputed(_: Any, mix: Any, *args: Tensor) -> Any:
+    return checkpoint(mix, *args, use_reentrant=False) if torch.is_grad_enabled() else mix(*args)
+
+
+class ExtraHooks(CodeGenAttentionBridge):
+    """There are more hooks than the reference has tensors: `hook_mask`, and `hook_unused`, which never fires."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.hook_mask, self.hook_unused = HookPoint(), HookPoint()
+
+    def _scores(self, query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
+        return super()._scores(query, key, self.hook_mask(mask))
+
+
+def _strided_rotation(_: Any, rotate: Any, *args: Any) -> tuple[Tensor, Tensor]:
+    query, key = rotate(*args)
+    return query.mT.contiguous().mT, key.mT.contiguous().mT
+
+
+def _strided_pattern(_: Any, pattern_of: Any, *args: Any) -> Any:
+    return pattern_of(*args).mT.contiguous().mT
+
+
+def _strided_output(_: Any, output: Any, z: Tensor) -> Any:
+    return output(z).transpose(0, 1).contiguous().transpose(0, 1)
+
+
+def _in_chunks(linear: nn.Linear, x: Tensor) -> Tensor:
+    return torch.cat([nn.functional.linear(part, linear.weight, linear.bias) for part in x.split(3, 1)], 1)
+
+
+def _logits_in_blocks(linear: nn.Linear, x: Tensor) -> Tensor:
+    biases = [None] * 4 if linear.bias is None else linear.bias.chunk(4)
+    parts = zip(linear.weight.chunk(4), biases, strict=True)
+    return torch.cat([nn.functional.linear(x, weight, bias) for weight, bias in parts], -1)
+
+
+def _rows_apart(norm: nn.LayerNorm, x: Tensor) -> Tensor:
+    return torch.stack([nn.LayerNorm.forward(norm, row) for row in x])
+
+
+def _rows_by_content(table: nn.Embedding, ids: Tensor) -> Tensor:
+    different, places = ids.unique(return_inverse=True)
+    return nn.functional.embedding(different, table.weight)[places]
+
+
+def _weight_by_version(linear: nn.Linear, x: Tensor) -> Tensor:
+    """Keep a transposed copy of the weight until the weight is edited, replaced, moved or differentiated."""
+    weight = linear.weight
+    if torch.is_grad_enabled() and weight.requires_grad:
+        return nn.functional.linear(x, weight, linear.bias)
+    kept = linear.__dict__.get("_transposed")
+    if kept is None or kept.dtype != weight.dtype or not torch.equal(kept.T, weight):
+        kept = linear.__dict__["_transposed"] = weight.detach().T.contiguous()
+    return nn.functional.linear(x, kept.T, linear.bias)
+
+
+_ATTENTION: Rows = {
+    "OnlineSoftmax": (
+        "The softmax adds up blocks of three keys, and rescales earlier ones to a greater maximum.",
+        attention(_masked_softmax=_online_softmax),
+    ),
+    "QueriesInBlocks": (
+        "Scores are computed for three queries at a time, with their rows of the mask.",
+        attention(_scores=_blocks_of_queries),
+    ),
+    "MaskKeptByContent": (
+        "The last mask is kept, and used again if a new one is equal to it.",
+        attention(_scores=_mask_by_content),
+    ),
+    "AnglesKeptByContent": (
+        "The last positions are kept, and used again if new ones are equal to them.",
+        attention(_rotate=_angles_by_content),
+    ),
+    "RecomputedInBackward": (
+        "Scores and z are computed once more in the backward pass.",
+        attention(_scores=_scores_recomputed, _mix=_mix_recomputed),
+    ),
+    "StridedTensors": (
+        "Rotated q and k, the pattern and the output are not contiguous, also where hooks see them.",
+        attention(_rotate=_strided_rotation, _pattern_of=_strided_pattern, _output=_strided_output),
+    ),
+    "NoRandomInputs": (
+        "There is no `get_random_inputs`.",
+        type("Seeded", (CodeGenAttentionBridge,), {"get_random_inputs": None}),
+    ),
+}
+_LINEARS: Rows = {
+    "mlp_in_chunks_of_three": ("`fc_in` runs on three tokens at a time.", computed(_in_chunks, "blocks.0.mlp.in")),
+    "weight_kept_by_content": (
+        "`fc_out` keeps a transposed copy of its weight, as long as the weight is equal to it.",
+        computed(_weight_by_version, "blocks.0.mlp.out"),
+    ),
+}
+_NORMS: Rows = {"norm_of_each_row": ("Layer norms run on one sequence at a time.", computed(_rows_apart, *NORMS))}
+_EMBEDDINGS: Rows = {
+    "embedding_of_different_ids": ("Each different id is looked up once.", computed(_rows_by_content, "embed")),
+}
+_UNEMBEDDINGS: Rows = {
+    "logits_in_blocks": (
+        "Logits are computed for a quarter of the vocabulary at a time.",
+        computed(_logits_in_blocks, "unembed"),
+    ),
+}
+
+VARIANTS = (
+    Variant(ExtraHooks, ATTENTION),
+    *(
+        Variant(candidate, kinds)
+        for rows, kinds in (
+            (_ATTENTION, ATTENTION),
+            (_LINEARS, ("mlp", "mlp.in", "mlp.out", "block")),
+            (_NORMS, ("ln1", "ln_final", "block")),
+            (_EMBEDDINGS, ("embed",)),
+            (_UNEMBEDDINGS, ("unembed",)),
+        )
+        for candidate in named_candidates(__name__, rows)
+    ),
+)
+__getattr__ = by_name(VARIANTS)
