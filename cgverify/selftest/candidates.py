@@ -83,6 +83,10 @@ class HiddenFault(Fault):
     unseen: str = ""
     """Why no case sees it; empty if one does."""
 
+    def allows(self, blamed: str) -> bool:
+        """Whether a stage may be blamed: its own, the comparison of weights, or what a call did to others."""
+        return super().allows(blamed) or blamed in ("weights", "conduct")
+
 
 @dataclass(frozen=True)
 class Hidden:
@@ -96,7 +100,6 @@ class Hidden:
     cases: tuple[str, ...] = ()
     """Empty is the table's own."""
     layer: int | None = None
-    unseen: str = ""
 
 
 @dataclass(frozen=True)
@@ -180,7 +183,6 @@ def hidden_faults(module: str, rows: dict[str, Hidden], *cases: str) -> list[Hid
             shown_by=row.shown_by,
             cases=row.cases or cases,
             layer=row.layer,
-            unseen=row.unseen,
         )
         for candidate, row in zip(candidates, rows.values(), strict=True)
     ]

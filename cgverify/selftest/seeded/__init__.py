@@ -1,5 +1,7 @@
 """Seeded faults, by what is wrong. `seeding` has the functions that they are made with."""
 
+from dataclasses import replace
+
 from cgverify.selftest.seeded import (
     autocast,
     block,
@@ -29,6 +31,7 @@ from cgverify.selftest.seeded import (
     training,
     whole_model,
 )
+from cgverify.selftest.seeded.unseen import UNSEEN
 
 _SUBJECTS = (
     *(layout, rotation, scores, mixing, cache, hooks, patches, listening, conduct, precision, training, settings),
@@ -36,7 +39,7 @@ _SUBJECTS = (
 )
 
 HIDDEN = tuple(
-    fault
+    replace(fault, unseen=UNSEEN.get(fault.name, ""))
     for subject in (sizes, state, data, coverage, interventions, gradients, dropout_flags, caches, whole_model)
     for fault in subject.FAULTS
 )

@@ -214,6 +214,7 @@ _ROWS = {
         attention(_extend_cache=_own_copy(by_cache=False)),
         ("scores", "cache", "mix"),
         _two_caches,
+        cases=("state",),
     ),
     "CroppedKeysReturn": Hidden(
         "Keys that were cropped from a cache are used instead of those that replaced them.",
@@ -240,6 +241,7 @@ _ROWS = {
         ("scores",),
         _without_mask(0),
         ("attn",),
+        cases=("data",),
     ),
     "LengthOfFirstLayer": Hidden(
         "Without a mask, the number of cached keys is that of layer 0, which has the new ones already.",
@@ -259,6 +261,7 @@ _ROWS = {
         attention(forward=_positions_by_cache),
         ("rope",),
         lambda bridge: _decoded_at(bridge, 2),
+        cases=("shapes",),
     ),
 }
 

@@ -81,12 +81,14 @@ _TABLES = {
         _with_table(_repeat_row),
         ("rope",),
         user.attends(_positions(298, 299, 300), batch=1, tokens=3),
+        cases=("shapes",),
     ),
     "TableWraps": Hidden(
         "Positions from 400 on begin with 0 again.",
         _with_table(_wrap),
         ("rope",),
         user.attends(_positions(10, 20, 450), batch=1, tokens=3),
+        cases=("shapes",),
     ),
 }
 _ROWS = {

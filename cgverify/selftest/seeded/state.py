@@ -243,12 +243,14 @@ _ATTENTION = {
         attention(_apply_attn_dropout=_first_mode),
         ("attn_dropout",),
         user.in_turn(user.attends(), user.training(user.attends(), 0.5)),
+        cases=("state", "train"),
     ),
     "SeedsTheGenerator": Hidden(
         "Every forward seeds torch's global generator.",
         attention(_mix=_seeded),
         ("conduct",),
         _random_numbers,
+        cases=("default",),
     ),
     "CopiesShareAWeight": Hidden(
         "A deep copy shares the weight of the output projection.",
@@ -262,6 +264,7 @@ _ATTENTION = {
         attention(_output=_sticky_flag),
         ("conduct", "result", "output"),
         user.in_turn(user.flagged(user.attends(), "use_attn_result"), _calls_of_results),
+        cases=("gated", "autocast"),
     ),
 }
 _OTHERS = {
