@@ -7,7 +7,7 @@
 | 3 | all others, those of a prompt only for a fault of the whole model |
 
 So a fault that a plain run sees costs no more than that, and the result says which it was. `--quick` has the second
-round alone.
+round alone, and leaves out faults that no case is known to see.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def hidden_results(
 
 def _rounds(fault: HiddenFault, quick: bool) -> list[list[str]]:
     if quick:
-        return [list(fault.cases)]
+        return [[] if fault.unseen else list(fault.cases)]
     possible = [case for case in CASE_KINDS if case not in PROMPTED or (case == "model" and "model" in fault.kinds)]
     expected = [case for case in fault.cases if case not in DEFAULT_CASES]
     others = [case for case in possible if case not in (*DEFAULT_CASES, *expected)]

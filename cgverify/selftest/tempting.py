@@ -81,10 +81,6 @@ def _strided_output(_: Any, output: Any, z: Tensor) -> Any:
     return output(z).transpose(0, 1).contiguous().transpose(0, 1)
 
 
-def _in_chunks(linear: nn.Linear, x: Tensor) -> Tensor:
-    return torch.cat([nn.functional.linear(part, linear.weight, linear.bias) for part in x.split(3, 1)], 1)
-
-
 def _logits_in_blocks(linear: nn.Linear, x: Tensor) -> Tensor:
     biases = [None] * 4 if linear.bias is None else linear.bias.chunk(4)
     parts = zip(linear.weight.chunk(4), biases, strict=True)
@@ -142,7 +138,6 @@ _ATTENTION: Rows = {
     ),
 }
 _LINEARS: Rows = {
-    "mlp_in_chunks_of_three": ("`fc_in` runs on three tokens at a time.", computed(_in_chunks, "blocks.0.mlp.in")),
     "weight_kept_by_content": (
         "`fc_out` keeps a transposed copy of its weight, as long as the weight is equal to it.",
         computed(_weight_by_version, "blocks.0.mlp.out"),

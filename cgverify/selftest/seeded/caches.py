@@ -227,6 +227,7 @@ _ROWS = {
         attention(forward=_only_if_used),
         ("cache",),
         _unused,
+        kinds=("block", "attn"),
     ),
     "PlaceIgnored": Hidden(
         "Arguments that are given by position are ignored, as in TransformerLens.",

@@ -212,6 +212,8 @@ _ATTENTION = {
         attention(_extend_cache=_detach_stored_keys),
         ("gradient",),
         _after_a_prefix,
+        kinds=("block", "attn"),
+        cases=("caches", "backward"),
     ),
 }
 _OTHERS = {
@@ -220,7 +222,7 @@ _OTHERS = {
         computed(_doubled_from_second, "blocks.0.attn.o"),
         ("gradient", "conduct"),
         _twice,
-        ("attn.o", "attn", "block"),
+        ("attn", "attn.o", "block"),
     ),
     "no_forward_derivative": Hidden(
         "The activation has no forward derivative, which `jvp` needs.",

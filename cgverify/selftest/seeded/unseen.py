@@ -17,6 +17,7 @@ UNSEEN = {
     "BooleanMaskInverted": "Hugging Face adds a boolean mask, so it has no counterpart.",
     "PaddingMaskIgnored": "Hugging Face's attention takes no mask of two dimensions, so it has no counterpart.",
     "RowsLikeTheFirst": "No case has two sequences with the same first token and others after it.",
+    "block_clamped_to_float16": "In float16, nothing but an infinity could show it.",
     "zero_rows_skipped": "No case gives `fc_out` a row of zeros.",
     "ReturnedStridesAssumed": _HOOK,
     "SameDtypeAssumed": _HOOK,
