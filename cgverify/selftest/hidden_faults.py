@@ -68,7 +68,7 @@ def _cells(setting: tuple[HiddenFault, str, str], cases: Sequence[str], quick: b
     """Return the cells of a fault in some cases: of its components, and of the block that a plain run has too."""
     fault, dtype, device = setting
     kinds = [*fault.kinds[:1]] if quick else [*fault.kinds]
-    if any(kind in PER_LAYER for kind in fault.kinds) and not (quick and _fit(kinds, cases)):
+    if any(kind in PER_LAYER for kind in fault.kinds):
         kinds.append("block")
     kinds = _fit(dict.fromkeys(kinds), cases)
     if not kinds:
