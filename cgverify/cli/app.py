@@ -13,6 +13,7 @@ from cgverify.cli.attention import attention
 from cgverify.cli.bench import bench
 from cgverify.cli.compare import compare
 from cgverify.cli.env import env
+from cgverify.cli.fuzz import fuzz
 from cgverify.cli.help import Command, Group, help_of
 from cgverify.cli.merge import merge
 from cgverify.cli.models import models
@@ -59,7 +60,7 @@ PANELS = {
     "Verify": (all_components, attention, sweep, watch, merge),
     "Read what was found": (report, compare),
     "Look around": (models, env),
-    "Check the verifier, and what a bridge costs": (selftest, bench),
+    "Check the verifier, and what a bridge costs": (selftest, fuzz, bench),
 }
 for panel, commands in PANELS.items():
     for command in commands:
