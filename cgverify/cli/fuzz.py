@@ -23,7 +23,7 @@ from cgverify.plan.axes import DTYPES
 FORMATS = ("table", "json")
 EXAMPLE = "counterexample.json"
 
-Minutes = Annotated[float, option("minutes", "How long to hunt. A failure is then shrunk for at most one minute.")]
+Minutes = Annotated[float, option("minutes", "How long to hunt. A failure is then shrunk for at most half a minute.")]
 Seed = Annotated[int, option("seed", "The seed of the hunt.")]
 Bridge = Annotated[str, option("bridge", "cgverify, transformer_lens, or module:name of a class or function.")]
 Components = Annotated[list[str] | None, option("component", "attn, block, mlp, embed, …, or blocks.3.attn.")]

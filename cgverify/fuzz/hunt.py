@@ -34,9 +34,9 @@ from cgverify.plan.cases import AFTER, BEFORE, PER_LAYER
 from cgverify.verification.judge import Judge, uncompared
 from cgverify.verification.observe_cell import Reference, observe_prompt_cell, variant_of
 
-LONGEST = 6
+LONGEST = 12
 """The calls of a sequence."""
-SHRINK_SECONDS = 60
+SHRINK_SECONDS = 30
 """How long a failure is shrunk after the time of the hunt is over."""
 KINDS = ("attn", "block", "mlp", "embed", "ln1", "ln_final", "unembed")
 """The components that are called; the others are parts of them."""

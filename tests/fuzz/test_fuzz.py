@@ -14,6 +14,7 @@ from cgverify.fuzz import Call, replay
 from cgverify.fuzz.hunt import in_fork
 
 FAULT = "cgverify.selftest.seeded.sizes:BatchTakenForTokens"
+CLAMPED = "cgverify.selftest.seeded.data:ScoresClamped"
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -37,12 +38,12 @@ def test_candidate_that_ends_its_process_fails() -> None:
 
 @pytest.mark.slow
 def test_fault_is_found_shrunk_and_tried_first(tmp_path: Path) -> None:
-    found = run("--bridge", FAULT, "--component", "attn", "--minutes", "2", "--output", str(tmp_path))
+    found = run("--bridge", CLAMPED, "--component", "attn", "--minutes", "2", "--output", str(tmp_path))
     assert found.returncode == 1, found.stderr
     assert "blocks.0.attn of" in found.stdout
     (call,) = json.loads((tmp_path / "counterexample.json").read_text())["calls"]
-    assert (call["batch"], call["tokens"], call["mode"]) == (2, 2, "plain")
-    again = run("--bridge", FAULT, "--component", "attn", "--output", str(tmp_path), "--format", "json")
+    assert call["values"] in ("spread", "large")
+    again = run("--bridge", CLAMPED, "--component", "attn", "--output", str(tmp_path), "--format", "json")
     assert again.returncode == 1
     assert json.loads(again.stdout)["covered"]["sequences"] == 1
     snippet = subprocess.run([sys.executable, tmp_path / "counterexample.py"], capture_output=True, text=True)
