@@ -28,7 +28,7 @@ def test_sequence_is_judged_call_by_call() -> None:
     assert not own.verdict.fails, own.blame
     result = replay("codegen-nano", FAULT, "attn", "float32", [held, failing])
     assert {one.step for one in result.findings if one.verdict.fails} == {"call 2"}
-    assert "mix is off by" in result.blame
+    assert result.blame.startswith("mix breaks first, at hook_z")
 
 
 def test_candidate_that_ends_its_process_fails() -> None:
