@@ -32,8 +32,9 @@ from cgverify.observe.inputs import LOWEST, Inputs, InputSpec, Step, leave_uncha
 LARGE = {torch.float16: 1e3}
 """The factor on standard normal values of a large row; 1e6 in other dtypes."""
 
-TINY = {torch.float16: 2.0**-18}
-"""The factor of a subnormal row; 2⁻¹³⁰ in other dtypes."""
+TINY = {torch.float16: 2.0**-18, torch.bfloat16: 2.0**-100}
+"""The factor of a tiny row, subnormal in float16 and, with 2⁻¹³⁰, in float32. Hugging Face's own bfloat16 products on
+the CPU flush subnormal values."""
 
 
 def _steps(component: Component, inputs: Inputs, spec: InputSpec) -> tuple[Step, ...]:
