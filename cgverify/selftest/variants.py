@@ -128,8 +128,8 @@ def _scores_row_reversed(_: Any, scores: Any, query: Tensor, key: Tensor, mask: 
     return scores(query.flip(0), key.flip(0), rows.flip(0)).flip(0)
 
 
-def _by_head(first: Tensor, second: Tensor) -> list[tuple[Tensor, Tensor]]:
-    return list(zip(first.split(1, 1), second.split(1, 1), strict=True))
+def _by_head(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
+    return list(zip(*(tensor.split(1, 1) for tensor in tensors), strict=True))
 
 
 def _strided(x: Tensor) -> Tensor:
@@ -246,7 +246,9 @@ _ATTENTION: Rows = {
     "HeadByHead": (
         "The scores and the z of each head are separate products.",
         attention(
-            _scores=lambda _, scores, q, k, mask: torch.cat([scores(*head, mask) for head in _by_head(q, k)], 1),
+            _scores=lambda _, scores, q, k, mask: torch.cat(
+                [scores(*head) for head in _by_head(q, k, mask.expand(-1, q.shape[1], -1, -1))], 1
+            ),
             _mix=lambda _, mix, pattern, value: torch.cat([mix(*head) for head in _by_head(pattern, value)], -1),
         ),
     ),
