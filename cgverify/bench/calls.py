@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from transformers import CodeGenConfig, DynamicCache
 
 from cgverify.bench.models import LAYER, WHOLE
 from cgverify.bench.records import Point
+from cgverify.bench.scenarios import SCENARIOS
 from cgverify.observe.components import COMPONENTS
 from cgverify.observe.generations import installed
 from cgverify.observe.inputs import InputSpec, convert, draw, leave_unchanged, token_ids
@@ -19,6 +21,39 @@ from cgverify.observe.taps import hook_points
 
 ONE_HOOK = {"attn": "hook_pattern", "block": "attn.hook_pattern", "model": "blocks.0.attn.hook_pattern"}
 """The hook of the scenario `one-hook`: the attention pattern if a component has one, else `hook_out`."""
+
+
+Caller = Callable[[Any, torch.Tensor], Any]
+
+MODEL_CALLS: dict[str, tuple[Caller, Caller]] = {
+    "cache-all": (
+        lambda model, ids: model(ids, output_hidden_states=True, output_attentions=True),
+        lambda bridge, ids: bridge.run_with_cache(ids)[0],
+    ),
+    "cache-one": (
+        lambda model, ids: model(ids),
+        lambda bridge, ids: bridge.run_with_cache(ids, names_filter="blocks.0.hook_out")[0],
+    ),
+    "generate": (
+        lambda model, ids: model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=SCENARIOS["generate"].generated,
+            do_sample=False,
+            pad_token_id=0,
+            eos_token_id=model.config.vocab_size,  # never generated
+        ),
+        lambda bridge, ids: bridge.generate(
+            ids,
+            max_new_tokens=SCENARIOS["generate"].generated,
+            do_sample=False,
+            stop_at_eos=False,
+            verbose=False,
+            return_type="tokens",
+        ),
+    ),
+}
+"""Scenarios of whole models that are not one forward: what Hugging Face's model runs, and what a bridge runs."""
 
 
 def autograd_mode(point: Point) -> contextlib.AbstractContextManager[Any]:
@@ -71,6 +106,9 @@ def forward_of(
     first, context = arguments[name], {other: arguments[other] for other in rest}
     if point.scenario == "train":
         return lambda: _train_step(module, first, context)
+    if point.scenario in MODEL_CALLS:
+        theirs, ours = MODEL_CALLS[point.scenario]
+        return partial(ours if hasattr(module, "run_with_cache") else theirs, module, first)
 
     def forward() -> Any:
         returned = module(first, **context)

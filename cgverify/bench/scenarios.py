@@ -46,6 +46,8 @@ class Scenario:
 
     shapes: tuple[Shape, ...]
     components: tuple[str, ...] = COMPONENTS
+    generated: int = 0
+    """How many tokens are generated after the prompt."""
 
 
 _FORWARD = _shapes("1x8 2x8 1x32 1x128 2x128 4x128 16x128 1x512 1x1024 1x2048")
@@ -59,6 +61,9 @@ SCENARIOS = {
     "train": Scenario(_shapes("2x8 2x128 4x128 1x512 1x1024")),  # forward and backward
     "one-hook": Scenario(_HOOKED),  # a forward with one hook that reads
     "all-hooks": Scenario(_HOOKED),  # a forward that caches every activation
+    "cache-all": Scenario(_HOOKED, ("model",)),  # run_with_cache, compared with hidden states and attentions
+    "cache-one": Scenario(_HOOKED, ("model",)),  # run_with_cache of one name, compared with a forward
+    "generate": Scenario(_shapes("1x128 1x512"), ("model",), generated=64),  # greedily, after a prompt
     "boot": Scenario(NO_INPUTS, ("model", "block")),  # booting a bridge, compared with copying the weights once
     "memory": Scenario(_shapes("2x128 1x1024 1x2048")),  # peak memory of a forward, above its inputs
     "boot-memory": Scenario(NO_INPUTS, ("model", "block")),  # peak memory of booting, compared with the model's own
@@ -103,7 +108,7 @@ class Selection:
             Point(component=component, scenario=scenario, dtype=dtype, device=device, **asdict(shape))
             for dtype, device in product(self.dtypes, self.devices)
             for scenario, component, shape in self._places()
-            if shape.seq_len + shape.cached <= n_positions
+            if shape.seq_len + shape.cached + SCENARIOS[scenario].generated <= n_positions
         ]
         if not points:
             raise UsageError(

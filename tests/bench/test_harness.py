@@ -17,7 +17,7 @@ from cgverify.bench.harness import Harness
 from cgverify.bench.models import Models, load_models, reference_module
 from cgverify.bench.peak_memory import MemoryRequest, PeakError
 from cgverify.bench.records import Measured, Point
-from cgverify.bench.scenarios import SCENARIOS, Selection, Shape
+from cgverify.bench.scenarios import SCENARIOS, Scenario, Selection, Shape
 from cgverify.bench.timing import Limits
 from cgverify.checkpoint.resolve import resolve
 from cgverify.checkpoint.source import Source
@@ -55,7 +55,9 @@ def test_every_scenario_of_components_and_model_has_figures(source: Source, monk
     monkeypatch.setattr(timing, "SHORTEST", 0.0)
     here = [name for name in SCENARIOS if not name.endswith("memory")]
     selection = Selection(here, ["block", "model"], [Shape(1, 1, 5)])
+    monkeypatch.setitem(SCENARIOS, "generate", Scenario((), ("model",), generated=2))
     points = selection.points(512) + Selection(here, ["attn", "mlp"], [Shape(2, 3)]).points(512)
+    points += Selection(["generate", "cache-all", "cache-one"], ["model"], [Shape(1, 3)]).points(512)
     found = measure(source, points, ["cgverify"])
     assert len(found) == len(points)
     assert [each.point for each in found] == points

@@ -63,6 +63,7 @@ def test_shapes_beyond_the_model_are_left_out_or_raise() -> None:
     assert max(p.seq_len + p.cached for p in Selection(["prefill", "decode"]).points(512)) == 512
     with pytest.raises(UsageError, match="512 positions"):
         Selection(shapes=[Shape(1, 513)]).points(512)
+    assert [p.shape for p in Selection(["generate"], ["model"]).points(512)] == ["1x128"]
 
 
 def test_selection_of_nothing_raises() -> None:

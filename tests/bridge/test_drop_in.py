@@ -6,6 +6,7 @@ import inspect
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -97,12 +98,23 @@ class StandIn(nn.Module):
         self.rotary_dim, self.scale_attn, self.layer_idx = 8, 4.0, 0
 
 
+def stand_in(mocked: bool) -> Any:
+    """Return a stand-in, or a mock of a module, which upstream's unit tests wrap: it has no hooks to look for."""
+    if not mocked:
+        return StandIn()
+    module, mock = StandIn(), MagicMock(spec=nn.Module)
+    for name in ("qkv_proj", "out_proj", "embed_positions", "rotary_dim", "scale_attn", "layer_idx"):
+        setattr(mock, name, getattr(module, name))
+    return mock
+
+
+@pytest.mark.parametrize("mocked", [False, True])
 @torch.no_grad()
-def test_minimal_module_of_upstream_can_be_wrapped() -> None:
+def test_minimal_module_of_upstream_can_be_wrapped(mocked: bool) -> None:
     config = SimpleNamespace(n_heads=4, d_model=64, d_head=16, rotary_dim=8, positional_embedding_type="rotary")
     linears = tuple(nn.Linear(64, 64, bias=False) for _ in range(3))
     sides = []
-    original = StandIn()
+    original = stand_in(mocked)
     for cls in (CodeGenAttentionBridge, Upstream):
         bridge: Any = cls("attn", config, lambda _: linears, submodules={"o": LinearBridge(name="out_proj")})
         bridge.set_original_component(original)
