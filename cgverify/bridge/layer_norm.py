@@ -38,14 +38,20 @@ class LayerNormBridge(DirectCall, NormalizationBridge):  # type: ignore[misc]
 
     def forward(self, hidden_states: Tensor, **_: Any) -> Tensor:
         """Return the normalized hidden states, `[…, d_model]`."""
+        if torch.compiler.is_compiling() or self._is_listened_to() or not self._is_quiet():
+            return cast(Tensor, self._forward_with_hooks(hidden_states))
+        return cast(Tensor, self.__dict__["_modules"]["_original_component"](hidden_states))
+
+    def _is_listened_to(self) -> bool:
         own = self.__dict__["_modules"]
-        wrapped = own["_original_component"]
-        listened_to = has_hooks(own["hook_scale"]) or has_hooks(own["hook_normalized"])
-        if not listened_to and self._is_quiet():
-            return cast(Tensor, wrapped(hidden_states))
+        return has_hooks(own["hook_scale"]) or has_hooks(own["hook_normalized"])
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # a compiler leaves out a forward that is replaced
+    def _forward_with_hooks(self, hidden_states: Tensor) -> Tensor:
         hidden_states = call_hook_point(self, "hook_in", hidden_states)
+        wrapped: Any = self.original_component
         with ExitStack() as stack:
-            if listened_to:
+            if self._is_listened_to():
                 for norm in wrapped.modules():  # an adapter's wrapper calls one of several
                     own = vars(norm).get("_old_forward", norm.forward)  # accelerate wraps the module's forward
                     if getattr(own, "__func__", None) is nn.LayerNorm.forward:
