@@ -23,6 +23,7 @@ from cgverify.bridge import boot
 from cgverify.bridge.booting import bridge_from
 from cgverify.checkpoint.names import NANO
 from cgverify.common.errors import ConfigError, RunFolderError, UnknownNameError, UsageError
+from cgverify.plan.cases import DEFAULT_CASES
 from cgverify.plan.yaml_plan import parse_plan
 from cgverify.runs.folder import RunFolder
 from cgverify.runs.reading import read_run
@@ -125,7 +126,7 @@ def test_bridge_in_memory_is_verified(reference: CodeGenForCausalLM) -> None:
     result = cgverify.verify(bridge, reference, **axes)
     result.assert_ok()
     assert set(result.findings["dtype"]) == {"bfloat16"}
-    assert set(result.findings["case"]) == {"default", "stress", "decode"}
+    assert set(result.findings["case"]) == set(DEFAULT_CASES)
     assert {"blocks.0.attn", "blocks.3", "unembed"} <= set(result.findings["component"])
     assert bridge.blocks[0].attn.training, "left as it was"
     assert not reference.training

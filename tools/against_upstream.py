@@ -2,7 +2,7 @@
 
     python tools/against_upstream.py [--model codegen-350M] [--pairs 3]
 
-One side is `cgverify all-components` (three cases, all taps), the other is TransformerLens's boot with
+One side is `cgverify all-components` (its default cases, all taps), the other is TransformerLens's boot with
 `benchmark_all_components`. They run in turn, each as a whole process, on the same folder of weights, made once before.
 TransformerLens needs a tokenizer next to the weights, so the folder gets one of single bytes.
 """

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import shlex
 from pathlib import Path
 from typing import Annotated
@@ -58,15 +57,14 @@ def fuzz(
     known("format", [format], FORMATS)
     if importlib.util.find_spec("hypothesis") is None:
         raise UsageError("cgverify fuzz needs Hypothesis: pip install 'cgverify[fuzz]'.")
-    if not hasattr(os, "fork"):
-        raise UsageError("cgverify fuzz needs a system that can fork a process, such as Linux.")
-
     if verbose == 0:
         hush_libraries()  # and no huge pages, each of which a forked process would copy whole
 
     from cgverify.checkpoint.resolve import resolve
-    from cgverify.fuzz.hunt import KINDS, Example, Hunt, target
+    from cgverify.fuzz.hunt import KINDS, Example, Hunt, can_fork, target
 
+    if not can_fork():
+        raise UsageError("cgverify fuzz needs a system that can fork a process, such as Linux.")
     pin_numerics(1)  # libraries that run several threads cannot be forked
     source = resolve(model)
     cells = [target(source, model, bridge, one, name, seed) for one in split(component) or KINDS for name in dtypes]
@@ -104,8 +102,8 @@ def fuzz(
             again += ["--output", str(output)]
             try:
                 output.mkdir(parents=True, exist_ok=True)
-                (output / EXAMPLE).write_text(example.model_dump_json(indent=2) + "\n")
-                (output / "counterexample.py").write_text(snippet)
+                (output / EXAMPLE).write_text(example.model_dump_json(indent=2) + "\n", encoding="utf-8")
+                (output / "counterexample.py").write_text(snippet, encoding="utf-8")
             except OSError as error:
                 raise RunFolderError(f"Cannot write to {output}: {error.strerror}.") from error
         lines = [f"{where} fails. {calls}.", f"{sentence}.", "", snippet, shlex.join(again)]

@@ -240,6 +240,11 @@ def _examples(cells: Sequence[Cell]) -> Any:
     return st.builds(Example, cell=st.sampled_from(weighted), calls=calls)
 
 
+def can_fork() -> bool:
+    """Whether this system can fork a process, which `in_fork` needs. Windows cannot."""
+    return hasattr(os, "fork")
+
+
 def in_fork(run: Callable[[], CellResult], cell: Cell) -> CellResult:
     """Return what `run` returns in a forked process. One that a candidate kills is a failure of the candidate."""
     read, write = os.pipe()

@@ -128,7 +128,8 @@ def moves(subject: Subject) -> Violations:
     """Move the component to a wider dtype, call it there, and move it back."""
     dtype = next(subject.node.parameters()).dtype
     wide = torch.float32 if dtype in HALVES else torch.float64
-    if wide == dtype:
+    device = next(subject.node.parameters()).device
+    if wide == dtype or (wide is torch.float64 and device.type != "cpu"):  # another device may have no float64
         return
     # The sin/cos table may have another dtype than the weights, which a move back does not restore.
     buffers = [

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.models.codegen.modeling_codegen import CodeGenAttention
 
+from cgverify.observe.inputs import CaseInputs
 from cgverify.observe.stages import Stage, TapFunction, TensorsByName
 from cgverify.oracle.arithmetic import Expected
 from cgverify.oracle.parameters import Parameters
@@ -42,6 +43,20 @@ class _BlindRowsZeroed(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         return result.masked_fill(_blind(args[0]), 0) if func is torch.ops.aten._softmax.default else result
+
+
+def compatible_inputs(inputs: CaseInputs) -> CaseInputs:
+    """Return the forwards of a case that have a counterpart in compatibility mode.
+
+    Steps under a flag have none. NaN and infinity become 0, since a bridge makes a pattern that is NaN 0 there.
+    """
+    steps = [step for step in inputs.steps if not step.conditions.flags]
+    finite = [{name: _finite(value) for name, value in step.inputs.items()} for step in steps]
+    return CaseInputs(tuple(replace(step, inputs=given) for step, given in zip(steps, finite, strict=True)))
+
+
+def _finite(value: Tensor) -> Tensor:
+    return value.where(value.isfinite(), 0) if value.is_floating_point() else value
 
 
 def with_infinite_masks(stage: Stage) -> Stage:

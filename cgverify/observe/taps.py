@@ -216,7 +216,7 @@ def watch_hooks(
 
     registered = {name: point.add_hook(listener(name)) for name, point in points.items()}
     handles = [(points[name], handle) for name, handle in registered.items()]
-    followed = [name for name, patch in patches.items() if patch.removes_itself]
+    followed = [name for name, patch in patches.items() if patch.removes_itself and name in points]
     handles += [(points[name], points[name].add_hook(follower(name))) for name in followed]
     try:
         yield shown

@@ -21,7 +21,7 @@ from cgverify.common.errors import PairError, UsageError
 from cgverify.common.records import EAGER, IN_MEMORY, Cell, CellResult, Checkpoint, Verdict, WeightsView
 from cgverify.observe.components import COMPONENTS
 from cgverify.observe.generations import refused_attention
-from cgverify.observe.infinite_masks import with_infinite_masks
+from cgverify.observe.infinite_masks import compatible_inputs, with_infinite_masks
 from cgverify.observe.run import reference_parameters, set_attention
 from cgverify.oracle.parameters import Parameters
 from cgverify.plan.batches import group_into_batches
@@ -171,7 +171,8 @@ class LoadedPair:
             observed = [observe_cell(cell, reference, bridge) for cell in cells]
             return DEFAULT_JUDGE.results(observed, reference.parameters)
         processed = processed_reference(model, bridge)
-        reference = Reference(processed, self._parameters(processed), config, spread, change_stage=with_infinite_masks)
+        parameters = self._parameters(processed)
+        reference = Reference(processed, parameters, config, spread, compatible_inputs, with_infinite_masks)
         weights = ProcessedWeights(self._parameters(model), reference.parameters)
         observed = [observe_cell(cell, reference, bridge) for cell in cells]
         observed = [replace(one, extra_findings=weights.findings(one.cell.kind)) for one in observed]

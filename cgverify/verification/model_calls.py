@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn import functional
 
 from cgverify.common.printable import described
+from cgverify.observe.candidate import restore_working_directory
 from cgverify.observe.conditions import Conditions, apply_conditions
 from cgverify.observe.fault import calls_a_side, is_ours
 from cgverify.oracle.arithmetic import UNIT_ROUNDOFF
@@ -132,6 +133,7 @@ def _wrong_generation(bridge: Any, ids: torch.Tensor, greedy: Sequence[torch.Ten
     return []
 
 
+@restore_working_directory()
 def described_differences(
     bridge: Any, tokens: Sequence[int], reference: ModelCalls, greedy: Sequence[torch.Tensor]
 ) -> list[str]:

@@ -9,6 +9,8 @@ from pathlib import Path
 import pandas as pd
 from command_line import Cli
 
+from cgverify.plan.cases import CASE_KINDS, DEFAULT_CASES
+
 
 def test_attention_is_shown_by_tap_and_head_with_its_cost(cli: Cli, tmp_path: Path) -> None:
     done = cli("attention", "--model", "codegen-nano", "--layers", "3", "--output", "run", "-v")
@@ -19,7 +21,7 @@ def test_attention_is_shown_by_tap_and_head_with_its_cost(cli: Cli, tmp_path: Pa
     assert json.loads((tmp_path / "run/run.json").read_text())["command"] == "attention"
     findings = pd.read_csv(tmp_path / "run/findings.csv")
     assert set(findings["component"]) == {"blocks.3.attn"}
-    assert set(findings["case"]) == {"default", "stress", "decode"}
+    assert set(findings["case"]) == {case for case in DEFAULT_CASES if "attn" in CASE_KINDS[case]}
     times = pd.read_csv(tmp_path / "run/timings.csv")
     assert (times[["candidate_seconds", "reference_seconds", "judging_seconds"]] > 0).all(axis=None)
 

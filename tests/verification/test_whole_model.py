@@ -84,7 +84,8 @@ def test_fault_between_layers_is_found_in_its_layer(seeded: list[CellResult], fa
     stages, components = whole_faults.FAULTS[fault]
     found = failed(of(own, kind="model"))
     assert stages <= {finding.stage for finding in found}
-    assert {finding.step.rpartition(" ")[2] for finding in found} <= components
+    inside = [finding for finding in found if finding.tap != "logits"]  # other calls of the model differ at its end
+    assert {finding.step.rpartition(" ")[2] for finding in inside} <= components
     differ = [f for f in findings(own) if f.stage == AS_CARRIED and f.verdict is not Verdict.BITWISE]
     assert differ or fault is whole_faults.cache_of_another_layer
 
