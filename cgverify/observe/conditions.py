@@ -40,7 +40,9 @@ class Patch:
     is_silent: bool = False
     """Whether the hook returns nothing."""
     removes_itself: bool = False
-    """Whether the hook is removed when it fires. A hook that only listens follows it at the same place."""
+    """Whether the hook is removed when it fires."""
+    is_followed: bool = False
+    """Whether a hook that only listens follows at the same place, and must be shown what this one returned."""
 
     def __call__(self, seen: torch.Tensor) -> torch.Tensor:
         """Return standard normal values in the shape and dtype and on the device of `seen`; for tokens, reverse them.
@@ -66,6 +68,7 @@ class Substitute:
     edits: ClassVar = False
     is_silent: ClassVar = False
     removes_itself: ClassVar = False
+    is_followed: ClassVar = False
 
     def __call__(self, seen: torch.Tensor) -> torch.Tensor:
         """Return the tensor in the shape and on the device of `seen`."""

@@ -65,8 +65,8 @@ def is_large(node: nn.Module) -> bool:
     return sum(parameter.numel() for parameter in node.parameters()) > MOST_COPIED
 
 
-class _RaisedByHookError(Exception):
-    """What the hook of `raising_hook` raises."""
+class _RaisedByHookError(RuntimeError, ValueError, TypeError):
+    """What the hook of `raising_hook` raises: anything that a candidate may catch."""
 
 
 def raising_hook(subject: Subject) -> Violations:

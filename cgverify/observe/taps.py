@@ -165,6 +165,10 @@ class Intervention(Protocol):
     def removes_itself(self) -> bool:
         """Whether the hook is removed when it fires."""
 
+    @property
+    def is_followed(self) -> bool:
+        """Whether a hook that only listens follows at the same place."""
+
 
 Patches = Mapping[str, Intervention]
 """By a hook's path: what is done there."""
@@ -216,7 +220,7 @@ def watch_hooks(
 
     registered = {name: point.add_hook(listener(name)) for name, point in points.items()}
     handles = [(points[name], handle) for name, handle in registered.items()]
-    followed = [name for name, patch in patches.items() if patch.removes_itself and name in points]
+    followed = [name for name, patch in patches.items() if patch.is_followed and name in points]
     handles += [(points[name], points[name].add_hook(follower(name))) for name in followed]
     try:
         yield shown
@@ -235,7 +239,7 @@ def watch_hooks(
 def swallows(point: HookPoint, call: Callable[[], object]) -> bool:
     """Whether `call` returns although a hook at `point` raises in it."""
 
-    class HookError(Exception):
+    class HookError(RuntimeError, ValueError, TypeError):  # what a candidate may catch
         pass
 
     def refuse(tensor: torch.Tensor, hook: HookPoint) -> None:  # noqa: ARG001  passed by name

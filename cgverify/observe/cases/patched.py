@@ -64,16 +64,20 @@ def _steps(component: Component, inputs: Inputs, spec: InputSpec) -> tuple[Step,
     steps = []
     for place, (tap, flags) in enumerate(taps.items()):
         once = Step(tap, inputs, Conditions(flags=flags, patch=Patch(tap, spec.seed)))
-        steps += [once, _at_once(once, component, spec)]
+        is_odd = (place + spec.seed) % 2 == 1
+        steps += [once, _at_once(once, component, spec, is_followed=not is_odd)]
+        if tap == "hook_attn_scores":
+            both = replace(once.conditions, second_patch=Patch("hook_pattern", spec.seed))
+            steps.append(replace(once, name=f"{tap} and hook_pattern", conditions=both))
         if tap in _OWN_MEMORY or (tap.removeprefix("mlp.") in _OF_MLP and component.kind in ("mlp", "block")):
-            steps += _of_results(once, component, spec, is_silent=(place + spec.seed) % 2 == 0)
+            steps += _of_results(once, component, spec, is_silent=not is_odd)
     if "attention_mask" in inputs and spec.seq_len > 1:
         unflagged = [tap for tap, flags in taps.items() if not flags]
         steps += _after_a_prefill(unflagged, inputs, spec)
     return tuple(steps)
 
 
-def _at_once(once: Step, component: Component, spec: InputSpec) -> Step:
+def _at_once(once: Step, component: Component, spec: InputSpec, *, is_followed: bool) -> Step:
     """Return the forward of a hook in all settings that it has and that change no arithmetic."""
     conditions = once.conditions
     patch, kind, prefix = conditions.patch, component.kind, component.attention_prefix
@@ -81,7 +85,7 @@ def _at_once(once: Step, component: Component, spec: InputSpec) -> Step:
     # Given a strided input, torch adds the bias of a Linear in another operation, and rounds once more.
     strided = kind == "attn" or spec.dtype not in HALVES
     large = not patch.tap.endswith("in.hook_out")  # whose third power overflows in float16
-    changed = replace(conditions, patch=replace(patch, strided=strided, large=large, removes_itself=True))
+    changed = replace(conditions, patch=replace(patch, strided=strided, large=large, removes_itself=True, is_followed=is_followed))
     if kind in ("attn", "mlp", "block"):
         changed = replace(changed, dropout=0.0, random_state=spec.seed)
     if kind in ("attn", "block") and patch.tap != f"{prefix}o.hook_out":
@@ -109,11 +113,9 @@ def _of_results(once: Step, component: Component, spec: InputSpec, *, is_silent:
 
 
 def _later(tap: str, component: Component) -> str | None:
-    """Return a later tap that a second hook can replace; None if there is none."""
-    if tap in ("hook_v", "hook_attn_scores"):
+    """Return a later tap that a second hook can replace; None if there is none, or if nothing between is judged."""
+    if tap == "hook_v":
         return "hook_pattern"
-    if tap == "hook_pattern":
-        return "hook_z"
     seconds = {"attn": ("hook_z",), "mlp": ("out.hook_in", "hook_out"), "block": ("mlp.hook_out", "hook_out")}
     order = [stage.tap for stage in component.stages(False) if stage.required]
     if tap not in order:

@@ -2,8 +2,8 @@
 
 | step | mode | |
 |---|---|---|
-| `forward` | training | |
 | `eval` | eval | nothing may be dropped, whatever the rates are |
+| `forward` | training | after a forward in eval mode, whose mode must not be kept |
 | `with a cache` | training, with autograd | the second half of the tokens, after a prefill in eval mode |
 | `use_attn_result`, … | training | one forward for each flag of the component |
 
@@ -38,7 +38,7 @@ _MEANING = "dropout is missing, keeps other elements than the reference's, or sc
 
 def _steps(component: Component, inputs: Inputs, spec: InputSpec) -> tuple[Step, ...]:
     training = Conditions(dropout=P_RESIDUAL, attention_dropout=P_PATTERN, random_state=spec.seed)
-    steps = [Step("forward", inputs, training), Step("eval", inputs, replace(training, training=False))]
+    steps = [Step("eval", inputs, replace(training, training=False)), Step("forward", inputs, training)]
     if "attention_mask" in inputs and spec.seq_len > 1:
         half = spec.seq_len // 2
         steps += [

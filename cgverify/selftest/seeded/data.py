@@ -185,7 +185,7 @@ _ATTENTION = {
         attention(_project=_read_by_address),
         ("project_q", "project_k", "project_v"),
         user.attends(_transposed),
-        kinds=("block", "attn"),
+        kinds=("attn", "block"),
     ),
     "RowsLikeTheFirst": Hidden(
         "A sequence that begins like the first one of its batch has its q, k and v.",
