@@ -85,7 +85,9 @@ def _at_once(once: Step, component: Component, spec: InputSpec, *, is_followed: 
     # Given a strided input, torch adds the bias of a Linear in another operation, and rounds once more.
     strided = kind == "attn" or spec.dtype not in HALVES
     large = not patch.tap.endswith("in.hook_out")  # whose third power overflows in float16
-    changed = replace(conditions, patch=replace(patch, strided=strided, large=large, removes_itself=True, is_followed=is_followed))
+    changed = replace(
+        conditions, patch=replace(patch, strided=strided, large=large, removes_itself=True, is_followed=is_followed)
+    )
     if kind in ("attn", "mlp", "block"):
         changed = replace(changed, dropout=0.0, random_state=spec.seed)
     if kind in ("attn", "block") and patch.tap != f"{prefix}o.hook_out":

@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformer_lens.hook_points import HookPoint
 
 from cgverify.bridge.fast_path import call_hook_point, has_hooks
 from cgverify.selftest.candidates import Hidden, Implementation, by_name, hidden_faults
 from cgverify.selftest.seeded import demonstrations as user
-from cgverify.selftest.seeded.seeding import attention, is_hidden, keep, rehooked
+from cgverify.selftest.seeded.seeding import attention, changed, is_hidden, keep, rehooked
 
 
 def _deaf_pattern(when: Callable[[Any, Tensor], bool]) -> Implementation:
@@ -93,21 +94,15 @@ def _swallowed(show: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 def _last_alone(point: str) -> Implementation:
     """Call every hook of a point with the original tensor, and use what the last one returns."""
 
-    def change(bridge: Any) -> Any:
-        target = bridge.get_submodule(point)
+    class LastAlone(HookPoint):  # type: ignore[misc]
+        def __call__(self, x: Tensor) -> Tensor:
+            result = x
+            for hook in list(self._forward_hooks.values()):
+                returned = hook(self, (x,), x)
+                result = x if returned is None else returned
+            return result
 
-        class LastAlone(type(target)):  # type: ignore[misc]
-            def __call__(self, x: Tensor) -> Tensor:
-                result = x
-                for hook in list(self._forward_hooks.values()):
-                    returned = hook(self, (x,), x)
-                    result = x if returned is None else returned
-                return result
-
-        target.__class__ = LastAlone
-        return bridge
-
-    return change
+    return changed(lambda bridge: setattr(bridge.get_submodule(point), "__class__", LastAlone))
 
 
 def _backward_unheard(show: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

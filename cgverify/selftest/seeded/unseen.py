@@ -2,17 +2,12 @@
 
 _GRADIENT = "Gradients are taken of an output alone, once, and of a block's parts alone."
 _MODEL = "The whole model is not called so, or not asked for that name."
-_HOOK = "The settings of `patched` meet other hooks than the pattern's."
 
 UNSEEN = {
     "GradientsLeftOff": "No case gives hidden states of another width.",
     "mlp_result_of_same_tensor": "No case edits an input in place between two calls.",
     "block_clamped_to_float16": "In float16, nothing but an infinity could show it.",
-    "ReturnedStridesAssumed": _HOOK,
-    "SameDtypeAssumed": _HOOK,
-    "RemovedHookUnheard": _HOOK,
-    "hook_error_swallowed": _HOOK,
-    "last_hook_alone": _HOOK,
+    "SameDtypeAssumed": "No hook returns a tensor of another dtype.",
     "backward_hook_unheard": "No case attaches a hook to a gradient.",
     "returned_pattern_cut_off": _GRADIENT,
     "gradient_around_the_hook": _GRADIENT,

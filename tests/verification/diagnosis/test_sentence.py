@@ -82,9 +82,7 @@ def test_substitution_reaches_the_last_step_of_decode() -> None:
 
 def test_ignored_patch_is_blamed_on_its_hook() -> None:
     (result,) = verify(candidates=[SEEDED["pattern_patch_ignored"].bridge], components=["attn"], cases=["patched"])
-    assert result.blame.startswith(
-        "what hook_v and hook_pattern returned was not used, or not wholly: mix breaks"
-    )
+    assert result.blame.startswith("what hook_v and hook_pattern returned was not used, or not wholly: mix breaks")
 
 
 # --- TransformerLens's own bridge -------------------------------------------------------------------------------------
