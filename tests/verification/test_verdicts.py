@@ -207,7 +207,7 @@ def test_upstream_in_float32_fails_only_in_dead_hooks(upstream: list[CellResult]
 
 @needs_upstream
 def test_scores_are_checked_without_the_rotation_hooks(upstream: list[CellResult]) -> None:
-    scores = [f for f in findings(of(upstream, dtype="float32", kind="attn")) if f.stage == "scores"]
+    scores = [f for f in findings(of(upstream, dtype="float32", case="default", kind="attn")) if f.stage == "scores"]
     assert scores
     assert all(f.r is not None and 0 < f.r <= 1 for f in scores)
 
