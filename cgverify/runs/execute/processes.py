@@ -13,6 +13,7 @@ import gc
 import multiprocessing
 import os
 import signal
+import statistics
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,6 +28,7 @@ from cgverify.checkpoint.source import Source
 from cgverify.common.process import hush_libraries
 from cgverify.common.records import CellResult
 from cgverify.plan.batches import CellBatch, Job, Watch, unwatched
+from cgverify.plan.cost.of_plan import memory
 from cgverify.runs.execute.batch_queue import BatchQueue, Worker, longest_first
 from cgverify.runs.execute.worker_error import worker_error
 
@@ -55,15 +57,20 @@ class Processes:
         """Start the workers, and return their results. Call this before a progress bar starts its thread."""
         for _ in range(min(self._jobs, len(batches))):
             self._workers.append(self._start_worker(job))
-        return self._results(BatchQueue(longest_first(batches)), job)
+        return self._results(BatchQueue(longest_first(batches)), job, most_memory(batches, self._jobs))
 
-    def _results(self, queue: BatchQueue, job: Job) -> Iterator[CellResult]:
+    def _results(self, queue: BatchQueue, job: Job, most: float) -> Iterator[CellResult]:
         workers = self._workers
+
+        def fits(batch: CellBatch) -> bool:
+            busy = [worker.batch for worker in workers if worker.batch]
+            return not busy or sum(map(memory, [*busy, batch])) <= most
+
         try:
             while True:
                 for worker in workers:
                     others = [other.in_view for other in workers if other is not worker]
-                    if worker.batch is None and (batch := queue.take(worker.in_view, others)):
+                    if worker.batch is None and (batch := queue.take(worker.in_view, others, fits)):
                         worker.start(batch)
                         with contextlib.suppress(OSError):  # if the worker is lost, reading from its pipe fails next
                             worker.pipe.send(batch)
@@ -115,6 +122,15 @@ class Processes:
         worker.batch = None
         results: list[CellResult] = content
         return results
+
+
+def most_memory(batches: Sequence[CellBatch], jobs: int) -> float:
+    """Return the bytes that workers take at the same time: one has the largest batch, and the others usual ones.
+
+    Embedding and unembedding are the largest, and few: they need not be in view together.
+    """
+    sizes = list(map(memory, batches))
+    return max(sizes, default=0) + (jobs - 1) * statistics.median(sizes or [0])
 
 
 def may_fork(job: Job) -> bool:

@@ -20,8 +20,9 @@ from sweeping import SMALL, prepared, same, swept
 from cgverify.common.records import Verdict
 from cgverify.plan.axes import Axes
 from cgverify.plan.batches import CellBatch, Job
+from cgverify.plan.cost.of_plan import memory
 from cgverify.plan.cost.share import LARGE, processes, threads_of_each
-from cgverify.runs.execute.processes import may_fork
+from cgverify.runs.execute.processes import may_fork, most_memory
 from cgverify.runs.prepare import outline, prepare
 from cgverify.runs.request import ExecutionOptions, one_checkpoint
 from cgverify.runs.session import verify_batches
@@ -89,6 +90,14 @@ def test_automatic_jobs_follow_processors_memory_and_work() -> None:
     assert processes(batches, LARGE, 512 * GIB, 4) == 1, "threads share large products"
     assert processes(planned("codegen-350M", devices=["cuda"]), GIB, 64 * GIB, 4) == 1
     assert processes(planned("codegen-nano"), GIB, 64 * GIB, 4) == 1, "a second of work"
+
+
+def test_two_of_the_largest_batches_do_not_run_at_once() -> None:
+    batches = planned("codegen-350M")
+    most = most_memory(batches, 2)
+    size = {batch.view: memory(batch) for batch in batches}
+    assert size["embed"] + size["unembed"] > most
+    assert size["unembed"] + size[1] <= most
 
 
 def test_automatic_threads_depend_on_the_plan_alone(monkeypatch: pytest.MonkeyPatch) -> None:
