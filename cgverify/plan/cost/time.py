@@ -51,7 +51,7 @@ FORWARDS: Mapping[str, Mapping[str, tuple[float, float]]] = {
     "caches": {"attn": (7, 2.6), "block": (7, 2.6)},
     "gated": {"attn": (9, 6), "block": (12, 8)},
     "train": {"attn": (7, 6), "block": (8, 7), "mlp": (2, 2)},
-    "patched": {"attn": (78, 52), "block": (59, 36.6), "mlp": (16, 13)}
+    "patched": {"attn": (79, 53), "block": (59, 36.6), "mlp": (16, 13)}
     | dict.fromkeys(("ln1", "ln_final"), (8, 6))
     | dict.fromkeys(("embed", "unembed"), (4, 3)),
     "autocast": {"attn": (8, 2), "block": (8, 2)}

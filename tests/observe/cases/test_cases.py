@@ -127,6 +127,10 @@ def test_a_fault_is_found_in_its_case_alone_and_its_stage_is_blamed(seeded: Any,
     assert dict(seeded[f"faults:{fault}", dtype]) == expected
 
 
+PAIRS = (" in settings", " and hook_pattern")
+"""How steps of `patched` end in which two hooks return tensors."""
+
+
 @pytest.mark.parametrize("kind", plan.CASE_KINDS["patched"])
 def test_a_hook_that_only_shows_fails_for_exactly_that_hook_and_is_told(kind: str) -> None:
     every_second = list(case_faults.DEAF[kind].items())[::2]  # the self-test has them all
@@ -136,9 +140,9 @@ def test_a_hook_that_only_shows_fails_for_exactly_that_hook_and_is_told(kind: st
         tap = names[result.cell.candidate]
         steps = {finding.step for finding in failed([result])}
         assert tap in steps
-        assert all(step.startswith(tap) or step.endswith(" in settings") for step in steps)
+        assert all(step.startswith(tap) or step.endswith(PAIRS) for step in steps)
         for finding in failed([result]):
-            if finding.step.endswith(" in settings"):  # where two hooks return tensors
+            if finding.step.endswith(PAIRS):  # where two hooks return tensors
                 continue
             assert f"what {tap} returned was not used, or not wholly: " in finding.message
 
