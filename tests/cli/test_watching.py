@@ -23,10 +23,12 @@ RUN = (
 )
 FAULT = "diverged blocks.0.attn, candidate:Faulty in float32, case default"
 CANDIDATE = """
+import time
 from cgverify import CodeGenAttentionBridge
 
 class Faulty(CodeGenAttentionBridge):
     def forward(self, *args, **kwargs):
+        time.sleep(0.15)  # longer than the time between two pictures of the progress
         output, *rest = super().forward(*args, **kwargs)
         return output * 1.01, *rest
 """
@@ -90,7 +92,7 @@ def test_terminal_shows_cell_time_left_and_faults_at_once(terminal: Terminal, tm
     assert text.count(FAULT) == 1, "later cells have the same fault"
     before, after = text.split(FAULT)
     assert re.search(r"(blocks\.0\S*|comparing with the oracle) .* 1/33 0:00:\d\d [-:\d]+ left", before)
-    assert re.search(r"blocks\.[12]\S* .*\d+/33 0:00:\d\d 0:00:\d\d left \d faults?", after)
+    assert re.search(r"blocks\.[12]\S* .*\d+/33 0:00:\d\d [-:\d]+ left \d faults?", after)
     assert all(len(line.rstrip()) <= COLUMNS for line in re.split("[\r\n]+", text) if "left" in line)
 
 
