@@ -6,6 +6,8 @@ _MODEL = "The whole model is not called so, or not asked for that name."
 UNSEEN = {
     "GradientsLeftOff": "No case gives hidden states of another width.",
     "mlp_result_of_same_tensor": "No case edits an input in place between two calls.",
+    "BooleanMaskInverted": "Hugging Face adds a boolean mask, so only the case `caches` shows it, in float32.",
+    "PaddingMaskIgnored": "Hugging Face's attention takes no such mask, so only `caches` shows it, in float32.",
     "block_clamped_to_float16": "In float16, nothing but an infinity could show it.",
     "SameDtypeAssumed": "No hook returns a tensor of another dtype.",
     "backward_hook_unheard": "No case attaches a hook to a gradient.",
