@@ -125,7 +125,7 @@ def test_version_and_package_of_the_caller_are_installed(recorded: Any) -> None:
 
 @pytest.mark.slow
 def test_action_reports_a_faulty_bridge_as_a_runner_would(tmp_path: Path) -> None:
-    """Run the real program on a bridge whose scores are wrong. Only pip is a stand-in."""
+    """Run the real program on a bridge whose scores are wrong. Only pip is replaced, by a script that does nothing."""
     (tmp_path / "pip").write_text("#!/bin/bash\n")
     (tmp_path / "cgverify").write_text(f'#!/bin/bash\nexec {sys.executable} -m cgverify "$@"\n')
     for program in ("pip", "cgverify"):

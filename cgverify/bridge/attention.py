@@ -17,7 +17,7 @@ from cgverify.bridge.fast_path import allows_out, call_hook_point, call_linear, 
 from cgverify.bridge.fused_projection import keep_whole_projection, project, require_linear
 from cgverify.bridge.huge_pages import result_buffer, to_dtype
 from cgverify.bridge.joint_projection import make_adjacent
-from cgverify.bridge.mask import additive_mask
+from cgverify.bridge.mask import additive_mask, key_counts
 from cgverify.bridge.module_hooks import call_as
 from cgverify.bridge.rotary import check_position_embeddings, check_positions, rotate_both, sin_cos, twice
 from cgverify.bridge.weight_snapshot import FusedWeightSnapshot
@@ -280,10 +280,7 @@ class CodeGenAttentionBridge(DirectCall, JointQKVAttentionBridge):  # type: igno
             check_positions(position_ids, hidden_states, self._table())
         else:
             check_position_embeddings(position_embeddings, hidden_states, self._table().shape[-1])
-        cached, keys = 0, hidden_states.shape[1]
-        if cache is not None:
-            cached = int(cache.get_seq_length(self._layer_idx))
-            keys, _ = cache.get_mask_sizes(keys, self._layer_idx)
+        cached, keys = key_counts(cache, self._layer_idx, hidden_states.shape[1])
         mask = additive_mask(attention_mask, hidden_states, heads=self.config.n_heads, keys=keys, cached=cached)
         output = self._reconstruct_attention(
             *self._project(call_hook_point(self, "hook_in", hidden_states)),

@@ -10,10 +10,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from cgverify.bridge.fast_path import is_traced
+
+
+def key_counts(cache: Any, layer: int, tokens: int) -> tuple[int, int]:
+    """Return the number of cached tokens, and the number of keys of a mask for the tokens that follow them.
+
+    Args:
+        cache: a `transformers` cache or None. One of fixed size has more keys than tokens.
+    """
+    if cache is None:
+        return 0, tokens
+    keys, _ = cache.get_mask_sizes(tokens, layer)
+    return int(cache.get_seq_length(layer)), keys
 
 
 def additive_mask(mask: Tensor | None, hidden_states: Tensor, *, heads: int, keys: int, cached: int = 0) -> Tensor:

@@ -42,7 +42,7 @@ def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator
 
 def call_as(module: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Return `forward(*args, **kwargs)`, with torch's hooks on `module` around it if it has any."""
-    if "_forward_hooks" not in module.__dict__ or not has_hooks(module):  # a stand-in for a module has no hooks
+    if "_forward_hooks" not in module.__dict__ or not has_hooks(module):  # a mock of a module has no hooks
         return forward(*args, **kwargs)
     if not has_only_forward_hooks(module):
         with replaced_forward(module, forward):

@@ -95,9 +95,7 @@ class _TablePerAttention(WrappedAttention):
         return _add(product, mask).div_(attention.scale_attn)
 
     def drop_attention(self, pattern: Tensor, attention: Any) -> Tensor:
-        dropout = getattr(
-            attention, "attn_dropout", None
-        )  # a minimal stand-in has none, as in TransformerLens's bridge
+        dropout = getattr(attention, "attn_dropout", None)  # a mock may have none, as in TransformerLens's bridge
         return pattern if dropout is None else cast(Tensor, dropout(pattern))
 
 

@@ -61,7 +61,7 @@ def fuzz(
         hush_libraries()  # and no huge pages, each of which a forked process would copy whole
 
     from cgverify.checkpoint.resolve import resolve
-    from cgverify.fuzz.hunt import KINDS, Example, Hunt, can_fork, target
+    from cgverify.verification.fuzz.hunt import KINDS, Example, Hunt, can_fork, target
 
     if not can_fork():
         raise UsageError("cgverify fuzz needs a system that can fork a process, such as Linux.")
@@ -72,7 +72,7 @@ def fuzz(
     first = None
     if kept is not None and kept.exists():
         try:
-            first = Example.model_validate_json(kept.read_bytes())
+            first = Example.model_validate_json(kept.read_bytes()).of(source, model, bridge, seed)
         except ValueError:
             raise RunFolderError(f"{kept} is damaged: delete it, or give another --output.") from None
     hunt = Hunt(source, cells, 60 * minutes, seed)
@@ -131,7 +131,7 @@ def fuzz(
 
 def _snippet(example: object, model: str, bridge: str) -> str:
     """Return Python code that runs the example on a new instance."""
-    from cgverify.fuzz.hunt import Example
+    from cgverify.verification.fuzz.hunt import Example
 
     assert isinstance(example, Example)
     cell = example.cell
@@ -139,7 +139,7 @@ def _snippet(example: object, model: str, bridge: str) -> str:
     calls = "".join(f"    Call({', '.join(f'{name}={value!r}' for name, value in one)}),\n" for one in given)
     where = f"{model!r}, {bridge!r}, {cell.component!r}, {cell.dtype!r}"
     return (
-        "from cgverify.fuzz import Call, replay\n\n"
+        "from cgverify.verification.fuzz import Call, replay\n\n"
         f"calls = [\n{calls}]\n"
         f"result = replay({where}, calls, seed={cell.seed})\n"
         "print(result.verdict.value, result.blame)\n"

@@ -11,6 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from cgverify.checkpoint.lookup import FoundCheckpoints, find_checkpoint, find_checkpoints, sketch
 from cgverify.checkpoint.prompt import UNSEEN, prompt_for
 from cgverify.common.errors import NothingToVerifyError, UsageError
@@ -214,7 +216,7 @@ def _share(options: ExecutionOptions, cells: Sequence[Cell], found: FoundCheckpo
         largest = largest_process(peaks(found, cells), cells, list(found.checkpoints.values()))
         if threads is None and "OMP_NUM_THREADS" not in os.environ:
             threads = threads_of_each(largest)
-        each = threads or int(os.environ.get("OMP_NUM_THREADS", at_once))
+        each = threads or min(torch.get_num_threads(), at_once)
         planned = batches(cells, found.checkpoints.values())
         return processes(planned, largest, available() + taken(), max(1, at_once // each)), threads
     if threads is None and jobs is not None and jobs > 1:

@@ -99,7 +99,7 @@ class StandIn(nn.Module):
 
 
 def stand_in(mocked: bool) -> Any:
-    """Return a stand-in, or a mock of a module, which upstream's unit tests wrap: it has no hooks to look for."""
+    """Return a minimal module, or a mock of one without hooks. TransformerLens's unit tests wrap both."""
     if not mocked:
         return StandIn()
     module, mock = StandIn(), MagicMock(spec=nn.Module)

@@ -20,7 +20,7 @@ TOKENS = torch.randint(101, (2, 6), generator=torch.Generator().manual_seed(0))
 
 
 class Refusing:
-    """Stands for a part of TransformerLens that must not be reached."""
+    """Replaces a part of TransformerLens that must not be reached."""
 
     def __call__(self, *_: Any, **__: Any) -> None:
         raise AssertionError("the long way was taken")

@@ -1,7 +1,7 @@
 """`shapes`: batches, sequences and caches of many sizes, on the inputs of `stress`.
 
 Code that goes by blocks is wrong in its last one, code with a window or with the k best keys is right up to that many,
-and code that tells dimensions apart by their sizes is wrong where two of them are equal. With H heads of size D:
+and code that finds a dimension by its size is wrong where two sizes are equal. With H heads of size D:
 
 | kind | batch × tokens, then tokens on the cache of the ones before |
 |---|---|
@@ -76,7 +76,7 @@ class _Shapes(Case):
         steps: list[Step] = []
         for batch, tokens in sizes(component.kind, config):
             sized = replace(spec, batch_size=batch, seq_len=sum(tokens))
-            # The stress of the embedding repeats a token, of which no place can be told from another.
+            # The stress of the embedding repeats one token, which hides an exchange of two positions.
             transform = leave_unchanged if component.kind == "embed" else component.stress(config)
             steps += _steps(batch, tokens, draw(random_inputs, sized, transform))
         return CaseInputs(tuple(steps))

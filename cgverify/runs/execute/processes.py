@@ -16,7 +16,7 @@ import signal
 import statistics
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import BaseContext
@@ -52,9 +52,11 @@ class Processes:
         """
         self._jobs, self._sources, self._watch = jobs, sources or {}, watch
         self._workers: list[LocalWorker] = []
+        self._devices: set[str] = set()
 
     def run(self, batches: Sequence[CellBatch], job: Job) -> Iterator[CellResult]:
         """Start the workers, and return their results. Call this before a progress bar starts its thread."""
+        self._devices = {batch.device for batch in batches}
         for _ in range(min(self._jobs, len(batches))):
             self._workers.append(self._start_worker(job))
         return self._results(BatchQueue(longest_first(batches)), job, most_memory(batches, self._jobs))
@@ -94,7 +96,7 @@ class Processes:
     def _start_worker(self, job: Job) -> LocalWorker:
         ours, theirs = multiprocessing.Pipe()
         arguments: tuple[Any, ...] = (theirs, job)
-        if may_fork(job):
+        if may_fork(job, self._devices):
             context: BaseContext = multiprocessing.get_context("fork")
             # A fork has this process's ends of all pipes. While it holds one, a worker would outlive this process.
             arguments = (*arguments, [ours, *(worker.pipe for worker in self._workers)], self._sources)
@@ -133,12 +135,14 @@ def most_memory(batches: Sequence[CellBatch], jobs: int) -> float:
     return max(sizes, default=0) + (jobs - 1) * statistics.median(sizes or [0])
 
 
-def may_fork(job: Job) -> bool:
-    """Whether a fork of this process can work: it has no other thread of Python, whose locks would stay locked.
+def may_fork(job: Job, devices: Collection[str]) -> bool:
+    """Return whether workers forked from this process can verify batches on these devices.
 
-    OpenMP does not survive a fork either, but a worker with one thread never asks for a second one.
+    The locks of other threads of Python would stay locked. OpenMP does not survive a fork, but a worker with one thread
+    never uses a second one. Nor does the context of an accelerator, which this process may have opened.
     """
-    return sys.platform == "linux" and threading.active_count() == 1 and job.threads == 1
+    alone = sys.platform == "linux" and threading.active_count() == 1
+    return alone and job.threads == 1 and set(devices) == {"cpu"}
 
 
 def _context() -> BaseContext:
@@ -166,7 +170,7 @@ def _work(
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent process, which stops its workers
     for other in inherited:
         other.close()
-    gc.freeze()  # what the server has imported is in no garbage collection, of which each freed bridge needs one
+    gc.freeze()  # what was imported before is in no garbage collection, of which each freed bridge needs one
     os.dup2(2, 1)  # what candidates print must not be mixed with the report
     sys.stdout = sys.stderr
     from cgverify.runs.execute.in_process import BatchVerifier

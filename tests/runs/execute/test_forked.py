@@ -22,7 +22,7 @@ from cgverify.plan.axes import Axes
 from cgverify.plan.batches import CellBatch, Job
 from cgverify.plan.cost.of_plan import memory
 from cgverify.plan.cost.share import LARGE, processes, threads_of_each
-from cgverify.runs.execute.processes import may_fork, most_memory
+from cgverify.runs.execute.processes import Processes, may_fork, most_memory
 from cgverify.runs.prepare import outline, prepare
 from cgverify.runs.request import ExecutionOptions, one_checkpoint
 from cgverify.runs.session import verify_batches
@@ -65,16 +65,14 @@ def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
     assert not alive
 
 
-def test_process_with_a_second_thread_is_not_forked() -> None:
-    end = threading.Event()
-    other = threading.Thread(target=end.wait)
-    other.start()
-    try:
-        assert not may_fork(Job(("cgverify",), threads=1))
-    finally:
-        end.set()
-        other.join()
-    assert not may_fork(Job(("cgverify",), threads=2)), "OpenMP does not survive a fork"
+def test_process_is_forked_only_where_that_is_safe(monkeypatch: pytest.MonkeyPatch) -> None:
+    job = Job(("cgverify",), threads=1)
+    monkeypatch.setattr(threading, "active_count", lambda: 1)
+    assert may_fork(job, {"cpu"})
+    assert not may_fork(Job(("cgverify",), threads=2), {"cpu"}), "OpenMP does not survive a fork"
+    assert not may_fork(job, {"cpu", "cuda:0"}), "nor does the context of a device"
+    monkeypatch.setattr(threading, "active_count", lambda: 2)
+    assert not may_fork(job, {"cpu"}), "nor do the locks of another thread"
 
 
 def planned(model: str, **axes: object) -> list[CellBatch]:
@@ -98,6 +96,19 @@ def test_two_of_the_largest_batches_do_not_run_at_once() -> None:
     size = {batch.view: memory(batch) for batch in batches}
     assert size["embed"] + size["unembed"] > most
     assert size["unembed"] + size[1] <= most
+
+
+def test_batch_without_room_waits_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = prepared({**SMALL, "components": "ln1", "cases": "default"})
+    busy = {}
+    for room in (0.0, 1e12):
+        monkeypatch.setattr("cgverify.runs.execute.processes.most_memory", lambda *_, room=room: room)
+        executor = Processes(2)
+        results = executor.run(plan.batches, plan.job())
+        busy[room] = [sum(worker.batch is not None for worker in executor._workers) for _ in results]
+    assert len(busy[0.0]) == len(busy[1e12]) == len(plan.cells)
+    assert set(busy[0.0]) == {0}
+    assert 1 in busy[1e12]
 
 
 def test_automatic_threads_depend_on_the_plan_alone(monkeypatch: pytest.MonkeyPatch) -> None:

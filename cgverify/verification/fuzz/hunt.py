@@ -24,13 +24,25 @@ from cgverify.checkpoint.source import Source
 from cgverify.checkpoint.window import Window
 from cgverify.common.errors import CgverifyError, UsageError
 from cgverify.common.records import Cell, CellResult, Record, Verdict
-from cgverify.fuzz.calls import CASE, MASKS, MODES, NAME, POSITIONS, SPANS, VALUES, Call, forwards, sizes
 from cgverify.observe.candidate import find_candidate
 from cgverify.observe.cases import CASES
 from cgverify.observe.components import COMPONENTS
 from cgverify.observe.inputs import InputSpec
 from cgverify.observe.run import reference_parameters, set_attention
 from cgverify.plan.cases import AFTER, BEFORE, PER_LAYER
+from cgverify.verification.fuzz.calls import (
+    CASE,
+    MASKS,
+    MODES,
+    NAME,
+    POSITIONS,
+    SPANS,
+    VALUES,
+    Call,
+    forwards,
+    sizes,
+    step_name,
+)
 from cgverify.verification.judge import Judge, uncompared
 from cgverify.verification.observe_cell import Reference, observe_prompt_cell, variant_of
 
@@ -47,6 +59,15 @@ class Example(Record):
 
     cell: Cell
     calls: tuple[Call, ...]
+
+    def of(self, source: Source, model: str, candidate: str, seed: int) -> Example:
+        """Return the same calls on the component of a candidate, which may be another one.
+
+        Raises:
+            UsageError: the checkpoint has no such component.
+        """
+        cell = target(source, model, candidate, self.cell.component, self.cell.dtype, seed)
+        return self.model_copy(update={"cell": cell})
 
 
 class Subject:
@@ -185,9 +206,11 @@ class Hunt:
             gc.freeze()
         result = in_fork(lambda: subject.judge(example.calls), example.cell)
         self.sequences += 1
-        self.calls += len(example.calls)
-        self.shapes |= {(example.cell.kind, call.batch, call.tokens) for call in example.calls}
-        self.modes.update(call.mode for call in example.calls)
+        judged = {finding.step for finding in result.findings}  # neither what follows an exception, nor past the table
+        calls = [call for number, call in enumerate(example.calls, start=1) if step_name(number) in judged]
+        self.calls += len(calls)
+        self.shapes |= {(example.cell.kind, call.batch, call.tokens) for call in calls}
+        self.modes.update(call.mode for call in calls)
         errors = [one.message for one in result.findings if one.verdict is Verdict.ERROR]
         if errors and not any(one.verdict.fails for one in result.findings):
             raise CgverifyError(f"{example.cell.component} after {', '.join(map(str, example.calls))}: {errors[0]}")
@@ -266,8 +289,10 @@ def in_fork(run: Callable[[], CellResult], cell: Cell) -> CellResult:
     finally:
         _, status = os.waitpid(child, 0)
     if not answer:
-        message = f"the process of the candidate ended without an answer (status {status})"
-        return uncompared([cell], Verdict.DIVERGED, message)[0]
+        code = os.waitstatus_to_exitcode(status)
+        message = f"the process of the candidate ended without an answer (exit code {code})"
+        # The system kills what takes too much memory, which is no fault of a candidate.
+        return uncompared([cell], Verdict.ERROR if code == -signal.SIGKILL else Verdict.DIVERGED, message)[0]
     result: CellResult = pickle.loads(answer)
     return result
 

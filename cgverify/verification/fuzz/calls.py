@@ -1,4 +1,4 @@
-"""A call of a component as plain values, and the forward that it stands for."""
+"""A call of a component as plain values, and the forward that is made of it."""
 
 from __future__ import annotations
 
@@ -50,6 +50,11 @@ class Call(Record):
         return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in given.items())
 
 
+def step_name(number: int) -> str:
+    """Return the name of the forward that is made of a call, counted from 1."""
+    return f"call {number}"
+
+
 def forwards(calls: Sequence[Call], component: Component, config: CodeGenConfig, spec: InputSpec) -> CaseInputs:
     """Return the forwards of a sequence of calls. One that repeats an earlier call without a cache must be equal."""
     steps: list[Step] = []
@@ -63,7 +68,7 @@ def forwards(calls: Sequence[Call], component: Component, config: CodeGenConfig,
             continue
         if cache is not None:
             cached[cache] += call.tokens
-        name = f"call {number}"
+        name = step_name(number)
         repeats = None if cache is not None or conditions.dropout is not None else first.get(call)
         steps.append(Step(name, _inputs(call, component, config, spec, past), conditions, cache, repeats=repeats))
         first.setdefault(call, name)

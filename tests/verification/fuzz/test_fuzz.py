@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from cgverify.fuzz import Call, replay
-from cgverify.fuzz.hunt import in_fork
+from cgverify.common.records import Verdict
+from cgverify.verification.fuzz import Call, replay
+from cgverify.verification.fuzz.hunt import in_fork
 
 FAULT = "cgverify.selftest.seeded.sizes:BatchTakenForTokens"
 CLAMPED = "cgverify.selftest.seeded.data:ScoresClamped"
@@ -34,6 +36,8 @@ def test_sequence_is_judged_call_by_call() -> None:
 def test_candidate_that_ends_its_process_fails() -> None:
     cell = replay("codegen-nano", "cgverify", "ln1", "float32", [Call()]).cell
     assert in_fork(lambda: os._exit(3), cell).verdict.fails
+    killed = in_fork(lambda: os.kill(os.getpid(), signal.SIGKILL), cell)
+    assert killed.verdict is Verdict.ERROR, "the system kills what takes too much memory"
 
 
 @pytest.mark.slow
@@ -46,6 +50,8 @@ def test_fault_is_found_shrunk_and_tried_first(tmp_path: Path) -> None:
     again = run("--bridge", CLAMPED, "--component", "attn", "--output", str(tmp_path), "--format", "json")
     assert again.returncode == 1
     assert json.loads(again.stdout)["covered"]["sequences"] == 1
+    other = run("--bridge", "cgverify", "--component", "attn", "--output", str(tmp_path), "--minutes", "0.05")
+    assert other.returncode == 0, f"the kept sequence is tried on the bridge that was asked for: {other.stdout}"
     snippet = subprocess.run([sys.executable, tmp_path / "counterexample.py"], capture_output=True, text=True)
     assert snippet.stdout.startswith("diverged"), snippet.stderr
 
