@@ -41,7 +41,7 @@ SIZES = {"shapes": (1, 259)}
 """Batch and tokens of the largest forward of a case to which those of random inputs do not apply."""
 
 IN_BLOCK = {"shapes": ("ln1", "mlp"), "state": ("ln1", "attn", "mlp")}
-"""By case: the kinds that a block's own cell covers. Their own cells are planned if no block is asked for."""
+"""By case: the kinds that a block's own cell covers. Their own cells are planned in a layer of which no block is."""
 
 EAGER_ONLY = ("train", "autocast")
 """The cases that are planned for eager attention alone. Other implementations do not show which elements their dropout

@@ -123,9 +123,12 @@ def cells(checkpoint: Checkpoint, axes: Axes) -> list[Cell]:
     ]
     _require_matches(planned, axes.components)
     selected = [cell for cell in planned if _is_selected(cell, axes.components)]
-    if any(cell.kind == "block" for cell in selected):
-        selected = [cell for cell in selected if cell.kind not in IN_BLOCK.get(cell.case, ())]
-    return selected
+    blocks = {(cell.case, cell.layer) for cell in selected if cell.kind == "block"}
+    return [
+        cell
+        for cell in selected
+        if cell.kind not in IN_BLOCK.get(cell.case, ()) or (cell.case, cell.layer) not in blocks
+    ]
 
 
 def _spread(layers: Sequence[int], most: int | None) -> Sequence[int]:

@@ -141,3 +141,8 @@ def test_few_layers_of_a_case_are_planned_unless_asked_for() -> None:
 def test_parts_of_a_block_are_planned_without_it_alone() -> None:
     assert {cell.kind for cell in cells(PLAIN, Axes(cases=["state"]))} == {"embed", "block", "ln_final", "unembed"}
     assert {cell.kind for cell in cells(PLAIN, Axes(cases=["state"], components=["attn"]))} == {"attn"}
+
+
+def test_parts_are_planned_where_the_block_of_another_layer_is() -> None:
+    planned = cells(PLAIN, Axes(components=["blocks.0", "blocks.1.attn"], cases=["state"], layers=[0, 1]))
+    assert {cell.component for cell in planned} == {"blocks.0", "blocks.1.attn"}
