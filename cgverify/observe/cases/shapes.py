@@ -45,7 +45,7 @@ ANY: tuple[Size, ...] = ((1, (1,)), (5, (5,)), (1, (LONGEST,)))
 
 
 def sizes(kind: str, config: CodeGenConfig) -> tuple[Size, ...]:
-    """Return the sizes for a kind of component, no longer than the model has positions."""
+    """Return the sizes for a kind of component, each once and no longer than the model has positions."""
     heads, head_size = config.n_head, config.n_embd // config.n_head
     of_kind: dict[str, tuple[Size, ...]] = {
         "attn": (
@@ -55,7 +55,8 @@ def sizes(kind: str, config: CodeGenConfig) -> tuple[Size, ...]:
         "block": (*ANY[:2], (1, (131,)), (2, (heads - 1, 1))),
         "unembed": (*ANY[:2], (1, (67,))),
     }
-    return tuple((batch, _fitting(tokens, config.n_positions)) for batch, tokens in of_kind.get(kind, ANY))
+    fitting = [(batch, _fitting(tokens, config.n_positions)) for batch, tokens in of_kind.get(kind, ANY)]
+    return tuple(dict.fromkeys(fitting))
 
 
 def _fitting(tokens: tuple[int, ...], positions: int) -> tuple[int, ...]:
