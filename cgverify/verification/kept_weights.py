@@ -94,7 +94,7 @@ Chunks = Iterable[tuple[int, torch.Tensor]]
 
 
 def findings_of_weights(kind: str, layer: int | None, bridge: Any, parameters: Parameters) -> tuple[Finding, ...]:
-    """Return a finding for each weight of a component that the candidate keeps, under each name.
+    """Return a finding for each weight of a component that the candidate keeps, under each name; one at least.
 
     Args:
         bridge: a one-block bridge.
@@ -115,9 +115,12 @@ def findings_of_weights(kind: str, layer: int | None, bridge: Any, parameters: P
             findings.append(_compared(name, [(0, tensor.cpu())], _expected(weight, parameters)))
     if kind == "embed":
         table = parameters.tensor("embed")
-        findings.append(_compared("returned", _looked_up(bridge, node, len(table)), table))
+        findings.append(_compared("returned", _looked_up(bridge, node, len(table), _device(node, parameters)), table))
     if kind == "block" and layer == 0:
         findings += _rotated(bridge, node, parameters)
+    if not findings:
+        message = "the candidate keeps its weights where they are not known, so that none was compared"
+        findings.append(Finding(step="", tap="", stage=STAGE, verdict=Verdict.UNSUPPORTED, message=message))
     return tuple(findings)
 
 
@@ -161,9 +164,8 @@ def _tables(bridge: Any, node: nn.Module, table: torch.Tensor) -> Kept:
                 yield f"the buffer {name.removesuffix('._original_component')}", "attn.table", buffer.detach()
 
 
-def _looked_up(bridge: Any, node: nn.Module, rows: int) -> Chunks:
+def _looked_up(bridge: Any, node: nn.Module, rows: int, device: torch.device) -> Chunks:
     """Look up every row of the embedding."""
-    device = _device(node)
     for start in range(0, rows, IDS_AT_ONCE):
         ids = torch.arange(start, min(start + IDS_AT_ONCE, rows), device=device).unsqueeze(0)
         yield start, call_component(bridge, node, "embed", {"input_ids": ids})[0].detach().cpu()
@@ -175,7 +177,7 @@ def _rotated(bridge: Any, node: nn.Module, parameters: Parameters) -> Iterator[F
     positions = torch.arange(len(table)).unsqueeze(1)
     hidden = torch.randn(len(table), 1, width, generator=torch.Generator().manual_seed(0))
     given = {"hidden_states": hidden, "position_ids": positions, "attention_mask": torch.zeros(len(table), 1, 1, 1)}
-    inputs = convert(given, parameters.tensor("attn.o").dtype, _device(node))
+    inputs = convert(given, parameters.tensor("attn.o").dtype, _device(node, parameters))
     attention, seen = node.get_submodule("attn"), Observation()
     points = {name: point for name, point in hook_points(attention) if name in _ROTATION}
     with watch_hooks(points, seen, {}):
@@ -198,8 +200,8 @@ def _rotated(bridge: Any, node: nn.Module, parameters: Parameters) -> Iterator[F
 _ROTATION = ("q.hook_out", "k.hook_out", "hook_rot_q", "hook_rot_k")
 
 
-def _device(node: nn.Module) -> torch.device:
-    return next(parameter.device for parameter in node.parameters())
+def _device(node: nn.Module, parameters: Parameters) -> torch.device:
+    return next((parameter.device for parameter in node.parameters()), torch.device(parameters.device))
 
 
 def _joined(path: str, name: str) -> str:
