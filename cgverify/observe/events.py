@@ -5,7 +5,6 @@ Each event yields what is wrong with itself. That the component computes what it
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import warnings
 from collections.abc import Callable, Iterator
@@ -19,9 +18,9 @@ from transformer_lens.hook_points import HookPoint
 from cgverify.observe.bits import same_tensor
 from cgverify.observe.components import FLAGGED_HOOKS
 from cgverify.observe.conditions import Conditions, Patch, apply_conditions
-from cgverify.observe.fault import calls_a_side
+from cgverify.observe.fault import calls_a_side, is_ours
 from cgverify.observe.generations import installed
-from cgverify.observe.taps import Observation, Taps, conduct, watch_hooks
+from cgverify.observe.taps import Observation, Taps, conduct, swallows, watch_hooks
 from cgverify.oracle.arithmetic import HALVES, SMALLEST_SUBNORMAL
 
 Violations = Iterator[tuple[str, str]]
@@ -44,10 +43,13 @@ class Subject:
     first: Taps
     """What the first forward showed and returned, by hook path."""
 
+    @calls_a_side
     def output(self, node: nn.Module | None = None, inputs: dict[str, torch.Tensor] | None = None) -> torch.Tensor:
         """Return a copy of what a call without hooks returns first."""
         returned = self.call(node or self.node, self.kind, inputs or self.inputs)
-        output: torch.Tensor = returned[0] if isinstance(returned, tuple) else returned
+        output = returned[0] if isinstance(returned, tuple) else returned
+        if not isinstance(output, torch.Tensor):
+            raise TypeError(f"a {type(output).__name__} is returned where a tensor was before")
         return output.detach().cpu().clone()
 
     def is_as_before(self, node: nn.Module | None = None) -> bool:
@@ -65,37 +67,28 @@ def is_large(node: nn.Module) -> bool:
     return sum(parameter.numel() for parameter in node.parameters()) > MOST_COPIED
 
 
-class _RaisedByHookError(RuntimeError, ValueError, TypeError):
-    """What the hook of `raising_hook` raises: anything that a candidate may catch."""
-
-
 def raising_hook(subject: Subject) -> Violations:
     """Let a hook raise, whose exception must reach the caller."""
-    name, point = list(subject.points.items())[len(subject.points) // 2]
-
-    def interrupt(*_: Any, **__: Any) -> None:
-        raise _RaisedByHookError
-
-    handle = point.add_hook(interrupt)
-    try:
-        subject.output()
-    except _RaisedByHookError:
-        return
-    finally:
-        handle.hook.remove()
-        if handle in point.fwd_hooks:  # the candidate may have removed it
-            point.fwd_hooks.remove(handle)
-    yield name, f"an exception that a hook raised at {name} did not reach the caller"
+    middle = len(subject.points) // 2
+    for name, point in list(subject.points.items())[middle : middle + 1]:
+        if swallows(point, subject.output):
+            yield name, f"an exception that a hook raised at {name} did not reach the caller"
 
 
 def refused_inputs(subject: Subject) -> Violations:
-    """Call the component with inputs that it must refuse."""
+    """Call the component with inputs that it must refuse: of another width, or ids that are no integers.
+
+    An id that is too large is not among them: on a GPU nothing works after it.
+    """
     wrong = {
-        name: x[..., :-1] if name == "hidden_states" else x + (1 << 30) if name == "input_ids" else x
+        name: x[..., :-1] if name == "hidden_states" else x.float() if name == "input_ids" else x
         for name, x in subject.inputs.items()
     }
-    with contextlib.suppress(Exception):
+    try:
         subject.output(inputs=wrong)
+    except Exception as error:  # as it should
+        if is_ours(error):
+            raise
     yield from ()
 
 
@@ -114,7 +107,6 @@ def patches(subject: Subject) -> Violations:
     yield from ()
 
 
-@calls_a_side
 def training(subject: Subject) -> Violations:
     """Call the component in training mode, where it must drop what has a rate of dropout, with gradients."""
     device = next(iter(subject.inputs.values())).device
@@ -123,50 +115,60 @@ def training(subject: Subject) -> Violations:
             yield "returned", "nothing is dropped in training mode after a forward in eval mode"
 
 
-@calls_a_side
 def moves(subject: Subject) -> Violations:
     """Move the component to a wider dtype, call it there, and move it back."""
-    dtype = next(subject.node.parameters()).dtype
+    weight = next(subject.node.parameters(), None)
+    if weight is None:
+        return
+    dtype = weight.dtype
     wide = torch.float32 if dtype in HALVES else torch.float64
-    device = next(subject.node.parameters()).device
-    if wide == dtype or (wide is torch.float64 and device.type != "cpu"):  # another device may have no float64
+    if wide == dtype or (wide is torch.float64 and weight.device.type != "cpu"):  # another device may have no float64
         return
     # The sin/cos table may have another dtype than the weights, which a move back does not restore.
     buffers = [
         (module, name, buffer) for module in subject.node.modules() for name, buffer in module.named_buffers("", False)
     ]
-    subject.node.to(wide)
     widened = {name: x.to(wide) if x.is_floating_point() else x for name, x in subject.inputs.items()}
-    subject.output(inputs=widened)
-    subject.node.to(dtype)
-    for module, name, buffer in buffers:
-        setattr(module, name, buffer)
+    try:
+        _move(subject.node, wide)
+        subject.output(inputs=widened)
+    finally:
+        _move(subject.node, dtype)
+        for module, name, buffer in buffers:
+            setattr(module, name, buffer)
     yield from ()
 
 
-@calls_a_side
 def edits(subject: Subject) -> Violations:
     """Double weights in place, of which the next call must know, and halve them again."""
     for group, taps in _EDITED.get(subject.kind, {}).items():
         weights = [weight for path in group.split(" ") for weight in _weights(subject.node, path)]
         seen = Observation()
         _scale(weights, 2.0)
-        with watch_hooks({tap: subject.points[tap] for tap in taps if tap in subject.points}, seen, {}):
-            subject.output()
-        if "hook_out" in taps:  # without hooks, it may be computed by other code
-            seen.taps["returned"] = subject.output()
-        _scale(weights, 0.5)
+        try:
+            with watch_hooks({tap: subject.points[tap] for tap in taps if tap in subject.points}, seen, {}):
+                subject.output()
+            if "hook_out" in taps:  # without hooks, it may be computed by other code
+                seen.taps["returned"] = subject.output()
+        finally:
+            _scale(weights, 0.5)
         for tap, tensor in seen.taps.items() if weights else ():
-            doubled = 2 * subject.first[tap]
-            # A result that is subnormal is rounded otherwise than its half.
-            if ((tensor - doubled).abs() > 4 * SMALLEST_SUBNORMAL[tensor.dtype]).any():
+            if not _is_double(tensor, subject.first[tap]):
                 yield tap, f"{tap} does not double if the weight that makes it is doubled in place"
 
 
-@calls_a_side
+def _is_double(tensor: torch.Tensor, half: torch.Tensor) -> bool:
+    """Whether a tensor is another one doubled. A result that is subnormal is rounded otherwise than its half."""
+    doubled = 2 * half
+    if tensor.shape != half.shape or tensor.dtype != half.dtype:
+        return False
+    near = (tensor - doubled).abs() <= 4 * SMALLEST_SUBNORMAL[tensor.dtype]
+    return bool((near | (tensor == doubled)).all())  # an infinity has no distance
+
+
 def copies(subject: Subject) -> Violations:
     """Make a deep copy, which must compute the same with weights of its own, and edit its weights."""
-    duplicate = copy.deepcopy(subject.node)
+    duplicate = _deep_copy(subject.node)
     own, others = (
         {id_: name for name, tensor in _tensors(node) for id_ in [tensor.untyped_storage().data_ptr()]}
         for node in (subject.node, duplicate)
@@ -196,7 +198,6 @@ EVENTS: dict[str, Event] = {
 """By what has happened, in words."""
 
 
-@calls_a_side
 def go_through(subject: Subject) -> Violations:
     """Let all events happen in turn, and yield what is wrong with each, or after it. The random state is restored."""
     left_out = {moves, copies} if is_large(subject.node) else set()
@@ -244,6 +245,7 @@ _EDITED: dict[str, dict[str, tuple[str, ...]]] = {
 """By kind: the modules whose weights are doubled together, by path, and the hooks that then show twice as much."""
 
 
+@calls_a_side
 def _weights(node: nn.Module, path: str) -> list[torch.Tensor]:
     """Return weight and bias of a module of a bridge; nothing if it has none there."""
     try:
@@ -255,10 +257,21 @@ def _weights(node: nn.Module, path: str) -> list[torch.Tensor]:
     return [tensor for tensor in tensors if tensor is not None]
 
 
+@calls_a_side
 def _scale(tensors: list[torch.Tensor], factor: float) -> None:
     with torch.no_grad():
         for tensor in tensors:
             tensor.mul_(factor)
+
+
+@calls_a_side
+def _move(node: nn.Module, dtype: torch.dtype) -> None:
+    node.to(dtype)
+
+
+@calls_a_side
+def _deep_copy(node: nn.Module) -> nn.Module:
+    return copy.deepcopy(node)
 
 
 def _tensors(node: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
-from transformer_lens.hook_points import HookPoint
+from transformer_lens.hook_points import HookPoint, LensHandle
 
 from cgverify.observe.bits import same_tensor
 from cgverify.observe.fault import calls_a_side, is_ours
@@ -219,15 +219,15 @@ def watch_hooks(
         return follow
 
     registered = {name: point.add_hook(listener(name)) for name, point in points.items()}
-    handles = [(points[name], handle) for name, handle in registered.items()]
+    handles = list(registered.items())
     followed = [name for name, patch in patches.items() if patch.is_followed and name in points]
-    handles += [(points[name], points[name].add_hook(follower(name))) for name in followed]
+    handles += [(name, points[name].add_hook(follower(name))) for name in followed]
     try:
         yield shown
     finally:
-        for point, handle in handles:
-            handle.hook.remove()
-            point.fwd_hooks.remove(handle)
+        for name, handle in handles:
+            if not _detach(points[name], handle):
+                observation.violations.append((name, f"the candidate removed a hook that was attached at {name}"))
         observation.silent_hooks = [name for name in points if not fired[name]]
         for name, tensor in shown.items():
             if not shares_memory and not same_tensor(observation.taps[name], tensor.cpu()):
@@ -251,9 +251,17 @@ def swallows(point: HookPoint, call: Callable[[], object]) -> bool:
     except HookError:
         return False
     finally:
-        handle.hook.remove()
-        point.fwd_hooks.remove(handle)
+        _detach(point, handle)
     return True
+
+
+def _detach(point: HookPoint, handle: LensHandle) -> bool:
+    """Remove a hook, and return whether it was still there."""
+    handle.hook.remove()
+    is_there = handle in point.fwd_hooks
+    if is_there:
+        point.fwd_hooks.remove(handle)
+    return is_there
 
 
 def hook_points(node: nn.Module, prefix: str = "") -> Iterator[tuple[str, HookPoint]]:
