@@ -85,15 +85,15 @@ def run_candidate(
     conditions: Conditions = PLAIN,
     earlier: Observation | None = None,
     *,
-    unhooked_too: bool = True,
     after_events: bool = False,
 ) -> Observation:
     """Run the bridge's component on inputs and observe it. Add the violations that further forwards show.
 
+    A second forward without hooks, except those that patch, must give the same tensors. Components inside attention or
+    MLP get this check as a part of their parent.
+
     Args:
         earlier: a forward on the same inputs, which must show the same, and whose tensors must be unchanged.
-        unhooked_too: whether a second forward without hooks, except the one that patches, must give the same tensors.
-            Components inside attention or MLP get this check as a part of their parent.
         after_events: whether the component first goes through `cgverify.observe.events`.
     """
     node = bridge.get_submodule(component.bridge_path)
@@ -141,13 +141,13 @@ def run_candidate(
                 ]
 
     def run(observation: Observation) -> None:
-        if after_events and earlier is not None:
+        if after_events and earlier is not None and "returned" in earlier.live:
             first = {name: before for name, (before, _) in earlier.live.items()}
             fired = {name: point for name, point in points.items() if name in first}
             any_node = partial(call_component, bridge)
             subject = Subject(component.kind, bridge, node, fired, inputs, any_node, first)
             observation.violations += go_through(subject)
-        spare = copy.deepcopy((inputs, cache)) if unhooked_too and not component.is_part else None
+        spare = None if component.is_part else copy.deepcopy((inputs, cache))
         shown, returned = forward(inputs, cache, points, observation)
         if conditions.cotangent is not None:
             required = {component.hook_path(stage.tap) for stage in component.stages(False) if stage.required}

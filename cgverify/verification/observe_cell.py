@@ -235,7 +235,6 @@ class _CandidateRun:
                 self.cell.layer,
                 conditions,
                 seen.get(step.repeats),
-                unhooked_too=case.unhooked_too(self.cell.kind),
                 after_events=step.after_events,
             )
             if step.name in repeated:

@@ -63,9 +63,6 @@ class Case:
     accepts_equal_bits: bool = False
     """Whether a tap with the same bits on both sides passes without its oracle, which can then only agree or doubt
     both. Cases with many forwards save time so."""
-    unhooked_too: Callable[[str], bool] = lambda _: True
-    """Whether each forward of a kind of component runs once more without listening hooks, and must give the same
-    bits."""
     whole_weights: bool = False
     """Whether every weight that the candidate keeps is compared as well."""
 

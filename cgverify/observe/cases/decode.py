@@ -40,5 +40,4 @@ CASE = Case(
     steps=_steps,
     stages=lambda component, _: component.stages(True),
     extra_tokens=DECODED_TOKENS,
-    unhooked_too=lambda _: False,
 )

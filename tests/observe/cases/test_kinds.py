@@ -6,9 +6,13 @@ from typing import Any
 
 import kind_faults
 import pytest
+from transformers import CodeGenConfig
 from verifying import failed, of, verify
 
 from cgverify.common.records import CellResult
+from cgverify.observe.cases.shapes import sizes
+from cgverify.plan import cases as plan
+from cgverify.selftest.seeded.seeding import changed
 
 CASES = list(kind_faults.FAULTS)
 FAULTS = [(case, name, kind) for case, faults in kind_faults.FAULTS.items() for name, kind in faults.items()]
@@ -49,3 +53,27 @@ def test_our_bridge_holds_with_any_shape_of_the_input() -> None:
     axes: dict[str, Any] = {"cases": ["state", "data"], "components": ["attn", "embed"]}
     assert failed(verify(batch_size=1, seq_len=1, dtypes=["float32", "float64"], **axes)) == []
     assert failed(verify(batch_size=3, seq_len=5, dtypes=["bfloat16", "float16"], **axes)) == []
+
+
+def test_each_size_is_verified_once_if_positions_are_few() -> None:
+    for positions in (1, 16, 64):
+        config = CodeGenConfig(n_positions=positions, n_embd=64, n_head=4, rotary_dim=8)
+        for kind in plan.CASE_KINDS["shapes"]:
+            asked = sizes(kind, config)
+            assert len(set(asked)) == len(asked)
+            assert max(sum(tokens) for _, tokens in asked) <= positions
+
+
+def _without_hooks(bridge: Any) -> None:
+    """Let the MLP be 1.01 times as large if nobody listens to it."""
+    bridge.blocks[0].mlp.register_forward_hook(
+        lambda mlp, _, output: output if mlp.hook_out.fwd_hooks else output * 1.01
+    )
+
+
+other_without_hooks = changed(_without_hooks)
+
+
+def test_forward_without_hooks_is_verified_in_every_layer() -> None:
+    results = verify(candidates=[f"{__name__}:other_without_hooks"], components=["mlp"], cases=["default"], layers=[1])
+    assert [finding.message for finding in failed(results)] == ["returned is another tensor when no hook is attached"]
