@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -177,11 +177,9 @@ def copies(subject: Subject) -> Violations:
         yield own[memory], f"a deep copy shares the memory of {own[memory]}"
     if not subject.is_as_before(duplicate):
         yield "returned", "a deep copy returns another tensor"
-    with torch.no_grad():
-        for parameter in duplicate.parameters():
-            if parameter.untyped_storage().data_ptr() not in own:
-                parameter.zero_()
-    if subject.is_as_before(duplicate):
+    separate = [each for each in duplicate.parameters() if each.untyped_storage().data_ptr() not in own]
+    _scale(separate, 0.0)
+    if separate and subject.is_as_before(duplicate):
         yield "returned", "a deep copy computes with other weights than its own"
 
 
@@ -258,7 +256,7 @@ def _weights(node: nn.Module, path: str) -> list[torch.Tensor]:
 
 
 @calls_a_side
-def _scale(tensors: list[torch.Tensor], factor: float) -> None:
+def _scale(tensors: Iterable[torch.Tensor], factor: float) -> None:
     with torch.no_grad():
         for tensor in tensors:
             tensor.mul_(factor)
