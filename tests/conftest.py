@@ -31,8 +31,12 @@ def pytest_xdist_auto_num_workers() -> int:
     return processors()
 
 
-def pytest_collection_finish() -> None:
-    """Exclude what was imported from garbage collections, as a command does. Every bridge that is freed needs one."""
+@pytest.fixture(autouse=True, scope="module")
+def _only_new_objects_collected() -> None:
+    """Exclude what exists from garbage collections, as a command does. Every bridge that is freed needs one.
+
+    `cgverify.verify` and `sweep` include it again when they return, so this is done for each module.
+    """
     gc.collect()
     gc.freeze()
 

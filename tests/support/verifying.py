@@ -9,6 +9,7 @@ from typing import Any
 from cgverify.checkpoint.lookup import describe_checkpoint
 from cgverify.checkpoint.prompt import prompt_for
 from cgverify.checkpoint.resolve import resolve
+from cgverify.common.process import only_new_objects_collected
 from cgverify.common.records import Cell, CellResult, Finding, Prompt
 from cgverify.observe.candidate import find_candidate
 from cgverify.oracle.shortcuts import NO_SHORTCUTS, Shortcuts
@@ -27,6 +28,7 @@ def nano_cells(axes: Axes, prompt: Prompt | None = None) -> list[Cell]:
     return cells(checkpoint.model_copy(update={"prompt": prompt}), axes)
 
 
+@only_new_objects_collected()
 def verify(
     model: str | Path = "codegen-nano",
     *,

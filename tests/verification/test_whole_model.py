@@ -71,9 +71,16 @@ def test_reference_generates_as_transformers_does() -> None:
     assert run.tokens == generated[0, len(PROMPT.tokens) :].tolist()
 
 
+def without_its_last_block(bridge: Any) -> Any:
+    if len(bridge.blocks) > 1:
+        del bridge.blocks[-1]
+    return bridge
+
+
 @pytest.fixture(scope="module")
 def seeded() -> list[CellResult]:
-    names = [f"whole_faults:{fault.__name__}" for fault in whole_faults.FAULTS]
+    names = [f"whole_faults:{fault.__name__}" for fault in (*whole_faults.FAULTS, *whole_faults.CALLS)]
+    names.append(f"{__name__}:without_its_last_block")
     return verify(cases=["model"], components=["model", "unembed"], candidates=names, prompt=PROMPT)
 
 
@@ -90,15 +97,9 @@ def test_fault_between_layers_is_found_in_its_layer(seeded: list[CellResult], fa
     assert differ or fault is whole_faults.cache_of_another_layer
 
 
-@pytest.fixture(scope="module")
-def called() -> list[CellResult]:
-    names = [f"whole_faults:{fault.__name__}" for fault in whole_faults.CALLS]
-    return verify(cases=["model"], components=["model"], candidates=names, prompt=PROMPT)
-
-
 @pytest.mark.parametrize("fault", whole_faults.CALLS, ids=lambda fault: fault.__name__)
-def test_fault_of_a_call_is_found_and_named(called: list[CellResult], fault: Any) -> None:
-    found = failed(of(called, candidate=f"whole_faults:{fault.__name__}"))
+def test_fault_of_a_call_is_found_and_named(seeded: list[CellResult], fault: Any) -> None:
+    found = failed(of(seeded, candidate=f"whole_faults:{fault.__name__}"))
     assert {(finding.tap, finding.stage) for finding in found} == {("logits", "conduct")}
     assert whole_faults.CALLS[fault] in found[0].message
 
@@ -112,17 +113,8 @@ def test_failed_whole_model_sentence_counts_later_failures(seeded: list[CellResu
     assert cache == "attn.cache_keys and attn.cache_values never fired; 1 more component fails behind it"
 
 
-def without_its_last_block(bridge: Any) -> Any:
-    if len(bridge.blocks) > 1:
-        del bridge.blocks[-1]
-    return bridge
-
-
-def test_bridge_with_too_few_blocks_fails_in_a_sentence() -> None:
-    (result,) = verify(
-        cases=["model"], components=["model"], candidates=[f"{__name__}:without_its_last_block"], prompt=PROMPT
-    )
-    (found,) = failed([result])
+def test_bridge_with_too_few_blocks_fails_in_a_sentence(seeded: list[CellResult]) -> None:
+    (found,) = failed(of(seeded, candidate=f"{__name__}:without_its_last_block", kind="model"))
     assert found.message == "the bridge over the whole model of 5 blocks has no blocks.4"
 
 
