@@ -111,12 +111,29 @@ def test_parameter_bytes_are_those_of_the_modules(source: Source) -> None:
     assert ours.value - ours.reference == pytest.approx(4 * 3 * width**2, abs=4 * table + 64)
 
 
-def test_peak_memory_is_measured_in_a_fresh_process(source: Source) -> None:
-    (found,) = measure(source, Selection(["memory"], ["attn"], [Shape(2, 512)]).points(512), ["cgverify"])
+LONG = Selection(["memory"], ["attn"], [Shape(2, 512)]).points(512)
+
+
+def require_peak_of_scores(peak: float | None, source: Source) -> None:
     scores = 4 * 2 * source.config.n_head * 512**2
+    assert peak is not None
+    assert scores < peak < 20 * scores
+
+
+@pytest.mark.parametrize("candidate", [None, "cgverify"])
+def test_peak_memory_is_reported_in_bytes(
+    candidate: str | None, source: Source, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["peak_memory", memory_request(LONG[0], candidate).model_dump_json()])
+    peak_memory.main()
+    require_peak_of_scores(json.loads(capsys.readouterr().out)["bytes"], source)
+
+
+@pytest.mark.slow
+def test_peak_memory_is_measured_in_a_fresh_process(source: Source) -> None:
+    (found,) = measure(source, LONG, ["cgverify"])
     for peak in (found.value, found.reference):
-        assert peak is not None, found.message
-        assert scores < peak < 20 * scores
+        require_peak_of_scores(peak, source)
 
 
 def test_fresh_process_that_fails_reports_its_error(
