@@ -10,7 +10,8 @@ import struct
 import termios
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -24,11 +25,17 @@ RUN = (
 FAULT = "diverged blocks.0.attn, candidate:Faulty in float32, case default"
 CANDIDATE = """
 import time
+from pathlib import Path
 from cgverify import CodeGenAttentionBridge
+from rich.progress import Progress
+
+update = Progress.update
+Progress.update = lambda *args, **kwargs: update(*args, **kwargs, refresh=True)  # draw every change, not ten a second
 
 class Faulty(CodeGenAttentionBridge):
     def forward(self, *args, **kwargs):
-        time.sleep(0.15)  # longer than the time between two pictures of the progress
+        while Path("wait").exists():
+            time.sleep(0.01)
         output, *rest = super().forward(*args, **kwargs)
         return output * 1.01, *rest
 """
@@ -74,20 +81,22 @@ def terminal() -> Iterator[Terminal]:
     opened.close()
 
 
-def wait_for(path: Path) -> None:
-    while not path.exists():
+def wait_until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < deadline
         time.sleep(0.02)
 
 
-def run_on(terminal: Terminal, *arguments: str, cwd: Path) -> int | None:
+def start_on(terminal: Terminal, *arguments: str, cwd: Path) -> BaseProcess:
     environment = {"TERM": "xterm", "COLUMNS": str(COLUMNS)}
-    process = fork(*arguments, cwd=cwd, output=cwd / "output", errors=terminal.path, environment=environment)
-    process.join(120)
-    return process.exitcode
+    return fork(*arguments, cwd=cwd, output=cwd / "output", errors=terminal.path, environment=environment)
 
 
 def test_terminal_shows_cell_time_left_and_faults_at_once(terminal: Terminal, tmp_path: Path) -> None:
-    assert run_on(terminal, *RUN, cwd=tmp_path) == 1
+    process = start_on(terminal, *RUN, cwd=tmp_path)
+    process.join(120)
+    assert process.exitcode == 1
     text = terminal.text
     assert text.count(FAULT) == 1, "later cells have the same fault"
     before, after = text.split(FAULT)
@@ -97,14 +106,18 @@ def test_terminal_shows_cell_time_left_and_faults_at_once(terminal: Terminal, tm
 
 
 def test_run_is_watched_from_another_terminal(terminal: Terminal, tmp_path: Path) -> None:
+    (tmp_path / "wait").touch()
     process = fork(*RUN, "--output", "run", "-q", cwd=tmp_path, output=tmp_path / "first")
-    wait_for(tmp_path / "run" / "run.json")
-    assert process.is_alive()
-    before = sorted(path.name for path in (tmp_path / "run").iterdir())
-    assert run_on(terminal, "watch", "run", cwd=tmp_path) == 1
+    wait_until((tmp_path / "run" / "run.json").exists)
+    watching = start_on(terminal, "watch", "run", cwd=tmp_path)
+    wait_until(lambda: " left" in terminal.text)
+    assert FAULT not in terminal.text
+    assert {path.name for path in (tmp_path / "run").iterdir()} <= {"plan.jsonl", "run.json", ".lock", "findings.jsonl"}
+    (tmp_path / "wait").unlink()
+    for each in (watching, process):
+        each.join(120)
+        assert each.exitcode == 1
     assert FAULT in terminal.text
-    process.join(60)
-    assert set(before) <= {"plan.jsonl", "run.json", ".lock", "findings.jsonl"}
     last = (tmp_path / "first").read_text().splitlines()[-1]
     assert (tmp_path / "output").read_text().splitlines() == [last]
 
