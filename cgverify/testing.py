@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 
 from cgverify.common.errors import CgverifyError, NothingToVerifyError, UnknownNameError
-from cgverify.plan.cases import AFTER, BEFORE, CASE_KINDS, DEFAULT_CASES, PER_LAYER, WHOLE
+from cgverify.plan.cases import CASE_KINDS, DEFAULT_CASES, KINDS, PER_LAYER
 
 if TYPE_CHECKING:
     import os
@@ -146,7 +146,7 @@ def _kinds(globs: Collection[str], cases: Collection[str]) -> list[str]:
         UnknownNameError: a glob fits no component.
         NothingToVerifyError: none of the cases is for one of the components.
     """
-    names = {kind: _component(kind) for kind in (*BEFORE, *PER_LAYER, *AFTER, *WHOLE)}
+    names = {kind: _component(kind) for kind in KINDS}
     for glob in globs:
         if not any(fnmatchcase(name, glob) for name in names.values()):
             raise UnknownNameError("component", glob, names.values())

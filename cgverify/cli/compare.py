@@ -11,6 +11,8 @@ from cgverify.cli import completion, options
 from cgverify.cli.command import command
 from cgverify.cli.options import format_option, known, option, split
 from cgverify.common.errors import UsageError
+from cgverify.runs.comparison.across import AXES
+from cgverify.runs.comparison.criteria import NAMES
 
 FAILED, NOTHING_COMPARED = 1, 5
 FORMATS = ("table", "json", "csv", "markdown", "github")
@@ -28,20 +30,20 @@ AcrossAxis = Annotated[
     str | None,
     option(
         "across",
-        "Compare two sides of an axis: device, dtype, rotary_dim, attention, candidate; or run.",
+        f"Compare two sides of an axis: {', '.join(AXES)}; or run.",
         shows="AXIS",
         panel=COMPARED,
-        completes=completion.names(("device", "dtype", "rotary_dim", "attention", "candidate", "run")),
+        completes=completion.names((*AXES, "run")),
     ),
 ]
 FailOn = Annotated[
     list[str] | None,
     option(
         "fail-on",
-        "What exits with 1: worse, diverged, suspect, missing-cells, r:2x. By default worse,missing-cells.",
+        f"What exits with 1: {', '.join(NAMES)}. By default worse,missing-cells.",
         shows="CHANGE,…",
         panel=COMPARED,
-        completes=completion.names(("worse", "diverged", "suspect", "missing-cells", "r:2x")),
+        completes=completion.names(NAMES),
     ),
 ]
 Format = Annotated[str, format_option(FORMATS)]
@@ -103,7 +105,7 @@ def _across(axis: str, what: list[str], format: str) -> int:
     from cgverify.report.across import across_report
     from cgverify.report.render import render
     from cgverify.runs.baseline import load_stored_run
-    from cgverify.runs.comparison.across import AXES, across, across_runs
+    from cgverify.runs.comparison.across import across, across_runs
 
     known("across", [axis], (*AXES, "run"))
     if axis == "run":

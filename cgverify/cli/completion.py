@@ -6,12 +6,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from cgverify.checkpoint.names import HUB_IDS, NAMED
-from cgverify.plan.cases import AFTER, BEFORE, PER_LAYER, WHOLE
 from cgverify.plan.shipped_plans import shipped_plans
 
 Completion = Callable[[str], list[str]]
-
-COMPONENTS = (*BEFORE, *PER_LAYER, *AFTER, *WHOLE)
 
 
 def names(known: Iterable[str]) -> Completion:

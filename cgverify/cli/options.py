@@ -16,7 +16,7 @@ from cgverify.common.devices import NO_DEVICE, device_name
 from cgverify.common.errors import UnknownNameError, UsageError
 from cgverify.common.numerics import SHORTCUTS
 from cgverify.plan.axes import ATTENTIONS, DTYPES, Axes, describe_error
-from cgverify.plan.cases import CASE_KINDS, DEFAULT_CASES
+from cgverify.plan.cases import CASE_KINDS, DEFAULT_CASES, KINDS
 from cgverify.plan.cells import Shard
 from cgverify.report.formats import FORMATS
 from cgverify.runs.reading import require_new
@@ -129,7 +129,7 @@ Components = Annotated[
         "component",
         "A glob over names such as blocks.3.attn.q or attn.*. All by default.",
         shows="COMPONENT,…",
-        completes=completion.names(completion.COMPONENTS),
+        completes=completion.names(KINDS),
     ),
 ]
 Dtype = Annotated[

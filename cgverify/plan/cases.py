@@ -9,6 +9,9 @@ AFTER = ("ln_final", "unembed")
 WHOLE = ("model",)
 """The whole bridge, booted at once."""
 
+KINDS = (*BEFORE, *PER_LAYER, *AFTER, *WHOLE)
+"""Every kind of component, in the order of the computation."""
+
 CASE_KINDS = {
     "default": (*BEFORE, *PER_LAYER, *AFTER),
     "stress": (*BEFORE, *PER_LAYER, *AFTER),

@@ -23,6 +23,7 @@ from cgverify.plan.cases import (
     FORCED_TOKENS,
     GENERATED_TOKENS,
     IN_BLOCK,
+    KINDS,
     PER_LAYER,
     PROMPTED,
     WHOLE,
@@ -194,7 +195,7 @@ def _require_matches(planned: Sequence[Cell], globs: Sequence[str]) -> None:
     for glob in globs:
         if any(fnmatchcase(name, glob) for name in names):
             continue
-        if any(fnmatchcase(kind, glob) for kind in (*BEFORE, *PER_LAYER, *AFTER, *WHOLE)):
+        if any(fnmatchcase(kind, glob) for kind in KINDS):
             raise UsageError(
                 f"None of the cases asked for is for the component {glob!r}; known cases: {', '.join(CASE_KINDS)}."
             )

@@ -62,8 +62,12 @@ def _row(cell: Cell, finding: Finding) -> dict[str, Any]:
 
 def summary_frame(results: Sequence[CellResult]) -> pd.DataFrame:
     """Return one row per component, setting and case: `worst_by`, and `blame` of the first cell that failed."""
+    return _summary(results, findings_by_cell(results))
+
+
+def _summary(results: Sequence[CellResult], findings: pd.DataFrame) -> pd.DataFrame:
     keys = [*SETTING, "component", "case"]
-    summary = worst_by(findings_by_cell(results), keys)
+    summary = worst_by(findings, keys)
     rows = [{**cell_columns(result.cell), "blame": result.blame or None} for result in results]
     cells = pd.DataFrame(rows, columns=[*CELL, "blame"]).astype({"rotary_dim": "string"})
     blame = cells.groupby(keys, sort=False, dropna=False)["blame"].first()
@@ -98,8 +102,9 @@ def worst_by(findings: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
 
 def write_csv(folder: Path, results: Sequence[CellResult]) -> None:
     """Write `findings.csv`, `summary.csv` and `timings.csv` of finished cells, which are in plan order."""
-    findings_frame(results).to_csv(folder / "findings.csv", index=False, lineterminator="\n")
-    summary_frame(results).to_csv(folder / "summary.csv", index=False, lineterminator="\n")
+    findings = findings_by_cell(results)
+    findings.to_csv(folder / "findings.csv", columns=[*CELL, *FINDING], index=False, lineterminator="\n")
+    _summary(results, findings).to_csv(folder / "summary.csv", index=False, lineterminator="\n")
     timings = [
         {**cell_columns(result.cell), **{name: round(getattr(result, name), 4) for name in TIMES}} for result in results
     ]

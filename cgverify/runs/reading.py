@@ -85,16 +85,12 @@ def follow(path: Path) -> Iterator[CellResult]:
     remaining = {planned.cell.id for planned in read_plan(path)}
     findings, offset, number = path / "findings.jsonl", 0, 0
     while remaining:
-        new, ended = b"", _has_ended(path)  # in this order: the last results may be written between the two
-        if findings.exists():
-            if findings.stat().st_size < offset:  # the run was continued without the cells that had failed
-                offset = number = 0
-            with findings.open("rb") as file:
-                file.seek(offset)
-                new = file.read()
-        complete = new[: new.rfind(b"\n") + 1]
-        offset += len(complete)
-        for line in complete.splitlines():
+        ended = _has_ended(path)  # before the lines are read: the last results may be written between the two
+        if offset and findings.stat().st_size < offset:  # the run was continued without the cells that had failed
+            offset = number = 0
+        new = complete_lines(findings, offset)
+        offset += sum(map(len, new))
+        for line in new:
             number += 1
             result = _parse_result(line, number, path)
             if result.cell.id in remaining:
@@ -102,7 +98,7 @@ def follow(path: Path) -> Iterator[CellResult]:
                 yield result
         if ended:
             return
-        if not complete:
+        if not new:
             time.sleep(POLL_SECONDS)
 
 
@@ -139,10 +135,12 @@ def reconcile(first: CellResult, second: CellResult) -> CellResult:
     return CellResult(cell=second.cell, findings=(finding,), seconds=second.seconds)
 
 
-def complete_lines(path: Path) -> list[bytes]:
-    """Return the lines of a file that end with a newline; none if there is no such file."""
+def complete_lines(path: Path, offset: int = 0) -> list[bytes]:
+    """Return the lines of a file from a byte on that end with a newline; none if there is no such file."""
     try:
-        lines = path.read_bytes().split(b"\n")
+        with path.open("rb") as file:
+            file.seek(offset)
+            lines = file.read().split(b"\n")
     except FileNotFoundError:  # the run was killed before its first cell
         return []
     return [line + b"\n" for line in lines[:-1]]

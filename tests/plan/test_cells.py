@@ -12,7 +12,7 @@ from cgverify.common.errors import UnknownNameError, UsageError
 from cgverify.common.records import Prompt
 from cgverify.observe.components import COMPONENTS
 from cgverify.plan.axes import Axes
-from cgverify.plan.cases import AFTER, BEFORE, CASE_KINDS, PER_LAYER, WHOLE
+from cgverify.plan.cases import AFTER, BEFORE, CASE_KINDS, KINDS, PER_LAYER, WHOLE
 from cgverify.plan.cells import cells
 
 PROMPT = Prompt(tokens=(5, 6, 7, 8), origin="a test")
@@ -21,7 +21,7 @@ PROMPTED = PLAIN.model_copy(update={"prompt": PROMPT})
 
 
 def test_plan_and_table_of_components_name_the_same() -> None:
-    assert {*COMPONENTS, *WHOLE} == {*BEFORE, *PER_LAYER, *AFTER, *WHOLE}
+    assert {*COMPONENTS, *WHOLE} == set(KINDS)
 
 
 def test_default_axes_plan_every_component() -> None:

@@ -27,7 +27,7 @@ def run_output(run: Run, results: Sequence[CellResult], planned: int) -> str:
     setting = [f"{name.replace('_', ' ')} {', '.join(values)}" for name, values in values_by_axis(run, results).items()]
     output = render_template(
         "notebook_run.html.j2",
-        **headline(results, planned),
+        **headline(results, planned, found),
         setting=" · ".join([run.model, *setting[1:], run.weights_origin]),
         summary=verdict_line(results),
         failures=[(failure, failure.command(run)) for failure in found[:MOST_FAILURES]],

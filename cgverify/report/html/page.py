@@ -13,6 +13,7 @@ from cgverify.report.html.run_charts import difference_by_layer, errors_by_tap, 
 from cgverify.report.html.templating import MEANINGS, render_template, script_hash
 from cgverify.report.numbers import counted
 from cgverify.report.outcome import (
+    Failure,
     counts,
     every_finding,
     exit_code,
@@ -45,7 +46,7 @@ def run_page(run: Run, results: Sequence[CellResult], baseline: StoredRun | None
         "page.html.j2",
         run=run,
         script_hash=script_hash(),
-        **headline(results, len(results)),
+        **headline(results, len(results), found),
         meanings=MEANINGS,
         total=counts(results),
         setting=[(name, values) for name, values in values_by_axis(run, results).items() if name != "model"],
@@ -69,17 +70,18 @@ def run_page(run: Run, results: Sequence[CellResult], baseline: StoredRun | None
     return printable(page) + "\n"  # HTML has no control characters, not even escaped
 
 
-def headline(results: Sequence[CellResult], planned: int) -> dict[str, str]:
+def headline(results: Sequence[CellResult], planned: int, found: Sequence[Failure]) -> dict[str, str]:
     """Return the outcome of a run as `state`, a class of the style sheet, `outcome`, in words, and `sign`.
 
     Args:
         planned: the number of cells of the plan.
+        found: the faults of the results, from `failures`.
     """
     code = exit_code(results)
     if code != 1 and len(results) < planned:
         words = f"Only {len(results)} of {planned} cells were verified"
         return {"state": "error", "outcome": words, "sign": "!"}
-    faults = sum(failure.finding.verdict.fails for failure in failures(results))
+    faults = sum(failure.finding.verdict.fails for failure in found)
     state, outcome, sign = {
         0: ("held", "Every tap holds", "="),
         1: ("failed", counted(faults, "fault"), "×"),
