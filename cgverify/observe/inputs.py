@@ -112,7 +112,10 @@ def draw(random_inputs: RandomInputs, spec: InputSpec, transform: InputTransform
 
 
 def convert(inputs: Mapping[str, Any], dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
-    """Return inputs cast and moved. The lowest float32 of a mask becomes the lowest `dtype`: a cast would give −∞."""
+    """Return inputs cast and moved, with their strides.
+
+    The lowest float32 of a mask becomes the lowest `dtype`: a cast would give −∞.
+    """
     return {name: _convert(value, dtype, device) for name, value in inputs.items()}
 
 
@@ -122,7 +125,8 @@ def _convert(value: Any, dtype: torch.dtype, device: torch.device) -> Any:
     if not value.is_floating_point() or value.dtype == dtype:
         return value.to(device, copy=True)
     lowest = (value <= LOWEST) & value.isfinite()
-    return value.to(dtype).masked_fill(lowest, torch.finfo(dtype).min).to(device)
+    # In place, since `masked_fill` would return a contiguous tensor.
+    return value.to(dtype).masked_fill_(lowest, torch.finfo(dtype).min).to(device)
 
 
 def _rounded_to(inputs: Inputs, dtype: torch.dtype) -> Inputs:

@@ -47,6 +47,15 @@ def test_seed_gives_one_input_and_restores_global_state(seed: int, case: str) ->
     assert not first.gives_same_inputs(attention(case, replace(SPEC, seed=seed + 1)))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_strided_input_has_its_strides_in_every_dtype(dtype: torch.dtype) -> None:
+    step = next(step for step in attention("data", replace(SPEC, dtype=dtype)).steps if step.name == "strided")
+    given = convert(step.inputs, dtype, CPU)["hidden_states"]
+    assert given.dtype == dtype
+    assert given.stride() == step.inputs["hidden_states"].stride()
+    assert not given.is_contiguous()
+
+
 def test_candidates_own_inputs_are_asked_on_cpu_in_float32() -> None:
     asked: list[Any] = []
 
