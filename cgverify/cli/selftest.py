@@ -33,7 +33,7 @@ Quick = Annotated[
     bool,
     typer.Option(
         "--quick",
-        help="Try every fault in one dtype, component and case only: under a minute.",
+        help="Try every fault in one dtype, component and case only: a few minutes.",
         rich_help_panel=SETTINGS,
     ),
 ]
@@ -96,16 +96,18 @@ def selftest(
         shown = console(quiet)
 
         def verify(cells: Sequence[Cell]) -> list[CellResult]:
-            done = track(
-                verifier.verify_all(cells),
-                "verifying",
-                len(cells),
-                console=shown,
-                transient=True,
-                disable=shown is None,
+            done = list(
+                track(
+                    verifier.verify_all(cells),
+                    "verifying",
+                    len(cells),
+                    console=shown,
+                    transient=True,
+                    disable=shown is None,
+                )
             )
             finished.extend(done)
-            return finished
+            return done
 
         results: list[SelfTestResult] = []
         for types, share in shares(dtypes, quick):

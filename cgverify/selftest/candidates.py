@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from cgverify.plan.axes import DTYPES
+
 Implementation = Callable[..., Any]
 """What `--bridge` accepts: an attention bridge class, or a function that takes a booted bridge and returns it."""
 
@@ -71,17 +73,29 @@ class Fault(KnownCandidate):
 
 
 @dataclass(frozen=True)
+class Unseen:
+    """The dtypes in which no case sees a hidden fault, and the reason."""
+
+    reason: str
+    dtypes: tuple[str, ...] = DTYPES
+
+
+@dataclass(frozen=True, kw_only=True)
 class HiddenFault(Fault):
     """A fault that one forward on mild inputs of one size does not show, though a user can meet it."""
 
-    shown_by: Callable[[Any], object] = repr
+    shown_by: Callable[[Any], object]
     """Call a bridge of codegen-nano in float32, and return what must differ from the correct bridge's result."""
-    cases: tuple[str, ...] = ()
+    cases: tuple[str, ...]
     """The cases that should find it. `--quick` runs no others."""
     layer: int | None = None
     """The layer to verify; None is the one that all faults are verified in."""
-    unseen: str = ""
-    """Why no case sees it; empty if one does."""
+    unseen: Unseen | None = None
+    """None if a case sees it in every dtype."""
+
+    def is_unseen_in(self, dtype: str) -> bool:
+        """Return whether no case is known to see it in a dtype."""
+        return self.unseen is not None and dtype in self.unseen.dtypes
 
     def allows(self, blamed: str) -> bool:
         """Whether a stage may be blamed: its own, the comparison of weights, or what a call did to others."""
@@ -164,6 +178,11 @@ def named_faults(
 ) -> list[Fault]:
     """Return the faults of a table that have the same stages, kinds and case. See `named_candidates`."""
     return [fault(candidate, *stages, kinds=kinds, case=case) for candidate in named_candidates(module, rows, seed)]
+
+
+def named_variants(module: str, *tables: tuple[Rows, tuple[str, ...]]) -> tuple[Variant, ...]:
+    """Return the variants of tables, each with its kinds of component. See `named_candidates`."""
+    return tuple(Variant(candidate, kinds) for rows, kinds in tables for candidate in named_candidates(module, rows))
 
 
 def hidden_faults(module: str, rows: dict[str, Hidden], *cases: str) -> list[HiddenFault]:

@@ -7,7 +7,7 @@
 | 3 | all others, those of a prompt only for a fault of the whole model |
 
 So a fault that a plain run sees costs no more than that, and the result says which it was. `--quick` has the second
-round alone, and leaves out faults that no case is known to see.
+round alone. Faults that no case is known to see are run too: a case that does see one makes its mark stale.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ def hidden_results(
     """
     settings = [(fault, dtype, device) for fault in known for dtype in dtypes for device in devices]
     found: dict[tuple[HiddenFault, str, str], SelfTestResult] = {}
-    for number in range(1 if quick else 3):
+    for cases_of in (_expected,) if quick else (_plain, _on_request, _others):
         open_ones = [setting for setting in settings if setting not in found or not found[setting].failed_cases]
-        plans = {setting: _cells(setting, _rounds(setting[0], quick)[number], quick, source) for setting in open_ones}
+        plans = {setting: _cells(setting, cases_of(setting[0]), quick, source) for setting in open_ones}
         results = {result.cell.id: result for result in verify([cell for plan in plans.values() for cell in plan])}
         for (fault, dtype, device), plan in plans.items():
             own = [results[cell.id] for cell in plan if cell.id in results]
@@ -55,13 +55,21 @@ def hidden_results(
         yield _explained(setting, found[setting], source)
 
 
-def _rounds(fault: HiddenFault, quick: bool) -> list[list[str]]:
-    if quick:
-        return [[] if fault.unseen else list(fault.cases)]
+def _expected(fault: HiddenFault) -> Sequence[str]:
+    return fault.cases
+
+
+def _plain(_: HiddenFault) -> Sequence[str]:
+    return DEFAULT_CASES
+
+
+def _on_request(fault: HiddenFault) -> Sequence[str]:
+    return [case for case in fault.cases if case not in DEFAULT_CASES]
+
+
+def _others(fault: HiddenFault) -> Sequence[str]:
     possible = [case for case in CASE_KINDS if case not in PROMPTED or (case == "model" and "model" in fault.kinds)]
-    expected = [case for case in fault.cases if case not in DEFAULT_CASES]
-    others = [case for case in possible if case not in (*DEFAULT_CASES, *expected)]
-    return [list(DEFAULT_CASES), expected, others]
+    return [case for case in possible if case not in (*DEFAULT_CASES, *fault.cases)]
 
 
 def _cells(setting: tuple[HiddenFault, str, str], cases: Sequence[str], quick: bool, source: Source) -> list[Cell]:
@@ -87,11 +95,11 @@ def _fit(kinds: Iterable[str], cases: Sequence[str]) -> list[str]:
 
 def _explained(setting: tuple[HiddenFault, str, str], result: SelfTestResult, source: Source) -> SelfTestResult:
     """Return a result with the reason for a miss. A hidden fault changes something, so that no bit is no reason."""
-    fault = setting[0]
+    fault, dtype, _ = setting
+    if fault.is_unseen_in(dtype):
+        return replace(result, outcome=Outcome.STALE if result.failed_cases else Outcome.UNSEEN)
     if result.outcome is not Outcome.MISSED:
         return result
-    if fault.unseen:
-        return replace(result, outcome=Outcome.UNSEEN)
     cases = [case for case in fault.cases if case not in PROMPTED]
     own = _cells(setting, cases, False, source) if cases and result.dtype in ("bfloat16", "float16") else []
     outcome = explain_miss(find_candidate(fault.bridge), own, source) if own else Outcome.MISSED

@@ -18,8 +18,11 @@ COLUMNS = [
 ]
 REQUIRED_SHARE = 0.95
 """The share of caught faults that must have the right stage blamed."""
-OF_CANDIDATES = ("caught", "missed", "unseen", "changes no bit", "below resolution", "held", "false alarm")
-_OF_HIDDEN = (Outcome.CAUGHT, Outcome.MISSED, Outcome.UNSEEN, Outcome.BELOW)
+OF_CANDIDATES = (
+    *("caught", "missed", "unseen", "stale mark", "changes no bit", "below resolution"),
+    *("held", "false alarm"),
+)
+_OF_HIDDEN = (Outcome.CAUGHT, Outcome.MISSED, Outcome.UNSEEN, Outcome.STALE, Outcome.BELOW)
 OF_REFERENCES = ("refused", "suspect", "missed", "wrongly blamed", "held", "false alarm")
 
 
@@ -60,6 +63,13 @@ def sections(results: Sequence[SelfTestResult]) -> Iterator[Section]:
     of = {outcome: [result for result in results if result.outcome is outcome] for outcome in Outcome}
     for result in of[Outcome.MISSED]:
         yield Section(f"missed {_where(result)}: {result.known.sentence}", tone="bad")
+    for result in of[Outcome.STALE]:
+        cases = " and ".join(result.failed_cases)
+        yield Section(
+            f"stale mark {_where(result)}: {cases} found it. Remove {result.dtype} from its row in "
+            "cgverify/selftest/seeded/unseen.py.",
+            tone="bad",
+        )
     for outcome in (Outcome.FALSE_ALARM, Outcome.WRONGLY_BLAMED):
         for result in of[outcome]:
             message = result.first.message if result.first else ""
@@ -71,8 +81,9 @@ def sections(results: Sequence[SelfTestResult]) -> Iterator[Section]:
             title = f"wrong blame {_where(result)}: {', '.join(result.blamed)} instead of {stages}"
             yield Section(title, tone="warning")
     for result in of[Outcome.UNSEEN]:
-        if isinstance(result.known, HiddenFault):
-            yield Section(f"unseen {_where(result)}: {result.known.sentence} {result.known.unseen}", tone="aside")
+        if isinstance(result.known, HiddenFault) and result.known.unseen is not None:
+            reason = result.known.unseen.reason
+            yield Section(f"unseen {_where(result)}: {result.known.sentence} {reason}", tone="aside")
     for outcome in (Outcome.NO_BIT, Outcome.BELOW):
         for (dtype, device), group in _by_dtype(of[outcome]):
             names = ", ".join(result.known.name for result in group)

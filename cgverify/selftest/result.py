@@ -13,7 +13,8 @@ from cgverify.selftest.candidates import Fault, KnownCandidate
 class Outcome(StrEnum):
     """The outcome of a candidate or a reference. Faults that no cell can show are neither caught nor missed.
 
-    A hidden fault is unseen if no case found it, and the reason is known.
+    A hidden fault is unseen if no case found it, and it is marked as unseen in that dtype. The mark is stale if a case
+    did find it.
 
     A fault of a reference is refused before the run, or suspect. It is wrongly blamed if the refusal does not name what
     was changed, if a stage that was not changed is suspect, or if the bridge is blamed.
@@ -24,6 +25,7 @@ class Outcome(StrEnum):
     NO_BIT = "changes no bit"
     BELOW = "below resolution"
     UNSEEN = "unseen"
+    STALE = "stale mark"
     HELD = "held"
     FALSE_ALARM = "false alarm"
     REFUSED = "refused"
@@ -32,7 +34,7 @@ class Outcome(StrEnum):
 
     @property
     def fails(self) -> bool:
-        return self in (Outcome.MISSED, Outcome.FALSE_ALARM, Outcome.WRONGLY_BLAMED)
+        return self in (Outcome.MISSED, Outcome.STALE, Outcome.FALSE_ALARM, Outcome.WRONGLY_BLAMED)
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from torch.utils.checkpoint import checkpoint
 from transformer_lens.hook_points import HookPoint
 
 from cgverify.bridge import CodeGenAttentionBridge
-from cgverify.selftest.candidates import ATTENTION, Rows, Variant, by_name, named_candidates
-from cgverify.selftest.seeded.seeding import NORMS, attention, computed
+from cgverify.selftest.candidates import ATTENTION, Rows, Variant, by_name, named_variants
+from cgverify.selftest.seeded.seeding import NORMS, attention, computed, strided
 
 
 def _online_softmax(_: Any, softmax: Any, scores: Tensor) -> Any:
@@ -70,11 +70,11 @@ class ExtraHooks(CodeGenAttentionBridge):
 
 def _strided_rotation(_: Any, rotate: Any, *args: Any) -> tuple[Tensor, Tensor]:
     query, key = rotate(*args)
-    return query.mT.contiguous().mT, key.mT.contiguous().mT
+    return strided(query), strided(key)
 
 
 def _strided_pattern(_: Any, pattern_of: Any, *args: Any) -> Any:
-    return pattern_of(*args).mT.contiguous().mT
+    return strided(pattern_of(*args))
 
 
 def _strided_output(_: Any, output: Any, z: Tensor) -> Any:
@@ -87,13 +87,19 @@ def _logits_in_blocks(linear: nn.Linear, x: Tensor) -> Tensor:
     return torch.cat([nn.functional.linear(x, weight, bias) for weight, bias in parts], -1)
 
 
-def _rows_apart(norm: nn.LayerNorm, x: Tensor) -> Tensor:
+def _norm_of_each_row(norm: nn.LayerNorm, x: Tensor) -> Tensor:
     return torch.stack([nn.LayerNorm.forward(norm, row) for row in x])
 
 
 def _rows_by_content(table: nn.Embedding, ids: Tensor) -> Tensor:
     different, places = ids.unique(return_inverse=True)
     return nn.functional.embedding(different, table.weight)[places]
+
+
+def _tokens_in_threes(linear: nn.Linear, x: Tensor) -> Tensor:
+    """Compute contiguous copies: given a strided slice, torch rounds the product before it adds the bias."""
+    parts = [part.contiguous() for part in x.split(3, -2)]
+    return torch.cat([nn.functional.linear(part, linear.weight, linear.bias) for part in parts], -2)
 
 
 def _weight_by_version(linear: nn.Linear, x: Tensor) -> Tensor:
@@ -138,12 +144,13 @@ _ATTENTION: Rows = {
     ),
 }
 _LINEARS: Rows = {
+    "mlp_in_by_threes": ("`fc_in` runs on three tokens at a time.", computed(_tokens_in_threes, "blocks.0.mlp.in")),
     "weight_kept_by_content": (
         "`fc_out` keeps a transposed copy of its weight, as long as the weight is equal to it.",
         computed(_weight_by_version, "blocks.0.mlp.out"),
     ),
 }
-_NORMS: Rows = {"norm_of_each_row": ("Layer norms run on one sequence at a time.", computed(_rows_apart, *NORMS))}
+_NORMS: Rows = {"norm_of_each_row": ("Layer norms run on one sequence at a time.", computed(_norm_of_each_row, *NORMS))}
 _EMBEDDINGS: Rows = {
     "embedding_of_different_ids": ("Each different id is looked up once.", computed(_rows_by_content, "embed")),
 }
@@ -156,16 +163,13 @@ _UNEMBEDDINGS: Rows = {
 
 VARIANTS = (
     Variant(ExtraHooks, ATTENTION),
-    *(
-        Variant(candidate, kinds)
-        for rows, kinds in (
-            (_ATTENTION, ATTENTION),
-            (_LINEARS, ("mlp", "mlp.in", "mlp.out", "block")),
-            (_NORMS, ("ln1", "ln_final", "block")),
-            (_EMBEDDINGS, ("embed",)),
-            (_UNEMBEDDINGS, ("unembed",)),
-        )
-        for candidate in named_candidates(__name__, rows)
+    *named_variants(
+        __name__,
+        (_ATTENTION, ATTENTION),
+        (_LINEARS, ("mlp", "mlp.in", "mlp.out", "block")),
+        (_NORMS, ("ln1", "ln_final", "block")),
+        (_EMBEDDINGS, ("embed",)),
+        (_UNEMBEDDINGS, ("unembed",)),
     ),
 )
 __getattr__ = by_name(VARIANTS)

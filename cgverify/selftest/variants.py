@@ -13,10 +13,10 @@ from transformer_lens.model_bridge.generalized_components import NormalizationBr
 
 from cgverify.bridge.qkv_layout import PARTITIONS
 from cgverify.selftest import tempting
-from cgverify.selftest.candidates import ATTENTION, Implementation, Rows, Variant, by_name, named_candidates
+from cgverify.selftest.candidates import ATTENTION, Implementation, Rows, by_name, named_variants
 from cgverify.selftest.seeded.autocast import outside_autocast, product_dtype
 from cgverify.selftest.seeded.block import block
-from cgverify.selftest.seeded.seeding import NORMS, activated, attention, changed, computed, scales_before_mask
+from cgverify.selftest.seeded.seeding import NORMS, activated, attention, changed, computed, scales_before_mask, strided
 
 ProductFunction = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """A product of an input and a weight, plus a bias unless that is None, all in one dtype."""
@@ -83,8 +83,9 @@ def _with_threads(number: int, x: Tensor, weight: Tensor, bias: Tensor | None) -
 
 def _transpose_weights(bridge: Any) -> None:
     for path in PRODUCTS:
-        weight = bridge.get_submodule(path).original_component.weight
-        weight.data = weight.data.T.contiguous().T
+        weight = getattr(bridge.get_submodule(path).original_component, "weight", None)
+        if weight is not None:  # out of view, q, k and v are parts of one product
+            weight.data = weight.data.T.contiguous().T
 
 
 def _projected(fused: Callable[[Any, Tensor], tuple[Tensor, ...]]) -> Implementation:
@@ -130,10 +131,6 @@ def _scores_row_reversed(_: Any, scores: Any, query: Tensor, key: Tensor, mask: 
 
 def _by_head(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
     return list(zip(*(tensor.split(1, 1) for tensor in tensors), strict=True))
-
-
-def _strided(x: Tensor) -> Tensor:
-    return x.mT.contiguous().mT
 
 
 def _reciprocal_scale(bridge: Any, _scores: Any, query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
@@ -262,8 +259,8 @@ _ATTENTION: Rows = {
     "StridedHeads": (
         "Operands are stored with the head dimension outermost.",
         attention(
-            _scores=lambda _, scores, q, k, mask: scores(_strided(q), _strided(k), mask),
-            _mix=lambda _, mix, pattern, value: mix(_strided(pattern), _strided(value)),
+            _scores=lambda _, scores, q, k, mask: scores(strided(q), strided(k), mask),
+            _mix=lambda _, mix, pattern, value: mix(strided(pattern), strided(value)),
         ),
     ),
     "ReciprocalScale": (
@@ -321,16 +318,13 @@ _BLOCKS: Rows = {
     ),
 }
 
-VARIANTS = tempting.VARIANTS + tuple(
-    Variant(candidate, kinds)
-    for rows, kinds in (
-        (_PRODUCTS, ("attn", "attn.q", "attn.o", "mlp", "mlp.in", "mlp.out", "block", "unembed")),
-        (_ATTENTION, ATTENTION),
-        (_LAYER_NORMS, ("ln1", "ln_final", "block")),
-        (_ACTIVATIONS, ("mlp", "block")),
-        (_BLOCKS, ("block",)),
-    )
-    for candidate in named_candidates(__name__, rows)
+VARIANTS = tempting.VARIANTS + named_variants(
+    __name__,
+    (_PRODUCTS, ("attn", "attn.q", "attn.o", "mlp", "mlp.in", "mlp.out", "block", "unembed")),
+    (_ATTENTION, ATTENTION),
+    (_LAYER_NORMS, ("ln1", "ln_final", "block")),
+    (_ACTIVATIONS, ("mlp", "block")),
+    (_BLOCKS, ("block",)),
 )
 """None of them may fail, in any dtype."""
 __getattr__ = by_name(VARIANTS)

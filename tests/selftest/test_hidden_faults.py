@@ -1,8 +1,9 @@
-"""Every hidden fault changes what a user sees: its demonstration differs from that of the correct bridge."""
+"""Every hidden fault changes what a user sees, and the table of those that no case sees cannot be wrong unnoticed."""
 
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,9 +12,18 @@ from transformers import CodeGenForCausalLM
 
 from cgverify.bridge import boot
 from cgverify.checkpoint.names import NANO
+from cgverify.checkpoint.resolve import resolve
 from cgverify.observe.candidate import find_candidate
-from cgverify.selftest.candidates import HiddenFault
+from cgverify.plan.axes import DTYPES
+from cgverify.selftest.candidates import HiddenFault, Unseen
+from cgverify.selftest.hidden_faults import hidden_results
+from cgverify.selftest.report import sections
+from cgverify.selftest.result import Outcome, SelfTestResult
 from cgverify.selftest.seeded import HIDDEN
+from cgverify.selftest.seeded.unseen import UNSEEN
+from cgverify.selftest.self_test import MODEL, exit_code
+from cgverify.verification.checkpoint_verifier import CheckpointVerifier
+from cgverify.verification.judge import Judge
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +44,45 @@ def differs(one: Any, other: Any) -> bool:
 def scale(tensor: torch.Tensor) -> float:
     finite = tensor[tensor.isfinite() & (tensor.abs() < 1e30)]
     return float(finite.detach().double().abs().mean()) if finite.numel() else 0.0
+
+
+def hidden(name: str) -> HiddenFault:
+    return next(fault for fault in HIDDEN if fault.name == name)
+
+
+def quick_results(fault: HiddenFault, *dtypes: str) -> list[SelfTestResult]:
+    source = resolve(MODEL)
+    verifier = CheckpointVerifier(
+        source, {fault.bridge: find_candidate(fault.bridge)}, judge=Judge(with_sentence=False)
+    )
+    return list(hidden_results([fault], dtypes, ["cpu"], True, verifier.verify_all, source))
+
+
+def test_marked_fault_that_a_case_sees_is_a_stale_mark() -> None:
+    marked = replace(hidden("ReadByAddress"), unseen=Unseen("No input has other strides.", ("float32",)))
+    stale, caught = results = quick_results(marked, "float32", "float16")
+    assert (stale.outcome, caught.outcome) == (Outcome.STALE, Outcome.CAUGHT)
+    assert exit_code(results) == 1
+    assert exit_code([caught]) == 0
+    assert caught.rightly_blamed
+    assert next(iter(sections([stale]))).title == (
+        "stale mark ReadByAddress in float32 on cpu: data found it. Remove float32 from its row in "
+        "cgverify/selftest/seeded/unseen.py."
+    )
+
+
+def test_hidden_fault_that_no_case_sees_fails_unless_marked() -> None:
+    fault = replace(hidden("OneTokenReadsTheLast64"), cases=("default",))
+    (missed,) = quick_results(fault, "float32")
+    (unseen,) = quick_results(replace(fault, unseen=Unseen("No case is that long.")), "float32")
+    assert (missed.outcome, unseen.outcome) == (Outcome.MISSED, Outcome.UNSEEN)
+    assert exit_code([missed]) == 1
+    assert exit_code([unseen]) == 0
+
+
+def test_table_of_unseen_faults_has_known_names_and_dtypes() -> None:
+    assert set(UNSEEN) <= {fault.name for fault in HIDDEN}
+    assert {dtype for unseen in UNSEEN.values() for dtype in unseen.dtypes} <= set(DTYPES)
 
 
 @pytest.mark.slow

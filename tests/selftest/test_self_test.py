@@ -17,7 +17,7 @@ from cgverify.selftest.seeded.precision import OutputInBfloat16
 from cgverify.selftest.seeded.rotation import PositionsIgnored
 from cgverify.selftest.seeded.scores import ScaleSlightlyOff
 from cgverify.selftest.self_test import SelfTest, exit_code
-from cgverify.selftest.variants import VARIANTS, ReciprocalScale, SoftmaxByHand
+from cgverify.selftest.variants import VARIANTS, ReciprocalScale, SoftmaxByHand, strided_weights
 
 
 class NoFault(CodeGenAttentionBridge):
@@ -86,6 +86,17 @@ def test_fault_among_variants_is_a_false_alarm() -> None:
     assert [result.outcome for result in results] == [Outcome.HELD, Outcome.HELD, Outcome.FALSE_ALARM]
     assert exit_code(results) == 1
     assert exit_code(results[:2]) == 0
+
+
+def test_fault_that_reads_the_config_is_found_by_its_stage() -> None:
+    (result,) = run_self_test(next(each for each in FAULTS if each.name == "output_heads_reordered"), quick=True)
+    assert result.blamed == ("output",)
+
+
+def test_strided_weights_of_the_unembedding_hold() -> None:
+    """No block is in view, where q, k and v have no weights of their own."""
+    (result,) = run_self_test(Variant(strided_weights, ("unembed",)), quick=True)
+    assert result.outcome is Outcome.HELD
 
 
 @pytest.mark.parametrize("known", [*FAULTS, *VARIANTS], ids=lambda known: known.name)

@@ -39,7 +39,7 @@ _SUBJECTS = (
 )
 
 HIDDEN = tuple(
-    replace(fault, unseen=UNSEEN.get(fault.name, ""))
+    replace(fault, unseen=UNSEEN.get(fault.name))
     for subject in (sizes, state, data, coverage, interventions, gradients, dropout_flags, caches, whole_model)
     for fault in subject.FAULTS
 )

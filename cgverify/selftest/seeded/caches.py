@@ -74,16 +74,16 @@ def _cache_of(kwargs: dict[str, Any]) -> Any:
 def _own_causal_mask(length: Any) -> Any:
     """Make the missing mask of a forward with a cache, by a function that counts what is cached."""
 
-    def forward(bridge: Any, inherited: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        cache = _cache_of(kwargs)
-        if cache is not None and kwargs.get("attention_mask") is None:
+    def attend(bridge: Any, inherited: Any, hidden_states: Tensor, **given: Any) -> Any:
+        cache = _cache_of(given)
+        if cache is not None and given.get("attention_mask") is None:
             new = hidden_states.shape[1]
             keys = _length(bridge, cache) + new
             visible = torch.ones(1, 1, new, keys, dtype=torch.bool).tril(length(bridge, cache))
-            kwargs["attention_mask"] = visible.to(hidden_states.device)
-        return inherited(hidden_states, *args, **kwargs)
+            given["attention_mask"] = visible.to(hidden_states.device)
+        return inherited(hidden_states, **given)
 
-    return attention(forward=forward)
+    return attention(_attend=attend)
 
 
 def _beams_share(_: Any, mix: Any, pattern: Tensor, value: Tensor) -> Any:
@@ -252,7 +252,7 @@ _ROWS = {
         ("attn",),
     ),
     "BeamsShareValues": Hidden(
-        "Cached sequences with a common first token share all their values, as beams are thought to do.",
+        "Cached sequences with a common first token share all their values, as if they were beams of one sequence.",
         attention(_mix=_beams_share),
         ("mix",),
         _common_start,

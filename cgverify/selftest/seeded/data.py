@@ -35,12 +35,12 @@ def _shared_mask_cut(_: Any, scores: Any, query: Tensor, key: Tensor, mask: Tens
 
 
 def _with_mask(change: Any) -> Any:
-    """Give the forward another mask, a function of the given one."""
+    """Compute attention with another mask, a function of the given one."""
 
-    def forward(_: Any, inherited: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        return inherited(hidden_states, *args, **kwargs | {"attention_mask": change(kwargs.get("attention_mask"))})
+    def attend(_: Any, inherited: Any, hidden_states: Tensor, **given: Any) -> Any:
+        return inherited(hidden_states, **given | {"attention_mask": change(given.get("attention_mask"))})
 
-    return attention(forward=forward)
+    return attention(_attend=attend)
 
 
 def _rising(_: Any, rotate: Any, query: Tensor, key: Tensor, position_ids: Tensor, *__: Any) -> Any:
@@ -183,9 +183,8 @@ _ATTENTION = {
     "ReadByAddress": Hidden(
         "Hidden states are read as if they were contiguous.",
         attention(_project=_read_by_address),
-        ("project_q", "project_k", "project_v"),
+        ("input",),
         user.attends(_transposed),
-        kinds=("attn", "block"),
     ),
     "RowsLikeTheFirst": Hidden(
         "A sequence that begins like the first one of its batch has its q, k and v.",
@@ -224,7 +223,7 @@ _OTHERS = {
         ("ln1", "ln_final", "block"),
     ),
     "zero_rows_skipped": Hidden(
-        "A token whose input is 0 is taken for padding, and gets no bias from `fc_out`.",
+        "A token whose input is 0 gets no bias from `fc_out`, as if it were padding.",
         computed(_zero_rows_skipped, "blocks.0.mlp.out"),
         ("mlp_out",),
         lambda bridge: bridge.blocks[0].mlp.out(torch.zeros(1, 2, 4 * user.WIDTH)),

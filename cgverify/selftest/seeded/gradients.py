@@ -13,7 +13,7 @@ from transformers import DynamicCache
 
 from cgverify.selftest.candidates import Hidden, by_name, hidden_faults
 from cgverify.selftest.seeded import demonstrations as user
-from cgverify.selftest.seeded.seeding import activated, attention, changed, computed, rehooked
+from cgverify.selftest.seeded.seeding import activated, attention, changed, computed, rehooked, returning
 
 
 class _Around(Function):
@@ -86,14 +86,10 @@ def _doubled_from_second(linear: nn.Linear, x: Tensor) -> Tensor:
     return nn.functional.linear(x, weight, linear.bias)
 
 
-def _detached_pattern(_: Any, forward: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-    output, pattern = forward(*args, **kwargs)
-    return output, pattern.detach()
-
-
-def _detach_stored_keys(_: Any, extend: Any, cache: Any, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+def _detach_stored_keys(bridge: Any, extend: Any, cache: Any, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    start = int(cache.get_seq_length(bridge._layer_idx))
     keys, values = extend(cache, key.detach(), value)
-    return torch.cat((keys[:, :, : -key.shape[2]], key), 2), values
+    return torch.cat((keys[:, :, :start], key, keys[:, :, start + key.shape[2] :]), 2), values
 
 
 def _pad_with_token_0(bridge: Any) -> None:
@@ -196,9 +192,7 @@ _ATTENTION = {
     ),
     "ReturnedPatternDetached": Hidden(
         "The pattern that the forward returns is detached.",
-        attention(
-            forward=lambda _, forward, *args, **kw: (lambda out: (out[0], out[1].detach()))(forward(*args, **kw))
-        ),
+        returning(lambda output, pattern: (output, pattern.detach())),
         ("gradient", "conduct", "returned"),
         user.raising(
             user.differentiated(

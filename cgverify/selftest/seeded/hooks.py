@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from cgverify.bridge import CodeGenAttentionBridge
 from cgverify.selftest.candidates import Implementation, Rows, by_name, fault, named_faults
-from cgverify.selftest.seeded.seeding import attention, is_hidden, keep
+from cgverify.selftest.seeded.seeding import attention, is_hidden, keep, returning
 
 
 class ShowsHiddenScores(CodeGenAttentionBridge):
@@ -92,11 +92,6 @@ def _zeroed_by_data(_: Any, output: Any, z: Tensor) -> Any:
     projected = output(z)
     z.data.zero_()
     return projected
-
-
-def _returning(change: Callable[..., Any]) -> Implementation:
-    """Return a function of the output and the pattern."""
-    return attention(forward=lambda _, forward, *args, **kwargs: change(*forward(*args, **kwargs)))
 
 
 _SHOWN_QUERIES: Rows = {
@@ -188,8 +183,8 @@ FAULTS = (
     *named_faults(__name__, _DEAD_PATTERN, "softmax", "patched"),
     *named_faults(__name__, _DEAD_OUTPUT, "output", "patched"),
     *named_faults(__name__, _CONDUCT, "conduct"),
-    *named_faults(__name__, _RETURNED_PATTERNS, "returned", seed=_returning),
-    *named_faults(__name__, _RETURNED_OUTPUTS, "returned", "block_sum", seed=_returning),
-    *named_faults(__name__, _FORMS, "form", "forward", seed=_returning),
+    *named_faults(__name__, _RETURNED_PATTERNS, "returned", seed=returning),
+    *named_faults(__name__, _RETURNED_OUTPUTS, "returned", "block_sum", seed=returning),
+    *named_faults(__name__, _FORMS, "form", "forward", seed=returning),
 )
 __getattr__ = by_name(FAULTS)

@@ -5,7 +5,8 @@ Paths are those of a bridge over one block, the one in view, such as `blocks.0.a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from copy import copy
 from functools import partial
 from typing import Any
@@ -41,6 +42,11 @@ def attention(**replacements: Callable[..., Any]) -> Implementation:
 def replacing(method: str) -> Callable[[Callable[..., Any]], Implementation]:
     """Return a function that makes an attention bridge from the replacement of one method, see `attention`."""
     return lambda replacement: attention(**{method: replacement})
+
+
+def returning(change: Callable[..., Any]) -> Implementation:
+    """Return an attention bridge whose forward returns a function of the output and the pattern."""
+    return attention(forward=lambda _, forward, *args, **kwargs: change(*forward(*args, **kwargs)))
 
 
 def scales_before_mask(bridge: Any) -> bool:
@@ -80,9 +86,10 @@ def changed(change: Callable[[Any], object]) -> Implementation:
     return candidate
 
 
-def _with_the_block_in_view(bridge: Any) -> nn.Module:
-    """Return the parts of a bridge with one of its blocks, the first one with memory."""
-    parts = nn.Module()
+def _with_the_block_in_view(bridge: Any) -> Any:
+    """Return the config and the parts of a bridge, with one of its blocks, the first one with memory."""
+    parts: Any = nn.Module()
+    parts.cfg = bridge.cfg
     for name, part in bridge.named_children():
         parts.add_module(name, part)
     parts.blocks = nn.ModuleList([next(filter(has_memory, bridge.blocks), bridge.blocks[0])])
@@ -184,6 +191,22 @@ def through(x: Tensor, dtype: torch.dtype) -> Tensor:
 def through_bfloat16(x: Tensor) -> Tensor:
     """Round x to bfloat16 and cast it back."""
     return through(x, torch.bfloat16)
+
+
+def strided(x: Tensor) -> Tensor:
+    """Return a copy of x whose last two dimensions are stored the other way round."""
+    return x.mT.contiguous().mT
+
+
+@contextlib.contextmanager
+def temporarily(owner: Any, name: str, value: object) -> Iterator[None]:
+    """Set an attribute, and set it back at the end: to False, as a flag, if there was none."""
+    before = getattr(owner, name, False)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
 
 
 def is_hidden(mask: Tensor) -> Tensor:

@@ -1,30 +1,38 @@
-"""The hidden faults that no case sees, with the reason. A fault that a case begins to see leaves this table."""
+"""The hidden faults that no case sees, with the reason, and with the dtypes if it is not all of them.
 
-_GRADIENT = "Gradients are taken of an output alone, once, and of a block's parts alone."
-_MODEL = "The whole model is not called so, or not asked for that name."
+The self-test runs them too. It fails if a case finds one in a dtype in which it is marked here.
+"""
+
+from cgverify.selftest.candidates import Unseen
+
+_GRADIENT = Unseen("Gradients are taken of an output alone, once, and of a block's parts alone.")
+_MODEL = Unseen("The whole model is not called so, or not asked for that name.")
+_MASK = Unseen("Hugging Face's attention has no such mask.")
 
 UNSEEN = {
-    "GradientsLeftOff": "No case gives hidden states of another width.",
-    "mlp_result_of_same_tensor": "No case edits an input in place between two calls.",
-    "BooleanMaskInverted": "Hugging Face adds a boolean mask, so only the case `caches` shows it, in float32.",
-    "PaddingMaskIgnored": "Hugging Face's attention takes no such mask, so only `caches` shows it, in float32.",
-    "block_clamped_to_float16": "In float16, nothing but an infinity could show it.",
-    "SameDtypeAssumed": "No hook returns a tensor of another dtype.",
-    "backward_hook_unheard": "No case attaches a hook to a gradient.",
+    "GradientsLeftOff": Unseen("No case gives hidden states of another width."),
+    "mlp_result_of_same_tensor": Unseen("No case edits an input in place between two calls."),
+    "BooleanMaskInverted": _MASK,
+    "PaddingMaskIgnored": _MASK,
+    "LengthOfFirstLayer": Unseen("No case calls attention for several tokens without a mask."),
+    "block_clamped_to_float16": Unseen("Nothing but an infinity could show it.", ("float16",)),
+    "SameDtypeAssumed": Unseen("No hook returns a tensor of another dtype."),
+    "backward_hook_unheard": Unseen("No case attaches a hook to a gradient."),
     "returned_pattern_cut_off": _GRADIENT,
     "gradient_around_the_hook": _GRADIENT,
     "FirstDerivativeOnly": _GRADIENT,
     "MaskDetached": _GRADIENT,
     "ReturnedPatternDetached": _GRADIENT,
+    "CachedKeysDetached": Unseen("No case takes a gradient in a prefix through a cache."),
     "no_forward_derivative": _GRADIENT,
     "no_gradient_for_token_0": _GRADIENT,
     "unembedding_bias_frozen": _GRADIENT,
     "final_gain_frozen": _GRADIENT,
-    "branch_flag_ignored_in_training": "`use_hook_mlp_in` is verified in eval mode only.",
+    "branch_flag_ignored_in_training": Unseen("`use_hook_mlp_in` is verified in eval mode only."),
     "stops_a_layer_late": _MODEL,
     "generation_ignores_padding": _MODEL,
     "generation_samples": _MODEL,
     "rotated_names_exchanged": _MODEL,
     "outputs_exchanged_in_cache": _MODEL,
-    "mlp_weight_is_a_copy": "Weights are compared by name, and not edited through it.",
+    "mlp_weight_is_a_copy": Unseen("Weights are compared by name, and not edited through it."),
 }
