@@ -16,6 +16,7 @@ from transformers import DynamicCache
 
 from cgverify.observe.inputs import attention_inputs
 from cgverify.observe.run import call_component
+from cgverify.selftest.seeded.seeding import temporarily
 
 Demonstration = Callable[[Any], Any]
 Edit = Callable[[Any], object]
@@ -152,6 +153,11 @@ def doubled(tensor: Tensor) -> Tensor:
     return tensor * 2
 
 
+def fails(_: Tensor) -> None:
+    """Raise, as a hook with a mistake does."""
+    raise RuntimeError("this hook raises")
+
+
 # --- modes ------------------------------------------------------------------------------------------------------------
 
 
@@ -184,13 +190,10 @@ def flagged(demonstration: Demonstration, *flags: str) -> Demonstration:
     """Do it with flags of the bridge's config turned on."""
 
     def demonstrate(bridge: Any) -> Any:
-        for flag in flags:
-            setattr(bridge.cfg, flag, True)
-        try:
-            return demonstration(bridge)
-        finally:
+        with contextlib.ExitStack() as stack:
             for flag in flags:
-                setattr(bridge.cfg, flag, False)
+                stack.enter_context(temporarily(bridge.cfg, flag, True))
+            return demonstration(bridge)
 
     return demonstrate
 

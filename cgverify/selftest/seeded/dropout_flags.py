@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cgverify.selftest.candidates import Hidden, Implementation, by_name, hidden_faults
 from cgverify.selftest.seeded import demonstrations as user
-from cgverify.selftest.seeded.seeding import attention, changed, rebuilt
+from cgverify.selftest.seeded.seeding import attention, changed, rebuilt, temporarily
 
 
 def _residual_rate(wrapped: Any) -> float:
@@ -28,11 +28,8 @@ def _attention_at_residual_rate(bridge: Any, _: Any, pattern: Tensor) -> Tensor:
 
 def _residual_at_attention_rate(bridge: Any, output: Any, z: Tensor) -> Any:
     wrapped = bridge.original_component
-    before, wrapped.resid_dropout.p = wrapped.resid_dropout.p, _attention_rate(wrapped)
-    try:
+    with temporarily(wrapped.resid_dropout, "p", _attention_rate(wrapped)):
         return output(z)
-    finally:
-        wrapped.resid_dropout.p = before
 
 
 class _AlwaysDrops(nn.Dropout):
@@ -67,27 +64,17 @@ def _without_flag(flag: str, when: Callable[[Any, Tensor], bool]) -> Callable[..
     """Return a replacement of a method of one tensor, for which a flag is off under a condition."""
 
     def method(bridge: Any, inherited: Any, tensor: Tensor) -> Any:
-        before = getattr(bridge.config, flag, False)
-        if not (before and when(bridge, tensor)):
+        with temporarily(bridge.config, flag, getattr(bridge.config, flag, False) and not when(bridge, tensor)):
             return inherited(tensor)
-        setattr(bridge.config, flag, False)
-        try:
-            return inherited(tensor)
-        finally:
-            setattr(bridge.config, flag, before)
 
     return method
 
 
 def _result_undropped(bridge: Any, output: Any, z: Tensor) -> Any:
-    wrapped = bridge.original_component
     if not getattr(bridge.config, "use_attn_result", False):
         return output(z)
-    before, wrapped.resid_dropout = wrapped.resid_dropout, nn.Identity()
-    try:
+    with temporarily(bridge.original_component, "resid_dropout", nn.Identity()):
         return output(z)
-    finally:
-        wrapped.resid_dropout = before
 
 
 def _deaf_branch_in_training(bridge: Any) -> None:

@@ -13,7 +13,7 @@ from transformer_lens.hook_points import HookPoint
 from cgverify.bridge.fast_path import call_hook_point, has_hooks
 from cgverify.selftest.candidates import Hidden, Implementation, by_name, hidden_faults
 from cgverify.selftest.seeded import demonstrations as user
-from cgverify.selftest.seeded.seeding import attention, changed, is_hidden, keep, rehooked
+from cgverify.selftest.seeded.seeding import attention, changed, is_hidden, keep, rehooked, temporarily
 
 
 def _deaf_pattern(when: Callable[[Any, Tensor], bool]) -> Implementation:
@@ -107,11 +107,8 @@ def _last_alone(point: str) -> Implementation:
 
 def _backward_unheard(show: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     point: Any = show.__self__  # type: ignore[attr-defined]
-    kept, point._backward_hooks = point._backward_hooks, OrderedDict()
-    try:
+    with temporarily(point, "_backward_hooks", OrderedDict()):
         return show(x)
-    finally:
-        point._backward_hooks = kept
 
 
 def _under_autocast(bridge: Any) -> Any:
@@ -140,10 +137,6 @@ def _two_hooks(bridge: Any) -> Any:
     functions = [(name, lambda x, hook: x * 2), (name, lambda x, hook: x.flip(1))]  # noqa: ARG005
     with bridge.hooks(fwd_hooks=functions):
         return user.attends()(bridge)
-
-
-def _raises(_: Tensor) -> None:
-    raise RuntimeError("this hook raises")
 
 
 def _backward_hook(bridge: Any) -> Any:
@@ -243,7 +236,7 @@ _OTHERS = {
         "An error that a hook of the pattern raises is swallowed.",
         rehooked("blocks.0.attn.hook_pattern", _swallowed),
         ("conduct", "mix"),
-        user.raising(user.patched(user.attends(), hook_pattern=_raises)),
+        user.raising(user.patched(user.attends(), hook_pattern=user.fails)),
     ),
     "last_hook_alone": Hidden(
         "Of two hooks of the pattern, the second one gets the original, and what the first one returns is lost.",

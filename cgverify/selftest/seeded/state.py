@@ -12,13 +12,15 @@ from torch import Tensor, nn
 from cgverify.bridge import CodeGenAttentionBridge
 from cgverify.selftest.candidates import Hidden, Implementation, by_name, hidden_faults
 from cgverify.selftest.seeded import demonstrations as user
-from cgverify.selftest.seeded.seeding import attention, changed, computed
+from cgverify.selftest.seeded.seeding import attention, changed, computed, keep, temporarily
 
 
 def _kept(owner: Any, name: str, key: object, make: Callable[[], Any]) -> Any:
     """Return what was made for a key when it was first asked for."""
     kept: dict[object, Any] = owner.__dict__.setdefault(f"_kept_{name}", {})
-    return kept.setdefault(key, make()) if key not in kept else kept[key]
+    if key not in kept:
+        kept[key] = make()
+    return kept[key]
 
 
 def _mask_by_shape(bridge: Any, scores: Any, query: Tensor, key: Tensor, mask: Tensor) -> Any:
@@ -55,14 +57,9 @@ def _rows_by_first_token(table: nn.Embedding, ids: Tensor) -> Any:
     return _kept(table, "rows", key, lambda: nn.functional.embedding(ids, table.weight)).clone()
 
 
-def _keep_pattern(bridge: Any, pattern_of: Any, scores: Tensor, dtype: torch.dtype) -> Any:
-    bridge.__dict__["_own"] = pattern = pattern_of(scores, dtype)
-    return pattern
-
-
 def _mix_by_last_patch(bridge: Any, mix: Any, pattern: Tensor, value: Tensor) -> Any:
     kept = bridge.__dict__
-    if pattern is not kept["_own"]:
+    if pattern is not bridge.kept:
         kept["_patch"] = pattern.detach()
     elif (patch := kept.get("_patch")) is not None and (patch.shape, patch.dtype) == (pattern.shape, pattern.dtype):
         pattern = patch
@@ -126,11 +123,8 @@ def _buffers_in_turn(number: int) -> Implementation:
 def _sticky_flag(bridge: Any, output: Any, z: Tensor) -> Any:
     config = bridge.config
     bridge.__dict__["_by_head"] = bridge.__dict__.get("_by_head") or getattr(config, "use_attn_result", False)
-    before, config.use_attn_result = getattr(config, "use_attn_result", False), bridge.__dict__["_by_head"]
-    try:
+    with temporarily(config, "use_attn_result", bridge.__dict__["_by_head"]):
         return output(z)
-    finally:
-        config.use_attn_result = before
 
 
 def _other_mask(given: dict[str, Any]) -> dict[str, Any]:
@@ -163,10 +157,6 @@ def _after_wrong_width(bridge: Any) -> Any:
         return user.call(bridge, "attn", given)[0].requires_grad
     finally:
         torch.set_grad_enabled(before)
-
-
-def _raise(_: Tensor) -> None:
-    raise RuntimeError("this hook raises")
 
 
 def _random_numbers(bridge: Any) -> Tensor:
@@ -219,7 +209,7 @@ _ATTENTION = {
     ),
     "PatchSticks": Hidden(
         "A pattern that a hook returned is used in later forwards of its shape as well.",
-        attention(_pattern_of=_keep_pattern, _mix=_mix_by_last_patch),
+        attention(_pattern_of=keep, _mix=_mix_by_last_patch),
         ("mix",),
         user.in_turn(user.patched(user.attends(), hook_pattern=user.reverse), user.attends()),
     ),
@@ -234,7 +224,7 @@ _ATTENTION = {
         attention(forward=_guard_against_reentry),
         ("conduct", "mix", "softmax"),
         user.in_turn(
-            user.raising(user.patched(user.attends(), hook_attn_scores=_raise)),
+            user.raising(user.patched(user.attends(), hook_attn_scores=user.fails)),
             user.shown(user.attends(), "hook_pattern"),
         ),
     ),

@@ -14,14 +14,19 @@ from cgverify.selftest.seeded import demonstrations as user
 from cgverify.selftest.seeded.seeding import changed, in_view, rebuilt
 
 
-def _subclassed(path: str, **members: Any) -> Implementation:
-    """Give a module of a bridge, or the bridge itself, a subclass with other members."""
+def _override(module: Any, **members: Any) -> None:
+    """Make a module an instance of a subclass with other members."""
+    module.__class__ = type(type(module).__name__, (type(module),), members)
 
-    def seed(bridge: Any) -> None:
-        owner = bridge.get_submodule(path) if path else bridge
-        owner.__class__ = type(type(owner).__name__, (type(owner),), members)
 
-    return changed(seed) if path else rebuilt(seed)
+def _overridden(**members: Any) -> Implementation:
+    """Return a function that overrides members of the whole bridge."""
+    return rebuilt(lambda bridge: _override(bridge, **members))
+
+
+def _overridden_in(path: str, **members: Any) -> Implementation:
+    """Return a function that overrides members of a module of the bridge."""
+    return changed(lambda bridge: _override(bridge.get_submodule(path), **members))
 
 
 def _calling(name: str, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Implementation:
@@ -33,7 +38,7 @@ def _calling(name: str, change: Callable[[dict[str, Any]], dict[str, Any]]) -> I
         def method(self: Any, *args: Any, **kwargs: Any) -> Any:
             return inherited(self, *args, **change(kwargs))
 
-        bridge.__class__ = type(type(bridge).__name__, (type(bridge),), {name: method})
+        _override(bridge, **{name: method})
 
     return rebuilt(seed)
 
@@ -96,7 +101,7 @@ def _exchange_in_cache(bridge: Any) -> None:
                 values[first], values[second] = values[second], values[first]
         return returned, cache
 
-    bridge.__class__ = type(type(bridge).__name__, (type(bridge),), {"run_with_cache": run_with_cache})
+    _override(bridge, run_with_cache=run_with_cache)
 
 
 def _unshifted_loss(self: Any, logits: Tensor, tokens: Tensor, *_: Any, **__: Any) -> Tensor:  # noqa: ARG001
@@ -111,7 +116,7 @@ def _rows_like_first(bridge: Any) -> None:
             input = torch.cat((input[:1, :2].expand(len(input), -1), input[:, 2:]), 1)
         return inherited(self, input, *args, **kwargs)
 
-    bridge.__class__ = type(type(bridge).__name__, (type(bridge),), {"forward": forward})
+    _override(bridge, forward=forward)
 
 
 # --- what a user does -------------------------------------------------------------------------------------------------
@@ -218,7 +223,7 @@ _INPUTS = {
     ),
     "loss_not_shifted": Hidden(
         "The loss compares each token's logits with that token, not with the next one.",
-        _subclassed("", loss_fn=_unshifted_loss),
+        _overridden(loss_fn=_unshifted_loss),
         ("returned",),
         _loss,
         _MODEL,
@@ -266,7 +271,7 @@ _LAYERS = {
 _NAMES = {
     "rotated_names_exchanged": Hidden(
         "By name, `hook_rot_q` is the hook of the rotated keys, and `hook_rot_k` that of the queries.",
-        _subclassed("", **_properties(hook_dict=_exchanged_names)),
+        _overridden(**_properties(hook_dict=_exchanged_names)),
         ("conduct", "rope"),
         _cached("blocks.0.attn.hook_rot_q"),
         _MODEL,
@@ -298,7 +303,7 @@ _WEIGHTS = {
     ),
     "embedding_weight_centred": Hidden(
         "`W_E` is centred, as after processing, though the embedding is not.",
-        _subclassed("embed", **_properties(W_E=lambda self: self.weight - self.weight.mean(-1, keepdim=True))),
+        _overridden_in("embed", **_properties(W_E=lambda self: self.weight - self.weight.mean(-1, keepdim=True))),
         ("embedding", "conduct", "weights"),
         _reads("embed.W_E"),
         ("embed", "model"),
@@ -306,7 +311,7 @@ _WEIGHTS = {
     ),
     "unembedding_weight_shifted": Hidden(
         "`W_U` has the columns of the tokens before.",
-        _subclassed("unembed", **_properties(W_U=lambda self: self.weight.roll(1, 0).T)),
+        _overridden_in("unembed", **_properties(W_U=lambda self: self.weight.roll(1, 0).T)),
         ("unembed", "conduct", "weights"),
         _reads("unembed.W_U"),
         ("unembed", "model"),
@@ -314,7 +319,7 @@ _WEIGHTS = {
     ),
     "mlp_weight_is_a_copy": Hidden(
         "`W_out` is a copy, so that an edit of it has no effect.",
-        _subclassed("blocks.0.mlp", **_properties(W_out=lambda self: self.get_submodule("out").weight.T.clone())),
+        _overridden_in("blocks.0.mlp", **_properties(W_out=lambda self: self.get_submodule("out").weight.T.clone())),
         ("mlp_out", "conduct", "weights"),
         _edits,
         ("mlp", "model"),
