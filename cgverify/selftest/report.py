@@ -18,11 +18,8 @@ COLUMNS = [
 ]
 REQUIRED_SHARE = 0.95
 """The share of caught faults that must have the right stage blamed."""
-OF_CANDIDATES = (
-    *("caught", "missed", "unseen", "stale mark", "changes no bit", "below resolution"),
-    *("held", "false alarm"),
-)
-_OF_HIDDEN = (Outcome.CAUGHT, Outcome.MISSED, Outcome.UNSEEN, Outcome.STALE, Outcome.BELOW)
+OF_CANDIDATES = ("caught", "missed", "unseen", "changes no bit", "below resolution", "held", "false alarm")
+_OF_HIDDEN = (Outcome.CAUGHT, Outcome.MISSED, Outcome.UNSEEN, Outcome.BELOW)
 OF_REFERENCES = ("refused", "suspect", "missed", "wrongly blamed", "held", "false alarm")
 
 
