@@ -16,6 +16,7 @@ from cgverify.checkpoint.resolve import resolve
 from cgverify.checkpoint.window import ModelVariant, Window
 from cgverify.common.records import CellResult, Prompt, Verdict
 from cgverify.plan.cases import AS_CARRIED, CARRIED, GENERATED_TOKENS, GENERATION, TOP_1
+from cgverify.verification.model_calls import wrong_loss
 from cgverify.verification.whole_model import run_reference
 
 PROMPT = Prompt(tokens=tuple(b"def f(x):\n"), origin="a test")
@@ -91,7 +92,8 @@ def test_fault_between_layers_is_found_in_its_layer(seeded: list[CellResult], fa
     stages, components = whole_faults.FAULTS[fault]
     found = failed(of(own, kind="model"))
     assert stages <= {finding.stage for finding in found}
-    inside = [finding for finding in found if finding.tap != "logits"]  # other calls of the model differ at its end
+    # Other calls of the model differ in its logits, which no component is to blame for.
+    inside = [finding for finding in found if (finding.tap, finding.stage) != ("logits", "conduct")]
     assert {finding.step.rpartition(" ")[2] for finding in inside} <= components
     differ = [f for f in findings(own) if f.stage == AS_CARRIED and f.verdict is not Verdict.BITWISE]
     assert differ or fault is whole_faults.cache_of_another_layer
@@ -102,6 +104,12 @@ def test_fault_of_a_call_is_found_and_named(seeded: list[CellResult], fault: Any
     found = failed(of(seeded, candidate=f"whole_faults:{fault.__name__}"))
     assert {(finding.tap, finding.stage) for finding in found} == {("logits", "conduct")}
     assert whole_faults.CALLS[fault] in found[0].message
+
+
+def test_loss_that_is_not_a_number_is_wrong() -> None:
+    logits, ids = torch.randn(1, 5, 7), torch.arange(5).unsqueeze(0)
+    for loss in (torch.tensor(torch.nan), torch.tensor(torch.inf)):
+        assert wrong_loss(lambda *_, loss=loss, **__: loss, ids, logits)
 
 
 def test_failed_whole_model_sentence_counts_later_failures(seeded: list[CellResult]) -> None:
