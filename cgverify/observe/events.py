@@ -76,7 +76,7 @@ def raising_hook(subject: Subject) -> Violations:
 
 
 def refused_inputs(subject: Subject) -> Violations:
-    """Call the component with inputs that it must refuse: of another width, or ids that are no integers.
+    """Call the component with inputs that it must refuse: of another width, or ids that are not integers.
 
     An id that is too large is not among them: on a GPU nothing works after it.
     """

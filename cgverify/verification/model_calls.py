@@ -2,9 +2,10 @@
 
 Errors add up over the layers, so logits have no bound here, and this is the one place where a tolerance was chosen and
 not derived. Logits may differ from Hugging Face's by √u times the greatest one, with u the unit roundoff of the dtype,
-or float32's if that is greater, since scores are float32 in every model. On codegen-nano the two sides, and Hugging Face with other positions of the padding, were within .003 of
-that in float32 and .1 in 16 bits. Padding that is seen, or a row that has another's tokens, moves logits by more. A fault of one component that
-moves them by less is seen where the prompt passes through that component, by its stages.
+or float32's if that is greater, since scores are float32 in every model. On codegen-nano the two sides, and Hugging
+Face with other positions of the padding, were within .003 of that in float32 and .1 in 16 bits. Padding that is seen,
+or a row that has another's tokens, moves logits by more. A fault of one component that moves them by less is seen where
+the prompt passes through that component, by its stages.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A tap that Hugging Face's side no longer shows is an error: its oracle alone is no parity."""
+"""A tap that Hugging Face's side no longer shows is an error: its oracle alone is not parity."""
 
 from __future__ import annotations
 

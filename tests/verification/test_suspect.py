@@ -80,11 +80,11 @@ def bridge(stock: CodeGenForCausalLM) -> Any:
     return boot(copy.deepcopy(stock))
 
 
-def _require_suspect(result: Result, sentence: str) -> None:
+def _require_suspect(result: Result, sentence: str, *others: str) -> None:
     assert not result.ok
     assert result.exit_code == 1
-    assert set(result.findings["verdict"]) <= {"bitwise", "ulp", "bounded", "suspect", "error"}
-    with pytest.raises(AssertionError, match=f"^(suspect|error) .*{sentence}"):
+    assert set(result.findings["verdict"]) - {"bitwise", "ulp", "bounded"} == {"suspect", *others}
+    with pytest.raises(AssertionError, match=f"^{[*others, 'suspect'][0]} .*{sentence}"):
         result.assert_ok()
 
 
@@ -93,8 +93,9 @@ def test_changed_forward_of_the_class_is_suspect(
     stock: CodeGenForCausalLM, bridge: Any, change: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     forward, sentence = CHANGED_FORWARDS[change]
+    others = ["error"] if change == "a module not called" else []  # the taps of that module are not shown
     monkeypatch.setattr(CodeGenAttention, "forward", wraps(stock_forward)(forward))
-    _require_suspect(cgverify.verify(bridge, stock, **{**AXES, "components": "attn"}), sentence)
+    _require_suspect(cgverify.verify(bridge, stock, **{**AXES, "components": "attn"}), sentence, *others)
 
 
 @pytest.mark.parametrize("change", CHANGED_ROTATIONS)

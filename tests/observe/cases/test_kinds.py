@@ -44,7 +44,7 @@ def test_wrong_row_is_named(seeded: Any) -> None:
     assert "returned is not Hugging Face's in row 137 of 256" in messages
 
 
-def test_swallowed_exception_is_told(seeded: Any) -> None:
+def test_swallowed_exception_is_reported(seeded: Any) -> None:
     messages = [finding.message for finding in failed(of(seeded["hook_error_swallowed"], case="state"))]
     assert any("an exception that a hook raised at" in message for message in messages)
 
