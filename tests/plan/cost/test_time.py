@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from typing import Any
 
 import pytest
 import torch
+from command_line import ROOT
 from transformers import CodeGenConfig
 from verifying import verify
 
@@ -71,3 +75,17 @@ def test_estimate_of_a_case_is_within_a_factor_of_two(case: str) -> None:
 
 def test_speed_of_this_machine_can_be_measured() -> None:
     assert 0.1 < measured_speed() < 100
+
+
+def test_speed_is_measured_in_one_thread() -> None:
+    """A second thread would wait for processors that are busy, and the estimate would be 30 times too large."""
+    script = (
+        "import time\n"
+        "from cgverify.plan.cost.time import measured_speed\n"
+        "process, thread = time.process_time(), time.thread_time()\n"
+        "measured_speed()\n"
+        "print((time.process_time() - process) / (time.thread_time() - thread))\n"
+    )
+    two = {**os.environ, "OMP_NUM_THREADS": "2", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", script], env=two, capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 1.1
