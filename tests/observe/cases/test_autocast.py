@@ -18,7 +18,7 @@ from cgverify.selftest.result import Outcome, SelfTestResult
 from cgverify.selftest.seeded import autocast
 
 OF_TRANSFORMER_LENS = ("hook_scale", "hook_normalized")
-"""Hooks that stand for nothing in Hugging Face."""
+"""Hooks without a counterpart in Hugging Face."""
 
 
 UNSEEN = ("RotatedInLowPrecision", "MixOutsideAutocast", "CacheInLowPrecision", "KeysRoundedInCache")
