@@ -14,13 +14,14 @@ from transformer_lens.hook_points import HookPoint
 
 from cgverify.bridge import CodeGenAttentionBridge
 from cgverify.selftest.candidates import ATTENTION, Rows, Variant, by_name, named_variants
-from cgverify.selftest.seeded.seeding import NORMS, attention, computed, strided
+from cgverify.selftest.seeded.seeding import NORMS, attention, computed, strided, widened
 
 
 def _online_softmax(_: Any, softmax: Any, scores: Tensor) -> Any:
     """Take blocks of three keys, and rescale what was added up when a later block has a greater maximum."""
     if scores.dtype == torch.float64 or not scores.isfinite().all():
         return softmax(scores)
+    scores = widened(scores)
     greatest, total = scores[..., :1], torch.zeros_like(scores[..., :1])
     for part in scores.split(3, -1):
         later = torch.maximum(greatest, part.amax(-1, keepdim=True))

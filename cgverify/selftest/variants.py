@@ -16,7 +16,16 @@ from cgverify.selftest import tempting
 from cgverify.selftest.candidates import ATTENTION, Implementation, Rows, by_name, named_variants
 from cgverify.selftest.seeded.autocast import outside_autocast, product_dtype
 from cgverify.selftest.seeded.block import block
-from cgverify.selftest.seeded.seeding import NORMS, activated, attention, changed, computed, scales_before_mask, strided
+from cgverify.selftest.seeded.seeding import (
+    NORMS,
+    activated,
+    attention,
+    changed,
+    computed,
+    scales_before_mask,
+    strided,
+    widened,
+)
 
 ProductFunction = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """A product of an input and a weight, plus a bias unless that is None, all in one dtype."""
@@ -43,10 +52,6 @@ def _multiplied(product: ProductFunction) -> Implementation:
     return computed(forward, *PRODUCTS)
 
 
-def _widened(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
 def _row_by_row(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     rows = [nn.functional.linear(row, weight, bias) for row in x.reshape(-1, x.shape[-1])]
     return torch.stack(rows).reshape(*x.shape[:-1], -1)
@@ -58,14 +63,14 @@ def _permuted_sum(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _split_k(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    parts = zip(_widened(x).chunk(4, -1), _widened(weight).chunk(4, -1), strict=True)
+    parts = zip(widened(x).chunk(4, -1), widened(weight).chunk(4, -1), strict=True)
     total = torch.stack([a @ b.T for a, b in parts]).sum(0)
     return (total if bias is None else total + bias).to(x.dtype)
 
 
 def _bias_first(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    start = 0 if bias is None else _widened(bias)
-    return (start + _widened(x) @ _widened(weight).T).to(x.dtype)
+    start = 0 if bias is None else widened(bias)
+    return (start + widened(x) @ widened(weight).T).to(x.dtype)
 
 
 def _in_float64(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -144,7 +149,7 @@ def _mask_in_product(bridge: Any, scores: Any, query: Tensor, key: Tensor, mask:
     if torch.is_autocast_enabled(query.device.type):
         return scores(query, key, mask)
     q, k = query.to(torch.float32).flatten(0, 1), key.to(torch.float32).flatten(0, 1)
-    start = _widened(mask).expand(*query.shape[:2], -1, -1).flatten(0, 1)
+    start = widened(mask).expand(*query.shape[:2], -1, -1).flatten(0, 1)
     operands, root = (start, q.to(start.dtype), k.to(start.dtype).mT), math.sqrt(query.shape[-1])
     scaled_first = scales_before_mask(bridge)
     scores = torch.baddbmm(*operands, alpha=1 / root) if scaled_first else torch.baddbmm(*operands) / root
@@ -152,23 +157,23 @@ def _mask_in_product(bridge: Any, scores: Any, query: Tensor, key: Tensor, mask:
 
 
 def _softmax_by_hand(_bridge: Any, _softmax: Any, scores: Tensor) -> Tensor:
-    powers = (_widened(scores) - _widened(scores).amax(-1, keepdim=True)).exp()
+    powers = (widened(scores) - widened(scores).amax(-1, keepdim=True)).exp()
     return powers / powers.sum(-1, keepdim=True)
 
 
 def _softmax_by_logarithm(_bridge: Any, _softmax: Any, scores: Tensor) -> Tensor:
-    shifted = _widened(scores) - _widened(scores).amax(-1, keepdim=True)
+    shifted = widened(scores) - widened(scores).amax(-1, keepdim=True)
     return (shifted - shifted.exp().sum(-1, keepdim=True).log()).exp()
 
 
 def _softmax_by_exp2(_bridge: Any, _softmax: Any, scores: Tensor) -> Tensor:
-    powers = ((_widened(scores) - _widened(scores).amax(-1, keepdim=True)) * LOG2_E).exp2()
+    powers = ((widened(scores) - widened(scores).amax(-1, keepdim=True)) * LOG2_E).exp2()
     return powers / powers.sum(-1, keepdim=True)
 
 
 def _softmax_by_fused_exp2(_bridge: Any, _softmax: Any, scores: Tensor) -> Tensor:
     """Emulate a fused multiply-add in float64, where the product of two float32 is exact."""
-    wide = _widened(scores)
+    wide = widened(scores)
     if wide.dtype == torch.float64:
         return _softmax_by_exp2(_bridge, _softmax, scores)
     constant = torch.tensor(LOG2_E)
@@ -201,7 +206,7 @@ def _mix_in_float64(_: Any, mix: Any, pattern: Tensor, value: Tensor) -> Any:
 
 
 def _norm_by_hand(module: nn.LayerNorm, x: Tensor) -> Tensor:
-    centred = _widened(x) - _widened(x).mean(-1, keepdim=True)
+    centred = widened(x) - widened(x).mean(-1, keepdim=True)
     normalized = centred * torch.rsqrt(centred.square().mean(-1, keepdim=True) + module.eps)
     return (normalized * module.weight + module.bias).to(x.dtype)
 
@@ -308,7 +313,7 @@ _ACTIVATIONS: Rows = {
     ),
     "gelu_in_float32": (
         "gelu_new in float32, rounded once: closer to the exact value than Hugging Face's own.",
-        activated(lambda _, x: nn.functional.gelu(_widened(x), approximate="tanh").to(x.dtype)),
+        activated(lambda _, x: nn.functional.gelu(widened(x), approximate="tanh").to(x.dtype)),
     ),
 }
 _BLOCKS: Rows = {

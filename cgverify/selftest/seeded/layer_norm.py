@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 
 from cgverify.selftest.candidates import Implementation, Rows, by_name, named_faults
-from cgverify.selftest.seeded.seeding import NORMS, changed, computed
+from cgverify.selftest.seeded.seeding import NORMS, changed, computed, widened
 
 
 def _with_eps(eps: float) -> Implementation:
@@ -24,23 +24,19 @@ def _affine(module: nn.LayerNorm, normalized: Tensor) -> Tensor:
     return normalized * module.weight + module.bias
 
 
-def _widened(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
 def _eps_outside_root(module: nn.LayerNorm, x: Tensor) -> Tensor:
     centred = x - x.mean(-1, keepdim=True)
     return _affine(module, centred / (centred.square().mean(-1, keepdim=True).sqrt() + module.eps)).to(x.dtype)
 
 
 def _unbiased(module: nn.LayerNorm, x: Tensor) -> Tensor:
-    wide = _widened(x)
+    wide = widened(x)
     deviation = (wide.var(-1, keepdim=True) + module.eps).sqrt()
     return _affine(module, (wide - wide.mean(-1, keepdim=True)) / deviation).to(x.dtype)
 
 
 def _root_mean_square(module: nn.LayerNorm, x: Tensor) -> Tensor:
-    wide = _widened(x)
+    wide = widened(x)
     return _affine(module, wide / (wide.square().mean(-1, keepdim=True) + module.eps).sqrt()).to(x.dtype)
 
 

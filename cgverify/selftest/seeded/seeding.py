@@ -193,6 +193,11 @@ def through_bfloat16(x: Tensor) -> Tensor:
     return through(x, torch.bfloat16)
 
 
+def widened(x: Tensor) -> Tensor:
+    """Cast x to float32, unless it is float64."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def strided(x: Tensor) -> Tensor:
     """Return a copy of x whose last two dimensions are stored the other way round."""
     return x.mT.contiguous().mT
