@@ -19,7 +19,7 @@ from transformers.models.codegen.modeling_codegen import CodeGenAttention
 
 from cgverify.observe.inputs import CaseInputs
 from cgverify.observe.stages import Stage, TapFunction, TensorsByName
-from cgverify.oracle.arithmetic import Expected
+from cgverify.oracle.arithmetic import HALVES, Expected
 from cgverify.oracle.parameters import Parameters
 
 MASK = "given.attention_mask"
@@ -45,18 +45,22 @@ class _BlindRowsZeroed(TorchDispatchMode):
         return result.masked_fill(_blind(args[0]), 0) if func is torch.ops.aten._softmax.default else result
 
 
-def compatible_inputs(inputs: CaseInputs) -> CaseInputs:
-    """Return the forwards of a case that have a counterpart in compatibility mode.
+def compatible_inputs(inputs: CaseInputs, dtype: torch.dtype) -> CaseInputs:
+    """Return the forwards of a case that have a counterpart in compatibility mode, in a dtype.
 
-    Steps under a flag have none. NaN and infinity become 0, since a bridge makes a pattern that is NaN 0 there.
+    Steps under a flag have none. NaN and infinity become 0, since a bridge makes a pattern that is NaN 0 there. Inputs
+    in 16 bits are contiguous: q, k and v have biases there, see `cgverify.observe.cases.data.BIASED`.
     """
     steps = [step for step in inputs.steps if not step.conditions.flags]
-    finite = [{name: _finite(value) for name, value in step.inputs.items()} for step in steps]
-    return CaseInputs(tuple(replace(step, inputs=given) for step, given in zip(steps, finite, strict=True)))
+    changed = [{name: _compatible(value, dtype) for name, value in step.inputs.items()} for step in steps]
+    return CaseInputs(tuple(replace(step, inputs=given) for step, given in zip(steps, changed, strict=True)))
 
 
-def _finite(value: Tensor) -> Tensor:
-    return value.where(value.isfinite(), 0) if value.is_floating_point() else value
+def _compatible(value: Tensor, dtype: torch.dtype) -> Tensor:
+    if not value.is_floating_point():
+        return value
+    finite = value.where(value.isfinite(), 0)
+    return finite.contiguous() if dtype in HALVES else finite
 
 
 def with_infinite_masks(stage: Stage) -> Stage:

@@ -6,6 +6,7 @@ import copy
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -172,7 +173,8 @@ class LoadedPair:
             return DEFAULT_JUDGE.results(observed, reference.parameters)
         processed = processed_reference(model, bridge)
         parameters = self._parameters(processed)
-        reference = Reference(processed, parameters, config, spread, compatible_inputs, with_infinite_masks)
+        change_inputs = partial(compatible_inputs, dtype=getattr(torch, self.dtype))
+        reference = Reference(processed, parameters, config, spread, change_inputs, with_infinite_masks)
         weights = ProcessedWeights(self._parameters(model), reference.parameters)
         observed = [observe_cell(cell, reference, bridge) for cell in cells]
         observed = [replace(one, extra_findings=weights.findings(one.cell.kind)) for one in observed]
