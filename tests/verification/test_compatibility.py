@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CodeGenForCausalLM
 
 import cgverify
@@ -210,6 +210,21 @@ def test_other_hiding_than_minus_infinity_is_found(
     for component in ("attn", "block"):
         with pytest.raises(AssertionError, match=sentence):
             cgverify.verify(bridge, model, layers=1, components=component, cases="stress").assert_ok()
+
+
+def test_data_in_16_bits_passes(reference: CodeGenForCausalLM) -> None:
+    model = copy.deepcopy(reference).to(torch.float16)
+    cgverify.verify(processed(model), model, layers=1, components="attn", cases="data").assert_ok()
+
+
+def test_wrong_projection_with_a_bias_has_no_error(reference: CodeGenForCausalLM) -> None:
+    """No known mistake explains it, and all of them are tried."""
+    bridge = processed(reference)
+    linear = bridge.blocks[1].attn.q.original_component
+    linear.forward = lambda x: nn.functional.linear(x.sin(), linear.weight, linear.bias)
+    result = cgverify.verify(bridge, reference, layers=1, components="attn", cases="default")
+    assert ("blocks.1.attn", "project_q", "hook_q") in failing(result)
+    assert "error" not in set(result.findings["verdict"])
 
 
 @torch.no_grad()

@@ -64,8 +64,9 @@ def other_heads(mismatch: Mismatch) -> Iterator[str]:
             yield describe_sources(found, "")
 
 
-def _replaced(by: torch.Tensor, _: str, __: torch.Tensor) -> torch.Tensor:
-    return by
+def _replaced(by: torch.Tensor, name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """Return another weight; a bias, which q, k and v have in compatibility mode, stays."""
+    return tensor if name.endswith(".bias") else by
 
 
 def _projection(mismatch: Mismatch) -> tuple[str, str]:
