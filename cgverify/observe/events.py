@@ -92,6 +92,23 @@ def refused_inputs(subject: Subject) -> Violations:
     yield from ()
 
 
+def edited_inputs(subject: Subject) -> Violations:
+    """Write other values into the memory of the inputs, call the component with them, and write the old ones again."""
+    before = {name: x.clone() for name, x in subject.inputs.items()}
+    with torch.no_grad():
+        subject.output()
+        try:
+            for name, x in subject.inputs.items():
+                x.copy_(-x if name == "hidden_states" else x.flip(0))
+            seen = subject.output()
+            expected = subject.output(inputs={name: x.clone() for name, x in subject.inputs.items()})
+        finally:
+            for name, x in subject.inputs.items():
+                x.copy_(before[name])
+    if not same_tensor(seen, expected):
+        yield "returned", "another tensor is returned for inputs that were edited in place than for copies of them"
+
+
 def flags(subject: Subject) -> Violations:
     """Call the component with each flag that turns hooks on, and turn them off again."""
     for flag in FLAGGED_HOOKS.get(subject.kind, {}):
@@ -186,6 +203,7 @@ def copies(subject: Subject) -> Violations:
 EVENTS: dict[str, Event] = {
     "a hook raised": raising_hook,
     "inputs were refused": refused_inputs,
+    "inputs were edited in place": edited_inputs,
     "flags were turned on and off": flags,
     "hooks that returned other tensors are removed": patches,
     "a forward in training mode with gradients": training,

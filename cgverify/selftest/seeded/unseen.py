@@ -11,7 +11,7 @@ _MASK = Unseen("Hugging Face's attention has no such mask.")
 
 UNSEEN = {
     "GradientsLeftOff": Unseen("No case gives hidden states of another width."),
-    "mlp_result_of_same_tensor": Unseen("No case edits an input in place between two calls."),
+    "mlp_result_of_same_tensor": Unseen("`state` asks an MLP itself only if its block is not asked for."),
     "BooleanMaskInverted": _MASK,
     "PaddingMaskIgnored": _MASK,
     "LengthOfFirstLayer": Unseen("No case calls attention for several tokens without a mask."),
