@@ -17,12 +17,12 @@ def _last_block_unscaled(_: Any, scores: Any, query: Tensor, key: Tensor, mask: 
     return torch.cat((result[..., :whole, :], result[..., whole:, :] * 1.01), -2) if whole else result
 
 
-def _remembered(bridge: Any, forward: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-    """Return what the last forward returned if it got the same tensor, whose content may be another."""
+def _remembered(bridge: Any, scores: Any, query: Tensor, key: Tensor, mask: Tensor) -> Any:
+    """Add the mask of the last forward if this one is in the same memory, whose content may be another."""
     kept = bridge.__dict__.get("_kept")
-    if kept is None or kept[0] is not hidden_states:
-        kept = bridge.__dict__["_kept"] = (hidden_states, forward(hidden_states, *args, **kwargs))
-    return kept[1]
+    if kept is None or kept[0].data_ptr() != mask.data_ptr() or kept[0].shape != mask.shape:
+        kept = bridge.__dict__["_kept"] = (mask, mask.clone())
+    return scores(query, key, kept[1])
 
 
 def _clamped(_: Any, scores: Any, query: Tensor, key: Tensor, mask: Tensor) -> Any:
@@ -30,8 +30,8 @@ def _clamped(_: Any, scores: Any, query: Tensor, key: Tensor, mask: Tensor) -> A
     return result.clamp(min=torch.finfo(result.dtype).min, max=1000.0)
 
 
-def _numbers(_: Any, mix: Any, pattern: Tensor, value: Tensor) -> Any:
-    return mix(pattern, value).nan_to_num(0.0)
+def _numbers(_: Any, forward: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+    return forward(hidden_states.masked_fill(hidden_states.isnan(), 0.0), *args, **kwargs)
 
 
 def _one_swallowed(bridge: Any, forward: Any, *args: Any, **kwargs: Any) -> Any:
@@ -59,16 +59,16 @@ def _square(_: Any, scores: Any, query: Tensor, key: Tensor, mask: Tensor) -> An
 
 last_block_unscaled = attention(_scores=_last_block_unscaled)
 square_keys_transposed = attention(_scores=_square)
-same_tensor_remembered = attention(forward=_remembered)
+mask_in_same_memory_remembered = attention(_scores=_remembered)
 hook_error_swallowed = attention(forward=_one_swallowed)
 scores_clamped = attention(_scores=_clamped)
-nan_made_zero = attention(_mix=_numbers)
+nan_made_zero = attention(forward=_numbers)
 embedding_row_137 = _rows("embed", 137)
 unembedding_row_201 = _rows("unembed", 201)
 
 FAULTS = {
     "shapes": {"last_block_unscaled": "attn", "square_keys_transposed": "attn"},
-    "state": {"same_tensor_remembered": "attn", "hook_error_swallowed": "attn"},
+    "state": {"mask_in_same_memory_remembered": "attn", "hook_error_swallowed": "attn"},
     "data": {"scores_clamped": "attn", "nan_made_zero": "attn"},
     "weights": {"embedding_row_137": "embed", "unembedding_row_201": "unembed"},
 }

@@ -8,10 +8,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from transformer_lens.hook_points import HookPoint
 from verifying import failed, of, verify
 
 from cgverify.bridge import CodeGenAttentionBridge
 from cgverify.common.records import CellResult
+from cgverify.observe.conditions import Patch
+from cgverify.observe.taps import Observation, watch_hooks
 from cgverify.selftest.seeded.seeding import attention, changed, rehooked
 
 # --- train and gated --------------------------------------------------------------------------------------------------
@@ -89,6 +92,26 @@ ignored_under_a_flag = changed(
     lambda bridge: rehooked(Z, _unless(lambda attn=bridge.blocks[0].attn: bool(attn.config.use_attn_result)))(bridge)  # type: ignore[misc]
 )
 """What `hook_z` returns is not used under `use_attn_result`."""
+ignored_if_removed = changed(
+    lambda bridge: rehooked(Z, _unless(lambda point=bridge.blocks[0].attn.o.hook_in: not point._forward_hooks))(bridge)  # type: ignore[misc]
+)
+"""What a hook of `hook_z` returns is not used if it has removed itself."""
+
+
+@changed
+def ignored_after_another(bridge: Any) -> None:
+    """What `hook_pattern` returns is not used if `hook_v` has returned another tensor."""
+    is_other = [False]
+
+    def noted(show: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        returned = show(x)
+        is_other[0] = not torch.equal(returned, x)
+        return returned
+
+    rehooked(VALUES, noted)(bridge)
+    rehooked(PATTERN, _unless(lambda: is_other[0]))(bridge)
+
+
 edits_are_lost = rehooked(Z, _shows_a_copy)
 """`hook_z` shows a copy, which is used only if the hook returns another tensor."""
 errors_are_swallowed = rehooked(Z, _catches)
@@ -108,6 +131,8 @@ SEEN_IN: dict[str, tuple[str, set[str]]] = {
     "ignored_in_training": ("patched", {"hook_z in settings"}),
     "ignored_under_autocast": ("patched", {"hook_z autocast"}),
     "ignored_under_a_flag": ("patched", {"hook_z in settings"}),
+    "ignored_if_removed": ("patched", {"hook_z in settings"}),
+    "ignored_after_another": ("patched", {"hook_v in settings"}),
     "edits_are_lost": ("patched", {"hook_z edited"}),
     "errors_are_swallowed": ("patched", {"hook_z"}),
     "strides_are_assumed": ("patched", {"hook_pattern in settings"}),
@@ -132,3 +157,19 @@ def test_fault_is_seen_in_its_setting_alone(seeded: list[CellResult], fault: str
     assert expected <= {step.removesuffix(" and not returned") for step in steps}
     kinds = tuple({step.partition(" ")[2] for step in expected} if case == "patched" else expected)
     assert all(kinds == ("",) or step.removesuffix(" and not returned").endswith(kinds) for step in steps)
+
+
+class _EachHookAlone(HookPoint):  # type: ignore[misc]
+    """Shows each hook what was there before all of them."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        returned = [hook(self, (x,), x) for hook in self._forward_hooks.values()]
+        return next((each for each in returned if each is not None), x)
+
+
+def test_second_hook_must_be_shown_what_the_first_returned() -> None:
+    for point, wrong in ((HookPoint(), 0), (_EachHookAlone(), 1)):
+        seen = Observation()
+        with watch_hooks({"hook": point}, seen, {"hook": Patch("hook", 0, is_followed=True)}):
+            point(torch.ones(2, 3))
+        assert [name for name, _ in seen.violations] == ["hook"] * wrong
