@@ -124,7 +124,9 @@ def _joined_weights(bridge: Any, hidden_states: Tensor) -> tuple[Tensor, ...]:
 def _stored_weight(bridge: Any, hidden_states: Tensor) -> tuple[Tensor, ...]:
     if torch.is_grad_enabled():
         return tuple(each.original_component(hidden_states) for each in (bridge.q, bridge.k, bridge.v))
-    parts = bridge.original_component.qkv_proj(hidden_states).unflatten(-1, (PARTITIONS, 3, -1))
+    stored = bridge.original_component.qkv_proj
+    weight = getattr(stored, "original_component", stored).weight  # not by a call, at which hooks of `qkv` would fire
+    parts = nn.functional.linear(hidden_states, weight).unflatten(-1, (PARTITIONS, 3, -1))
     query, value, key = (parts[..., i, :].flatten(-2) for i in range(3))
     return query, key, value
 
