@@ -263,6 +263,10 @@ def _examples(cells: Sequence[Cell]) -> Any:
     return st.builds(Example, cell=st.sampled_from(weighted), calls=calls)
 
 
+KILLED = -9
+"""The exit code of a process that SIGKILL ended, a name that Windows lacks."""
+
+
 def can_fork() -> bool:
     """Whether this system can fork a process, which `in_fork` needs. Windows cannot."""
     return hasattr(os, "fork")
@@ -292,7 +296,7 @@ def in_fork(run: Callable[[], CellResult], cell: Cell) -> CellResult:
         code = os.waitstatus_to_exitcode(status)
         message = f"the process of the candidate ended without an answer (exit code {code})"
         # The system kills what takes too much memory, which is no fault of a candidate.
-        return uncompared([cell], Verdict.ERROR if code == -signal.SIGKILL else Verdict.DIVERGED, message)[0]
+        return uncompared([cell], Verdict.ERROR if code == KILLED else Verdict.DIVERGED, message)[0]
     result: CellResult = pickle.loads(answer)
     return result
 
