@@ -120,13 +120,8 @@ def require_peak_of_scores(peak: float | None, source: Source) -> None:
     assert scores < peak < 20 * scores
 
 
-@pytest.mark.parametrize("candidate", [None, "cgverify"])
-def test_peak_memory_is_reported_in_bytes(
-    candidate: str | None, source: Source, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("sys.argv", ["peak_memory", memory_request(LONG[0], candidate).model_dump_json()])
-    peak_memory.main()
-    require_peak_of_scores(json.loads(capsys.readouterr().out)["bytes"], source)
+def test_peak_memory_is_reported_in_bytes(source: Source) -> None:
+    require_peak_of_scores(peak_memory.in_fresh_process(memory_request(LONG[0], "cgverify")), source)
 
 
 @pytest.mark.slow
