@@ -2,7 +2,7 @@
 
 The stages `scores`, `softmax` and `mix` are judged as one, and their bounds compose. With dh the head size, n keys, a
 the unit roundoff of the accumulator, u that of the operands' dtype, η its smallest subnormal, x = q·kᵀ/√D, m the mask
-(0 in the first |m| if it hides) and s = x + m, each score is off by at most
+(0 in the first |m| if it absorbs x) and s = x + m, each score is off by at most
 
     b = γ_{dh+4}(a)(|q||k|ᵀ/√D + |m|) + 3a|x| + min(a|s|, |x|)        min: the sum is no farther from s than m is
 
@@ -82,12 +82,12 @@ def _scores(
     """Return s and b, `[batch, heads, seq, keys]`."""
     head_dim = query.value.shape[-1]
     product, magnitudes, inherited = (part / head_dim**0.5 for part in multiply(query, key))
-    magnitudes = magnitudes + mask_magnitude(mask)
+    counted = mask_magnitude(mask, magnitudes + inherited, a)
     of_terms = gamma(head_dim + 4, a) + shortcuts.term_error(query.dtype)
-    error = of_terms * magnitudes + inherited + 3 * a * product.abs()
+    error = of_terms * (magnitudes + counted) + inherited + 3 * a * product.abs()
     if mask is None:
         return product, error
     wide = mask.to(torch.float64)
     summed = torch.minimum(a * (product + wide).abs(), product.abs() + error)
-    absorbed = a * wide.abs() > 2 * (product.abs() + error)
+    absorbed = (counted == 0) & (wide != 0)
     return product + wide, torch.where(absorbed, 0.0, error + summed)

@@ -1,7 +1,7 @@
 """Attention scores that are scaled before the mask, q·kᵀ · D^−½ + mask, without and with autocast.
 
 Without autocast they are in float32 until a wider mask promotes them. With dh the head size, s = q·kᵀ/√D, m the mask
-(0 in |m| where it hides a key), a = 2⁻²⁴ and o = s + m:
+(0 in |m| where it absorbs the product), a = 2⁻²⁴ and o = s + m:
 
     B = [ γ_{dh+2}(a)(|q||k|ᵀ/√D + |m|) + 3a|s| + a|o| ](1 + 4a) + (dh + 3)η
 
@@ -42,7 +42,8 @@ def scaled_scores(query: Expected, key: Expected, mask: torch.Tensor | None, sho
     scaled = product * scale
     value, dtype = add_mask(scaled, mask, torch.float32)
     of_terms = gamma(head_dim + 2, a) + shortcuts.term_error(torch.float32)
-    magnitudes = magnitudes * scale + mask_magnitude(mask)
+    magnitudes = magnitudes * scale
+    magnitudes = magnitudes + mask_magnitude(mask, magnitudes, a)
     bound = of_terms * magnitudes + inherited * scale + 3 * a * scaled.abs() + a * value.abs()
     return bounded_output(value, bound * (1 + 4 * a) + (head_dim + 3) * eta, dtype)
 
@@ -58,7 +59,7 @@ def autocast_scaled_scores(
     product, magnitudes, inherited = multiply(q, k)
     scaled = product * scale
     value, dtype = add_mask(scaled, mask, low)
-    magnitudes = magnitudes + mask_magnitude(mask) / scale
+    magnitudes = magnitudes + mask_magnitude(mask, magnitudes * scale, a) / scale
     error = bound_after_rounding(product, gamma(head_dim + 1, summing) * magnitudes + inherited, low)
     error = bound_after_rounding(scaled, (error + 2 * a * (product.abs() + error)) * scale, low)
     largest = torch.finfo(dtype).max

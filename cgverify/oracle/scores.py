@@ -1,14 +1,19 @@
 """Attention scores, (q·kᵀ + mask) / √D, without and with autocast.
 
 Without autocast they are in float32 until a wider mask promotes them. With dh the head size, m the mask (0 in |m|
-where it hides a key), a = 2⁻²⁴ and o the exact value:
+where it absorbs the product), a = 2⁻²⁴ and o the exact value:
 
     B = [ (γ_{dh+2}(a)(|q||k|ᵀ + |m|) + a|qk + m|)/scale + 3a|o| ](1 + 4a) + (dh + 3)η
 
 Two of γ's roundings are casts of float64 q and k to float32. 3a covers the rounding of the scale, of a possible
-reciprocal, and of the division. |m| is added to the product because a fused kernel may start from the mask. If q or k
-was not observed after the rotation, the rotation's own bounds β_q, β_k add (β_q|k|ᵀ + |q|β_kᵀ + β_q β_kᵀ)/scale: two
-stages are judged as one. If operands of float32 products may be rounded, 2τ + τ² is added to γ
+reciprocal, and of the division. |m| is added to the product because a fused kernel may start from the mask: the sum
+has dh + 1 terms in any order. If a|m| > 4|q||k|ᵀ, each partial sum of the product is less than half the distance of m
+to the next float, so that every order gives m itself, and only a|qk + m| is left. The lowest float32 and bfloat16 do
+that. The lowest float16 does not: with dh = 24 its sums may be off by γ₂₆(a)·65504 = 0.1, where the key is hidden
+either way.
+
+If q or k was not observed after the rotation, the rotation's own bounds β_q, β_k add (β_q|k|ᵀ + |q|β_kᵀ +
+β_q β_kᵀ)/scale: two stages are judged as one. If operands of float32 products may be rounded, 2τ + τ² is added to γ
 (`cgverify/oracle/shortcuts.py`).
 
 Under autocast only the product is in the low dtype. Hugging Face casts q and k to float32 against overflow, and
@@ -52,7 +57,7 @@ def scores(query: Expected, key: Expected, mask: torch.Tensor | None, shortcuts:
     scale = head_dim**0.5
     a, eta = UNIT_ROUNDOFF[torch.float32], SMALLEST_SUBNORMAL[torch.float32]
     product, magnitudes, inherited = multiply(query, key)
-    magnitudes = magnitudes + mask_magnitude(mask)
+    magnitudes = magnitudes + mask_magnitude(mask, magnitudes, a)
     masked, dtype = add_mask(product, mask, torch.float32)
     value = masked / scale
     of_terms = gamma(head_dim + 2, a) + shortcuts.term_error(torch.float32)
@@ -69,7 +74,7 @@ def autocast_scores(
     scale = head_dim**0.5
     a, summing = UNIT_ROUNDOFF[torch.float32], shortcuts.sum_unit(low)
     product, magnitudes, inherited = multiply(q, k)
-    magnitudes = magnitudes + mask_magnitude(mask)
+    magnitudes = magnitudes + mask_magnitude(mask, magnitudes, a)
     masked, dtype = add_mask(product, mask, low)
     error = bound_after_rounding(product, gamma(head_dim + 1, summing) * magnitudes + inherited, low)
     largest = torch.finfo(dtype).max
@@ -86,11 +91,12 @@ def multiply(query: Expected, key: Expected) -> tuple[torch.Tensor, torch.Tensor
     return query.value @ key.value.mT, q @ k, query.bound @ k + (q + query.bound) @ key.bound.mT
 
 
-def mask_magnitude(mask: torch.Tensor | None) -> torch.Tensor:
-    """Return |m|, which is 0 where the mask hides a key."""
+def mask_magnitude(mask: torch.Tensor | None, magnitudes: torch.Tensor, a: float) -> torch.Tensor:
+    """Return |m|, and 0 where m absorbs a product of these `magnitudes`, Σ|q_i k_i|, in any order of summation."""
     if mask is None:
         return torch.zeros((), dtype=torch.float64)
-    return torch.where(mask > torch.finfo(mask.dtype).min, mask, 0).to(torch.float64).abs()
+    m = mask.to(torch.float64).abs()
+    return torch.where(a * m > 4 * magnitudes, 0.0, m)
 
 
 def add_mask(product: torch.Tensor, mask: torch.Tensor | None, dtype: torch.dtype) -> tuple[torch.Tensor, torch.dtype]:

@@ -21,6 +21,7 @@ from cgverify.oracle.layer_norm import layer_norm, normalized, scale
 from cgverify.oracle.mix import mix
 from cgverify.oracle.product import products
 from cgverify.oracle.rope import rope
+from cgverify.oracle.scaled_scores import scaled_scores
 from cgverify.oracle.scores import scores
 from cgverify.oracle.shortcuts import NO_SHORTCUTS
 from cgverify.oracle.softmax import softmax
@@ -130,6 +131,29 @@ def test_scores_are_within_their_bound(seed: int, dtype: torch.dtype, soft: bool
     expected = scores(exact_input(query.transpose(1, 2)), exact_input(key), mask, NO_SHORTCUTS)
     assert r(tap, expected) <= 1
     assert r(raw / 24**0.5 * (1 + 1e-4), expected) > 1
+
+
+def summed_from(start: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+    """Return start + q·kᵀ, one term of the product after another."""
+    for q, k in zip(query.unbind(-1), key.unbind(-1), strict=True):
+        start = start + q.unsqueeze(-1) * k.unsqueeze(-2)
+    return start
+
+
+@given(seed=seeds, dtype=dtypes, place=st.sampled_from([0, 11, 24]), large=st.booleans())
+def test_mask_anywhere_in_the_sum_of_scores_is_within_bound(
+    seed: int, dtype: torch.dtype, place: int, large: bool
+) -> None:
+    query, key = (randn(seed + i, 2, 4, n, 24) * (40 if large else 2) for i, n in enumerate((7, 9)))
+    mask = randn(seed + 2, 2, 1, 7, 9).to(dtype).masked_fill(torch.ones(7, 9).triu(3).bool(), torch.finfo(dtype).min)
+    before = summed_from(torch.zeros(2, 4, 7, 9), query[..., :place], key[..., :place])
+    raw = summed_from(before + mask, query[..., place:], key[..., place:])
+    expected = scores(exact_input(query), exact_input(key), mask, NO_SHORTCUTS)
+    scaled = scaled_scores(exact_input(query), exact_input(key), mask, NO_SHORTCUTS)
+    before = summed_from(torch.zeros(2, 4, 7, 9), query[..., :place] / 24**0.5, key[..., :place])
+    assert r(raw / 24**0.5, expected) <= 1
+    assert r(summed_from(before + mask, query[..., place:] / 24**0.5, key[..., place:]), scaled) <= 1
+    assert r((raw - mask) / 24**0.5 + mask.clamp_min(-4000), expected) > 1  # hidden too little
 
 
 @given(seed=seeds, dtype=dtypes)
