@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -51,6 +51,13 @@ class Subject:
         if not isinstance(output, torch.Tensor):
             raise TypeError(f"a {type(output).__name__} is returned where a tensor was before")
         return output.detach().cpu().clone()
+
+    def parts(self) -> Iterator[Subject]:
+        """Yield attention and MLP of a block, to be called by themselves on the block's inputs."""
+        for kind in ("attn", "mlp") if self.kind == "block" else ():
+            node = self.node.get_submodule(kind)
+            inputs = self.inputs if kind == "attn" else {"hidden_states": self.inputs["hidden_states"]}
+            yield replace(self, kind=kind, node=node, inputs=inputs)
 
     def is_as_before(self, node: nn.Module | None = None) -> bool:
         return same_tensor(self.output(node), self.first["returned"])
@@ -213,6 +220,10 @@ EVENTS: dict[str, Event] = {
 }
 """By what has happened, in words."""
 
+OF_PARTS = (refused_inputs, edited_inputs)
+"""The events that the parts of a block go through too, since a block gives them neither wrong inputs nor the same
+tensor twice."""
+
 
 def go_through(subject: Subject) -> Violations:
     """Let all events happen in turn, and yield what is wrong with each, or after it. The random state is restored."""
@@ -227,7 +238,8 @@ def go_through(subject: Subject) -> Violations:
             torch.default_generator.manual_seed(number)
             before = conduct(subject.node, draws=True)
             with torch.enable_grad():
-                yield from event(subject)
+                for asked in (subject, *(subject.parts() if event in OF_PARTS else ())):
+                    yield from event(asked)
                 recording = torch.is_grad_enabled()
             if not recording or conduct(subject.node, draws=True) != before:
                 yield "torch", f"gradients are no longer recorded, or modes are others, after {what}"

@@ -24,6 +24,7 @@ from cgverify.observe.taps import (
     Taps,
     conduct,
     hook_points,
+    ignores_other_dtype,
     observe,
     record_cache,
     record_returned,
@@ -162,12 +163,15 @@ def run_candidate(
             observation.violations += unhooked.differences_from(observation)
             observation.violations += [one for one in unhooked.violations if one not in observation.violations]
             if len(patches) == 1 and cache is None and conditions.for_reference == PLAIN:
-                (name,) = patches
+                ((name, patch),) = patches.items()
+                alone = partial(call, inputs, None)
                 with apply_conditions(conditions, node, bridge, _device(inputs)):
-                    swallowed = name in shown and swallows(points[name], partial(call, inputs, None))
-                if swallowed:
-                    message = f"what a hook raises at {name} does not come out of the forward"
-                    observation.violations.append((name, message))
+                    if name in shown and swallows(points[name], alone):
+                        message = f"what a hook raises at {name} does not come out of the forward"
+                        observation.violations.append((name, message))
+                    if name in shown and not patch.edits and ignores_other_dtype(points[name], patch, alone):
+                        message = f"what a hook returns at {name} in another dtype is ignored"
+                        observation.violations.append((name, message))
         observation.keep({**shown, **returned})
         if earlier is not None:
             observation.violations += earlier.changes_in(observation)

@@ -255,6 +255,36 @@ def swallows(point: HookPoint, call: Callable[[], object]) -> bool:
     return True
 
 
+def ignores_other_dtype(
+    point: HookPoint, patch: Callable[[torch.Tensor], torch.Tensor], call: Callable[[], Any]
+) -> bool:
+    """Whether `call` returns the same for two different tensors that a hook at `point` returns in another dtype.
+
+    It may refuse them, or cast them. Hugging Face's arithmetic refuses them where an operation takes one dtype alone.
+    """
+    outputs: list[torch.Tensor] = []
+    for factor in (1, -1):
+
+        def widen(tensor: torch.Tensor, hook: HookPoint, factor: int = factor) -> torch.Tensor:  # noqa: ARG001
+            drawn = patch(tensor)
+            return factor * drawn.to(torch.float32 if drawn.dtype == torch.float64 else torch.float64)
+
+        handle = point.add_hook(widen)
+        try:
+            returned = call()
+        except Exception as error:  # a refusal
+            if is_ours(error):
+                raise
+            return False
+        finally:
+            _detach(point, handle)
+        output = returned[0] if isinstance(returned, tuple) else returned
+        if not isinstance(output, torch.Tensor):
+            return False
+        outputs.append(output.cpu())
+    return same_tensor(*outputs)
+
+
 def _detach(point: HookPoint, handle: LensHandle) -> bool:
     """Remove a hook, and return whether it was still there."""
     handle.hook.remove()

@@ -14,7 +14,7 @@ from transformer_lens.hook_points import HookPoint
 
 from cgverify.bridge import CodeGenAttentionBridge
 from cgverify.selftest.candidates import ATTENTION, Rows, Variant, by_name, named_variants
-from cgverify.selftest.seeded.seeding import NORMS, attention, computed, strided, widened
+from cgverify.selftest.seeded.seeding import NORMS, attention, changed, computed, strided, widened
 
 
 def _online_softmax(_: Any, softmax: Any, scores: Tensor) -> Any:
@@ -114,6 +114,35 @@ def _weight_by_version(linear: nn.Linear, x: Tensor) -> Tensor:
     return nn.functional.linear(x, kept.T, linear.bias)
 
 
+def _refused_without_gradients(bridge: Any, forward: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+    with torch.no_grad():
+        if hidden_states.shape[-1] != bridge.original_component.out_proj.in_features:
+            raise ValueError("hidden states of another width")
+    return forward(hidden_states, *args, **kwargs)
+
+
+def _result_by_content(linear: nn.Linear, x: Tensor) -> Tensor:
+    """Keep the last result until another input is given, or the weights are edited."""
+    if torch.is_grad_enabled():
+        return nn.functional.linear(x, linear.weight, linear.bias)
+    operands, kept = (x, linear.weight, linear.bias), linear.__dict__.get("_last")
+    if kept is None or not all(
+        a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(kept[0], operands, strict=True)
+    ):
+        kept = linear.__dict__["_last"] = [each.clone() for each in operands], nn.functional.linear(*operands)
+    return kept[1].clone()
+
+
+def _detached_names(bridge: Any) -> None:
+    mlp = bridge.blocks[0].mlp
+    names = {
+        f"W_{name}": property(lambda self, name=name: self.get_submodule(name).weight.detach().T) for name in _ENDS
+    }
+    mlp.__class__ = type(type(mlp).__name__, (type(mlp),), names)
+
+
+_ENDS = ("in", "out")
+
 _ATTENTION: Rows = {
     "OnlineSoftmax": (
         "The softmax adds up blocks of three keys, and rescales earlier ones to a greater maximum.",
@@ -139,6 +168,14 @@ _ATTENTION: Rows = {
         "Rotated q and k, the pattern and the output are not contiguous, also where hooks see them.",
         attention(_rotate=_strided_rotation, _pattern_of=_strided_pattern, _output=_strided_output),
     ),
+    "CastsReturnedPatterns": (
+        "A pattern that a hook returns in another dtype is cast to the dtype of the values.",
+        attention(_mix=lambda _, mix, pattern, value: mix(pattern.to(value.dtype), value)),
+    ),
+    "RefusesWithoutGradients": (
+        "Hidden states of another width are refused while autograd is off, which is on again afterwards.",
+        attention(forward=_refused_without_gradients),
+    ),
     "NoRandomInputs": (
         "There is no `get_random_inputs`.",
         type("Seeded", (CodeGenAttentionBridge,), {"get_random_inputs": None}),
@@ -150,6 +187,11 @@ _LINEARS: Rows = {
         "`fc_out` keeps a transposed copy of its weight, as long as the weight is equal to it.",
         computed(_weight_by_version, "blocks.0.mlp.out"),
     ),
+    "mlp_in_by_content": (
+        "`fc_in` keeps its last result, as long as its input and its weights are equal to the last ones.",
+        computed(_result_by_content, "blocks.0.mlp.in"),
+    ),
+    "weights_by_detached_views": ("`W_in` and `W_out` are views without autograd.", changed(_detached_names)),
 }
 _NORMS: Rows = {"norm_of_each_row": ("Layer norms run on one sequence at a time.", computed(_norm_of_each_row, *NORMS))}
 _EMBEDDINGS: Rows = {

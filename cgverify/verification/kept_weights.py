@@ -11,7 +11,9 @@ Weights are compared as the candidate's modules have them, and under the names b
 | MLP | `in`, `out` | `W_in`, `W_out`, transposed; `b_in`, `b_out` |
 | unembed | `unembed` | `W_U` `[d_model, vocabulary]`, `b_U` |
 
-A candidate may lack any of them. Two tables are also looked up row by row, since a forward may use a copy: the
+A candidate may lack any of them. A name must show the memory of the module's weight, as TransformerLens's own names do,
+so that an edit through the name changes the next forward; that the forward reads the module is asked in `state`. Two
+tables are also looked up row by row, since a forward may use a copy: the
 embedding by every id, and the sin/cos table by every position, which needs the first layer's attention.
 """
 
@@ -86,8 +88,9 @@ NAMES: dict[str, tuple[tuple[str, str, str, Rows], ...]] = {
 """By kind: the component inside it, a name there, the weight that it must be, and its rows."""
 
 
-Kept = Iterator[tuple[str, str, torch.Tensor]]
-"""A name in the component, the weight that it must be, and the tensor that was found there, by the weight's rows."""
+Kept = Iterator[tuple[str, str, torch.Tensor, int]]
+"""A name in the component, the weight that it must be, the tensor that was found there, by the weight's rows, and the
+address of its first element."""
 
 Chunks = Iterable[tuple[int, torch.Tensor]]
 """Consecutive rows of a weight, with the number of the first."""
@@ -102,17 +105,20 @@ def findings_of_weights(kind: str, layer: int | None, bridge: Any, parameters: P
     """
     node = bridge.get_submodule(COMPONENTS[kind].bridge_path)
     found = [*_of_modules(kind, node), *_by_name(kind, node)]
+    kept = {weight: address for _, weight, _, address in _of_modules(kind, node)}
     if kind == "block":
         found += _tables(bridge, node, parameters.tensor("attn.table"))
     findings: list[Finding] = []
-    for place, (name, weight, tensor) in enumerate(found):
+    for place, (name, weight, tensor, address) in enumerate(found):
         known = next(
-            (i for i, (_, other, of) in enumerate(found[:place]) if other == weight and of.is_set_to(tensor)), None
+            (i for i, (_, other, of, _) in enumerate(found[:place]) if other == weight and of.is_set_to(tensor)), None
         )
         if known is not None and not findings[known].message:
             findings.append(findings[known].model_copy(update={"tap": name}))
         else:
             findings.append(_compared(name, [(0, tensor.cpu())], _expected(weight, parameters)))
+        if not findings[-1].message and weight in kept and address != kept[weight]:
+            findings[-1] = _finding(name, f"{name} is a copy of the weight: an edit of it has no effect")
     if kind == "embed":
         table = parameters.tensor("embed")
         findings.append(_compared("returned", _looked_up(bridge, node, len(table), _device(node, parameters)), table))
@@ -142,7 +148,7 @@ def _of_modules(kind: str, node: nn.Module) -> Kept:
         for name, suffix in (("weight", ""), ("bias", ".bias")):
             tensor = getattr(module, "_parameters", {}).get(name)
             if tensor is not None:
-                yield _joined(path, name), weight + suffix, tensor.detach()
+                yield _joined(path, name), weight + suffix, tensor.detach(), tensor.data_ptr()
 
 
 @calls_a_side
@@ -153,7 +159,7 @@ def _by_name(kind: str, node: nn.Module) -> Kept:
         except AttributeError:
             continue
         if isinstance(tensor, torch.Tensor):
-            yield _joined(path, name), weight, rows(tensor.detach())
+            yield _joined(path, name), weight, rows(tensor.detach()), tensor.data_ptr()
 
 
 def _tables(bridge: Any, node: nn.Module, table: torch.Tensor) -> Kept:
@@ -161,7 +167,8 @@ def _tables(bridge: Any, node: nn.Module, table: torch.Tensor) -> Kept:
     for owner in (node, *installed().shared_modules(bridge)):
         for name, buffer in owner.named_buffers():
             if buffer.shape == table.shape:
-                yield f"the buffer {name.removesuffix('._original_component')}", "attn.table", buffer.detach()
+                table_name = f"the buffer {name.removesuffix('._original_component')}"
+                yield table_name, "attn.table", buffer.detach(), buffer.data_ptr()
 
 
 def _looked_up(bridge: Any, node: nn.Module, rows: int, device: torch.device) -> Chunks:

@@ -225,6 +225,7 @@ class _CandidateRun:
         component, case = COMPONENTS[self.cell.kind], CASES[self.cell.case]
         seen: dict[str | None, Observation] = {}
         repeated = {step.repeats for step in steps}
+        fired: set[str] = set()
         for reference, forward in zip(self.reference, _forwards(self.cell, steps, self.config), strict=False):
             step, conditions = forward.step, forward.step.conditions
             observation = run_candidate(
@@ -244,8 +245,14 @@ class _CandidateRun:
             side = ObservedSide(observation, {**forward.given, **reference.shared, **observation.taps})
             stages = tuple(map(self.change_stage, case.stages(component, forward.step)))
             for patch in conditions.patches:
-                if patch.tap not in observation.taps:  # nothing follows from a hook that never fired
-                    stages = tuple(stage for stage in stages if stage.tap == patch.tap)
+                if patch.tap in observation.taps:
+                    fired.add(patch.tap)
+                    continue
+                if patch.tap in fired and observation.raised is None:
+                    message = f"{patch.tap} never fires in these settings, and does in others"
+                    observation.violations.append((patch.tap, message))
+                # Nothing follows from a hook that never fired.
+                stages = tuple(stage for stage in stages if stage.tap == patch.tap)
             yield ObservedStep(step.name, stages, reference, side, conditions, case.accepts_equal_bits)
             if forward.breaks_off(observation):
                 break

@@ -203,7 +203,7 @@ _OTHERS = {
         ("fork",),
         user.flagged(_in_whole_block(user.training(user.attends(kind="block"))), "use_hook_mlp_in"),
         ("block",),
-        cases=("gated", "train"),
+        cases=("patched",),
     ),
 }
 

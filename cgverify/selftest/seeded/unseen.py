@@ -10,13 +10,10 @@ _MODEL = Unseen("The whole model is not called so, or not asked for that name.")
 _MASK = Unseen("Hugging Face's attention has no such mask.")
 
 UNSEEN = {
-    "GradientsLeftOff": Unseen("No case gives hidden states of another width."),
-    "mlp_result_of_same_tensor": Unseen("`state` asks an MLP itself only if its block is not asked for."),
     "BooleanMaskInverted": _MASK,
     "PaddingMaskIgnored": _MASK,
     "LengthOfFirstLayer": Unseen("No case calls attention for several tokens without a mask."),
     "block_clamped_to_float16": Unseen("Nothing but an infinity could show it.", ("float16",)),
-    "SameDtypeAssumed": Unseen("No hook returns a tensor of another dtype."),
     "backward_hook_unheard": Unseen("No case attaches a hook to a gradient."),
     "returned_pattern_cut_off": _GRADIENT,
     "gradient_around_the_hook": _GRADIENT,
@@ -28,11 +25,9 @@ UNSEEN = {
     "no_gradient_for_token_0": _GRADIENT,
     "unembedding_bias_frozen": _GRADIENT,
     "final_gain_frozen": _GRADIENT,
-    "branch_flag_ignored_in_training": Unseen("`use_hook_mlp_in` is verified in eval mode only."),
     "stops_a_layer_late": _MODEL,
     "generation_ignores_padding": _MODEL,
     "generation_samples": _MODEL,
     "rotated_names_exchanged": _MODEL,
     "outputs_exchanged_in_cache": _MODEL,
-    "mlp_weight_is_a_copy": Unseen("Weights are compared by name, and not edited through it."),
 }
