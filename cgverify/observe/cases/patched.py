@@ -15,7 +15,9 @@ hook without a flag, of one token after a prefill and with autograd on. Each hoo
 The returned tensor is drawn from the seed and is unrelated to the one that the hook received. The stage that made the
 tap is not judged. All later stages are, from the returned tensor on, and only by their bounds, since Hugging Face has
 no hooks and computes with other tensors. In place are edited only tensors that are the result of an operation, not
-those that other hooks, or the caller, have as well. What a hook raises must come out of the forward.
+those that other hooks, or the caller, have as well. What a hook raises must come out of the forward. A tensor in
+another dtype may be cast, or refused where Hugging Face's arithmetic would refuse it, but not ignored. A hook under a
+flag that fires in one step must fire in all.
 
 Only this case sees a return value that is ignored, used in part (some heads; the values but not the returned pattern),
 used in other places too, or used in some settings alone.

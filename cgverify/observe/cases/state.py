@@ -10,7 +10,8 @@
 
 Only this case sees a mask, a table, weights or an output that are kept from an earlier forward, by shape, by identity
 or by a part of the contents; memory that is given out again; what an exception, a change of mode or dtype, an edit or a
-patch leaves behind; a deep copy that is not one. Changes outside of a call are looked for in every case.
+patch leaves behind; a deep copy that is not one. Attention and MLP of a block go through some events by themselves, to
+which a block does not lead them: `OF_PARTS` there. Changes outside of a call are looked for in every case.
 """
 
 from __future__ import annotations

@@ -95,6 +95,21 @@ def test_fault_in_state_is_the_candidates_own(name: str, message: str) -> None:
     assert message in messages(name, "state")
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("GradientsLeftOff", "gradients are no longer recorded, or modes are others, after inputs were refused"),
+        (
+            "mlp_result_of_same_tensor",
+            "another tensor is returned for inputs that were edited in place than for copies of them",
+        ),
+    ],
+)
+def test_part_of_a_block_goes_through_events_too(name: str, message: str) -> None:
+    results = verify(candidates=[f"cgverify.selftest.seeded.state:{name}"], components=["block"], cases=["state"])
+    assert {finding.message for finding in failed(results)} == {message}
+
+
 def test_interrupted_edit_leaves_the_weights_as_they_were() -> None:
     results = verify(candidates=[f"{__name__}:RaisesAfterAnEdit"], components=["block"], cases=["state", "weights"])
     assert failed(of(results, case="state"))

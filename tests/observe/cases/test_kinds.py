@@ -44,6 +44,13 @@ def test_wrong_row_is_named(seeded: Any) -> None:
     assert "returned is not Hugging Face's in row 137 of 256" in messages
 
 
+def test_name_that_shows_a_copy_of_a_weight_fails() -> None:
+    name = "cgverify.selftest.seeded.whole_model:mlp_weight_is_a_copy"
+    results = verify(candidates=[name], components=["block"], cases=["weights"])
+    message = "mlp.W_out is a copy of the weight: an edit of it has no effect"
+    assert [(finding.tap, finding.message) for finding in failed(results)] == [("mlp.W_out", message)]
+
+
 def test_swallowed_exception_is_reported(seeded: Any) -> None:
     messages = [finding.message for finding in failed(of(seeded["hook_error_swallowed"], case="state"))]
     assert any("an exception that a hook raised at" in message for message in messages)

@@ -119,6 +119,15 @@ errors_are_swallowed = rehooked(Z, _catches)
 
 strides_are_assumed = rehooked(PATTERN, lambda show, x: torch.as_strided(show(x), x.shape, x.stride()))
 """The pattern that a hook returns is read as if it were contiguous."""
+
+
+def _if_alike(show: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    returned = show(x)
+    return returned if returned.dtype == x.dtype else x
+
+
+other_dtypes_are_ignored = rehooked(Z, _if_alike)
+"""What `hook_z` returns in another dtype is not used."""
 ValuesCutOff = attention(_mix=lambda _, mix, pattern, value: mix(pattern, value.clamp(-40, 40)))
 """Values are limited to 40 after their hook."""
 
@@ -135,6 +144,7 @@ SEEN_IN: dict[str, tuple[str, set[str]]] = {
     "ignored_after_another": ("patched", {"hook_v in settings"}),
     "edits_are_lost": ("patched", {"hook_z edited"}),
     "errors_are_swallowed": ("patched", {"hook_z"}),
+    "other_dtypes_are_ignored": ("patched", {"hook_z"}),
     "strides_are_assumed": ("patched", {"hook_pattern in settings"}),
     "ValuesCutOff": ("patched", {"hook_v in settings"}),
 }
@@ -157,6 +167,13 @@ def test_fault_is_seen_in_its_setting_alone(seeded: list[CellResult], fault: str
     assert expected <= {step.removesuffix(" and not returned") for step in steps}
     kinds = tuple({step.partition(" ")[2] for step in expected} if case == "patched" else expected)
     assert all(kinds == ("",) or step.removesuffix(" and not returned").endswith(kinds) for step in steps)
+
+
+def test_flag_without_effect_in_training_is_seen() -> None:
+    name = "cgverify.selftest.seeded.dropout_flags:branch_flag_ignored_in_training"
+    found = failed(verify(cases=["patched"], candidates=[name], components=["block"]))
+    message = "hook_mlp_in never fires in these settings, and does in others"
+    assert {(finding.step, finding.message) for finding in found} == {("hook_mlp_in in settings", message)}
 
 
 class _EachHookAlone(HookPoint):  # type: ignore[misc]
