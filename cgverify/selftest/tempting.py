@@ -133,15 +133,14 @@ def _result_by_content(linear: nn.Linear, x: Tensor) -> Tensor:
     return kept[1].clone()
 
 
+def _detached(name: str) -> property:
+    return property(lambda mlp: mlp.get_submodule(name).weight.detach().T)
+
+
 def _detached_names(bridge: Any) -> None:
     mlp = bridge.blocks[0].mlp
-    names = {
-        f"W_{name}": property(lambda self, name=name: self.get_submodule(name).weight.detach().T) for name in _ENDS
-    }
-    mlp.__class__ = type(type(mlp).__name__, (type(mlp),), names)
+    mlp.__class__ = type(type(mlp).__name__, (type(mlp),), {"W_in": _detached("in"), "W_out": _detached("out")})
 
-
-_ENDS = ("in", "out")
 
 _ATTENTION: Rows = {
     "OnlineSoftmax": (
