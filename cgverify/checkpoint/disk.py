@@ -8,8 +8,21 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
 from cgverify.checkpoint.files import weight_files
-from cgverify.checkpoint.names import HUB_IDS, NANO
+from cgverify.checkpoint.names import HUB_IDS, NAMED, NANO
 from cgverify.common.errors import WeightsError
+
+
+def folder_on_disk(model: str, weights: str) -> Path | None:
+    """Return the folder of a model that the user typed, or None if `--weights` draws them or they must be downloaded.
+
+    Args:
+        model: a name, a folder, or a hub id; name or id may end in `@REVISION`.
+        weights: `auto`, `pretrained` or `random`. Of a folder `random` needs the config.
+    """
+    if model not in NAMED and Path(model).is_dir():
+        return Path(model)
+    name, _, revision = model.partition("@")
+    return None if name in NAMED and weights == "random" else on_this_disk(name, revision or None)
 
 
 def on_this_disk(model: str, revision: str | None = None) -> Path | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cgverify.checkpoint.config import named_config, read_config
-from cgverify.checkpoint.disk import hub_id_of, on_this_disk
+from cgverify.checkpoint.disk import folder_on_disk, hub_id_of
 from cgverify.checkpoint.hub import download
 from cgverify.checkpoint.names import NAMED, NANO
 from cgverify.checkpoint.source import FolderWeights, RandomWeights, Source
@@ -44,19 +44,15 @@ def _folder(model: str, weights: str) -> Path | None:
     """Return the folder of a checkpoint, or None for a named one that is not on this disk."""
     if not model:
         raise UnknownNameError("model", model, NAMED)
-    path = Path(model)
-    if model not in NAMED and path.is_dir():
-        return path
+    if (found := folder_on_disk(model, weights)) is not None:
+        return found
     name, at, revision = model.partition("@")
     named = name in NAMED
-    found = on_this_disk(name, revision or None)
-    if found is not None and not (named and weights == "random"):
-        return found
     if weights == "pretrained":
         return download(hub_id_of(name), revision or None)
     if named and not at:
         return None
-    if "/" in model or path.suffix or model.startswith(".") or named:
+    if "/" in model or Path(model).suffix or model.startswith(".") or named:
         raise CheckpointMissingError(
             f"There is no folder {model!r}, and no such checkpoint in the hub cache: give a folder with a config.json, "
             "or a hub id with --weights pretrained."

@@ -16,6 +16,7 @@ import torch
 from transformers import CodeGenConfig
 
 from cgverify.bridge.codegen_format import TIED, NotCodeGenError, require_tensors
+from cgverify.checkpoint.digests import digests_of
 from cgverify.checkpoint.files import WeightFiles, weight_files
 from cgverify.checkpoint.formats import TensorFile, open_tensors
 from cgverify.common.errors import WeightsError
@@ -115,12 +116,8 @@ class FolderWeights:
 def _digest(folder: Path, files: WeightFiles) -> str:
     """Return the digest of the bytes of the config and of every file of weights."""
     digest = hashlib.sha256((folder / "config.json").read_bytes())
-    with ThreadPoolExecutor() as pool:
-        for of_file in pool.map(_digest_of_file, files.paths):
-            digest.update(of_file)
+    try:
+        digest.update(b"".join(digests_of(files.paths)))
+    except OSError as error:
+        raise WeightsError(f"Cannot read {error.filename}: {error.strerror}.") from error
     return digest.hexdigest()[:16]
-
-
-def _digest_of_file(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()

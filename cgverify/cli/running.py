@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import typer
 from rich.console import Console
 
+from cgverify.checkpoint.digests import start_digests
 from cgverify.cli.command import INTERRUPTED
 from cgverify.cli.options import RunOptions
 from cgverify.common.devices import require_devices
@@ -42,6 +43,7 @@ def carry_out(
 ) -> int:
     """Run a request, print its report, and return the exit code."""
     deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
+    start_digests(request.models)
     import_libraries(options.verbose)
 
     from cgverify.report.frames import write_csv
