@@ -59,5 +59,5 @@ def test_command_starts_digests_before_its_imports(weights: Path, monkeypatch: p
     options: Any = SimpleNamespace(verbose=0)
     with pytest.raises(InterruptedError):
         running.carry_out(request, ExecutionOptions(), options)
-    assert started == [weights]
+    assert weights in started
     digests_of([weights])
