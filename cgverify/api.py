@@ -232,7 +232,7 @@ def verify(
             rules and limits use `cgverify.sweep`.
 
     Raises:
-        PairError: bridge and reference cannot be compared. Nothing was run.
+        PairError: bridge and reference cannot be compared. Nothing was verified.
         UsageError: another argument is wrong.
         CgverifyError: the checkpoint is not available.
     """

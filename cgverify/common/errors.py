@@ -58,7 +58,7 @@ class CheckpointMissingError(UsageError):
 
 
 class PairError(UsageError):
-    """A bridge and a reference in memory that cannot be compared. Nothing was run."""
+    """A bridge and a reference in memory that cannot be compared. Nothing was verified."""
 
 
 class CandidateError(UsageError):

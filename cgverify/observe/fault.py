@@ -57,6 +57,8 @@ def is_ours(error: BaseException) -> bool:
     if isinstance(error, CgverifyError) or is_shortage(error) or lacks_operation(error) or computes_out_of_view(error):
         return True
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    if isinstance(error, RecursionError):  # it is raised wherever the stack is full, which may be in a hook
+        return not any(frame.f_code in _calls_a_side for frame in frames)
     ours = [frame.f_code for frame in frames if frame.f_globals.get("__name__", "").startswith(_OURS)]
     return bool(ours) and ours[-1] not in _calls_a_side
 

@@ -19,8 +19,11 @@ from cgverify.checkpoint.lookup import describe_checkpoint
 from cgverify.checkpoint.sin_cos_table import share_table
 from cgverify.checkpoint.window import Window
 from cgverify.common.errors import PairError, UsageError
+from cgverify.common.printable import described
 from cgverify.common.records import EAGER, IN_MEMORY, Cell, CellResult, Checkpoint, Verdict, WeightsView
+from cgverify.observe.bits import same_tensor
 from cgverify.observe.components import COMPONENTS
+from cgverify.observe.fault import calls_a_side, is_ours
 from cgverify.observe.generations import refused_attention
 from cgverify.observe.infinite_masks import compatible_inputs, with_infinite_masks
 from cgverify.observe.run import reference_parameters, set_attention
@@ -141,12 +144,16 @@ class LoadedPair:
 
         Both models are in eval mode while they are verified, and the reference runs the cells' implementation of
         attention. Only the eager one has scores and a pattern to compare with.
+
+        Raises:
+            PairError: the bridge itself does not return what its model returns.
         """
         modes = [(module, module.training) for side in (self._bridge, self._reference) for module in side.modules()]
         chosen = self._weights.config._attn_implementation
         self._bridge.eval()
         self._reference.eval()
         try:
+            self._require_logits_passed_on()
             window = Window(self._weights)
             for batch in group_into_batches(cells):
                 if (refused := refused_attention(batch[0].attention)) is not None:
@@ -159,6 +166,39 @@ class LoadedPair:
             set_attention(self._reference, chosen)
             for module, mode in modes:
                 module.training = mode
+
+    @calls_a_side
+    def _require_logits_passed_on(self) -> None:
+        """Check that the bridge itself returns the logits of its model. The cells run the components and not it.
+
+        Raises:
+            PairError: it returns others, or raises what its model has not raised.
+        """
+        model = cast(Any, self._bridge).original_model
+        entered: list[Any] = []
+        logits: list[torch.Tensor] = []
+        handles = (
+            model.register_forward_pre_hook(lambda *_: entered.append(None)),
+            model.register_forward_hook(lambda _, __, output: logits.append(output.logits)),
+        )
+        try:
+            with torch.no_grad():
+                output = self._bridge(torch.zeros(1, 1, dtype=torch.long, device=self._reference.device))
+        except BaseException as error:  # a candidate may fail in any way, and that is a finding
+            if isinstance(error, KeyboardInterrupt) or is_ours(error):
+                raise
+            if entered and not logits:
+                return  # its components raise, which the cells find
+            raise PairError(f"The bridge's own forward raises {described(error)}") from error
+        finally:
+            for handle in handles:
+                handle.remove()
+        returned = output if isinstance(output, torch.Tensor) else getattr(output, "logits", None)
+        if not logits or not isinstance(returned, torch.Tensor) or not same_tensor(returned, logits[-1]):
+            raise PairError(
+                "The bridge's own forward does not return the logits of the model that it wraps: its method forward, "
+                "its class or a torch hook on it may have been changed. To verify its components, undo that."
+            )
 
     def _verify_batch(self, cells: Sequence[Cell], spread: float) -> list[CellResult]:
         view, config = weights_view(cells[0]), self._weights.config

@@ -18,7 +18,7 @@ from cgverify.observe.candidate import Candidate
 from cgverify.observe.cases import CASES
 from cgverify.observe.components import COMPONENTS
 from cgverify.observe.conditions import Conditions, Substitute
-from cgverify.observe.fault import is_ours, reason
+from cgverify.observe.fault import calls_a_side, is_ours, reason
 from cgverify.observe.inputs import (
     CandidateInputsError,
     CaseInputs,
@@ -55,12 +55,13 @@ def _random_inputs(cell: Cell, reference: Reference, bridge: nn.Module) -> CaseI
     if own is None:
         return reference.change_inputs(case.build_inputs(component, spec, config, builder))
 
+    @calls_a_side
     def from_candidate(*arguments: Any) -> Any:
         try:
             return own(*arguments)
-        except KeyboardInterrupt:
-            raise
         except BaseException as error:  # a candidate may fail in any way, and that is a finding
+            if isinstance(error, KeyboardInterrupt) or is_ours(error):
+                raise
             raise CandidateFailedError("get_random_inputs", error) from error
 
     try:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 from transformers import CodeGenForCausalLM
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from cgverify.bridge.codegen_format import skeleton
 
@@ -39,10 +40,14 @@ def departures(model: CodeGenForCausalLM) -> Iterator[str]:
     for attribute, hooks in vars(torch_module).items():
         if attribute.removeprefix("_global") in HOOKS and hooks:
             yield f"torch has a global {HOOKS[attribute.removeprefix('_global')]} ({_names(hooks)})"
-    yield from _departures(model, skeleton(model.config, model.config.n_layer), "")
+    implementation = model.config._attn_implementation
+    function = ALL_ATTENTION_FUNCTIONS.get(implementation)
+    if function is not None and not _origin(function).startswith("transformers."):
+        yield f"the model itself has the attention {implementation} ({_name(function)}), which is not transformers' own"
+    yield from _departures(model, skeleton(model.config, model.config.n_layer), "", model.config)
 
 
-def _departures(module: nn.Module, built: nn.Module, path: str) -> Iterator[str]:
+def _departures(module: nn.Module, built: nn.Module, path: str, config: Any) -> Iterator[str]:
     where = path or "the model itself"
     for attribute, name in HOOKS.items():
         hooks = {key: hook for key, hook in vars(module)[attribute].items() if _origin(hook) != HARMLESS}
@@ -55,6 +60,8 @@ def _departures(module: nn.Module, built: nn.Module, path: str) -> Iterator[str]
         )
         yield f"{where} is a {found} instead of a {wanted_class}"
         return
+    if getattr(module, "config", config) is not config:
+        yield f"{where} has another config than the model"
     yield from _replaced_methods(module, where)
     yield from _other_settings(module, built, where)
     for kind in ("_parameters", "_buffers"):
@@ -64,7 +71,7 @@ def _departures(module: nn.Module, built: nn.Module, path: str) -> Iterator[str]
     for name, other in wanted.items():
         child = children.get(name)
         if child is not None and other is not None and not isinstance(child, GeneralizedComponent):
-            yield from _departures(child, other, f"{path}.{name}".removeprefix("."))
+            yield from _departures(child, other, f"{path}.{name}".removeprefix("."), config)
 
 
 def _replaced_methods(module: nn.Module, where: str) -> Iterator[str]:

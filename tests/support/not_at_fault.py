@@ -42,6 +42,19 @@ class LacksOperation(CodeGenAttentionBridge):
         operation_that_the_device_lacks()
 
 
+class InputsOutOfMemory(CodeGenAttentionBridge):
+    def get_random_inputs(self, *_: Any, **__: Any) -> NoReturn:
+        out_of_memory()
+
+
+class Endless(CodeGenAttentionBridge):
+    """Calls itself. Whether the stack is full in its own code or in a hook depends on the depth."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        self.hook_in(torch.zeros(1))
+        return self.forward(*args, **kwargs)
+
+
 class Unfinished(CodeGenAttentionBridge):
     def forward(self, *_: Any, **__: Any) -> NoReturn:
         raise NotImplementedError("rotation comes later")

@@ -107,12 +107,12 @@ def test_cause_that_cannot_be_found_leaves_the_failure(monkeypatch: pytest.Monke
 # --- what the candidate raises ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("candidate", ["OutOfMemory", "LacksOperation"])
+@pytest.mark.parametrize("candidate", ["OutOfMemory", "InputsOutOfMemory", "LacksOperation"])
 def test_machine_that_fails_a_candidate_is_an_error(candidate: str, monkeypatch: pytest.MonkeyPatch) -> None:
     errors_alone(verify(cases=["default"], components=["attn"], candidates=[f"not_at_fault:{candidate}"]))
 
 
-@pytest.mark.parametrize("candidate", ["Unfinished", "WrongShapes"])
+@pytest.mark.parametrize("candidate", ["Endless", "Unfinished", "WrongShapes"])
 def test_what_a_candidate_raises_is_its_own(candidate: str) -> None:
     results = verify(cases=["default"], components=["attn"], candidates=[f"not_at_fault:{candidate}"])
     assert "the candidate raised" in failed(results)[0].message

@@ -13,6 +13,7 @@ import torch
 from hugging_face import TABLE_PER_MODEL, table_owners
 from torch import nn
 from transformers import CodeGenConfig, CodeGenForCausalLM
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.codegen import modeling_codegen
 
 import cgverify
@@ -86,7 +87,22 @@ def _parametrized(model: CodeGenForCausalLM) -> None:
     nn.utils.parametrizations.weight_norm(block(model).mlp.fc_in)
 
 
+def _with_own_attention(model: CodeGenForCausalLM) -> None:
+    ALL_ATTENTION_FUNCTIONS.register("own", lambda *_, **__: None)
+    model.config._attn_implementation = "own"
+
+
+def _with_own_config(model: CodeGenForCausalLM) -> None:
+    owner = block(model).attn if TABLE_PER_MODEL else model.transformer
+    owner.config = copy.deepcopy(model.config)
+
+
 NOT_STOCK: dict[str, tuple[Change, str]] = {
+    "another attention": (
+        _with_own_attention,
+        r"the model itself has the attention own \(.*, which is not transformers'",
+    ),
+    "another config": (_with_own_config, r"transformer[a-z0-9.]* has another config than the model"),
     "eight partitions": (
         _eight_partitions,
         r"h\.0\.attn has (mp_num 8 instead of 4|another method forward \(Eight\.forward\)) \(and 4 more",
@@ -284,6 +300,50 @@ def test_change_around_the_components_of_a_bridge_is_refused(stock: CodeGenForCa
     apply(bridge.original_model)
     with pytest.raises(PairError, match=f"^The model around the bridge's components is not .*{clause}.*deepcopy of"):
         cgverify.verify(bridge, stock, **AXES)
+
+
+def _half(module: nn.Module, inputs: object, logits: torch.Tensor) -> torch.Tensor:
+    return logits / 2
+
+
+def _fails(*args: Any, **kwargs: Any) -> None:
+    raise TypeError("no such argument")
+
+
+BRIDGES_OWN: dict[str, tuple[Callable[[Any], object], str]] = {
+    "method": (
+        lambda bridge: setattr(bridge, "forward", lambda *args: type(bridge).forward(bridge, *args) + 1),
+        "does not return the logits",
+    ),
+    "class": (
+        lambda bridge: _other_class(
+            bridge, type("Own", (type(bridge),), {"forward": lambda *_: torch.zeros(1, 1, 256)})
+        ),
+        "does not return the logits",
+    ),
+    "torch hook": (lambda bridge: bridge.register_forward_hook(_half), "does not return the logits"),
+    "nothing": (lambda bridge: setattr(bridge, "forward", lambda *_: None), "does not return the logits"),
+    "exception": (lambda bridge: setattr(bridge, "forward", _fails), "raises TypeError: no such argument"),
+}
+
+
+@pytest.mark.parametrize("change", BRIDGES_OWN)
+def test_bridge_that_changes_its_models_logits_is_refused(stock: CodeGenForCausalLM, change: str) -> None:
+    """The cells run the components of a bridge and not the bridge itself."""
+    bridge = boot(copy.deepcopy(stock))
+    apply, clause = BRIDGES_OWN[change]
+    apply(bridge)
+    with pytest.raises(PairError, match=f"^The bridge's own forward {clause}"):
+        cgverify.verify(bridge, stock, **AXES)
+
+
+def test_raising_component_of_a_bridge_is_a_finding(stock: CodeGenForCausalLM) -> None:
+    bridge = boot(copy.deepcopy(stock))
+    bridge.blocks[1].mlp.forward = _fails
+    result = cgverify.verify(bridge, stock, **AXES)
+    assert "the candidate raised where the reference did not: TypeError: no such argument" in set(
+        result.findings["message"]
+    )
 
 
 def test_bridge_over_another_architecture_is_refused(stock: CodeGenForCausalLM) -> None:
