@@ -201,7 +201,7 @@ def require_loaded(folder: Path, runs: bool) -> None:
 
 WITHOUT_SHRINKING = [phase for phase in Phase if phase not in (Phase.shrink, Phase.explain)]
 quick = settings(deadline=None, max_examples=12, derandomize=True, database=None, phases=WITHOUT_SHRINKING)
-thorough = settings(quick, max_examples=2000, derandomize=False, suppress_health_check=list(HealthCheck))
+thorough = settings(quick, max_examples=700, derandomize=False, suppress_health_check=list(HealthCheck))
 
 
 @quick
