@@ -123,6 +123,12 @@ def test_version_and_package_of_the_caller_are_installed(recorded: Any) -> None:
     ]
 
 
+def test_cases_are_those_of_the_command_unless_given(recorded: Any) -> None:
+    for given, asked in ("", ""), ("default,data", " --case default,data"):
+        (call,) = [call for call in recorded(cases=given)[1] if "all-components" in call]
+        assert f" --dtype float32{asked} --output " in call
+
+
 @pytest.mark.slow
 def test_action_reports_a_faulty_bridge_as_a_runner_would(tmp_path: Path) -> None:
     """Run the real program on a bridge whose scores are wrong. Only pip is replaced, by a script that does nothing."""
