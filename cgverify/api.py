@@ -16,14 +16,14 @@ from cgverify.bench.records import BenchRun
 from cgverify.common.errors import UnknownNameError, UsageError
 from cgverify.common.numerics import pin_numerics
 from cgverify.common.process import only_new_objects_collected
-from cgverify.common.records import IN_MEMORY, CellResult, Run, Verdict
+from cgverify.common.records import IN_MEMORY, CellResult, Run
 from cgverify.plan.batches import batches
 from cgverify.plan.cells import plan
 from cgverify.plan.shipped_plans import plan_file
 from cgverify.plan.yaml_plan import SweepConfig, load_plan, parse_plan, plain
 from cgverify.report.comparison import comparison_line, comparison_sections
 from cgverify.report.frames import findings_frame, in_plan_order, summary_frame, write_csv
-from cgverify.report.outcome import counts, exit_code, failures, verdict_line
+from cgverify.report.outcome import exit_code, failures, refusals, verdict_line
 from cgverify.report.progress import RunProgress, notebook
 from cgverify.runs import comparison
 from cgverify.runs.baseline import load_stored_run
@@ -117,8 +117,7 @@ class Result:
         if len(self.results) < self.planned:
             reasons.append(f"Only {len(self.results)} of {self.planned} cells were verified.")
         if not reasons:
-            refused = counts(self.results)[Verdict.UNSUPPORTED]
-            reasons.append(f"Nothing was compared: Hugging Face refuses {refused} cells.")
+            reasons.append(f"Nothing was compared: {'; '.join(refusals(self.results))}.")
         return reasons
 
 

@@ -55,7 +55,7 @@ def parity_tests(
 
         test_parity = parity_tests("codegen-nano", candidate="my_package.bridge:Bridge", dtypes=["float32", "bfloat16"])
 
-    A test fails with the sentence of its fault, and is skipped if Hugging Face refuses all its cells. The first test
+    A test fails with the sentence of its fault, and is skipped if all its cells are `unsupported`. The first test
     that runs verifies what all selected tests of the function need, in one run. Each test has the folder of that run as
     its property `run_folder`. Workers of pytest-xdist share the run; the others wait for the one that verifies.
 

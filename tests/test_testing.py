@@ -102,7 +102,7 @@ def test_refused_cells_are_skipped(pytester: pytest.Pytester) -> None:
     )
     found = run(pytester, "-rs")
     found.assert_outcomes(skipped=1)
-    assert "Nothing was compared: Hugging Face refuses 1 cells." in found.stdout.str()
+    assert "Nothing was compared: Hugging Face refuses rotary_dim 3: " in found.stdout.str()
 
 
 def test_missing_checkpoint_fails_with_its_sentence(pytester: pytest.Pytester) -> None:

@@ -1,7 +1,7 @@
 """A run as JUnit XML: a suite per setting, a test case per cell.
 
-A parity failure is a `failure`, a cell that could not be run is an `error`, and a cell that Hugging Face refuses is
-`skipped`.
+A parity failure is a `failure`, a cell that could not be run is an `error`, and a cell in which everything is
+`unsupported` is `skipped`.
 """
 
 from __future__ import annotations

@@ -196,7 +196,7 @@ def suspects(results: Iterable[CellResult]) -> list[str]:
 
 
 def refusals(results: Iterable[CellResult]) -> list[str]:
-    """Return each reason for which Hugging Face refuses cells, once."""
+    """Return each reason for which something is `unsupported`, once."""
     unsupported = (one.message for _, one in every_finding(results) if one.verdict is Verdict.UNSUPPORTED)
     return list(dict.fromkeys(unsupported))
 

@@ -156,7 +156,7 @@ def _by_name(kind: str, node: nn.Module) -> Kept:
     for path, name, weight, rows in NAMES[kind]:
         try:
             tensor = getattr(node.get_submodule(path), name, None)
-        except AttributeError:
+        except (AttributeError, AssertionError):  # TransformerLens asserts that an embedding has a `weight`
             continue
         if isinstance(tensor, torch.Tensor):
             yield _joined(path, name), weight, rows(tensor.detach()), tensor.data_ptr()

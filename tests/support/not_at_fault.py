@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
 from cgverify.bridge import CodeGenAttentionBridge
@@ -96,3 +96,20 @@ no_tensor = shown_as(hook_attn_scores=lambda scores: [scores])
 merged_and_scored_wrongly = shown_as(
     hook_rot_q=lambda heads: heads.flatten(2), hook_attn_scores=lambda scores: scores + 1
 )
+
+
+class _OwnNames(nn.Module):
+    """A Linear whose weight and bias have other names."""
+
+    def __init__(self, linear: Any) -> None:
+        super().__init__()
+        self.kernel, self.offset = linear.weight, linear.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.kernel, self.offset)
+
+
+def own_names(bridge: Any) -> Any:
+    """Return a bridge that is correct and keeps the weights of its unembedding under names of its own."""
+    bridge.unembed.set_original_component(_OwnNames(bridge.unembed.original_component))
+    return bridge

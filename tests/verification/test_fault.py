@@ -153,6 +153,16 @@ def test_hook_that_shows_no_tensor_is_the_candidates_fault() -> None:
     assert "hook_attn_scores is shown a list, not a tensor" in {finding.message for finding in failed(results)}
 
 
+def test_weights_under_other_names_are_not_compared() -> None:
+    asked = {"components": ["unembed"], "candidates": ["not_at_fault:own_names"]}
+    results = verify(cases=["weights"], **asked)
+    (finding,) = findings(results)
+    assert finding.verdict is Verdict.UNSUPPORTED
+    assert finding.message.startswith("the candidate keeps its weights where they are not known")
+    assert exit_code(results) == 5
+    assert exit_code(verify(cases=["default", "weights"], **asked)) == 0
+
+
 # --- what Hugging Face refuses ----------------------------------------------------------------------------------------
 
 UNUSUAL: list[dict[str, Any]] = [

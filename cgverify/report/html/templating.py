@@ -29,7 +29,7 @@ MEANINGS = {
     Verdict.BITWISE: "equal in every bit",
     Verdict.ULP: "at most 4 ULP away",
     Verdict.BOUNDED: "within the bound",
-    Verdict.UNSUPPORTED: "refused by Hugging Face",
+    Verdict.UNSUPPORTED: "unsupported, so not compared",
     Verdict.ERROR: "could not be run",
     Verdict.MISSING: "a hook never fired",
     Verdict.SUSPECT: "Hugging Face's side is not within the bound",
