@@ -69,7 +69,8 @@ def sketch(model: str, weights: str) -> Checkpoint:
 
 def describe_checkpoint(model: str, weights: str, source: Source) -> Checkpoint:
     config = source.config
-    alike = {key: getattr(config, key) for key in ("rotary_dim", "n_positions", "n_embd", "vocab_size", "n_head")}
+    names = ("rotary_dim", "n_positions", "n_embd", "vocab_size", "n_head", "n_inner")
+    alike = {name: getattr(config, name) for name in names}
     return Checkpoint(
         name=_name_in_reports(model),
         asked=model,

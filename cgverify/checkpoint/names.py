@@ -47,8 +47,13 @@ NAMED: dict[str, Checkpoint] = {
 
 
 def block_parameters(checkpoint: Checkpoint) -> int:
-    """Return the number of parameters of a block: attention 4·d², MLP 8·d² and its biases 5·d, layer norm 2·d."""
-    return 12 * checkpoint.n_embd**2 + 7 * checkpoint.n_embd
+    """Return the number of parameters of a block.
+
+    Attention has 4·d², the MLP of width w has 2·d·w and its biases w + d, and the layer norm has 2·d.
+    """
+    embd = checkpoint.n_embd
+    inner = checkpoint.n_inner or 4 * embd
+    return 4 * embd**2 + 2 * embd * inner + inner + 3 * embd
 
 
 def parameters(checkpoint: Checkpoint) -> int:

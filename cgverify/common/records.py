@@ -234,6 +234,8 @@ class Checkpoint(Record):
     vocab_size: int
     n_head: int = 0
     """0 in runs of older versions, which did not record it."""
+    n_inner: int | None = None
+    """The width of the MLP. None is four times n_embd."""
     problem: str = ""
     """Why its weights are unavailable: its cells are then errors."""
     prompt: Prompt | None = None

@@ -11,7 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import CodeGenForCausalLM
 
-from cgverify.checkpoint.names import NAMED
+from cgverify.bridge.codegen_format import skeleton
+from cgverify.checkpoint.lookup import describe_checkpoint
+from cgverify.checkpoint.names import NAMED, block_parameters
 from cgverify.checkpoint.resolve import resolve
 from cgverify.checkpoint.source import FolderWeights, RandomWeights
 from cgverify.common.errors import CgverifyError, CheckpointMissingError, UnknownNameError, WeightsError
@@ -61,6 +63,17 @@ def test_random_weights_of_a_folder_have_its_shape(folder: Path) -> None:
     source = resolve(str(folder), "random:7")
     assert source.origin == "random (seed 7)"
     assert source.config.n_embd == 64
+
+
+@pytest.mark.parametrize("n_inner", [None, 24])
+def test_described_block_has_the_size_of_its_model(folder: Path, n_inner: int | None) -> None:
+    """The memory of a run is estimated from it, and a run that does not fit does not start."""
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "n_inner": n_inner}))
+    source = resolve(str(folder), "random")
+    (block,) = skeleton(source.config, 1).transformer.h
+    described = describe_checkpoint(str(folder), "random", source)
+    assert block_parameters(described) == sum(weight.numel() for weight in block.parameters())
 
 
 def test_digest_depends_on_the_content(folder: Path) -> None:
