@@ -323,7 +323,7 @@ class RunOptions(NamedTuple):
         """Return how the run is carried out; see `ExecutionOptions` for what it raises."""
         return ExecutionOptions(
             threads=self.threads,
-            jobs=_jobs(self.jobs),
+            jobs=number_of_jobs(self.jobs),
             scheduler=scheduler,
             allow=tuple(split(self.allow)),
             shard=shard,
@@ -371,7 +371,7 @@ def device_names(texts: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _jobs(text: str) -> int | None:
+def number_of_jobs(text: str) -> int | None:
     """Return a number of processes; None for `auto`."""
     if text.lower() == "auto":
         return None

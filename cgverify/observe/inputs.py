@@ -42,8 +42,8 @@ class Step:
     """The name of an earlier step whose bits the candidate must show again."""
     in_last_memory: bool = False
     """Whether the inputs are written into the tensors of the step before, which were others of the same shapes."""
-    after_events: bool = False
-    """Whether the candidate goes through `cgverify.observe.events` before."""
+    events: tuple[str, ...] = ()
+    """What the candidate goes through before, by name: see `cgverify.observe.events`."""
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -86,7 +86,7 @@ def run_candidate(
     conditions: Conditions = PLAIN,
     earlier: Observation | None = None,
     *,
-    after_events: bool = False,
+    events: Sequence[str] = (),
 ) -> Observation:
     """Run the bridge's component on inputs and observe it. Add the violations that further forwards show.
 
@@ -95,7 +95,7 @@ def run_candidate(
 
     Args:
         earlier: a forward on the same inputs, which must show the same, and whose tensors must be unchanged.
-        after_events: whether the component first goes through `cgverify.observe.events`.
+        events: what the component first goes through, see `cgverify.observe.events`.
     """
     node = bridge.get_submodule(component.bridge_path)
     points = dict(hook_points(node))
@@ -142,12 +142,12 @@ def run_candidate(
                 ]
 
     def run(observation: Observation) -> None:
-        if after_events and earlier is not None and "returned" in earlier.live:
+        if events and earlier is not None and "returned" in earlier.live:
             first = {name: before for name, (before, _) in earlier.live.items()}
             fired = {name: point for name, point in points.items() if name in first}
             any_node = partial(call_component, bridge)
             subject = Subject(component.kind, bridge, node, fired, inputs, any_node, first)
-            observation.violations += go_through(subject)
+            observation.violations += go_through(subject, events)
         spare = None if component.is_part else copy.deepcopy((inputs, cache))
         shown, returned = forward(inputs, cache, points, observation)
         if conditions.cotangent is not None:

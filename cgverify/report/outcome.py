@@ -81,6 +81,10 @@ class Failure:
     def command(self, run: Run) -> str:
         """Return the command that repeats the cell alone, without defaults; for models in memory the Python call."""
         cell, checkpoint = self.cell, run.checkpoint_of(self.cell)
+        if run.command == "fuzz":
+            where = ["--bridge", cell.candidate, "--component", cell.component, "--dtype", cell.dtype]
+            again = ["--seed", str(cell.seed), "--output", run.settings["output"]]
+            return printable(shlex.join(["cgverify", "fuzz", "--model", checkpoint.asked, *where, *again]))
         if checkpoint.origin == IN_MEMORY:
             return self._call()
         options = {

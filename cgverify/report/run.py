@@ -149,7 +149,16 @@ def _of_head(head: int, findings: Sequence[Finding]) -> str:
     return bits(min(one.bits_by_head[head] for one in seen)) + (f" {error:.0e}" if error else "")
 
 
-TABLES: dict[str, tuple[Tables, ...]] = {"attention": (by_tap, by_head)}
+def by_call(run: Run, _: Sequence[CellResult]) -> Iterator[Section]:
+    """Yield the calls of a hunt's counterexample, with the code that runs them, and what the hunt covered."""
+    example = run.settings.get("counterexample")
+    if example is not None:
+        code = [f"`{line}`" for line in example["python"].splitlines() if line]
+        yield Section(f"{example['where']} fails after", [*example["calls"], *code])
+    yield Section(str(run.settings.get("covered", "nothing was covered")), [str(run.settings.get("states", ""))])
+
+
+TABLES: dict[str, tuple[Tables, ...]] = {"attention": (by_tap, by_head), "fuzz": (by_call, by_component)}
 """The tables of a command. All others show `by_component`."""
 DETAILED: tuple[Tables, ...] = (by_component, by_head)
 

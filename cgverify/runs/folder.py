@@ -99,6 +99,16 @@ class RunFolder:
                 self._findings.truncate(size)
             raise storage_error(self.path, error) from error
 
+    def describe(self, run: Run) -> None:
+        """Write another description of the run.
+
+        Raises:
+            RunFolderError: it cannot be written.
+        """
+        self.run = run
+        with _reported_write_errors(self.path):
+            replace_file(self.path / "run.json", (run.model_dump_json(indent=2) + "\n").encode())
+
     def drop(self, cells: Iterable[Cell]) -> None:
         """Remove the results of some cells, so that they are run again."""
         dropped = {cell.id for cell in cells}

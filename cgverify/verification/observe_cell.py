@@ -237,7 +237,7 @@ class _CandidateRun:
                 self.cell.layer,
                 conditions,
                 seen.get(step.repeats),
-                after_events=step.after_events,
+                events=step.events,
             )
             if step.name in repeated:
                 seen[step.name] = observation

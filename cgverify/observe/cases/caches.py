@@ -46,8 +46,8 @@ def _steps(_: Component, inputs: Inputs, spec: InputSpec) -> tuple[Step, ...]:
         *fixed,
         replace(token, name="prefill", inputs=before, conditions=_QUIETLY),
         Step("other prefill", before | {"hidden_states": before["hidden_states"].flip(1)}, cache="other"),
-        replace(token, name="reordered token", conditions=Conditions(by_position=True), change_cache=_reorder),
-        replace(token, name="cropped chunk", inputs=replaced, conditions=_QUIETLY, change_cache=_drop_last),
+        replace(token, name="reordered token", conditions=Conditions(by_position=True), change_cache=reorder),
+        replace(token, name="cropped chunk", inputs=replaced, conditions=_QUIETLY, change_cache=drop_last),
     )
 
 
@@ -58,7 +58,7 @@ def _with_all_keys(inputs: Inputs, tokens: slice, size: int) -> Inputs:
     return piece | {"attention_mask": pad(mask, (0, size - mask.shape[-1]), value=LOWEST)}
 
 
-def _reorder(cache: Any) -> None:
+def reorder(cache: Any) -> None:
     """Let each row continue the one before it, and the first two continue the last."""
     rows = next((layer.keys.shape[0] for layer in cache.layers if layer.is_initialized), 0)
     if not rows:  # a candidate may have put nothing there
@@ -68,7 +68,7 @@ def _reorder(cache: Any) -> None:
     cache.reorder_cache(torch.tensor(order))
 
 
-def _drop_last(cache: Any) -> None:
+def drop_last(cache: Any) -> None:
     cache.crop(-1)
 
 

@@ -20,6 +20,7 @@ import torch
 
 from cgverify.observe.cases.case import Case
 from cgverify.observe.components import Component
+from cgverify.observe.events import EVENTS
 from cgverify.observe.inputs import LOWEST, Inputs, InputSpec, Step, slice_tokens
 
 
@@ -29,7 +30,7 @@ def _steps(_: Component, inputs: Inputs, spec: InputSpec) -> tuple[Step, ...]:
         Step("A", inputs),
         Step("B", others),
         Step("A in B's memory", inputs, repeats="A", in_last_memory=True),
-        Step("A at last", inputs, repeats="A", after_events=True),
+        Step("A at last", inputs, repeats="A", events=tuple(EVENTS)),
     ]
     if "attention_mask" in inputs and spec.seq_len > 1:
         last = spec.seq_len - 1

@@ -1,6 +1,6 @@
 """Hunt for a counterexample: sequences of calls on one instance of a bridge, drawn and shrunk by Hypothesis."""
 
 from cgverify.verification.fuzz.calls import Call
-from cgverify.verification.fuzz.hunt import replay
+from cgverify.verification.fuzz.subject import replay
 
 __all__ = ["Call", "replay"]

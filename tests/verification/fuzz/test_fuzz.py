@@ -10,54 +10,144 @@ import sys
 from pathlib import Path
 
 import pytest
+from command_line import Cli
+from transformers import CodeGenConfig
 
-from cgverify.common.records import Verdict
+from cgverify.checkpoint.resolve import resolve
+from cgverify.common.records import Cell, CellResult, Verdict
 from cgverify.verification.fuzz import Call, replay
-from cgverify.verification.fuzz.hunt import in_fork
+from cgverify.verification.fuzz.drawing import sizes
+from cgverify.verification.fuzz.hunt import subjects_of
+from cgverify.verification.fuzz.subject import Subject, in_fork, target
 
-FAULT = "cgverify.selftest.seeded.sizes:BatchTakenForTokens"
-CLAMPED = "cgverify.selftest.seeded.data:ScoresClamped"
+SEEDED = "cgverify.selftest.seeded"
+FAULT = f"{SEEDED}.sizes:BatchTakenForTokens"
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "cgverify", "fuzz", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+def subject(kind: str, bridge: str = "cgverify", dtype: str = "float32") -> tuple[Subject, Cell]:
+    source = resolve("codegen-nano")
+    cell = target(source, "codegen-nano", bridge, kind, dtype)
+    (booted,) = subjects_of(source, [cell]).values()
+    return booted, cell
+
+
+def failing(result: CellResult) -> set[str]:
+    return {one.step for one in result.findings if one.verdict.fails}
 
 
 def test_sequence_is_judged_call_by_call() -> None:
-    held, failing = Call(batch=2, tokens=3), Call(batch=2, tokens=2)
-    own = replay("codegen-nano", "cgverify", "attn", "float32", [held, failing, held])
+    held, wrong = Call(batch=2, tokens=3), Call(batch=2, tokens=2)
+    own = replay("codegen-nano", "cgverify", "attn", "float32", [held, wrong, held])
     assert not own.verdict.fails, own.blame
-    result = replay("codegen-nano", FAULT, "attn", "float32", [held, failing])
-    assert {one.step for one in result.findings if one.verdict.fails} == {"call 2"}
+    result = replay("codegen-nano", FAULT, "attn", "float32", [held, wrong])
+    assert failing(result) == {"call 2"}
     assert result.blame.startswith("mix breaks first, at hook_z")
 
 
+CALL = Call(batch=2, tokens=4)
+FAILING = {
+    "event": (f"{SEEDED}.state:DeafAfterAnError", "attn", [CALL, CALL.model_copy(update={"event": "a hook raised"})]),
+    "edited": (
+        f"{SEEDED}.state:mlp_result_of_same_tensor",
+        "mlp",
+        [CALL, CALL.model_copy(update={"event": "inputs were edited in place"})],
+    ),
+    "fixed": (f"{SEEDED}.caches:EmptySlotsShown", "attn", [Call(tokens=3, cache="fixed")]),
+    "reordered": (
+        f"{SEEDED}.caches:ReorderedBeamsUnseen",
+        "attn",
+        [Call(batch=2, tokens=3, cache="one"), Call(batch=2, cache="one", use="reordered")],
+    ),
+    "cropped": (
+        f"{SEEDED}.caches:CroppedKeysReturn",
+        "attn",
+        [Call(batch=2, tokens=3, cache="one"), Call(batch=2, cache="one", use="cropped")],
+    ),
+    "quiet": (f"{SEEDED}.caches:CacheIgnoredUnlessUsed", "block", [Call(tokens=3, cache="one", use="quiet")]),
+    "nan": (f"{SEEDED}.data:NotANumberBecomesZero", "attn", [Call(tokens=3, values="nan")]),
+    "begun": (f"{SEEDED}.data:RowsLikeTheFirst", "attn", [Call(batch=2, tokens=3, values="begun")]),
+    "strided": (f"{SEEDED}.data:ReadByAddress", "attn", [Call(batch=2, tokens=3, strided=True)]),
+}
+
+
+@pytest.mark.parametrize("name", FAILING)
+def test_what_a_call_has_shows_a_fault(name: str) -> None:
+    bridge, kind, calls = FAILING[name]
+    booted, cell = subject(kind, bridge)
+    assert failing(booted.judge(cell, calls).result) == {f"call {len(calls)}"}
+    usual = {"event": "", "strided": False, "values": "normal", "use": "usual"}
+    plain = [call.model_copy(update={**usual, "cache": call.cache and "one"}) for call in calls]
+    booted, cell = subject(kind, bridge)
+    assert not booted.judge(cell, plain).fails
+    own, cell = subject(kind)
+    assert not own.judge(cell, calls).fails
+
+
+def test_quick_judgement_finds_what_the_full_one_finds() -> None:
+    calls = [Call(batch=2, tokens=4, mode="patched", variant=variant) for variant in range(4)]
+    calls += [Call(tokens=3, cache="one", mode="autocast"), Call(batch=3, tokens=3)]
+    booted, cell = subject("attn", FAULT)
+    quick, full = (one.result for one in (booted.judge(cell, calls), booted.explain(cell, calls)))
+    assert failing(quick) == failing(full) == {"call 6"}
+    assert not any(one.verdict is Verdict.BITWISE for one in quick.findings)
+
+
+def test_call_that_has_no_effect_is_not_counted() -> None:
+    booted, cell = subject("ln1")
+    judged = booted.judge(cell, [Call(cache="one", event="a hook raised", mode="gated")])
+    assert judged.calls == (Call(),)
+    assert ("layer_norm", "hook_out") in judged.equal
+
+
+def test_equal_batch_and_tokens_are_drawn_often() -> None:
+    drawn = sizes(CodeGenConfig(n_head=8, n_embd=192))
+    assert drawn[0] == (1, 1)
+    assert sum(batch == tokens > 1 for batch, tokens in drawn) > len(drawn) / 20
+    assert {(8, 8), (1, 24), (2, 257)} <= {*drawn}
+
+
 def test_candidate_that_ends_its_process_fails() -> None:
-    cell = replay("codegen-nano", "cgverify", "ln1", "float32", [Call()]).cell
-    assert in_fork(lambda: os._exit(3), cell).verdict.fails
-    killed = in_fork(lambda: os.kill(os.getpid(), signal.SIGKILL), cell)
-    assert killed.verdict is Verdict.ERROR, "the system kills what takes too much memory"
+    _, cell = subject("ln1")
+    assert in_fork(lambda: os._exit(3), cell, [Call()]).fails
+    killed = in_fork(lambda: os.kill(os.getpid(), signal.SIGKILL), cell, [Call()])  # type: ignore[arg-type, return-value]
+    assert killed.error, "the system kills what takes too much memory"
 
 
-@pytest.mark.slow
-def test_fault_is_found_shrunk_and_tried_first(tmp_path: Path) -> None:
-    found = run("--bridge", CLAMPED, "--component", "attn", "--minutes", "2", "--output", str(tmp_path))
+def test_fault_is_found_shrunk_and_tried_first(cli: Cli, tmp_path: Path) -> None:
+    asked = ("fuzz", "--component", "attn", "--output", "kept", "--jobs", "1")
+    found = cli(*asked, "--bridge", FAULT, "--minutes", "4")
     assert found.returncode == 1, found.stderr
-    assert "blocks.0.attn of" in found.stdout
-    (call,) = json.loads((tmp_path / "counterexample.json").read_text())["calls"]
-    assert call["values"] in ("spread", "large")
-    again = run("--bridge", CLAMPED, "--component", "attn", "--output", str(tmp_path), "--format", "json")
+    assert f"--bridge {FAULT} --component blocks.0.attn --dtype float32 --seed 0 --output kept" in found.stdout
+    kept = tmp_path / "kept"
+    (call,) = json.loads((kept / "counterexample.json").read_text())["calls"]
+    assert call["batch"] == call["tokens"] == 2
+    assert "call 1,hook_z,mix,diverged" in (kept / "findings.csv").read_text()
+    snippet = subprocess.run([sys.executable, kept / "counterexample.py"], capture_output=True, text=True)
+    assert snippet.stdout.startswith("diverged mix breaks first"), snippet.stderr
+    again = cli(*asked, "--bridge", FAULT, "--format", "json")
     assert again.returncode == 1
-    assert json.loads(again.stdout)["covered"]["sequences"] == 1
-    other = run("--bridge", "cgverify", "--component", "attn", "--output", str(tmp_path), "--minutes", "0.05")
-    assert other.returncode == 0, f"the kept sequence is tried on the bridge that was asked for: {other.stdout}"
-    snippet = subprocess.run([sys.executable, tmp_path / "counterexample.py"], capture_output=True, text=True)
-    assert snippet.stdout.startswith("diverged"), snippet.stderr
+    settings = json.loads(again.stdout)["run"]["settings"]
+    assert settings["covered"] == "0 sequences of 0 calls, 0 shapes", "the kept one is tried first"
+    assert settings["counterexample"]["calls"] == ["call 1: batch 2, tokens 2"]
+    mended = cli(*asked, "--minutes", "0")
+    assert mended.returncode == 0, f"the kept sequence is tried on the bridge that was asked for: {mended.stdout}"
+    assert "1 sequences of 1 calls" in mended.stdout
+    assert (kept / "counterexample.json").exists(), "it stays until there is another"
+    for format in ("html", "junit", "markdown", "github", "csv"):
+        assert cli("report", "kept", "--format", format).returncode == 0
+
+
+def test_folder_with_another_run_is_refused(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "notes.txt").write_text("mine")
+    refused = cli("fuzz", "--output", "kept", "--minutes", "0")
+    assert refused.returncode == 2
+    assert "not empty" in refused.stderr
+    assert [entry.name for entry in (tmp_path / "kept").iterdir()] == ["notes.txt"]
 
 
 @pytest.mark.slow
-def test_own_bridge_holds_for_some_seconds() -> None:
-    done = run("--minutes", "0.1", "--dtype", "float32,bfloat16")
+def test_own_bridge_holds_for_some_seconds(cli: Cli) -> None:
+    done = cli("fuzz", "--minutes", "0.1", "--dtype", "float32,bfloat16", "--output", "kept")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "no failure" in done.stdout
+    assert "sequences of" in done.stdout
