@@ -62,7 +62,7 @@ class Call(Record):
     variant: int = 0
     """Which of the forwards of the mode's case gives the conditions."""
     event: str = ""
-    """What happens before it, if it repeats an earlier call: see `cgverify.observe.events`."""
+    """What happens between an equal call and this one: see `cgverify.observe.events`."""
 
     def __str__(self) -> str:
         """Return the call in words, without what is usual: `batch 1, tokens 65, mask soft`."""
@@ -193,13 +193,15 @@ class _Sequence:
         keys = FIXED_SIZE if is_fixed else past + call.tokens
         if past + call.tokens > min(keys, self.maker.spec.n_positions):
             return
-        inputs = self.maker.inputs(call, past, keys)
         plainly = call.plainly
+        # An event compares what it leaves behind with an earlier call, under no conditions.
+        happens = bool(call.event) and not cache and conditions == PLAIN and call.values in USUAL_VALUES
+        happens = happens and self.maker.component.kind in CASE_KINDS["state"]
+        if happens and plainly not in self.first:
+            self.add(f"before {name}", plainly)
         is_repeated = not cache and conditions.dropout is None
         repeats = self.first.get(plainly) if is_repeated else None
-        # An event compares what it leaves behind with the earlier call, under no conditions.
-        happens = repeats is not None and conditions == PLAIN and call.values in USUAL_VALUES
-        happens = happens and self.maker.component.kind in CASE_KINDS["state"]
+        inputs = self.maker.inputs(call, past, keys)
         self.steps.append(
             Step(
                 name,
@@ -209,7 +211,7 @@ class _Sequence:
                 cache_size=keys if is_fixed else None,
                 change_cache=change,
                 repeats=repeats,
-                events=(call.event,) if happens and call.event else (),
+                events=(call.event,) if happens else (),
             )
         )
         if cache:

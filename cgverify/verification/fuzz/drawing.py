@@ -76,7 +76,7 @@ def examples(cells: Sequence[Cell], config: CodeGenConfig) -> Any:
         some("event", tuple(EVENTS)),
     )
     drawn = st.tuples(
-        st.sampled_from((NEW, NEW, 0, 0, 1, 2)), st.sampled_from(sizes(config)), st.lists(differences, max_size=4)
+        st.sampled_from((NEW, NEW, 0, 0, 1, 2)), st.sampled_from(sizes(config)), st.lists(differences, max_size=3)
     )
     # Hypothesis draws about six elements of a list, and a process is forked for each sequence.
     sequences = st.lists(st.lists(drawn, min_size=1, max_size=12), min_size=1, max_size=6)

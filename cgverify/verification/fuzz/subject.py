@@ -101,16 +101,20 @@ class Subject:
         observed = self._observed(cell, inputs)
         steps = [replace(step, stages=tuple(_different_stages(step))) for step in observed.steps]
         (result,) = Judge(with_sentence=False).results([replace(observed, steps=steps)], self.reference.parameters)
-        taken = {step.name for step in steps if step.reference.observation.raised is None}
-        made = {step.name: step for step in inputs.steps if step.name in taken}
+        made = {step.name: step for step in inputs.steps}
         named = {step_name(number): call for number, call in enumerate(calls, start=1)}
+        taken = [
+            named[step.name].as_made(made[step.name])
+            for step in steps
+            if step.name in named and step.reference.observation.raised is None
+        ]
         equal = [
             (stage.name, stage.tap)
             for before, after in zip(observed.steps, steps, strict=True)
             for stage in before.stages
             if stage not in after.stages
         ]
-        return Judged(result, tuple(named[name].as_made(step) for name, step in made.items()), (*dict.fromkeys(equal),))
+        return Judged(result, tuple(taken), tuple(dict.fromkeys(equal)))
 
     def prepare(self, cell: Cell) -> CallMaker:
         """Return what makes forwards of calls on a component, which forked processes then have."""

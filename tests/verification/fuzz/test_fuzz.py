@@ -44,13 +44,12 @@ def test_sequence_is_judged_call_by_call() -> None:
     assert result.blame.startswith("mix breaks first, at hook_z")
 
 
-CALL = Call(batch=2, tokens=4)
 FAILING = {
-    "event": (f"{SEEDED}.state:DeafAfterAnError", "attn", [CALL, CALL.model_copy(update={"event": "a hook raised"})]),
+    "event": (f"{SEEDED}.state:DeafAfterAnError", "attn", [Call(batch=2, tokens=4, event="a hook raised")]),
     "edited": (
         f"{SEEDED}.state:mlp_result_of_same_tensor",
         "mlp",
-        [CALL, CALL.model_copy(update={"event": "inputs were edited in place"})],
+        [Call(batch=2, tokens=4, event="inputs were edited in place")],
     ),
     "fixed": (f"{SEEDED}.caches:EmptySlotsShown", "attn", [Call(tokens=3, cache="fixed")]),
     "reordered": (
@@ -93,10 +92,10 @@ def test_quick_judgement_finds_what_the_full_one_finds() -> None:
 
 
 def test_call_that_has_no_effect_is_not_counted() -> None:
-    booted, cell = subject("ln1")
+    booted, cell = subject("attn.q")
     judged = booted.judge(cell, [Call(cache="one", event="a hook raised", mode="gated")])
     assert judged.calls == (Call(),)
-    assert ("layer_norm", "hook_out") in judged.equal
+    assert ("project_q", "hook_out") in judged.equal
 
 
 def test_equal_batch_and_tokens_are_drawn_often() -> None:
