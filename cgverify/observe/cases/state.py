@@ -18,9 +18,9 @@ from __future__ import annotations
 
 import torch
 
+from cgverify.observe import events
 from cgverify.observe.cases.case import Case
 from cgverify.observe.components import Component
-from cgverify.observe.events import EVENTS
 from cgverify.observe.inputs import LOWEST, Inputs, InputSpec, Step, slice_tokens
 
 
@@ -30,7 +30,7 @@ def _steps(_: Component, inputs: Inputs, spec: InputSpec) -> tuple[Step, ...]:
         Step("A", inputs),
         Step("B", others),
         Step("A in B's memory", inputs, repeats="A", in_last_memory=True),
-        Step("A at last", inputs, repeats="A", events=tuple(EVENTS)),
+        Step("A at last", inputs, repeats="A", events=tuple(events.EVENTS)),
     ]
     if "attention_mask" in inputs and spec.seq_len > 1:
         last = spec.seq_len - 1

@@ -5,7 +5,7 @@ A call differs from the usual one in a few fields. So a failure is shrunk by tak
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from transformers import CodeGenConfig
@@ -76,7 +76,9 @@ def examples(cells: Sequence[Cell], config: CodeGenConfig) -> Any:
         some("event", tuple(EVENTS)),
     )
     drawn = st.tuples(
-        st.sampled_from((NEW, NEW, 0, 0, 1, 2)), st.sampled_from(sizes(config)), st.lists(differences, max_size=3)
+        st.sampled_from((NEW, NEW, 0, 0, 1, 2)),
+        st.one_of(*map(st.sampled_from, sizes(config))),
+        st.lists(differences, max_size=3),
     )
     # Hypothesis draws about six elements of a list, and a process is forked for each sequence.
     sequences = st.lists(st.lists(drawn, min_size=1, max_size=12), min_size=1, max_size=6)
@@ -94,20 +96,16 @@ def _joined(drawn: list[list[Drawn]]) -> tuple[Call, ...]:
     return tuple(joined)
 
 
-def sizes(config: CodeGenConfig) -> list[tuple[int, int]]:
-    """Return pairs of batch size and tokens, from small to large.
+def sizes(config: CodeGenConfig) -> list[list[tuple[int, int]]]:
+    """Return pairs of batch size and tokens, each group from small to large, and a group many times if it is likely.
 
-    Small pairs, and those where batch, tokens, heads or the size of a head coincide, are there many times.
+    The groups are small pairs, equal numbers, numbers of tokens near those of a model's heads, and long sequences.
     """
     heads, width = config.n_head, config.n_embd // config.n_head
-    return sorted(_sizes(heads, width), key=lambda pair: (pair[0] * pair[1], pair))
-
-
-def _sizes(heads: int, width: int) -> Iterator[tuple[int, int]]:
+    batches = (1, 2, 3, 4, 5, heads)
+    small = sorted(((batch, tokens) for batch in batches for tokens in range(1, 9)), key=lambda pair: pair[0] * pair[1])
+    equal = [(batch, batch) for batch in batches[1:]]
+    near = [(batch, size + by) for size in (heads, width) for batch in (1, 2) for by in (-1, 0, 1)]
     edges = {power + by for power in (16, 32, 64, 128, 256) for by in (-1, 0, 1)}
-    for batch, times in ((1, 15), (2, 9), (3, 6), (4, 3), (5, 3), (heads, 3)):
-        yield from [(batch, tokens) for tokens in range(1, 9)] * times
-        yield from [(batch, batch)] * 6
-    yield from [(batch, near + by) for batch in (1, 2) for near in (heads, width) for by in (-1, 0, 1)] * 2
-    yield from [(batch, tokens) for batch in (1, 1, 2) for tokens in sorted(edges)]
-    yield from [(1, tokens) for tokens in range(9, 301, 13)]
+    long = [(batch, tokens) for tokens in sorted({*edges, *range(20, 301, 13)}) for batch in (1, 2)]
+    return [small] * 8 + [equal] * 2 + [near, long]
