@@ -75,11 +75,9 @@ def examples(cells: Sequence[Cell], config: CodeGenConfig) -> Any:
         some("event", tuple(EVENTS)),
         some("event", tuple(EVENTS)),
     )
-    drawn = st.tuples(
-        st.sampled_from((NEW, NEW, 0, 0, 1, 2)),
-        st.one_of(*map(st.sampled_from, sizes(config))),
-        st.lists(differences, max_size=3),
-    )
+    small = st.tuples(st.integers(1, 5), st.integers(1, 8))  # two numbers: equal ones are shrunk together
+    size = st.one_of(*[small] * 10, *map(st.sampled_from, sizes(config)))
+    drawn = st.tuples(st.sampled_from((NEW, NEW, 0, 0, 1, 2)), size, st.lists(differences, max_size=3))
     # Hypothesis draws about six elements of a list, and a process is forked for each sequence.
     sequences = st.lists(st.lists(drawn, min_size=1, max_size=12), min_size=1, max_size=6)
     weighted = [cell for cell in cells for _ in range(WEIGHTS.get(cell.kind, 1))]
@@ -96,16 +94,9 @@ def _joined(drawn: list[list[Drawn]]) -> tuple[Call, ...]:
     return tuple(joined)
 
 
-def sizes(config: CodeGenConfig) -> list[list[tuple[int, int]]]:
-    """Return pairs of batch size and tokens, each group from small to large, and a group many times if it is likely.
-
-    The groups are small pairs, equal numbers, numbers of tokens near those of a model's heads, and long sequences.
-    """
+def sizes(config: CodeGenConfig) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """Return larger pairs of batch size and tokens: those near numbers of a model's heads, and long ones."""
     heads, width = config.n_head, config.n_embd // config.n_head
-    batches = (1, 2, 3, 4, 5, heads)
-    small = sorted(((batch, tokens) for batch in batches for tokens in range(1, 9)), key=lambda pair: pair[0] * pair[1])
-    equal = [(batch, batch) for batch in batches[1:]]
-    near = [(batch, size + by) for size in (heads, width) for batch in (1, 2) for by in (-1, 0, 1)]
+    near = [(batch, size + by) for size in (heads, width) for batch in (1, 2, heads) for by in (-1, 0, 1)]
     edges = {power + by for power in (16, 32, 64, 128, 256) for by in (-1, 0, 1)}
-    long = [(batch, tokens) for tokens in sorted({*edges, *range(20, 301, 13)}) for batch in (1, 2)]
-    return [small] * 8 + [equal] * 2 + [near, long]
+    return near, [(batch, tokens) for tokens in sorted({*edges, *range(20, 301, 13)}) for batch in (1, 2)]
