@@ -348,9 +348,8 @@ class CodeGenAttentionBridge(DirectCall, JointQKVAttentionBridge):  # type: igno
     def _scores(self, query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
         """Return the masked and scaled scores, in float32 in every model, or in the mask's dtype if that is wider."""
         query, key = query.to(torch.float32), key.to(torch.float32).transpose(-1, -2)
-        out = None
-        if not key.requires_grad:  # `result_buffer` would find this too, but later
-            out = result_buffer(*query.shape[:-1], key.shape[-1], dtype=query.dtype, inputs=(query, key))
+        shape, shown_to = (*query.shape[:-1], key.shape[-1]), (self.hook_attn_scores, self.hook_pattern)
+        out = result_buffer(*shape, dtype=query.dtype, inputs=(query, key), shown_to=shown_to)
         return self._form.mask_and_scale(torch.matmul(query, key, out=out), mask, self.original_component)
 
     def _hooked_scores(self, query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
@@ -379,7 +378,8 @@ class CodeGenAttentionBridge(DirectCall, JointQKVAttentionBridge):  # type: igno
             return cast(Tensor, super()._masked_softmax(attn_scores, dtype))
         out: Tensor | None = attn_scores
         if has_hooks(self.hook_attn_scores):
-            out = result_buffer(*attn_scores.shape, dtype=attn_scores.dtype, inputs=(attn_scores,))
+            given = {"dtype": attn_scores.dtype, "inputs": (attn_scores,), "shown_to": (self.hook_pattern,)}
+            out = result_buffer(*attn_scores.shape, **given)
         return torch.softmax(attn_scores, -1, out=out)
 
     def _mix(self, pattern: Tensor, value: Tensor) -> Tensor:

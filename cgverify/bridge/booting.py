@@ -18,6 +18,7 @@ from transformer_lens.model_bridge.sources.transformers_driver import Transforme
 from transformer_lens.model_bridge.supported_architectures.codegen import CodeGenArchitectureAdapter
 from transformers import PreTrainedTokenizerBase
 
+from cgverify.bridge.activation import use_pieces
 from cgverify.bridge.attention import CodeGenAttentionBridge
 from cgverify.bridge.block import CodeGenBlockBridge
 from cgverify.bridge.codegen_bridge import CodeGenBridge
@@ -77,6 +78,7 @@ def adapter_with(attention: type[Any]) -> type[ArchitectureAdapter]:
             require_codegen(hf_model)
             super().prepare_model(hf_model)
             prepare_shared_table(hf_model)
+            use_pieces(hf_model)
 
     Adapter.__name__ = f"{attention.__name__}Adapter"
     return Adapter

@@ -18,7 +18,8 @@ from transformer_lens.model_bridge.generalized_components import (
 )
 from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 
-from cgverify.bridge.fast_path import has_hooks, has_own_forward
+from cgverify.bridge.fast_path import call_hook_point, has_hooks, has_own_forward
+from cgverify.bridge.huge_pages import apply_linear
 
 
 class DirectCall(GeneralizedComponent):  # type: ignore[misc]
@@ -72,9 +73,11 @@ class FastEmbeddingBridge(DirectCall, EmbeddingBridge):  # type: ignore[misc]
 
 
 class FastUnembeddingBridge(DirectCall, UnembeddingBridge):  # type: ignore[misc]
-    """The bridge of the unembedding."""
+    """The bridge of the unembedding, with logits in huge pages."""
 
     def forward(self, hidden_states: Tensor, **kwargs: Any) -> Any:
-        if not self._is_quiet():
+        if kwargs:
             return super().forward(hidden_states, **kwargs)
-        return self.__dict__["_modules"]["_original_component"](hidden_states, **kwargs)
+        hidden_states = call_hook_point(self, "hook_in", hidden_states)
+        logits = apply_linear(self.__dict__["_modules"]["_original_component"], hidden_states)
+        return call_hook_point(self, "hook_out", logits)
