@@ -13,7 +13,7 @@ import math
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.activations import NewGELUActivation
 
 from cgverify.bridge.fast_path import is_transformed
@@ -36,15 +36,16 @@ class GeluNew(NewGELUActivation):  # type: ignore[misc]
             or torch._C._is_any_autocast_enabled()
         ):
             return cast(Tensor, super().forward(input))
-        return cast(Tensor, _in_pieces(input)) if input.requires_grad and torch.is_grad_enabled() else _value(input)
+        recorded = input.requires_grad and torch.is_grad_enabled()
+        return cast(Tensor, _in_pieces(input)) if recorded else _value(input)
 
 
 def use_pieces(model: Any) -> None:
-    """Give each MLP of a CodeGen model our activation, if it has Hugging Face's `gelu_new` and nothing more."""
+    """Turn Hugging Face's `gelu_new` of each MLP of a CodeGen model into ours. torch's hooks on it stay."""
     for block in model.transformer.h:
-        act = block.mlp.act
-        if type(act) is NewGELUActivation and act.__dict__.keys() == NewGELUActivation().__dict__.keys():
-            block.mlp.act = GeluNew().train(act.training)
+        act = getattr(block.mlp, "act", None)
+        if type(act) is NewGELUActivation:
+            act.__class__ = GeluNew
 
 
 def _value(x: Tensor) -> Tensor:
@@ -83,8 +84,8 @@ class _InPieces(torch.autograd.Function):
         (x,) = ctx.saved_tensors
         if torch.is_grad_enabled() or is_transformed() or type(grad) is not Tensor:
             with torch.enable_grad():
-                value = NewGELUActivation.forward(cast(nn.Module, None), x)
-                return torch.autograd.grad(value, x, grad, create_graph=torch.is_grad_enabled())[0]
+                value = NewGELUActivation()(x)
+                return torch.autograd.grad(value, x, grad, create_graph=True)[0]
         return _derivative(x, grad)
 
 

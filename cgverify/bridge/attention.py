@@ -378,8 +378,8 @@ class CodeGenAttentionBridge(DirectCall, JointQKVAttentionBridge):  # type: igno
             return cast(Tensor, super()._masked_softmax(attn_scores, dtype))
         out: Tensor | None = attn_scores
         if has_hooks(self.hook_attn_scores):
-            given = {"dtype": attn_scores.dtype, "inputs": (attn_scores,), "shown_to": (self.hook_pattern,)}
-            out = result_buffer(*attn_scores.shape, **given)
+            shape, dtype, shown_to = attn_scores.shape, attn_scores.dtype, (self.hook_pattern,)
+            out = result_buffer(*shape, dtype=dtype, inputs=(attn_scores,), shown_to=shown_to)
         return torch.softmax(attn_scores, -1, out=out)
 
     def _mix(self, pattern: Tensor, value: Tensor) -> Tensor:

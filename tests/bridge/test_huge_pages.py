@@ -22,6 +22,7 @@ pytestmark = pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="this
 @pytest.fixture(autouse=True)
 def everything_is_large(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(huge_pages, "LARGE_RESULT", 1)
+    monkeypatch.setattr(huge_pages, "LARGE_KEPT", 1)
     monkeypatch.setattr(huge_pages, "_last", None)
     return
 
@@ -56,6 +57,48 @@ def test_buffer_is_not_reused_while_anything_refers_to_it(keep: Any) -> None:
         assert fresh is not None
         fresh.fill_(2.0)
     assert (kept == 1.0).all()
+
+
+def test_kept_buffers_are_separate_and_not_reused() -> None:
+    first, second = (huge_pages.kept_buffer(3, 5, dtype=torch.float32, inputs=[torch.ones(1)]) for _ in range(2))
+    assert first is not None
+    assert second is not None
+    assert first.data_ptr() != second.data_ptr()
+    assert huge_pages._last is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("shape", [(1, 1, 64), (2, 9, 64)])
+@torch.no_grad()
+def test_linear_in_huge_pages_has_the_same_bits(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    linear, x = torch.nn.Linear(64, 300).to(dtype), torch.randn(shape).to(dtype)
+    found = huge_pages.apply_linear(linear, x)
+    assert torch.equal(found, linear(x))
+    assert found.shape == (*shape[:2], 300)
+    with pytest.raises(RuntimeError, match="resiz"):  # it is in a buffer
+        found.untyped_storage().resize_(10**6)
+
+
+@pytest.mark.parametrize(
+    "prepare",
+    [
+        lambda linear: linear.requires_grad_(),
+        lambda linear: linear.register_forward_hook(lambda *_: None),
+        lambda linear: setattr(linear, "forward", linear.forward),
+        lambda linear: torch.nn.utils.parametrizations.weight_norm(linear),
+    ],
+)
+def test_linear_with_more_to_do_is_called(prepare: Any) -> None:
+    linear, x = torch.nn.Linear(64, 30).requires_grad_(False), torch.randn(2, 5, 64)
+    huge_pages.apply_linear(linear, x.transpose(0, 1).contiguous())
+    prepare(linear)
+    huge_pages.apply_linear(linear, x).untyped_storage().resize_(10**6)  # torch's own memory
+
+
+@torch.no_grad()
+def test_linear_of_a_strided_input_has_the_same_bits() -> None:
+    linear, x = torch.nn.Linear(64, 300), torch.randn(9, 2, 64).transpose(0, 1)
+    assert torch.equal(huge_pages.apply_linear(linear, x), linear(x))
 
 
 def test_buffer_is_not_reused_while_autograd_refers_to_it() -> None:
