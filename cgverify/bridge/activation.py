@@ -84,8 +84,8 @@ class _InPieces(torch.autograd.Function):
         (x,) = ctx.saved_tensors
         if torch.is_grad_enabled() or is_transformed() or type(grad) is not Tensor:
             with torch.enable_grad():
-                value = NewGELUActivation()(x)
-                return torch.autograd.grad(value, x, grad, create_graph=True)[0]
+                (of_x,) = torch.autograd.grad(NewGELUActivation()(x), x, grad, create_graph=True)
+            return cast(Tensor, of_x)
         return _derivative(x, grad)
 
 

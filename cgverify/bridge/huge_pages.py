@@ -93,11 +93,9 @@ def apply_linear(linear: nn.Module, x: Tensor) -> Tensor:
     recorded = torch.is_grad_enabled() and (weight.requires_grad or bias.requires_grad)
     if is_traced() or recorded or not x.is_contiguous() or not x.dtype == weight.dtype == bias.dtype:
         return cast(Tensor, linear(x))
-    matrix, weight, bias = x.flatten(0, 1), weight.detach(), bias.detach()
-    out = kept_buffer(len(matrix), len(weight), dtype=x.dtype, inputs=(matrix, weight, bias))
-    if out is None:
-        return cast(Tensor, linear(x))
-    return torch.addmm(bias, matrix, weight.t(), out=out).unflatten(0, x.shape[:2])
+    inputs = bias.detach(), x.flatten(0, 1), weight.detach().t()
+    out = kept_buffer(len(inputs[1]), len(weight), dtype=x.dtype, inputs=inputs)
+    return cast(Tensor, linear(x) if out is None else torch.addmm(*inputs, out=out).view(*x.shape[:2], -1))
 
 
 def weight_buffer(*shape: int, like: Tensor) -> Tensor | None:
