@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-from rich.progress import track
+from rich.progress import Progress
 
 from cgverify.cli import options
 from cgverify.cli.command import command
-from cgverify.cli.options import SETTINGS, format_option, kept, known, split
+from cgverify.cli.options import SETTINGS, format_option, kept, known, number_of_jobs, split
 from cgverify.common.devices import require_devices
 from cgverify.common.errors import CgverifyError, RunFolderError
 from cgverify.common.numerics import pin_numerics
-from cgverify.common.process import only_new_objects_collected
 from cgverify.common.streams import stdout_to_stderr
 from cgverify.plan.axes import DTYPES
-
-if TYPE_CHECKING:  # importing torch takes seconds, which --help has not
-    from cgverify.common.records import Cell, CellResult
-    from cgverify.selftest.result import SelfTestResult
 
 FORMATS = ("table", "csv")
 THREADS = 1
@@ -46,6 +40,7 @@ def selftest(
     device: options.Device = ["cpu"],
     quick: Quick = False,
     threads: options.Threads = THREADS,
+    jobs: options.Jobs = "auto",
     output: Output = None,
     format: Format = "table",
     quiet: options.Quiet = False,
@@ -73,48 +68,22 @@ def selftest(
 
     import_libraries(verbose)
 
-    from cgverify.checkpoint.resolve import resolve
-    from cgverify.common.records import Verdict
-    from cgverify.observe.candidate import find_candidate
     from cgverify.report.render import terminal
     from cgverify.selftest import seeded, variants
-    from cgverify.selftest.changed_references import reference_results
-    from cgverify.selftest.hidden_faults import hidden_results
+    from cgverify.selftest.pieces import pieces, results_in_order, run_pieces
     from cgverify.selftest.report import results_frame, sections
-    from cgverify.selftest.self_test import MODEL, SelfTest, exit_code, prompt_of, shares
-    from cgverify.verification.checkpoint_verifier import CheckpointVerifier
-    from cgverify.verification.judge import Judge
+    from cgverify.selftest.self_test import exit_code
 
     require_devices(devices)
     pin_numerics(threads)
-    source = resolve(MODEL)
-    candidates = (*seeded.FAULTS, *variants.VARIANTS)
-    by_name = {each.bridge: find_candidate(each.bridge) for each in (*candidates, *seeded.HIDDEN)}
-    finished: list[CellResult] = []
-    with stdout_to_stderr(), only_new_objects_collected():
-        verifier = CheckpointVerifier(source, by_name, prompt_of(source), Judge(with_sentence=False))
-        shown = console(quiet)
-
-        def verify(cells: Sequence[Cell]) -> list[CellResult]:
-            done = list(
-                track(
-                    verifier.verify_all(cells),
-                    "verifying",
-                    len(cells),
-                    console=shown,
-                    transient=True,
-                    disable=shown is None,
-                )
-            )
-            finished.extend(done)
-            return done
-
-        results: list[SelfTestResult] = []
-        for types, share in shares(dtypes, quick):
-            self_test = SelfTest(candidates[share], types, tuple(devices), quick)
-            results += self_test.results(verify(self_test.plan(source)), source)
-            results += hidden_results(seeded.HIDDEN[share], types, devices, quick, verify, source)
-            results += reference_results(seeded.REFERENCES[share], types, devices, quick)
+    every = (*seeded.FAULTS, *variants.VARIANTS, *seeded.HIDDEN, *seeded.REFERENCES)
+    planned = list(pieces(every, dtypes, devices, quick))
+    shown = console(quiet)
+    # Without a thread that refreshes the bar, since processes are forked while it is shown.
+    with stdout_to_stderr(), Progress(console=shown, transient=True, disable=shown is None, auto_refresh=False) as bar:
+        found = run_pieces(planned, threads, number_of_jobs(jobs))
+        finished = list(bar.track(found, len(planned), description="verifying"))
+    results = results_in_order(finished, every, dtypes, devices)
     frame = results_frame(results)
     if output is not None:
         output.mkdir(parents=True)
@@ -123,7 +92,7 @@ def selftest(
         typer.echo(frame.to_csv(index=False, lineterminator="\n"), nl=False)
     else:
         typer.echo(terminal(sections(results)), nl=False)
-    errors = {found.message for one in finished for found in one.findings if found.verdict is Verdict.ERROR}
+    errors = {message for piece in finished for message in piece.errors}
     for message in sorted(errors):
         typer.echo(f"Could not be run: {message}", err=True)
     return exit_code(results) or (CgverifyError.exit_code if errors else 0)

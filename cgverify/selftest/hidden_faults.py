@@ -6,8 +6,9 @@
 | 2 | those that should see the fault |
 | 3 | all others, those of a prompt only for a fault of the whole model |
 
-So a fault that a plain run sees costs no more than that, and the result says which it was. `--quick` has the second
-round alone. Faults that no case is known to see are run too: a case that does see one makes its mark stale.
+So a fault that a plain run sees costs no more than that, and the result says which it was. `--quick` has two other
+rounds: the first component that the fault changes in the first case that should see it, then the block too, in all
+cases that should see it. Faults that no case is known to see are run too: a case that does see one makes its mark stale.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from cgverify.selftest.self_test import LAYER, described
 from cgverify.selftest.visibility import explain_miss
 
 Verify = Callable[[Sequence[Cell]], Iterable[CellResult]]
+Round = Callable[[HiddenFault], tuple[Iterable[str], Sequence[str]]]
+"""The kinds of component and the cases in which a round verifies a fault."""
 
 
 def hidden_results(
@@ -44,9 +47,10 @@ def hidden_results(
     """
     settings = [(fault, dtype, device) for fault in known for dtype in dtypes for device in devices]
     found: dict[tuple[HiddenFault, str, str], SelfTestResult] = {}
-    for cases_of in (_expected,) if quick else (_plain, _on_request, _others):
+    rounds: tuple[Round, ...] = (_first, _expected) if quick else (_plain, _on_request, _others)
+    for kinds_and_cases in rounds:
         open_ones = [setting for setting in settings if setting not in found or not found[setting].failed_cases]
-        plans = {setting: _cells(setting, cases_of(setting[0]), quick, source) for setting in open_ones}
+        plans = {setting: _cells(setting, *kinds_and_cases(setting[0]), source) for setting in open_ones}
         results = {result.cell.id: result for result in verify([cell for plan in plans.values() for cell in plan])}
         for (fault, dtype, device), plan in plans.items():
             own = [results[cell.id] for cell in plan if cell.id in results]
@@ -55,35 +59,45 @@ def hidden_results(
         yield _explained(setting, found[setting], source)
 
 
-def _expected(fault: HiddenFault) -> Sequence[str]:
-    return fault.cases
+def _first(fault: HiddenFault) -> tuple[Iterable[str], Sequence[str]]:
+    return fault.kinds[:1], fault.cases[:1]
 
 
-def _plain(_: HiddenFault) -> Sequence[str]:
-    return DEFAULT_CASES
+def _expected(fault: HiddenFault) -> tuple[Iterable[str], Sequence[str]]:
+    return _with_block(fault, fault.kinds[:1]), fault.cases
 
 
-def _on_request(fault: HiddenFault) -> Sequence[str]:
-    return [case for case in fault.cases if case not in DEFAULT_CASES]
+def _plain(fault: HiddenFault) -> tuple[Iterable[str], Sequence[str]]:
+    return _with_block(fault, fault.kinds), DEFAULT_CASES
 
 
-def _others(fault: HiddenFault) -> Sequence[str]:
+def _on_request(fault: HiddenFault) -> tuple[Iterable[str], Sequence[str]]:
+    return _with_block(fault, fault.kinds), [case for case in fault.cases if case not in DEFAULT_CASES]
+
+
+def _others(fault: HiddenFault) -> tuple[Iterable[str], Sequence[str]]:
     possible = [case for case in CASE_KINDS if case not in PROMPTED or (case == "model" and "model" in fault.kinds)]
-    return [case for case in possible if case not in (*DEFAULT_CASES, *fault.cases)]
+    others = [case for case in possible if case not in (*DEFAULT_CASES, *fault.cases)]
+    return _with_block(fault, fault.kinds), others
 
 
-def _cells(setting: tuple[HiddenFault, str, str], cases: Sequence[str], quick: bool, source: Source) -> list[Cell]:
-    """Return the cells of a fault in some cases: of its components, and of the block that a plain run has too."""
+def _with_block(fault: HiddenFault, kinds: Sequence[str]) -> Iterable[str]:
+    """Return kinds of component, and the block if the fault is in a layer: a plain run has it too."""
+    in_layer = any(kind in PER_LAYER for kind in fault.kinds)
+    return dict.fromkeys((*kinds, "block") if in_layer else kinds)
+
+
+def _cells(
+    setting: tuple[HiddenFault, str, str], kinds: Iterable[str], cases: Sequence[str], source: Source
+) -> list[Cell]:
+    """Return the cells of a fault in components of these kinds, as far as the cases are for them."""
     fault, dtype, device = setting
-    kinds = [*fault.kinds[:1]] if quick else [*fault.kinds]
-    if any(kind in PER_LAYER for kind in fault.kinds):
-        kinds.append("block")
-    kinds = _fit(dict.fromkeys(kinds), cases)
-    if not kinds:
+    components = _fit(kinds, cases)
+    if not components:
         return []
     layer = LAYER if fault.layer is None else fault.layer
     axes = Axes(
-        candidates=[fault.bridge], dtypes=[dtype], devices=[device], cases=[*cases], layers=[layer], components=kinds
+        candidates=[fault.bridge], dtypes=[dtype], devices=[device], cases=[*cases], layers=[layer], components=components
     )
     return cells(described(source), axes)
 
@@ -101,6 +115,7 @@ def _explained(setting: tuple[HiddenFault, str, str], result: SelfTestResult, so
     if result.outcome is not Outcome.MISSED:
         return result
     cases = [case for case in fault.cases if case not in PROMPTED]
-    own = _cells(setting, cases, False, source) if cases and result.dtype in ("bfloat16", "float16") else []
+    kinds = _with_block(fault, fault.kinds)
+    own = _cells(setting, kinds, cases, source) if cases and result.dtype in ("bfloat16", "float16") else []
     outcome = explain_miss(find_candidate(fault.bridge), own, source) if own else Outcome.MISSED
     return replace(result, outcome=outcome) if outcome is Outcome.BELOW else result

@@ -33,13 +33,6 @@ BACKWARD = "backward"
 """Faults of the forward are not run in this case: a gradient as a whole has no stage to blame."""
 
 
-def shares(dtypes: Sequence[str], quick: bool) -> list[tuple[tuple[str, ...], slice]]:
-    """Return groups of dtypes, with the candidates that are tried in them: all in all, or dealt in turn if quick."""
-    if not quick:
-        return [(tuple(dtypes), slice(None))]
-    return [((dtype,), slice(index, None, len(dtypes))) for index, dtype in enumerate(dtypes)]
-
-
 FOR_HIDDEN = ("shapes", "state", "data", "weights", "caches")
 """Cases that were made for hidden faults. Other faults are found without them, and are not run in them."""
 

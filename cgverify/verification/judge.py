@@ -30,7 +30,7 @@ class Judge:
     keep: KeepTensors | None = None
     """None keeps no tensors."""
     with_sentence: bool = True
-    """Whether a failed cell gets a sentence, which takes one more forward of the candidate."""
+    """Whether a failed cell gets a sentence and its findings their causes, which takes more forwards and products."""
 
     def results(self, observed: Sequence[ObservedCell], parameters: Parameters) -> list[CellResult]:
         """Return the results of cells that share the reference's weights."""
@@ -93,7 +93,8 @@ class Judge:
                 as_run = parameters.with_cast_table() if step.conditions.cast_table else parameters
                 of_candidate = CandidateStage(observed.cell, step, stage, as_run)
                 diverged = finding.verdict is Verdict.DIVERGED
-                if diverged and of_candidate.mismatch is not None and (cause := cause_of(of_candidate.mismatch)):
+                mismatch = of_candidate.mismatch if diverged and self.with_sentence else None
+                if mismatch is not None and (cause := cause_of(mismatch)):
                     finding = messages.with_cause(finding, cause)
                 if self.keep is not None:
                     finding = self.keep(finding, of_candidate)
