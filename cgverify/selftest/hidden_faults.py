@@ -8,7 +8,8 @@
 
 So a fault that a plain run sees costs no more than that, and the result says which it was. `--quick` has two other
 rounds: the first component that the fault changes in the first case that should see it, then the block too, in all
-cases that should see it. Faults that no case is known to see are run too: a case that does see one makes its mark stale.
+cases that should see it. Faults that no case is known to see are run too: a case that does see one makes its mark
+stale.
 """
 
 from __future__ import annotations
@@ -97,7 +98,12 @@ def _cells(
         return []
     layer = LAYER if fault.layer is None else fault.layer
     axes = Axes(
-        candidates=[fault.bridge], dtypes=[dtype], devices=[device], cases=[*cases], layers=[layer], components=components
+        candidates=[fault.bridge],
+        dtypes=[dtype],
+        devices=[device],
+        cases=[*cases],
+        layers=[layer],
+        components=components,
     )
     return cells(described(source), axes)
 

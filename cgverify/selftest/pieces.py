@@ -32,7 +32,7 @@ from cgverify.selftest.self_test import MODEL, SelfTest, prompt_of
 from cgverify.verification.checkpoint_verifier import CheckpointVerifier
 from cgverify.verification.judge import Judge
 
-PARTS = 4
+PARTS = 16
 """The pieces of each dtype. More would share the work more evenly, and compute the reference more often."""
 
 
@@ -92,7 +92,7 @@ def pieces(
     placed = list(enumerate(known))
     for index, dtype in enumerate(dtypes):
         own = placed[index :: len(dtypes)] if quick else placed
-        size = -(-len(own) // PARTS)
+        size = max(1, -(-len(own) // PARTS))
         for start in range(0, len(own), size):
             yield Piece(dict(own[start : start + size]), dtype, tuple(devices), quick)
 
