@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 from faults import ShiftedByOneBit, run_self_test, verify_known
 
 from cgverify.bridge import CodeGenAttentionBridge
-from cgverify.common.records import Verdict
+from cgverify.checkpoint.resolve import resolve
+from cgverify.common.records import Cell, CellResult, Finding, Verdict
 from cgverify.plan.cases import CASE_KINDS
 from cgverify.selftest.candidates import Fault, KnownCandidate, Variant, fault
+from cgverify.selftest.hidden_faults import hidden_results
 from cgverify.selftest.result import Outcome
-from cgverify.selftest.seeded import FAULTS
+from cgverify.selftest.seeded import FAULTS, HIDDEN
 from cgverify.selftest.seeded.feed_forward import erf_gelu
 from cgverify.selftest.seeded.mixing import HeadsSwapped
 from cgverify.selftest.seeded.precision import OutputInBfloat16
 from cgverify.selftest.seeded.rotation import PositionsIgnored
 from cgverify.selftest.seeded.scores import ScaleSlightlyOff
-from cgverify.selftest.self_test import SelfTest, exit_code
+from cgverify.selftest.self_test import MODEL, SelfTest, exit_code
 from cgverify.selftest.variants import VARIANTS, ReciprocalScale, SoftmaxByHand, strided_weights
 
 
@@ -78,6 +82,23 @@ def test_fault_that_its_case_cannot_show_changes_no_bit() -> None:
     """The default case cannot show ignored positions, so the fault does not count as caught."""
     (result,) = run_self_test(fault(PositionsIgnored, "rope", case="default"), quick=True)
     assert result.outcome is Outcome.NO_BIT
+
+
+@pytest.mark.parametrize(("verdict", "rounds"), [(Verdict.DIVERGED, 1), (Verdict.BITWISE, 2)])
+def test_quick_round_follows_only_if_a_fault_is_unseen(verdict: Verdict, rounds: int) -> None:
+    hidden = next(each for each in HIDDEN if len(each.cases) > 1 and each.kinds[0] == "attn")
+    asked: list[Sequence[Cell]] = []
+
+    def verify(cells: Sequence[Cell]) -> list[CellResult]:
+        asked.append(cells)
+        finding = Finding(step="", tap="hook_out", stage="output", verdict=verdict)
+        return [CellResult(cell=cell, findings=(finding,), seconds=0.0) for cell in cells]
+
+    (result,) = hidden_results([hidden], ["float32"], ["cpu"], True, verify, resolve(MODEL))
+    assert (result.outcome is Outcome.CAUGHT) == (rounds == 1)
+    assert [(cell.kind, cell.case) for cell in asked[0]] == [("attn", hidden.cases[0])]
+    seconds = {(cell.kind, cell.case) for cell in asked[1]}
+    assert seconds == ({(kind, case) for kind in ("attn", "block") for case in hidden.cases} if rounds == 2 else set())
 
 
 def test_fault_among_variants_is_a_false_alarm() -> None:
