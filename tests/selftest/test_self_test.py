@@ -97,8 +97,8 @@ def test_quick_round_follows_only_if_a_fault_is_unseen(verdict: Verdict, rounds:
     (result,) = hidden_results([hidden], ["float32"], ["cpu"], True, verify, resolve(MODEL))
     assert (result.outcome is Outcome.CAUGHT) == (rounds == 1)
     assert [(cell.kind, cell.case) for cell in asked[0]] == [("attn", hidden.cases[0])]
-    seconds = {(cell.kind, cell.case) for cell in asked[1]}
-    assert seconds == ({(kind, case) for kind in ("attn", "block") for case in hidden.cases} if rounds == 2 else set())
+    assert {cell.case for cell in asked[1]} == (set(hidden.cases) if rounds == 2 else set())
+    assert {cell.kind for cell in asked[1]} >= ({"block"} if rounds == 2 else set())
 
 
 def test_fault_among_variants_is_a_false_alarm() -> None:
