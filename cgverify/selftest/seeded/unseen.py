@@ -13,6 +13,7 @@ UNSEEN = {
     "BooleanMaskInverted": _MASK,
     "PaddingMaskIgnored": _MASK,
     "LengthOfFirstLayer": Unseen("No case calls attention for several tokens without a mask."),
+    "TinyValuesFlushed": Unseen("float16 has no values below 1e-20 but 0.", ("float16",)),
     "block_clamped_to_float16": Unseen("Nothing but an infinity could show it.", ("float16",)),
     "backward_hook_unheard": Unseen("No case attaches a hook to a gradient."),
     "returned_pattern_cut_off": _GRADIENT,
