@@ -28,7 +28,6 @@ UNSEEN = {
     "final_gain_frozen": _GRADIENT,
     "stops_a_layer_late": _MODEL,
     "generation_ignores_padding": _MODEL,
-    "generation_samples": _MODEL,
     "rotated_names_exchanged": _MODEL,
     "outputs_exchanged_in_cache": _MODEL,
 }

@@ -246,7 +246,8 @@ _GENERATION = {
     ),
     "generation_samples": Hidden(
         "`generate` samples though `do_sample` is off.",
-        _calling("generate", lambda kwargs: kwargs | {"do_sample": True, "temperature": 1.0}),
+        # So hot that it does not choose the greatest logits by chance, which the case `model` compares with.
+        _calling("generate", lambda kwargs: kwargs | {"do_sample": True, "temperature": 10.0}),
         ("generation",),
         _generates(),
         _MODEL,
