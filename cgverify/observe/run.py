@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -107,6 +108,7 @@ def run_candidate(
     ) -> tuple[Taps, Taps]:
         """Return the tensors that hooks received, by path, and those that the component returned."""
         with (
+            _unseeded(),
             apply_conditions(conditions, node, bridge, _device(inputs)),
             watch_hooks(points, observation, patches) as shown,
         ):
@@ -222,6 +224,14 @@ def run_reference(
             observation.taps.pop(f"{component.attention_prefix}hook_rot_k", None)
 
     return observe(run, inputs)
+
+
+@contextlib.contextmanager
+def _unseeded() -> Iterator[None]:
+    """Draw a number, so that no seed gives torch's random state: not even the caller's own could leave it unchanged."""
+    with torch.random.fork_rng(devices=[]):
+        torch.rand(1)
+        yield
 
 
 def _device(inputs: Mapping[str, torch.Tensor]) -> torch.device:

@@ -36,6 +36,14 @@ class RemovesHooks(CodeGenAttentionBridge):
         return returned
 
 
+class SeedsAsItsCaller(CodeGenAttentionBridge):
+    """Seeds torch's generator with the seed that it has."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        torch.manual_seed(torch.initial_seed())
+        return super().forward(*args, **kwargs)
+
+
 class _KnowsItsWeight(CodeGenAttentionBridge):
     def is_doubled(self) -> bool:
         weight = self.o.original_component.weight
@@ -123,6 +131,13 @@ def test_fault_of_ours_between_two_calls_is_an_error(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(events, "EVENTS", {"nothing happened": broken})
     (result,) = verify(components=["attn"], cases=["state"])
     assert result.verdict is Verdict.ERROR
+
+
+def test_seed_of_the_caller_is_a_change_of_the_random_state() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        results = verify(candidates=[f"{__name__}:SeedsAsItsCaller"], components=["attn"], cases=["default"])
+    assert {one.message for one in failed(results)} == {"the candidate changed torch's random state"}
 
 
 def test_component_without_parameters_is_verified() -> None:
