@@ -101,5 +101,6 @@ def test_ten_steps_of_sgd_have_the_same_losses(keep_fused: bool) -> None:
     one, two = (losses(copy.deepcopy(model), batches, threads) for threads in (1, 2))
     ours = losses(boot(copy.deepcopy(model), keep_fused=keep_fused).train(), batches, 2)
     between_threads = max(abs(a - b) for a, b in zip(one, two, strict=True))
-    assert max(abs(a - b) for a, b in zip(ours, two, strict=True)) <= 4 * between_threads
+    rounding = torch.finfo(torch.float32).eps * two[0]  # two threads may give the bits of one
+    assert max(abs(a - b) for a, b in zip(ours, two, strict=True)) <= 4 * max(between_threads, rounding)
     assert two[-1] < two[0]
