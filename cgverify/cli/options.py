@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -51,6 +52,7 @@ def option(
     panel: str = WHAT,
     short: str | None = None,
     at_least: float | None = None,
+    at_most: float = math.inf,
     completes: Completion | None = None,
     **settings: Any,
 ) -> Any:
@@ -60,7 +62,7 @@ def option(
         shows: the word for its value in `--help`, by default its name. Flags have none.
         panel: the heading in `--help` under which the option appears.
         short: a second name, such as `-q`.
-        at_least: the smallest number that is allowed.
+        at_least: the smallest number that is allowed, and `at_most` the largest.
         completes: what the shell offers for a value that is typed in part.
         settings: other arguments of `typer.Option`.
     """
@@ -73,15 +75,17 @@ def option(
         metavar=name.rpartition("-")[2].upper() if shows is None else shows,
         rich_help_panel=panel,
         autocompletion=completes,
-        callback=None if at_least is None else _at_least(at_least),
+        callback=None if at_least is None else _between(at_least, at_most),
         **settings,
     )
 
 
-def _at_least(least: float) -> Callable[[float | None], float | None]:
+def _between(least: float, most: float) -> Callable[[float | None], float | None]:
     def check(value: float | None) -> float | None:
         if value is not None and not value >= least:
             raise typer.BadParameter(f"{value:g} is less than {least:g}.")
+        if value is not None and value > most:
+            raise typer.BadParameter(f"{value:g} is more than {most:g}.")
         return value
 
     return check
@@ -190,7 +194,8 @@ Tokens = Annotated[
     ),
 ]
 Threads = Annotated[
-    int | None, work("threads", "Number of torch threads. It is recorded in the run.", shows="N", at_least=1)
+    int | None,
+    work("threads", "Number of torch threads. It is recorded in the run.", shows="N", at_least=1, at_most=1024),
 ]
 Jobs = Annotated[
     str,

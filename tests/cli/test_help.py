@@ -67,6 +67,7 @@ def test_options_are_under_headings(path: tuple[str, ...]) -> None:
         (("attention", "--model", "codegen-nano", "--dtype", "half"), "--dtype 'half': unknown dtype"),
         (("attention", "--model", "codegen-nano", "--allow", "tf23"), "Unknown --allow 'tf23': did you mean 'tf32'?"),
         (("attention", "--model", "codegen-nano", "--seq-len", "0"), "'--seq-len': 0 is less than 1."),
+        (("selftest", "--threads", "100000"), "'--threads': 100000 is more than 1024."),
         (("sweep", "smoek"), "Unknown plan 'smoek': did you mean 'smoke'?"),
     ],
 )
