@@ -80,7 +80,7 @@ def across(on_sim: Run, cli: Cli, folder: Path, code: int, *options: str, **envi
     assert done.returncode == code, done.stdout + done.stderr
     compared = cli("compare", "--across", "device", "cpu", "sim", str(folder), "--format", "json")
     value: dict[str, Any] = json.loads(compared.stdout)
-    assert value["cells"] == 8
+    assert value["cells"] == 9
     return value
 
 

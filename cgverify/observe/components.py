@@ -101,22 +101,28 @@ class Component:
         return "." in self.kind
 
     @property
+    def gradient_inputs(self) -> tuple[str, ...]:
+        """The inputs that gradients are always taken in."""
+        return () if self.kind == "embed" else ("hidden_states",)
+
+    @property
     def attention_prefix(self) -> str:
         """The prefix of attention's taps."""
         return "attn." if self.kind == "block" else ""
 
     def hook_path(self, tap: str) -> str:
         """The path in the component of the hook at which a tap is seen."""
-        return next((path for path in _ATTENTION_PATHS if self._tap_name(path) == tap), tap)
+        return next((path for path in _ATTENTION_PATHS if self.tap_name(path) == tap), tap)
 
     def rename_taps(self, observation: Observation) -> None:
         """Rename what was seen at a bridge's hooks as the stages do, and give it the shape that they expect."""
-        observation.taps = {self._tap_name(path): tap for path, tap in observation.taps.items()}
+        observation.taps = {self.tap_name(path): tap for path, tap in observation.taps.items()}
         if self.kind == "attn.o" and "hook_in" in observation.taps:  # shown by heads, as hook_z
             observation.taps["hook_in"] = observation.taps["hook_in"].flatten(2)
-        observation.silent_hooks = [self._tap_name(path) for path in observation.silent_hooks]
+        observation.silent_hooks = [self.tap_name(path) for path in observation.silent_hooks]
 
-    def _tap_name(self, path: str) -> str:
+    def tap_name(self, path: str) -> str:
+        """Return the tap that is seen at the hook with a path in the component."""
         prefix = self.attention_prefix
         if self.kind not in ("attn", "block") or not path.startswith(prefix):
             return path

@@ -7,7 +7,7 @@ that was cast, flags of the bridge, hooks that intervene. Everything that they c
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 from zlib import crc32
@@ -76,22 +76,60 @@ class Substitute:
 
 
 @dataclass(frozen=True)
+class Copy:
+    """A hook that returns a copy of what it receives, through which the gradient must go."""
+
+    edits: ClassVar = False
+    is_silent: ClassVar = False
+    removes_itself: ClassVar = False
+    is_followed: ClassVar = False
+
+    def __call__(self, seen: torch.Tensor) -> torch.Tensor:
+        return seen.clone()
+
+
+@dataclass(frozen=True)
 class Cotangent:
-    """The tensor G in sum(output · G), of which the gradients are taken."""
+    """The tensors G in Σ sum(tensor · G), over what is returned, of which the gradients are taken."""
 
     seed: int
     rounded_to: torch.dtype | None = None
     """A narrower dtype that the values are rounded to."""
+    with_pattern: bool = False
+    """Whether the returned attention pattern has one too."""
 
     def __call__(self, output: torch.Tensor) -> torch.Tensor:
         """Return standard normal values in the shape and dtype and on the device of the output."""
         return _drawn(f"cotangent {self.seed}", output, self.rounded_to)
+
+    def of_pattern(self, pattern: torch.Tensor) -> torch.Tensor:
+        """Return G of the returned pattern."""
+        return _drawn(f"cotangent of the pattern {self.seed}", pattern, self.rounded_to)
+
+    def direction(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the direction in x in which derivatives are taken."""
+        return _drawn(f"direction {self.seed}", x, self.rounded_to)
 
 
 def _drawn(name: str, like: torch.Tensor, rounded_to: torch.dtype | None) -> torch.Tensor:
     # torch's CPU generator keeps 32 bits of a seed.
     generator = torch.Generator().manual_seed(crc32(name.encode()))
     return torch.randn(like.shape, generator=generator).to(rounded_to or like.dtype).to(like.dtype).to(like.device)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a component is, on which its cache depends."""
+
+    layer: int
+    n_heads: int
+
+
+Call = Callable[[dict[str, Any], Any], Any]
+"""Call a component on inputs, with a cache or None."""
+
+Derivative = Callable[[Call, dict[str, Any], Cotangent, Place], dict[str, torch.Tensor]]
+"""Call a component, perhaps several times, and return derivatives by tap."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +144,9 @@ class Conditions:
     """The seed of torch's random state before each side's forward. None leaves the state unchanged."""
     gradients: bool = False
     cotangent: Cotangent | None = None
-    """If given, the gradients of sum(output · cotangent) become taps."""
+    """If given, the gradients of what is returned become taps."""
+    derivative: Derivative | None = None
+    """If given, its result is all that is observed: no hook is attached."""
     autocast: torch.dtype | None = None
     cast_table: bool = False
     """Whether the sin/cos table was cast with the model, as `model.to(dtype)` does."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from transformers import Cache
 
 from cgverify.common.records import EAGER
 from cgverify.observe.conditions import PLAIN, Conditions
@@ -149,6 +150,18 @@ def slice_tokens(inputs: Inputs, tokens: slice, rows: slice = slice(None)) -> In
         "position_ids": inputs["position_ids"][rows, tokens],
         "attention_mask": inputs["attention_mask"][:, :, tokens, : tokens.stop],
     }
+
+
+def fill_layers_below(cache: Cache, layer: int, n_heads: int, hidden_states: torch.Tensor) -> None:
+    """Cache zeros for the layers below, which have cached a forward's tokens by now: a layer may ask for their length.
+
+    Args:
+        hidden_states: those of the forward, `[batch, seq, width]`.
+    """
+    batch, seq, width = hidden_states.shape
+    zeros = hidden_states.new_zeros(batch, n_heads, seq, width // n_heads)
+    for below in range(layer):
+        cache.update(zeros, zeros, below)
 
 
 def require_rows(inputs: Inputs, vocab_size: int, n_positions: int) -> None:

@@ -14,22 +14,30 @@ from transformer_lens.hook_points import HookPoint
 from transformers import StaticCache
 
 from cgverify.observe.components import HOOK_ALIASES, Component
-from cgverify.observe.conditions import PLAIN, Conditions, apply_conditions
+from cgverify.observe.conditions import PLAIN, Conditions, Copy, Cotangent, Place, apply_conditions
 from cgverify.observe.events import Subject, go_through
 from cgverify.observe.fault import calls_a_side
 from cgverify.observe.generations import installed, leading_arguments
-from cgverify.observe.gradients import call_and_differentiate, candidate_weights, reference_weights
+from cgverify.observe.gradients import (
+    LEARNED,
+    Differentiated,
+    call_and_differentiate,
+    candidate_weights,
+    reference_weights,
+)
 from cgverify.observe.taps import (
     CONDUCT,
     Observation,
     Taps,
     conduct,
+    cpu_copy,
     hook_points,
     ignores_other_dtype,
     observe,
     record_cache,
     record_returned,
     swallows,
+    watch_gradients,
     watch_hooks,
 )
 from cgverify.oracle.parameters import Parameters
@@ -92,7 +100,7 @@ def run_candidate(
     """Run the bridge's component on inputs and observe it. Add the violations that further forwards show.
 
     A second forward without hooks, except those that patch, must give the same tensors. Components inside attention or
-    MLP get this check as a part of their parent.
+    MLP get this check as a part of their parent, except of gradients.
 
     Args:
         earlier: a forward on the same inputs, which must show the same, and whose tensors must be unchanged.
@@ -102,6 +110,47 @@ def run_candidate(
     points = dict(hook_points(node))
     patches = {component.hook_path(patch.tap): patch for patch in conditions.patches}
     call = partial(call_component, bridge, node, component.kind, conditions=conditions)
+
+    def differentiated(
+        observation: Observation, cotangent: Cotangent, names: Sequence[str], shown: Taps
+    ) -> Differentiated:
+        """Call the component and differentiate. Hooks that fire in the backward pass are not recorded."""
+
+        def called(inputs: dict[str, Any]) -> Any:
+            returned = call(inputs, None)
+            observation.forward_done = True
+            return returned
+
+        weights, n_heads = candidate_weights(bridge, component.kind), bridge.cfg.n_heads
+        found = call_and_differentiate(called, inputs, names, weights, n_heads, cotangent, shown)
+        observation.violations += found.violations
+        return found
+
+    def through_hooks(observation: Observation, cotangent: Cotangent) -> None:
+        """Let every hook return a copy of what it receives, and add the gradients that arrive in the copies.
+
+        What is learned may be a mask too.
+        """
+        required = {stage.tap: stage.required for stage in component.stages(False)}
+        used = {path: point for path, point in points.items() if component.tap_name(path) in required}
+        listened = {component.tap_name(path): point for path, point in used.items()}
+        listened = {tap: point for tap, point in listened.items() if required[tap]}
+        copied = Observation()
+        names = [name for name in (*component.gradient_inputs, *LEARNED) if name in inputs]
+        with (
+            apply_conditions(conditions, node, bridge, _device(inputs)),
+            watch_hooks(used, copied, dict.fromkeys(used, Copy())) as shown,
+            watch_gradients(listened, copied),
+        ):
+            found = differentiated(copied, cotangent, names, shown)
+        gradients = {tap: gradient for tap, gradient in copied.taps.items() if tap.startswith("grad.")}
+        gradients |= {f"hooked.{name}": found.gradients[name] for name in component.gradient_inputs}
+        gradients |= {f"grad.{name}": found.gradients[name] for name in names if name in LEARNED}
+        observation.taps |= gradients
+        observation.violations += [one for one in copied.violations if one not in observation.violations]
+        observation.violations += [
+            (name, f"no gradient arrives at a tensor that a hook at {name} returned") for name in found.unreached
+        ]
 
     def forward(
         inputs: dict[str, Any], cache: Any, points: Mapping[str, HookPoint], observation: Observation
@@ -117,20 +166,13 @@ def run_candidate(
                 if conditions.cotangent is None:
                     returned = call(inputs, cache)
                 else:
-                    weights, n_heads = candidate_weights(bridge.blocks[0], component.kind), bridge.cfg.n_heads
-                    returned, unreached = call_and_differentiate(
-                        lambda inputs: call(inputs, None),
-                        inputs,
-                        weights,
-                        n_heads,
-                        conditions.cotangent,
-                        observation,
-                        shown,
-                    )
+                    found = differentiated(observation, conditions.cotangent, component.gradient_inputs, shown)
+                    returned = found.returned
+                    observation.taps |= {f"grad.{name}": gradient for name, gradient in found.gradients.items()}
                     # A hook point with a conversion shows a view that is not used further, in TransformerLens too.
                     observation.violations += [
                         (name, f"no gradient arrives at {name}: the tensor that is shown is not the one that is used")
-                        for name in unreached
+                        for name in found.unreached
                         if points[name].hook_conversion is None
                     ]
                 return shown, record_returned(returned, observation)
@@ -144,21 +186,29 @@ def run_candidate(
                 ]
 
     def run(observation: Observation) -> None:
+        if conditions.derivative is not None:
+            assert conditions.cotangent is not None
+            place = Place(layer or 0, bridge.cfg.n_heads)
+            with apply_conditions(conditions, node, bridge, _device(inputs)):
+                derived = conditions.derivative(call, inputs, conditions.cotangent, place)
+            observation.taps |= {tap: cpu_copy(tensor) for tap, tensor in derived.items()}
+            return
         if events and earlier is not None and "returned" in earlier.live:
             first = {name: before for name, (before, _) in earlier.live.items()}
             fired = {name: point for name, point in points.items() if name in first}
             any_node = partial(call_component, bridge)
             subject = Subject(component.kind, bridge, node, fired, inputs, any_node, first)
             observation.violations += go_through(subject, events)
-        spare = None if component.is_part else copy.deepcopy((inputs, cache))
+        spare = None if component.is_part and conditions.cotangent is None else copy.deepcopy((inputs, cache))
         shown, returned = forward(inputs, cache, points, observation)
         if conditions.cotangent is not None:
             required = {component.hook_path(stage.tap) for stage in component.stages(False) if stage.required}
             observation.violations += [
                 (name, f"{name} is shown cut off from autograd: no gradient arrives there")
                 for name, tensor in shown.items()
-                if name in required and not tensor.requires_grad
+                if name in required and tensor.is_floating_point() and not tensor.requires_grad
             ]
+            through_hooks(observation, conditions.cotangent)
         if spare is not None:
             unhooked = Observation()
             forward(*spare, {name: point for name, point in points.items() if name in patches}, unhooked)
@@ -201,7 +251,15 @@ def run_reference(
     plain = conditions.for_reference
     call = partial(call_component, model, module, component.kind, conditions=plain)
 
+    config: Any = model.config
+
     def run(observation: Observation) -> None:
+        if plain.derivative is not None:
+            assert plain.cotangent is not None
+            with apply_conditions(plain, module, model, _device(inputs)):
+                derived = plain.derivative(call, inputs, plain.cotangent, Place(layer or 0, config.n_head))
+            observation.taps |= {tap: cpu_copy(tensor) for tap, tensor in derived.items()}
+            return
         if component.projection is not None:
             with apply_conditions(plain, module, model, _device(inputs)):
                 _run_projection(component.projection, model, module, inputs["hidden_states"], observation)
@@ -213,11 +271,14 @@ def run_reference(
             if plain.cotangent is None:
                 returned = call(inputs, cache)
             else:
-                block: Any = model.get_submodule("transformer.h.0")
-                weights, n_heads = reference_weights(block, component.kind), block.attn.num_attention_heads
-                returned, _ = call_and_differentiate(
-                    lambda inputs: call(inputs, None), inputs, weights, n_heads, plain.cotangent, observation, {}
+                names = [name for name in (*component.gradient_inputs, *LEARNED) if name in inputs]
+                weights = reference_weights(model, component.kind)
+                found = call_and_differentiate(
+                    lambda inputs: call(inputs, None), inputs, names, weights, config.n_head, plain.cotangent, {}
                 )
+                returned = found.returned
+                observation.taps |= {f"grad.{name}": gradient for name, gradient in found.gradients.items()}
+                observation.taps |= {f"hooked.{name}": found.gradients[name] for name in component.gradient_inputs}
         record_returned(returned, observation)
         record_cache(cache, layer, component.attention_prefix, observation.record)
         if isinstance(cache, StaticCache):  # its last keys, which are recorded as the rotated ones, are free places

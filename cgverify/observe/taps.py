@@ -236,6 +236,33 @@ def watch_hooks(
                 observation.violations.append((name, f"{name} fired {fired[name]} times in one forward"))
 
 
+@contextlib.contextmanager
+def watch_gradients(points: Mapping[str, HookPoint], observation: Observation) -> Iterator[None]:
+    """Record the gradients that TransformerLens's backward hooks receive, as `grad.` and the names of their taps.
+
+    Args:
+        points: the hooks to listen to, by tap.
+    """
+
+    def listener(tap: str) -> Callable[..., None]:
+        def listen(gradient: torch.Tensor | None, hook: HookPoint) -> None:  # noqa: ARG001  passed by name
+            if tap in observation.taps:
+                observation.violations.append((tap, f"a backward hook fires twice for {tap} in one backward pass"))
+            if gradient is not None:  # the tensor that the hooks returned has none
+                observation.record(tap, gradient)
+
+        return listen
+
+    handles = [(point, point.add_hook(listener(f"grad.{tap}"), dir="bwd")) for tap, point in points.items()]
+    try:
+        yield
+    finally:
+        for point, handle in handles:
+            handle.hook.remove()
+            if handle in point.bwd_hooks:
+                point.bwd_hooks.remove(handle)
+
+
 def swallows(point: HookPoint, call: Callable[[], object]) -> bool:
     """Whether `call` returns although a hook at `point` raises in it."""
 

@@ -23,7 +23,7 @@ CASE_KINDS = {
     "patched": (*BEFORE, "ln1", "attn", "mlp", "block", *AFTER),
     "caches": ("attn", "block"),
     "autocast": (*PER_LAYER, *AFTER),
-    "backward": ("ln1", "attn", "attn.o", "mlp", "mlp.in", "mlp.out", "block"),
+    "backward": (*BEFORE, "ln1", "attn", "attn.o", "mlp", "mlp.in", "mlp.out", "block", *AFTER),
     "text": (*BEFORE, *PER_LAYER, *AFTER),
     "model": (*BEFORE, "block", *AFTER, *WHOLE),
     "shapes": (*BEFORE, "ln1", "attn", "mlp", "block", *AFTER),

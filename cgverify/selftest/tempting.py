@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import Function
 from torch.utils.checkpoint import checkpoint
 from transformer_lens.hook_points import HookPoint
 
 from cgverify.bridge import CodeGenAttentionBridge
 from cgverify.selftest.candidates import ATTENTION, Rows, Variant, by_name, named_variants
-from cgverify.selftest.seeded.seeding import NORMS, attention, changed, computed, strided, widened
+from cgverify.selftest.seeded.autocast import outside_autocast
+from cgverify.selftest.seeded.seeding import NORMS, attention, changed, computed, returning, strided, widened
 
 
 def _online_softmax(_: Any, softmax: Any, scores: Tensor) -> Any:
@@ -58,6 +60,42 @@ def _mix_recomputed(_: Any, mix: Any, *args: Tensor) -> Any:
     return checkpoint(mix, *args, use_reentrant=False) if torch.is_grad_enabled() else mix(*args)
 
 
+class _Softmax(Function):
+    """A softmax with a backward pass and a forward derivative of its own, which can be differentiated again."""
+
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor) -> Tensor:
+        pattern = scores.softmax(-1)
+        ctx.save_for_backward(pattern)
+        ctx.save_for_forward(pattern)
+        return pattern
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        (pattern,), (gradient,) = ctx.saved_tensors, gradients
+        return pattern * (gradient - (pattern * gradient).sum(-1, keepdim=True))
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor) -> Any:
+        (pattern,), (tangent,) = ctx.saved_tensors, tangents
+        return pattern * (tangent - (pattern * tangent).sum(-1, keepdim=True))
+
+
+def _own_softmax(_: Any, softmax: Any, scores: Tensor) -> Any:
+    return _Softmax.apply(scores) if torch.is_grad_enabled() else softmax(scores)  # type: ignore[no-untyped-call]
+
+
+def _mask_of_each_head(_: Any, scores: Any, query: Tensor, key: Tensor, mask: Tensor) -> Any:
+    return scores(query, key, mask.repeat(1, query.shape[1] // mask.shape[1], 1, 1))
+
+
+def _cached_before_new(bridge: Any, extend: Any, cache: Any, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    start, new = int(cache.get_seq_length(bridge._layer_idx)), key.shape[2]
+    keys, values = extend(cache, key, value)
+    parts = (keys[:, :, :start], key.to(keys.dtype), keys[:, :, start + new :])
+    return torch.cat(parts, 2), values
+
+
 class ExtraHooks(CodeGenAttentionBridge):
     """There are more hooks than the reference has tensors: `hook_mask`, and `hook_unused`, which never fires."""
 
@@ -95,6 +133,12 @@ def _norm_of_each_row(norm: nn.LayerNorm, x: Tensor) -> Tensor:
 def _rows_by_content(table: nn.Embedding, ids: Tensor) -> Tensor:
     different, places = ids.unique(return_inverse=True)
     return nn.functional.embedding(different, table.weight)[places]
+
+
+def _row_by_product(table: nn.Embedding, ids: Tensor) -> Tensor:
+    chosen = nn.functional.one_hot(ids, table.num_embeddings)
+    with outside_autocast(table.weight):
+        return chosen.to(table.weight.dtype) @ table.weight
 
 
 def _tokens_in_threes(linear: nn.Linear, x: Tensor) -> Tensor:
@@ -163,6 +207,19 @@ _ATTENTION: Rows = {
         "Scores and z are computed once more in the backward pass.",
         attention(_scores=_scores_recomputed, _mix=_mix_recomputed),
     ),
+    "SoftmaxWithOwnDerivatives": (
+        "The softmax has a backward pass and a forward derivative of its own.",
+        attention(_masked_softmax=_own_softmax),
+    ),
+    "MaskOfEachHead": ("The mask is repeated for each head.", attention(_scores=_mask_of_each_head)),
+    "CachedBeforeNew": (
+        "Keys that were cached and new ones are put together outside the cache.",
+        attention(_extend_cache=_cached_before_new),
+    ),
+    "ReturnedCopy": (
+        "A copy of the pattern is returned, through which its gradient goes.",
+        returning(lambda output, pattern: (output, pattern.clone())),
+    ),
     "StridedTensors": (
         "Rotated q and k, the pattern and the output are not contiguous, also where hooks see them.",
         attention(_rotate=_strided_rotation, _pattern_of=_strided_pattern, _output=_strided_output),
@@ -195,6 +252,7 @@ _LINEARS: Rows = {
 _NORMS: Rows = {"norm_of_each_row": ("Layer norms run on one sequence at a time.", computed(_norm_of_each_row, *NORMS))}
 _EMBEDDINGS: Rows = {
     "embedding_of_different_ids": ("Each different id is looked up once.", computed(_rows_by_content, "embed")),
+    "embedding_by_product": ("Rows are the product of a matrix of 0 and 1.", computed(_row_by_product, "embed")),
 }
 _UNEMBEDDINGS: Rows = {
     "logits_in_blocks": (

@@ -26,6 +26,7 @@ from cgverify.observe.inputs import (
     Step,
     checked_inputs,
     convert,
+    fill_layers_below,
     require_rows,
 )
 from cgverify.observe.run import run_candidate, run_reference
@@ -114,7 +115,7 @@ def _forwards(cell: Cell, steps: Sequence[Step], config: CodeGenConfig) -> Itera
         if cache is not None:
             if step.change_cache is not None:
                 step.change_cache(cache)
-            _fill_layers_below(cache, cell.layer or 0, inputs["hidden_states"], config)
+            fill_layers_below(cache, cell.layer or 0, config.n_head, inputs["hidden_states"])
         given = {f"given.{name}": cpu_copy(value) for name, value in inputs.items()} | cached(cache, cell.layer)
         mask = given.get("given.attention_mask")
         if mask is not None and mask.dtype == torch.bool:  # the stages add masks
@@ -129,14 +130,6 @@ def _forwards(cell: Cell, steps: Sequence[Step], config: CodeGenConfig) -> Itera
 
 def _empty_cache(step: Step, config: CodeGenConfig) -> Cache:
     return DynamicCache() if step.cache_size is None else StaticCache(config=config, max_cache_len=step.cache_size)
-
-
-def _fill_layers_below(cache: Cache, layer: int, hidden_states: torch.Tensor, config: CodeGenConfig) -> None:
-    """Cache zeros for the layers below, which have cached the step by now: a layer may ask for their lengths."""
-    batch, seq, width = hidden_states.shape
-    zeros = hidden_states.new_zeros(batch, config.n_head, seq, width // config.n_head)
-    for below in range(layer):
-        cache.update(zeros, zeros, below)
 
 
 def cached(cache: Cache | None, layer: int | None) -> dict[str, torch.Tensor]:

@@ -119,7 +119,7 @@ def test_gradient_spread_includes_lost_operand_bits() -> None:
 
     def spread(shortcuts: Shortcuts) -> float:
         drawn = Drawn(0, shortcuts)
-        return float(drawn.summed(value, squares, 64, torch.float32).std())
+        return float(drawn.summed(value, lambda: squares, 64, torch.float32).std())
 
     assert spread(TF32) > 500 * spread(NO_SHORTCUTS)
 

