@@ -65,6 +65,10 @@ class _Repeated(Function):
         factor, ctx.factor = ctx.factor, 2.0
         return g * factor
 
+    @staticmethod
+    def jvp(_: Any, tangent: Tensor) -> Tensor:
+        return tangent.clone()
+
 
 class _Weighted(Function):
     @staticmethod
