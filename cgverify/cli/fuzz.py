@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from cgverify.cli import options
+from cgverify.cli import completion, options
 from cgverify.cli.command import INTERRUPTED, command
 from cgverify.cli.options import known, number_of_jobs, option, split, work
 from cgverify.common.errors import UsageError
@@ -16,14 +16,25 @@ from cgverify.common.process import hush_libraries
 from cgverify.common.processors import processors
 from cgverify.common.streams import stdout_to_stderr
 from cgverify.plan.axes import DTYPES
+from cgverify.plan.cases import KINDS
 from cgverify.report.formats import FORMATS
 
 Minutes = Annotated[
     float, work("minutes", "How long to hunt. A failure is then shrunk for at most half a minute.", at_least=0)
 ]
 Seed = Annotated[int, option("seed", "The seed of the hunt.")]
-Bridge = Annotated[str, option("bridge", "cgverify, transformer_lens, or module:name of a class or function.")]
-Components = Annotated[list[str] | None, option("component", "attn, block, mlp, embed, …, or blocks.3.attn.")]
+Bridge = Annotated[
+    str,
+    option(
+        "bridge",
+        "cgverify, transformer_lens, or module:name of a class or function.",
+        completes=completion.names(("cgverify", "transformer_lens")),
+    ),
+]
+Components = Annotated[
+    list[str] | None,
+    option("component", "attn, block, mlp, embed, …, or blocks.3.attn.", completes=completion.names(KINDS)),
+]
 
 
 @command

@@ -89,6 +89,8 @@ def test_shell_is_offered_names_without_importing_torch(tmp_path: Path) -> None:
         "attention --case pat": "patched",
         "all-components --component attn.": "attn.q",
         "sweep smo": "smoke",
+        "fuzz --bridge transf": "transformer_lens",
+        "fuzz --component unem": "unembed",
         "selftest --dtype float32,bf": "float32,bfloat16",
         "report ": "reports/one",
         "compare reports/one reports/o": "reports/one",

@@ -15,7 +15,7 @@ from cgverify.observe.events import EVENTS
 from cgverify.verification.fuzz import calls
 from cgverify.verification.fuzz.calls import Call
 
-WEIGHTS = {"attn": 8, "block": 6, "mlp": 4, "embed": 2, "ln1": 2, "ln_final": 2, "unembed": 2}
+WEIGHTS = {"attn": 16, "block": 12, "mlp": 4, "embed": 2, "ln1": 2, "ln_final": 2, "unembed": 2}
 """How often a kind of component is drawn, relative to its parts."""
 VARIANTS = 90
 """More than the forwards of any case."""
