@@ -16,7 +16,7 @@ from cgverify.checkpoint.source import Source
 from cgverify.common.records import Cell, CellResult, Checkpoint, Prompt
 from cgverify.observe.candidate import Candidate, find_candidate
 from cgverify.plan.axes import Axes
-from cgverify.plan.cases import CASE_KINDS, PROMPTED
+from cgverify.plan.cases import CASE_KINDS, PROMPTED, WHOLE
 from cgverify.plan.cells import cells
 from cgverify.selftest.candidates import Fault, KnownCandidate
 from cgverify.selftest.result import Outcome, SelfTestResult, result_of
@@ -72,6 +72,8 @@ class SelfTest:
         )
 
     def _cases(self, known: KnownCandidate) -> list[str]:
+        if known.kinds == WHOLE:
+            return ["model"]
         if self.quick:
             return [known.case] if isinstance(known, Fault) else ["default", "stress"]
         cases = [case for case in CASE_KINDS if case not in PROMPTED]

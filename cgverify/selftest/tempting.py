@@ -14,9 +14,19 @@ from torch.utils.checkpoint import checkpoint
 from transformer_lens.hook_points import HookPoint
 
 from cgverify.bridge import CodeGenAttentionBridge
+from cgverify.plan.cases import WHOLE
 from cgverify.selftest.candidates import ATTENTION, Rows, Variant, by_name, named_variants
 from cgverify.selftest.seeded.autocast import outside_autocast
-from cgverify.selftest.seeded.seeding import NORMS, attention, changed, computed, returning, strided, widened
+from cgverify.selftest.seeded.seeding import (
+    NORMS,
+    attention,
+    changed,
+    computed,
+    rebuilt,
+    returning,
+    strided,
+    widened,
+)
 
 
 def _online_softmax(_: Any, softmax: Any, scores: Tensor) -> Any:
@@ -186,6 +196,41 @@ def _detached_names(bridge: Any) -> None:
     mlp.__class__ = type(type(mlp).__name__, (type(mlp),), {"W_in": _detached("in"), "W_out": _detached("out")})
 
 
+def _row_by_row(bridge: Any) -> None:
+    """Leave out the padding of each row of a batch, and return zeros in its place."""
+    forward = bridge.forward
+
+    def alone(input: Any, *args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> Any:
+        if args or kwargs or attention_mask is None or bridge.training:
+            return forward(input, *args, attention_mask=attention_mask, **kwargs)
+        rows = [forward(ids[seen].unsqueeze(0))[0] for ids, seen in zip(input, attention_mask.bool(), strict=True)]
+        return torch.stack([nn.functional.pad(row, (0, 0, input.shape[1] - len(row), 0)) for row in rows])
+
+    bridge.forward = alone
+
+
+def _without_a_cache(bridge: Any) -> None:
+    generate = bridge.generate
+    bridge.generate = lambda *args, **kwargs: generate(*args, **kwargs | {"use_past_kv_cache": False})
+
+
+def _stops_at_the_end(bridge: Any) -> None:
+    """Run all layers, and return what a hook has kept."""
+    forward = bridge.forward
+
+    def stopped(*args: Any, stop_at_layer: int | None = None, **kwargs: Any) -> Any:
+        if stop_at_layer is None:
+            return forward(*args, **kwargs)
+        kept: list[Tensor] = []
+        point = bridge.blocks[stop_at_layer].hook_in
+        point.add_hook(lambda tensor, hook: kept.append(tensor.clone()))  # noqa: ARG005
+        forward(*args, **kwargs)
+        point.remove_hooks()
+        return kept[0]
+
+    bridge.forward = stopped
+
+
 _ATTENTION: Rows = {
     "OnlineSoftmax": (
         "The softmax adds up blocks of three keys, and rescales earlier ones to a greater maximum.",
@@ -261,6 +306,12 @@ _UNEMBEDDINGS: Rows = {
     ),
 }
 
+_MODELS: Rows = {
+    "rows_alone": ("Rows of a batch run one by one, without their padding.", rebuilt(_row_by_row)),
+    "generates_without_a_cache": ("`generate` computes all tokens again in each step.", rebuilt(_without_a_cache)),
+    "stops_at_the_end": ("`stop_at_layer` runs all layers.", rebuilt(_stops_at_the_end)),
+}
+
 VARIANTS = (
     Variant(ExtraHooks, ATTENTION),
     *named_variants(
@@ -270,6 +321,7 @@ VARIANTS = (
         (_NORMS, ("ln1", "ln_final", "block")),
         (_EMBEDDINGS, ("embed",)),
         (_UNEMBEDDINGS, ("unembed",)),
+        (_MODELS, WHOLE),
     ),
 )
 __getattr__ = by_name(VARIANTS)

@@ -38,11 +38,11 @@ from cgverify.observe.inputs import PromptSpan, convert, prompt_context
 from cgverify.observe.run import reference_parameters, set_attention
 from cgverify.observe.stages import RESIDUAL, Stage, copy
 from cgverify.observe.taps import Observation, hook_points, observe, record_cache, record_returned, watch_hooks
-from cgverify.oracle.shortcuts import Shortcuts
+from cgverify.oracle.shortcuts import NO_SHORTCUTS, Shortcuts
 from cgverify.plan.cases import GENERATED_TOKENS
 from cgverify.verification import drift
 from cgverify.verification.judge import Judge, uncompared
-from cgverify.verification.model_calls import ModelCalls, call_model, described_differences
+from cgverify.verification.model_calls import ModelCalls, call_reference, described_differences
 from cgverify.verification.observe_cell import cached, variant_of
 from cgverify.verification.observed import CandidateFailedError, ObservedCell, ObservedSide, ObservedStep
 from cgverify.verification.prompt_pass import PromptPass, kind_of, name_of, views
@@ -78,7 +78,7 @@ def verify_whole_model(
         watch(cell)
         try:
             model = assembled(window, source.config, variant)
-            reference = reference or run_reference(model, prompt, cell.attention)
+            reference = reference or run_reference(model, prompt, cell.attention, shortcuts)
             try:
                 candidate = _run_candidate(candidates[cell.candidate], model, prompt, reference.calls)
             finally:
@@ -223,13 +223,15 @@ def _record_output(seen: Observation, _: nn.Module, __: Any, output: Any) -> Non
     record_returned(output, seen)
 
 
-def run_reference(model: CodeGenForCausalLM, prompt: Prompt, attention: str = EAGER) -> ModelRun:
+def run_reference(
+    model: CodeGenForCausalLM, prompt: Prompt, attention: str = EAGER, shortcuts: Shortcuts = NO_SHORTCUTS
+) -> ModelRun:
     """Run Hugging Face's model with an implementation of attention, and leave the model with eager attention."""
     modules = _modules(model, model.config.n_layer, lambda component: component.reference_path)
     set_attention(model, attention)
     run = WatchedModel(model, modules, _watch_reference, model.device).run(prompt)
     if run.raised is None:
-        run.calls = call_model(model, model, prompt.tokens, model.device)
+        run.calls = call_reference(model, prompt.tokens, model.device, shortcuts)
     set_attention(model, EAGER)
     return run
 
@@ -275,7 +277,7 @@ def _run_candidate(
         what = "the logits are others" if plain.raised is None else described(plain.raised)
         run.forwards[-1].seen["unembed"].violations.append(("logits", f"{what} when no hook is attached"))
     if run.raised is None and calls is not None:
-        wrong = described_differences(bridge, prompt.tokens, calls, run.logits)
+        wrong = described_differences(bridge, {name_of(view): node for view, node in modules.items()}, calls)
         run.forwards[-1].seen["unembed"].violations += [("logits", what) for what in wrong]
     return run
 

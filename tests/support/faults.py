@@ -13,7 +13,7 @@ from cgverify.common.records import CellResult
 from cgverify.selftest.candidates import KnownCandidate, by_name
 from cgverify.selftest.result import SelfTestResult
 from cgverify.selftest.seeded import FAULTS
-from cgverify.selftest.self_test import MODEL, SelfTest
+from cgverify.selftest.self_test import MODEL, SelfTest, prompt_of
 from cgverify.verification.checkpoint_verifier import CheckpointVerifier
 from cgverify.verification.judge import Judge
 
@@ -39,7 +39,7 @@ class ShiftedByOneBit(CodeGenAttentionBridge):
 def verify_known(self_test: SelfTest) -> list[CellResult]:
     """Verify all cells of a self-test."""
     source = resolve(MODEL)
-    verifier = CheckpointVerifier(source, self_test.candidates(), judge=Judge(with_sentence=False))
+    verifier = CheckpointVerifier(source, self_test.candidates(), prompt_of(source), Judge(with_sentence=False))
     return list(verifier.verify_all(self_test.plan(source)))
 
 

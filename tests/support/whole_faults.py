@@ -87,7 +87,75 @@ def embedding_not_dropped(bridge: Any) -> None:
 def generates_one_token_less(bridge: Any) -> None:
     """`generate` returns one token less than it is asked for."""
     generate = bridge.generate
-    bridge.generate = lambda *args, **kwargs: generate(*args, **kwargs)[:, :-1]
+    bridge.generate = lambda *args, max_new_tokens=10, **kwargs: generate(
+        *args, max_new_tokens=max(max_new_tokens - 1, 1), **kwargs
+    )
+
+
+def _generating(name: str, **keywords: Any) -> Callable[[Any], Any]:
+    """Return a candidate whose `generate` is called with other keywords."""
+
+    def change(bridge: Any) -> None:
+        generate = bridge.generate
+        bridge.generate = lambda *args, **kwargs: generate(*args, **kwargs | keywords)
+
+    change.__name__ = name
+    return _in_whole_models(change)
+
+
+generation_ignores_padding = _generating("generation_ignores_padding", attention_mask=None)
+generation_samples = _generating("generation_samples", do_sample=True)
+generation_never_samples = _generating("generation_never_samples", do_sample=False)
+generation_ignores_top_k = _generating("generation_ignores_top_k", top_k=None)
+
+
+@_in_whole_models
+def generation_takes_the_worst(bridge: Any) -> None:
+    """The last token that `generate` returns has the least logit."""
+    generate = bridge.generate
+
+    def worst(*args: Any, **kwargs: Any) -> Any:
+        output = generate(*args, **kwargs)
+        if kwargs.get("output_logits"):
+            output.sequences[:, -1] = output.logits[-1].argmin(-1)
+        return output
+
+    bridge.generate = worst
+
+
+@_in_whole_models
+def stops_a_layer_late(bridge: Any) -> None:
+    """`stop_at_layer` runs one layer more."""
+    call = bridge.forward
+
+    def forward(*args: Any, stop_at_layer: int | None = None, **kwargs: Any) -> Any:
+        later = None if stop_at_layer is None else stop_at_layer % len(bridge.blocks) + 1
+        return call(*args, stop_at_layer=later, **kwargs)
+
+    bridge.forward = forward
+
+
+def _caching(name: str, change: Callable[[dict[str, Any]], None]) -> Callable[[Any], Any]:
+    """Return a candidate whose `run_with_cache` returns another cache."""
+
+    def seed(bridge: Any) -> None:
+        run_with_cache = bridge.run_with_cache
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            returned, cache = run_with_cache(*args, **kwargs)
+            change(cache.cache_dict)
+            return returned, cache
+
+        bridge.run_with_cache = run
+
+    seed.__name__ = name
+    return _in_whole_models(seed)
+
+
+names_exchanged = _caching(
+    "names_exchanged", lambda kept: kept.update({"blocks.1.hook_mlp_out": kept["blocks.1.hook_attn_out"]})
+)
+name_lacking = _caching("name_lacking", lambda kept: kept.pop("blocks.1.attn.hook_z"))
 
 
 CALLS: dict[Any, str] = {
@@ -95,6 +163,14 @@ CALLS: dict[Any, str] = {
     rows_share_second_token: "last row of a batch",
     embedding_not_dropped: "not dropped out",
     generates_one_token_less: "generate returns 17 tokens",
+    generation_ignores_padding: "generate has other logits for token 1 of the row with padding on the left",
+    generation_samples: "generate draws random numbers",
+    generation_never_samples: "generate chooses the greatest logits at temperature 1024",
+    generation_ignores_top_k: "generate does not choose the best of top_k=1",
+    generation_takes_the_worst: "as number 8 of the first row, and the greatest logit is that of",
+    stops_a_layer_late: "stop_at_layer=2 does not return what enters block 2",
+    names_exchanged: "run_with_cache keeps another tensor than the hook is shown as blocks.1.hook_mlp_out",
+    name_lacking: "run_with_cache keeps no blocks.1.attn.hook_z",
 }
 """Faults that a prompt and our own loop do not show, and a part of the message."""
 

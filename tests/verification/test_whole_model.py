@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 import torch
 import whole_faults
+from torch.nn import functional
 from transformers import CodeGenForCausalLM
 from verifying import ALL_DTYPES, failed, findings, of, verify
 
+from cgverify.bridge import boot
 from cgverify.checkpoint import assembled
 from cgverify.checkpoint.names import NANO
 from cgverify.checkpoint.resolve import resolve
 from cgverify.checkpoint.window import ModelVariant, Window
 from cgverify.common.records import CellResult, Prompt, Verdict
+from cgverify.oracle.loss import loss as expected_loss
+from cgverify.oracle.shortcuts import NO_SHORTCUTS
 from cgverify.plan.cases import AS_CARRIED, CARRIED, GENERATED_TOKENS, GENERATION, TOP_1
-from cgverify.verification.model_calls import wrong_loss
+from cgverify.selftest import tempting
+from cgverify.verification.model_calls import (
+    ModelCalls,
+    call_reference,
+    described_differences,
+    padded_batch,
+    wrong_loss,
+)
+from cgverify.verification.prompt_pass import name_of, views
+from cgverify.verification.rounding_spread import with_bound
 from cgverify.verification.whole_model import run_reference
 
 PROMPT = Prompt(tokens=tuple(b"def f(x):\n"), origin="a test")
@@ -61,15 +75,18 @@ def test_distance_from_float64_grows_with_unit_roundoff(ours: list[CellResult]) 
 
 
 def test_reference_generates_as_transformers_does() -> None:
-    """The tokens are those of Hugging Face's own `generate`."""
+    """The tokens are those of Hugging Face's own `generate`, with padding too."""
     model = CodeGenForCausalLM.from_pretrained(NANO, dtype=torch.float32).eval()
-    tokens = torch.tensor([PROMPT.tokens])
+    tokens, mask = padded_batch(PROMPT.tokens, CPU)
+    settings = {"max_new_tokens": GENERATED_TOKENS, "do_sample": False, "pad_token_id": 0}
     with torch.no_grad():
-        generated = model.generate(tokens, max_new_tokens=GENERATED_TOKENS, do_sample=False, pad_token_id=0)
+        generated = model.generate(tokens, attention_mask=mask, **settings)
     setting = ModelVariant(torch.float32, CPU, model.config.rotary_dim)
     source = resolve("codegen-nano")
     run = run_reference(assembled.assembled(Window(source), source.config, setting), PROMPT)
     assert run.tokens == generated[0, len(PROMPT.tokens) :].tolist()
+    assert run.calls is not None
+    assert torch.equal(run.calls.ids, generated)
 
 
 def without_its_last_block(bridge: Any) -> Any:
@@ -80,7 +97,8 @@ def without_its_last_block(bridge: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def seeded() -> list[CellResult]:
-    names = [f"whole_faults:{fault.__name__}" for fault in (*whole_faults.FAULTS, *whole_faults.CALLS)]
+    faults = (*whole_faults.FAULTS, whole_faults.padding_ignored)
+    names = [f"whole_faults:{fault.__name__}" for fault in faults]
     names.append(f"{__name__}:without_its_last_block")
     return verify(cases=["model"], components=["model", "unembed"], candidates=names, prompt=PROMPT)
 
@@ -99,11 +117,61 @@ def test_fault_between_layers_is_found_in_its_layer(seeded: list[CellResult], fa
     assert differ or fault is whole_faults.cache_of_another_layer
 
 
-@pytest.mark.parametrize("fault", whole_faults.CALLS, ids=lambda fault: fault.__name__)
-def test_fault_of_a_call_is_found_and_named(seeded: list[CellResult], fault: Any) -> None:
-    found = failed(of(seeded, candidate=f"whole_faults:{fault.__name__}"))
+def test_fault_of_a_call_is_found_in_the_logits(seeded: list[CellResult]) -> None:
+    found = failed(of(seeded, candidate="whole_faults:padding_ignored"))
     assert {(finding.tap, finding.stage) for finding in found} == {("logits", "conduct")}
-    assert whole_faults.CALLS[fault] in found[0].message
+    assert whole_faults.CALLS[whole_faults.padding_ignored] in found[0].message
+
+
+@pytest.fixture(scope="module")
+def model() -> CodeGenForCausalLM:
+    return CodeGenForCausalLM.from_pretrained(NANO, dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="module")
+def calls(model: CodeGenForCausalLM) -> ModelCalls:
+    return call_reference(model, PROMPT.tokens, CPU, NO_SHORTCUTS)
+
+
+def differences(candidate: Any, model: CodeGenForCausalLM, calls: ModelCalls) -> list[str]:
+    bridge = candidate(boot(copy.deepcopy(model)))
+    nodes = {name: bridge.get_submodule(name) for name in map(name_of, views(5))}
+    return described_differences(bridge, nodes, calls)
+
+
+@pytest.mark.parametrize("fault", whole_faults.CALLS, ids=lambda fault: fault.__name__)
+def test_fault_of_a_call_is_named(fault: Any, model: CodeGenForCausalLM, calls: ModelCalls) -> None:
+    assert whole_faults.CALLS[fault] in differences(fault, model, calls)[0]
+
+
+@pytest.mark.parametrize("name", ["rows_alone", "generates_without_a_cache", "stops_at_the_end"])
+def test_correct_variant_of_a_call_is_accepted(name: str, model: CodeGenForCausalLM, calls: ModelCalls) -> None:
+    assert differences(getattr(tempting, name), model, calls) == []
+
+
+def test_bound_of_logits_is_that_of_sampled_roundings(model: CodeGenForCausalLM) -> None:
+    """In bfloat16 the spread is 2¹⁶ times that in float32, and the model is as it was."""
+    ids = torch.tensor([PROMPT.tokens])
+    spreads = []
+    for dtype in (torch.float32, torch.bfloat16):
+        own = copy.deepcopy(model).to(dtype)
+        with torch.no_grad():
+            logits, bound = with_bound(lambda own=own: own(ids).logits, own, NO_SHORTCUTS)  # type: ignore[misc]
+            assert torch.equal(own(ids).logits, logits)
+        spreads.append(bound.mean())
+    assert 2**14 < float(spreads[1] / spreads[0]) < 2**18
+
+
+def test_loss_is_within_its_bound_in_every_dtype() -> None:
+    logits, ids = torch.randn(20, 300) * 2, torch.arange(20)
+    for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+        rounded = logits.to(dtype)
+        expected = expected_loss(rounded, ids)
+        stored = functional.cross_entropy(rounded[:-1], ids[1:])
+        by_hand = -rounded.softmax(-1)[:-1].gather(1, ids[1:, None]).log().mean()
+        for right in (stored, by_hand):
+            assert abs(float(right) - float(expected.value)) <= float(expected.bound)
+        assert abs(float(stored) * 1.05 - float(expected.value)) > float(expected.bound)
 
 
 def test_loss_that_is_not_a_number_is_wrong() -> None:

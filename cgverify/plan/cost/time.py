@@ -44,6 +44,9 @@ those of `gated` and `train` have more stages. In `backward` the candidate runs 
 BACKWARD_WEIGHT = 1400e-9
 """Seconds that the case `backward` takes in addition, for each weight that a cell uses."""
 
+CALLS = 20
+"""The other forwards of a whole model, most of them of one side, or in Monte Carlo arithmetic."""
+
 _PARTS = ("embed", "ln1", "mlp", "ln_final", "unembed")
 
 FORWARDS: Mapping[str, Mapping[str, tuple[float, float]]] = {
@@ -89,7 +92,7 @@ def _seconds_of_cell(checkpoint: Checkpoint, weights: int, cell: Cell) -> float:
     forwards, sequences = FORWARDS.get(cell.case, {}).get(cell.kind, (1, 1))
     fixed = FIXED.get(cell.kind, 0.002) * FIXED_SHARE.get(cell.case, 1)
     if cell.kind in WHOLE:  # it generates too
-        forwards += GENERATED_TOKENS
+        forwards += GENERATED_TOKENS + CALLS
         fixed = FIXED["block"] * checkpoint.n_layers
     seconds = forwards * (fixed + WEIGHT * used) + PRODUCT * used * rows(cell) * sequences
     return seconds + (BACKWARD_WEIGHT * used if cell.case == "backward" else 0.0)
