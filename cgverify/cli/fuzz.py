@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 from typing import Annotated
 
 import typer
@@ -68,8 +67,6 @@ def fuzz(
     known("format", [format], FORMATS)
     if importlib.util.find_spec("hypothesis") is None:
         raise UsageError("cgverify fuzz needs Hypothesis: pip install 'cgverify[fuzz]'.")
-    if not hasattr(os, "fork"):
-        raise UsageError("cgverify fuzz needs a system that can fork a process, such as Linux.")
     if verbose == 0:
         hush_libraries()  # and no huge pages, each of which a forked process would copy whole
 
@@ -77,6 +74,10 @@ def fuzz(
     from cgverify.report.frames import write_csv
     from cgverify.runs.folder import new_folder
     from cgverify.runs.hunting import HuntRequest, hunt
+    from cgverify.verification.fuzz.subject import can_fork
+
+    if not can_fork():
+        raise UsageError("cgverify fuzz needs a system that can fork a process, such as Linux.")
 
     path = output or new_folder(f"{model}-fuzz")
     number = number_of_jobs(jobs) or processors()

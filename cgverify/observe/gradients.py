@@ -94,6 +94,7 @@ def call_and_differentiate(
     n_heads: int,
     cotangent: Cotangent,
     shown: Mapping[str, torch.Tensor],
+    by_output: bool = False,
 ) -> Differentiated:
     """Call a component, and return the gradients of Σ sum(returned · cotangent) in some inputs and all weights.
 
@@ -103,6 +104,7 @@ def call_and_differentiate(
     Args:
         names: the inputs that gradients are taken in.
         shown: the tensors that hooks received, by path, once the component has been called.
+        by_output: whether the gradient must arrive there from the first returned tensor, and not from the pattern.
     """
     own = {name: inputs[name].detach().clone().requires_grad_() for name in names}
     leaves: dict[str, torch.Tensor] = {**own, **weights}
@@ -116,6 +118,7 @@ def call_and_differentiate(
         # torch returns the gradient of a tensor that is named twice only once.
         targets = {id(tensor): tensor for tensor in (*leaves.values(), *attached.values())}
         outputs, given = zip(*cotangents, strict=True)
+        unreached = _unreached(attached, outputs[:1], given[:1]) if by_output and len(outputs) > 1 else []
         found = torch.autograd.grad(outputs, list(targets.values()), given, allow_unused=True, retain_graph=not shown)
         gradient_of = dict(zip(targets, found, strict=True))
         if not shown:
@@ -142,8 +145,19 @@ def call_and_differentiate(
             fused = join_weight(*(gradients[name] for name in _PROJECTIONS))
         for name in _PROJECTIONS:
             gradients[name] = projection(fused, name[-1], n_heads).unflatten(0, (n_heads, -1))
-    unreached = [name for name, tensor in attached.items() if gradient_of[id(tensor)] is None]
+    unreached += [name for name, tensor in attached.items() if gradient_of[id(tensor)] is None]
     return Differentiated(returned, gradients, unreached, violations)
+
+
+def _unreached(
+    shown: Mapping[str, torch.Tensor], outputs: Sequence[torch.Tensor], cotangents: Sequence[torch.Tensor]
+) -> list[str]:
+    distinct = {id(tensor): tensor for tensor in shown.values()}
+    if not distinct:
+        return []
+    found = torch.autograd.grad(outputs, list(distinct.values()), cotangents, allow_unused=True, retain_graph=True)
+    gradient_of = dict(zip(distinct, found, strict=True))
+    return [name for name, tensor in shown.items() if gradient_of[id(tensor)] is None]
 
 
 def _cotangents(

@@ -112,7 +112,7 @@ def run_candidate(
     call = partial(call_component, bridge, node, component.kind, conditions=conditions)
 
     def differentiated(
-        observation: Observation, cotangent: Cotangent, names: Sequence[str], shown: Taps
+        observation: Observation, cotangent: Cotangent, names: Sequence[str], shown: Taps, by_output: bool
     ) -> Differentiated:
         """Call the component and differentiate. Hooks that fire in the backward pass are not recorded."""
 
@@ -122,7 +122,7 @@ def run_candidate(
             return returned
 
         weights, n_heads = candidate_weights(bridge, component.kind), bridge.cfg.n_heads
-        found = call_and_differentiate(called, inputs, names, weights, n_heads, cotangent, shown)
+        found = call_and_differentiate(called, inputs, names, weights, n_heads, cotangent, shown, by_output)
         observation.violations += found.violations
         return found
 
@@ -142,7 +142,7 @@ def run_candidate(
             watch_hooks(used, copied, dict.fromkeys(used, Copy())) as shown,
             watch_gradients(listened, copied),
         ):
-            found = differentiated(copied, cotangent, names, shown)
+            found = differentiated(copied, cotangent, names, shown, by_output=False)
         gradients = {tap: gradient for tap, gradient in copied.taps.items() if tap.startswith("grad.")}
         gradients |= {f"hooked.{name}": found.gradients[name] for name in component.gradient_inputs}
         gradients |= {f"grad.{name}": found.gradients[name] for name in names if name in LEARNED}
@@ -166,7 +166,9 @@ def run_candidate(
                 if conditions.cotangent is None:
                     returned = call(inputs, cache)
                 else:
-                    found = differentiated(observation, conditions.cotangent, component.gradient_inputs, shown)
+                    found = differentiated(
+                        observation, conditions.cotangent, component.gradient_inputs, shown, by_output=True
+                    )
                     returned = found.returned
                     observation.taps |= {f"grad.{name}": gradient for name, gradient in found.gradients.items()}
                     # A hook point with a conversion shows a view that is not used further, in TransformerLens too.

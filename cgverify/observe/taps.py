@@ -288,28 +288,36 @@ def ignores_other_dtype(
     """Whether `call` returns the same for two different tensors that a hook at `point` returns in another dtype.
 
     It may refuse them, or cast them. Hugging Face's arithmetic refuses them where an operation takes one dtype alone.
+    Where two tensors in the dtype of the tap change nothing either (q of one token), nothing is ignored.
     """
-    outputs: list[torch.Tensor] = []
-    for factor in (1, -1):
 
-        def widen(tensor: torch.Tensor, hook: HookPoint, factor: int = factor) -> torch.Tensor:  # noqa: ARG001
-            drawn = patch(tensor)
-            return factor * drawn.to(torch.float32 if drawn.dtype == torch.float64 else torch.float64)
+    def has_effect(dtype_of: Callable[[torch.Tensor], torch.dtype]) -> bool:
+        outputs: list[torch.Tensor] = []
+        for factor in (1, -1):
 
-        handle = point.add_hook(widen)
-        try:
-            returned = call()
-        except Exception as error:  # a refusal
-            if is_ours(error):
-                raise
-            return False
-        finally:
-            _detach(point, handle)
-        output = returned[0] if isinstance(returned, tuple) else returned
-        if not isinstance(output, torch.Tensor):
-            return False
-        outputs.append(output.cpu())
-    return same_tensor(*outputs)
+            def replace(tensor: torch.Tensor, hook: HookPoint, factor: int = factor) -> torch.Tensor:  # noqa: ARG001
+                drawn = patch(tensor)
+                return factor * drawn.to(dtype_of(drawn))
+
+            handle = point.add_hook(replace)
+            try:
+                returned = call()
+            except Exception as error:  # a refusal
+                if is_ours(error):
+                    raise
+                return True
+            finally:
+                _detach(point, handle)
+            output = returned[0] if isinstance(returned, tuple) else returned
+            if not isinstance(output, torch.Tensor):
+                return True
+            outputs.append(output.cpu())
+        return not same_tensor(*outputs)
+
+    def other(drawn: torch.Tensor) -> torch.dtype:
+        return torch.float32 if drawn.dtype == torch.float64 else torch.float64
+
+    return not has_effect(other) and has_effect(lambda drawn: drawn.dtype)
 
 
 def _detach(point: HookPoint, handle: LensHandle) -> bool:

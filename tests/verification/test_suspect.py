@@ -18,6 +18,7 @@ from transformers.models.codegen.modeling_codegen import CodeGenAttention
 import cgverify
 from cgverify.api import Result
 from cgverify.bridge import boot
+from cgverify.bridge.activation import GeluNew
 from cgverify.checkpoint.names import NANO
 
 AXES = {"layers": 1, "components": ["attn", "block"], "cases": ["default", "stress"]}
@@ -113,7 +114,8 @@ def test_stock_reference_is_not_suspect(stock: CodeGenForCausalLM, bridge: Any) 
 def test_equal_bits_beyond_the_bound_pass_and_are_shown(
     stock: CodeGenForCausalLM, bridge: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(NewGELUActivation, "forward", lambda _, x: functional.gelu(x))
+    for activation in (NewGELUActivation, GeluNew):
+        monkeypatch.setattr(activation, "forward", lambda _, x: functional.gelu(x))
     result = cgverify.verify(bridge, stock, layers=1, components=["mlp"], cases="default")
     activation = result.findings[result.findings["stage"] == "activation"]
     assert set(activation["verdict"]) == {"bitwise"}

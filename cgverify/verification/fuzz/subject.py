@@ -187,6 +187,11 @@ def replay(model: str, bridge: str, component: str, dtype: str, calls: Sequence[
 # --- forked processes -------------------------------------------------------------------------------------------------
 
 
+def can_fork() -> bool:
+    """Whether this system can fork a process, which `in_fork` needs. Windows cannot."""
+    return hasattr(os, "fork")
+
+
 def in_fork(run: Callable[[], Judged], cell: Cell, calls: Sequence[Call]) -> Judged:
     """Return what `run` returns in a forked process. One that a candidate ends is a failure of the candidate."""
     read, write = os.pipe()

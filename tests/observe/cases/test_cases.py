@@ -156,13 +156,16 @@ def test_a_hook_that_only_shows_fails_for_exactly_that_hook_and_is_told(kind: st
         assert tap in steps
         assert all(f"{step} ".startswith(f"{tap} ") or step.endswith(PAIRS) for step in steps)
         for finding in failed([result]):
+            if "in another dtype is ignored" in finding.message:
+                assert finding.tap == tap
+                continue
             (named,) = re.findall("what (.*) returned was not used, or not wholly: ", finding.message)
             assert named == tap or (finding.step.endswith(PAIRS) and tap in named.split(" and ")), finding
 
 
 def test_a_hook_that_only_shows_holds_where_nobody_intervenes() -> None:
     names = [f"case_faults:{name}" for name in list(case_faults.DEAF["attn"].values())[::3]]
-    others = [case for case in RANDOM if case != "patched"]
+    others = [case for case in RANDOM if case not in ("patched", "backward")]
     assert failed(verify(candidates=names, cases=others, components=["attn"])) == []
 
 
