@@ -77,11 +77,12 @@ class ModelCalls:
 def padded_batch(tokens: tuple[int, ...], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Return token ids and the mask of a batch: a prompt, its beginning with padding on the left, and its reverse.
 
-    The padding is the end of the prompt, which changes what follows if it is seen.
+    All rows begin with the same token. The rest of the padding is the end of the prompt, which changes what follows if
+    it is seen.
     """
     padding = max(len(tokens) // 3, 1)
     first, *rest = tokens
-    rows = (list(tokens), list(tokens[-padding:] + tokens[:-padding]), [first, *reversed(rest)])
+    rows = (list(tokens), [first, *tokens[len(tokens) - padding + 1 :], *tokens[:-padding]], [first, *reversed(rest)])
     ids = torch.tensor(rows, device=device)
     mask = torch.ones_like(ids)
     mask[1, :padding] = 0
