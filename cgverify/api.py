@@ -275,7 +275,7 @@ def _verify_pair(pair: LoadedPair, threads: int | None, axes: Mapping[str, Any])
             raise UsageError(f"{key} is that of the bridge and its reference: leave it out.")
     _require_axes(axes, AXES)
     own = {"models": IN_MEMORY, "candidates": "bridge", "dtypes": pair.dtype, "devices": pair.device}
-    config = parse_plan(plain({**own, **axes}))
+    config = parse_plan(plain({**own, "cases": pair.plain_cases, **axes}))
     found = {(IN_MEMORY, "auto"): pair.checkpoint}
     cells = plan(config.requests(), found)
     pair.require(cells)

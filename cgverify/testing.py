@@ -178,7 +178,9 @@ def _groups(plan: dict[str, Any]) -> list[_Group]:
 def _only(selected: Collection[_Group], plan: dict[str, Any]) -> dict[str, Any]:
     """Return a plan with the cells of the selected groups alone."""
     kinds, dtypes, cases = (list(dict.fromkeys(values)) for values in zip(*sorted(selected), strict=True))
-    narrowed = {**plan, "components": kinds, "dtypes": dtypes, "cases": cases}
+    narrowed = {**plan, "components": kinds, "dtypes": dtypes}
+    if set(plan["cases"]) != set(DEFAULT_CASES):  # of which a plan has some in one layer only
+        narrowed["cases"] = cases
     others = [group for group in _groups(narrowed) if group not in selected]
     rules = [{"components": group.kind, "dtypes": group.dtype, "cases": group.case} for group in others]
     return {**narrowed, "exclude": rules}

@@ -33,7 +33,11 @@ CASE_KINDS = {
 }
 """Each case, with the kinds of component that it is for."""
 
-DEFAULT_CASES = ("default", "stress", "decode", "shapes", "state", "data", "weights")
+SAMPLED = {"caches": ("attn", "block"), "gated": ("attn",), "train": ("attn", "mlp"), "patched": ("attn",)}
+"""The cases of which a plain run has only one layer, the middle one, with these kinds of component. What they show is
+in the code of attention and MLP, which all layers share. A case that is named is verified in full."""
+
+DEFAULT_CASES = ("default", "stress", "decode", "shapes", "state", "data", "weights", *SAMPLED)
 """The cases of a plain run. The others are verified if they are named, or with `all`."""
 
 FEW_LAYERS = {"shapes": 3, "state": 3, "data": 3}

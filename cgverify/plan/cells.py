@@ -18,6 +18,7 @@ from cgverify.plan.cases import (
     CASE_KINDS,
     DECODED_TOKENS,
     DECODING,
+    DEFAULT_CASES,
     EAGER_ONLY,
     FEW_LAYERS,
     FORCED_TOKENS,
@@ -26,6 +27,7 @@ from cgverify.plan.cases import (
     KINDS,
     PER_LAYER,
     PROMPTED,
+    SAMPLED,
     WHOLE,
 )
 
@@ -79,7 +81,7 @@ def cells(checkpoint: Checkpoint, axes: Axes) -> list[Cell]:
 
     Each cell of a case with a prompt is planned once, since a prompt is one sequence: seeds, batch size and sequence
     length of random inputs do not apply to it. A case in `FEW_LAYERS` is planned for as many layers, evenly spread,
-    unless `axes` names layers.
+    unless `axes` names layers. If the cases are those of a plain run, those in `SAMPLED` are planned for one layer.
 
     Raises:
         UsageError: a layer or position that the checkpoint does not have, a case that needs a prompt if there is none,
@@ -124,6 +126,8 @@ def cells(checkpoint: Checkpoint, axes: Axes) -> list[Cell]:
     ]
     _require_matches(planned, axes.components)
     selected = [cell for cell in planned if _is_selected(cell, axes.components)]
+    if set(axes.cases) == set(DEFAULT_CASES):
+        selected = _sampled(selected)
     blocks = {(cell.case, cell.layer) for cell in selected if cell.kind == "block"}
     return [
         cell
@@ -139,6 +143,14 @@ def _spread(layers: Sequence[int], most: int | None) -> Sequence[int]:
     if most == 1:
         return layers[:1]
     return [layers[place * (len(layers) - 1) // (most - 1)] for place in range(most)]
+
+
+def _sampled(selected: Sequence[Cell]) -> list[Cell]:
+    """Return the cells of a plain run: of the cases in `SAMPLED`, those of their kinds in the middle layer."""
+    fit = [cell for cell in selected if cell.kind in SAMPLED.get(cell.case, KINDS)]
+    layers = {case: sorted({cell.layer for cell in fit if cell.case == case}) for case in SAMPLED}
+    middle = {case: own[len(own) // 2] for case, own in layers.items() if own}
+    return [cell for cell in fit if cell.layer == middle.get(cell.case, cell.layer)]
 
 
 def _require_positions(checkpoint: Checkpoint, axes: Axes) -> None:

@@ -2,8 +2,8 @@
 
 | round | cases |
 |---|---|
-| 1 | those of a plain run |
-| 2 | those that should see the fault |
+| 1 | those of a plain run, as far as it has them |
+| 2 | those that should see the fault, in full |
 | 3 | all others, those of a prompt only for a fault of the whole model |
 
 So a fault that a plain run sees costs no more than that, and the result says which it was. `--quick` has two other
@@ -21,7 +21,7 @@ from cgverify.checkpoint.source import Source
 from cgverify.common.records import Cell, CellResult
 from cgverify.observe.candidate import find_candidate
 from cgverify.plan.axes import Axes
-from cgverify.plan.cases import CASE_KINDS, DEFAULT_CASES, PER_LAYER, PROMPTED
+from cgverify.plan.cases import CASE_KINDS, DEFAULT_CASES, PER_LAYER, PROMPTED, SAMPLED
 from cgverify.plan.cells import cells
 from cgverify.selftest.candidates import HiddenFault
 from cgverify.selftest.result import Outcome, SelfTestResult, result_of
@@ -55,7 +55,9 @@ def hidden_results(
         results = {result.cell.id: result for result in verify([cell for plan in plans.values() for cell in plan])}
         for (fault, dtype, device), plan in plans.items():
             own = [results[cell.id] for cell in plan if cell.id in results]
-            found[fault, dtype, device] = result_of(fault, dtype, device, own)
+            result = result_of(fault, dtype, device, own)
+            by_plain = None if quick else kinds_and_cases is _plain and bool(result.failed_cases)
+            found[fault, dtype, device] = replace(result, by_plain=by_plain)
     for setting in settings:
         yield _explained(setting, found[setting], source)
 
@@ -72,13 +74,16 @@ def _plain(fault: HiddenFault) -> tuple[Iterable[str], Sequence[str]]:
     return _with_block(fault, fault.kinds), DEFAULT_CASES
 
 
+_RUN_IN_FULL = [case for case in DEFAULT_CASES if case not in SAMPLED]
+
+
 def _on_request(fault: HiddenFault) -> tuple[Iterable[str], Sequence[str]]:
-    return _with_block(fault, fault.kinds), [case for case in fault.cases if case not in DEFAULT_CASES]
+    return _with_block(fault, fault.kinds), [case for case in fault.cases if case not in _RUN_IN_FULL]
 
 
 def _others(fault: HiddenFault) -> tuple[Iterable[str], Sequence[str]]:
     possible = [case for case in CASE_KINDS if case not in PROMPTED or (case == "model" and "model" in fault.kinds)]
-    others = [case for case in possible if case not in (*DEFAULT_CASES, *fault.cases)]
+    others = [case for case in possible if case not in (*_RUN_IN_FULL, *fault.cases)]
     return _with_block(fault, fault.kinds), others
 
 

@@ -7,7 +7,6 @@ from itertools import groupby
 
 import pandas as pd
 
-from cgverify.plan.cases import DEFAULT_CASES
 from cgverify.report.sections import Section
 from cgverify.selftest.candidates import Fault, HiddenFault, KnownCandidate, KnownReference, ReferenceFault
 from cgverify.selftest.result import Outcome, SelfTestResult
@@ -120,10 +119,11 @@ def _by_subject(results: Sequence[SelfTestResult]) -> Section:
     for (dtype, device), group in _by_dtype(results):
         for subject in subjects:
             own = [result for result in group if result.known.subject == subject]
-            plain = sum(any(case in DEFAULT_CASES for case in result.failed_cases) for result in own)
+            plain = sum(result.by_plain or False for result in own)
             counts = [sum(result.outcome is outcome for result in own) for outcome in _OF_HIDDEN]
-            rows.append([dtype, device, subject, *map(str, (len(own), plain, *counts))])
-    columns = ["dtype", "device", "hidden faults", "number", "by plain cases", *(each.value for each in _OF_HIDDEN)]
+            tried = any(result.by_plain is not None for result in own)
+            rows.append([dtype, device, subject, *map(str, (len(own), plain if tried else "", *counts))])
+    columns = ["dtype", "device", "hidden faults", "number", "by a plain run", *(each.value for each in _OF_HIDDEN)]
     return Section("hidden faults, by what shows them", columns=columns, rows=rows)
 
 

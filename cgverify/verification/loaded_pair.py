@@ -29,7 +29,7 @@ from cgverify.observe.infinite_masks import compatible_inputs, with_infinite_mas
 from cgverify.observe.run import reference_parameters, set_attention
 from cgverify.oracle.parameters import Parameters
 from cgverify.plan.batches import group_into_batches
-from cgverify.plan.cases import AFTER, BEFORE
+from cgverify.plan.cases import AFTER, BEFORE, DEFAULT_CASES, SAMPLED
 from cgverify.plan.cells import weights_view
 from cgverify.verification.compatibility import ProcessedWeights, processed_reference
 from cgverify.verification.judge import DEFAULT_JUDGE, uncompared
@@ -37,10 +37,8 @@ from cgverify.verification.observe_cell import Reference, observe_cell
 from cgverify.verification.same_model import differences
 from cgverify.verification.stock_model import departures
 
-COMPATIBLE_CASES = (
-    *("default", "stress", "decode", "shapes", "state", "data", "weights"),
-    *("masked_row", "train", "cast_table", "autocast"),
-)
+_COMPATIBLE_PLAIN = tuple(case for case in DEFAULT_CASES if case not in SAMPLED)
+COMPATIBLE_CASES = (*_COMPATIBLE_PLAIN, "masked_row", "train", "cast_table", "autocast")
 """The cases in which a bridge in compatibility mode can be verified.
 
 The others have no counterpart there: gradients, and hooks behind a flag, whose inputs a block then takes from before
@@ -127,6 +125,11 @@ class LoadedPair:
     @property
     def device(self) -> str:
         return str(self._reference.device)
+
+    @property
+    def plain_cases(self) -> tuple[str, ...]:
+        """The cases that are verified if none are named."""
+        return _COMPATIBLE_PLAIN if self._is_processed else DEFAULT_CASES
 
     def require(self, cells: Sequence[Cell]) -> None:
         """Raise UsageError if there are cells in which this pair cannot be verified."""

@@ -63,11 +63,12 @@ _OF_MLP = ("in.hook_out", "out.hook_in")
 
 def _steps(component: Component, inputs: Inputs, spec: InputSpec) -> tuple[Step, ...]:
     taps = patched_taps(component)
+    one_row = {name: value[:1] for name, value in inputs.items()}  # steps with the same inputs share the reference's run
     steps = []
     for place, (tap, flags) in enumerate(taps.items()):
         once = Step(tap, inputs, Conditions(flags=flags, patch=Patch(tap, spec.seed)))
         is_odd = (place + spec.seed) % 2 == 1
-        steps += [once, _at_once(once, component, spec, is_followed=not is_odd)]
+        steps += [once, _at_once(replace(once, inputs=one_row), component, spec, is_followed=not is_odd)]
         if tap == "hook_attn_scores":
             both = replace(once.conditions, second_patch=Patch("hook_pattern", spec.seed))
             steps.append(replace(once, name=f"{tap} and hook_pattern", conditions=both))
@@ -80,7 +81,7 @@ def _steps(component: Component, inputs: Inputs, spec: InputSpec) -> tuple[Step,
 
 
 def _at_once(once: Step, component: Component, spec: InputSpec, *, is_followed: bool) -> Step:
-    """Return the forward of a hook in all settings that it has and that change no arithmetic."""
+    """Return the forward of a hook, on one sequence, in all settings that it has and that change no arithmetic."""
     conditions = once.conditions
     patch, kind, prefix = conditions.patch, component.kind, component.attention_prefix
     assert isinstance(patch, Patch)
@@ -96,8 +97,7 @@ def _at_once(once: Step, component: Component, spec: InputSpec, *, is_followed: 
         changed = replace(changed, flags=tuple(dict.fromkeys((*conditions.flags, FLAG_RESULT))))
     if (second := _later(patch.tap, component)) is not None:
         changed = replace(changed, second_patch=Patch(second, spec.seed))
-    one_row = {name: value[:1] for name, value in once.inputs.items()}
-    return replace(once, name=f"{patch.tap} in settings", inputs=one_row, conditions=changed)
+    return replace(once, name=f"{patch.tap} in settings", conditions=changed)
 
 
 def _of_results(once: Step, component: Component, spec: InputSpec, *, is_silent: bool) -> Iterator[Step]:
