@@ -215,7 +215,9 @@ def _autocast(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
         if torch.amp.is_autocast_available(device.type):
             stack.enter_context(torch.autocast(device.type, dtype))
         if not torch.is_autocast_enabled(device.type):  # torch only warns that it ignores a dtype
-            raise DeviceError(f"The {device} device has no autocast to {dtype}: leave the cases autocast and patched out there.")
+            raise DeviceError(
+                f"The {device} device has no autocast to {dtype}: leave the cases autocast and patched out there."
+            )
         yield
 
 

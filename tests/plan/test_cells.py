@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,7 @@ from cgverify.common.errors import UnknownNameError, UsageError
 from cgverify.common.records import Prompt
 from cgverify.observe.components import COMPONENTS
 from cgverify.plan.axes import Axes
-from cgverify.plan.cases import AFTER, BEFORE, CASE_KINDS, KINDS, PER_LAYER, WHOLE
+from cgverify.plan.cases import AFTER, BEFORE, CASE_KINDS, DEFAULT_CASES, KINDS, PER_LAYER, SAMPLED, WHOLE
 from cgverify.plan.cells import cells
 
 PROMPT = Prompt(tokens=(5, 6, 7, 8), origin="a test")
@@ -28,7 +29,8 @@ def test_default_axes_plan_every_component() -> None:
     planned = cells(PLAIN, Axes())
     by_stages = 3 * 2 + 3 * (10 * 2 + 2)
     at_edges = {"shapes": 3 + 3 * 2, "state": 3 + 3, "data": 3 + 3 * 10, "weights": 3 + 3}
-    assert len(planned) == by_stages + sum(at_edges.values())
+    in_the_middle = {case: len(kinds) for case, kinds in SAMPLED.items()}
+    assert len(planned) == by_stages + sum(at_edges.values()) + sum(in_the_middle.values())
     assert {cell.component for cell in planned} >= {"embed", "blocks.0", "blocks.2.attn.q", "ln_final", "unembed"}
     assert {cell.rotary_dim for cell in planned} == {8}
     assert len({cell.id for cell in planned}) == len(planned)
@@ -130,6 +132,27 @@ def test_case_with_a_prompt_needs_one() -> None:
 
 def test_layers_as_a_range_are_numbers() -> None:
     assert Axes(layers=range(3)).layers == Axes(layers=[2, 1, 0]).layers == Axes(layers="0-2").layers == [0, 1, 2]
+
+
+def components(case: str, **axes: Any) -> list[str]:
+    """Return the components of a case in the plan of seven layers."""
+    deep = PLAIN.model_copy(update={"n_layers": 7})
+    return [cell.component for cell in cells(deep, Axes(**axes)) if cell.case == case]
+
+
+def test_plain_run_has_sampled_cases_in_the_middle_layer() -> None:
+    assert components("caches") == ["blocks.3.attn", "blocks.3"]
+    assert components("train") == ["blocks.3.attn", "blocks.3.mlp"]
+    assert components("gated") == components("patched") == ["blocks.3.attn"]
+    assert components("patched", layers=[0, 5, 6]) == ["blocks.5.attn"]
+    assert components("patched", components=["blocks.2.*"]) == ["blocks.2.attn"]
+    assert components("patched", components=["blocks.2.mlp"]) == []
+
+
+def test_sampled_case_that_is_named_is_planned_in_full() -> None:
+    for cases in (["patched"], ["default", "patched"], [*DEFAULT_CASES, "backward"]):
+        found = components("patched", cases=cases, components=["attn", "block", "embed"], layers=[2, 3])
+        assert found == ["embed", "blocks.2.attn", "blocks.2", "blocks.3.attn", "blocks.3"]
 
 
 def test_few_layers_of_a_case_are_planned_unless_asked_for() -> None:

@@ -15,6 +15,7 @@ from cgverify.checkpoint.names import NANO
 from cgverify.checkpoint.resolve import resolve
 from cgverify.observe.candidate import find_candidate
 from cgverify.plan.axes import DTYPES
+from cgverify.plan.cases import SAMPLED
 from cgverify.selftest.candidates import HiddenFault, Unseen
 from cgverify.selftest.hidden_faults import hidden_results
 from cgverify.selftest.report import sections
@@ -50,19 +51,35 @@ def hidden(name: str) -> HiddenFault:
     return next(fault for fault in HIDDEN if fault.name == name)
 
 
-def quick_results(fault: HiddenFault, *dtypes: str) -> list[SelfTestResult]:
+def results(fault: HiddenFault, *dtypes: str, quick: bool) -> list[SelfTestResult]:
     source = resolve(MODEL)
     verifier = CheckpointVerifier(
         source, {fault.bridge: find_candidate(fault.bridge)}, judge=Judge(with_sentence=False)
     )
-    return list(hidden_results([fault], dtypes, ["cpu"], True, verifier.verify_all, source))
+    return list(hidden_results([fault], dtypes, ["cpu"], quick, verifier.verify_all, source))
+
+
+@pytest.mark.parametrize(
+    "name", ["EmptySlotsShown", "OneFlagAtATime", "AttentionAtResidualRate", "mlp_dropout_in_eval", "DeafInTraining"]
+)
+def test_plain_run_finds_faults_of_hooks_flags_dropout_and_caches(name: str) -> None:
+    (result,) = results(hidden(name), "float32", quick=False)
+    assert result.by_plain
+    assert set(result.failed_cases) <= set(SAMPLED)
+
+
+def test_fault_of_a_sampled_case_in_full_is_not_found_by_a_plain_run() -> None:
+    found = results(hidden("branch_flag_ignored_in_training"), "float32", quick=False)
+    assert [(result.by_plain, result.failed_cases) for result in found] == [(False, ("patched",))]
+    (tables,) = (each for each in sections(found) if each.title == "hidden faults, by what shows them")
+    assert tables.rows == [["float32", "cpu", "dropout flags", "1", "0", "1", "0", "0", "0"]]
 
 
 def test_marked_fault_that_a_case_sees_is_a_stale_mark() -> None:
     marked = replace(hidden("ReadByAddress"), unseen=Unseen("No input has other strides.", ("float32",)))
-    stale, caught = results = quick_results(marked, "float32", "float16")
+    stale, caught = both = results(marked, "float32", "float16", quick=True)
     assert (stale.outcome, caught.outcome) == (Outcome.STALE, Outcome.CAUGHT)
-    assert exit_code(results) == 1
+    assert exit_code(both) == 1
     assert exit_code([caught]) == 0
     assert caught.rightly_blamed
     assert next(iter(sections([stale]))).title == (
@@ -73,8 +90,8 @@ def test_marked_fault_that_a_case_sees_is_a_stale_mark() -> None:
 
 def test_hidden_fault_that_no_case_sees_fails_unless_marked() -> None:
     fault = replace(hidden("OneTokenReadsTheLast64"), cases=("default",))
-    (missed,) = quick_results(fault, "float32")
-    (unseen,) = quick_results(replace(fault, unseen=Unseen("No case is that long.")), "float32")
+    (missed,) = results(fault, "float32", quick=True)
+    (unseen,) = results(replace(fault, unseen=Unseen("No case is that long.")), "float32", quick=True)
     assert (missed.outcome, unseen.outcome) == (Outcome.MISSED, Outcome.UNSEEN)
     assert exit_code([missed]) == 1
     assert exit_code([unseen]) == 0

@@ -17,6 +17,7 @@ from cgverify.bridge import CodeGenAttentionBridge, boot
 from cgverify.bridge.booting import adapter_with, bridge_from
 from cgverify.checkpoint.names import NANO
 from cgverify.common.errors import UsageError
+from cgverify.plan.cases import DEFAULT_CASES, SAMPLED
 
 AXES = {"layers": 1, "components": ["embed", "attn", "mlp", "unembed"], "cases": "default"}
 PARTS = {
@@ -166,6 +167,12 @@ def test_wrong_arithmetic_with_right_weights_is_found(reference: CodeGenForCausa
 def test_incompatible_cases_raise_usage_error(bridge: Any, reference: CodeGenForCausalLM) -> None:
     with pytest.raises(UsageError, match="cannot be verified in backward, gated: leave that out"):
         cgverify.verify(bridge, reference, layers=0, components="attn", cases=["default", "gated", "backward"])
+
+
+def test_plain_run_has_the_cases_that_the_mode_has(bridge: Any, reference: CodeGenForCausalLM) -> None:
+    result = cgverify.verify(bridge, reference, layers=0, components=["attn", "block"])
+    result.assert_ok()
+    assert set(result.findings["case"]) == set(DEFAULT_CASES) - set(SAMPLED)
 
 
 class _LowestLeftFinite(CodeGenAttentionBridge):

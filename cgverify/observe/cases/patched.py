@@ -63,7 +63,7 @@ _OF_MLP = ("in.hook_out", "out.hook_in")
 
 def _steps(component: Component, inputs: Inputs, spec: InputSpec) -> tuple[Step, ...]:
     taps = patched_taps(component)
-    one_row = {name: value[:1] for name, value in inputs.items()}  # steps with the same inputs share the reference's run
+    one_row = {name: value[:1] for name, value in inputs.items()}  # made once: Hugging Face's side runs once on it
     steps = []
     for place, (tap, flags) in enumerate(taps.items()):
         once = Step(tap, inputs, Conditions(flags=flags, patch=Patch(tap, spec.seed)))

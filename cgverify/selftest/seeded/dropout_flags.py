@@ -146,7 +146,7 @@ _ATTENTION = {
     "ResultFlagIgnoredInTraining": Hidden(
         "`use_attn_result` has no effect in training mode.",
         attention(_output=_without_flag(_RESULT, lambda bridge, _: bridge.training)),
-        ("result",),
+        ("result", "patched"),
         user.flagged(user.shown(user.training(user.attends()), "hook_result"), _RESULT),
         cases=("gated", "train"),
     ),
@@ -167,7 +167,7 @@ _ATTENTION = {
     "OneFlagAtATime": Hidden(
         "With `use_attn_result`, `use_split_qkv_input` has no effect.",
         _forked(lambda bridge: getattr(bridge.config, _RESULT, False)),
-        ("fork",),
+        ("fork", "patched"),
         user.flagged(user.shown(user.attends(), "hook_q_input"), _SPLIT, _RESULT),
         cases=("gated",),
     ),

@@ -238,7 +238,7 @@ _ATTENTION = {
     "SeedsTheGenerator": Hidden(
         "Every forward seeds torch's global generator.",
         attention(_mix=_seeded),
-        ("conduct",),
+        ("conduct", "resid_dropout"),
         _random_numbers,
         cases=("default",),
     ),
