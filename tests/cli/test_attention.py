@@ -15,7 +15,7 @@ from cgverify.plan.cases import CASE_KINDS, DEFAULT_CASES
 def test_attention_is_shown_by_tap_and_head_with_its_cost(cli: Cli, tmp_path: Path) -> None:
     done = cli("attention", "--model", "codegen-nano", "--layers", "3", "--output", "run", "-v")
     assert done.returncode == 0, done.stderr
-    assert re.search(r"hook_attn_scores +scores +bitwise", done.stdout)
+    assert re.search(r"hook_attn_scores +scores +bounded", done.stdout)
     assert "heads of codegen-nano" in done.stdout
     assert "oracle and judge" in done.stderr.splitlines()[-1]
     assert json.loads((tmp_path / "run/run.json").read_text())["command"] == "attention"
