@@ -148,8 +148,10 @@ def _spread(layers: Sequence[int], most: int | None) -> Sequence[int]:
 def _sampled(selected: Sequence[Cell]) -> list[Cell]:
     """Return the cells of a plain run: of the cases in `SAMPLED`, those of their kinds in the middle layer."""
     fit = [cell for cell in selected if cell.kind in SAMPLED.get(cell.case, KINDS)]
-    layers = {case: sorted({cell.layer for cell in fit if cell.case == case}) for case in SAMPLED}
-    middle = {case: own[len(own) // 2] for case, own in layers.items() if own}
+    middle = {}
+    for case in SAMPLED:
+        if layers := sorted({cell.layer for cell in fit if cell.case == case and cell.layer is not None}):
+            middle[case] = layers[len(layers) // 2]
     return [cell for cell in fit if cell.layer == middle.get(cell.case, cell.layer)]
 
 

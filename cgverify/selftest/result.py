@@ -51,10 +51,10 @@ class SelfTestResult:
     """The first case with a failed finding."""
     failed_cases: tuple[str, ...] = ()
     """The cases with a failed finding, without repetition."""
-    by_plain: bool | None = None
-    """Whether a plain run finds a hidden fault; None if that was not tried."""
     first: Finding | None = None
     """The first failed finding, or the finding with the greatest r if none failed."""
+    by_plain: bool | None = None
+    """Whether a plain run finds a hidden fault; None if that was not tried."""
 
     @property
     def rightly_blamed(self) -> bool | None:
