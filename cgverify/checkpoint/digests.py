@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import queue
 import threading
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
@@ -23,6 +22,7 @@ _Version = tuple[Path, int, int]
 
 _ahead: dict[_Version, Future[bytes]] = {}
 _threads: list[threading.Thread] = []
+_reading = threading.BoundedSemaphore(processors())
 
 
 def start_digests(models: Iterable[tuple[str, str]]) -> None:
@@ -34,8 +34,7 @@ def start_digests(models: Iterable[tuple[str, str]]) -> None:
         folder = None if weights.startswith("random") else folder_on_disk(model, weights)
         with contextlib.suppress(WeightsError, OSError):
             if folder is not None:
-                paths = weight_files(folder).paths
-                _ahead.update(zip(map(_version, paths), _started(paths), strict=True))
+                _ahead.update((_version(path), _started(path)) for path in weight_files(folder).paths)
 
 
 def digests_of(paths: Sequence[Path]) -> list[bytes]:
@@ -44,34 +43,26 @@ def digests_of(paths: Sequence[Path]) -> list[bytes]:
     Raises:
         OSError: a file cannot be read.
     """
-    futures = {path: _ahead.pop(_version(path), None) for path in paths}
-    others = [path for path, future in futures.items() if future is None]
-    futures |= zip(others, _started(others), strict=True)
-    found = [future.result() for future in futures.values() if future is not None]
+    futures = [_ahead.pop(_version(path), None) or _started(path) for path in paths]
+    found = [future.result() for future in futures]
     while _threads:  # a process with a second thread cannot be forked
         _threads.pop().join()
     return found
 
 
-def _started(paths: Sequence[Path]) -> list[Future[bytes]]:
-    waiting: queue.SimpleQueue[tuple[Path, Future[bytes]]] = queue.SimpleQueue()
-    futures: list[Future[bytes]] = [Future() for _ in paths]
-    for one in zip(paths, futures, strict=True):
-        waiting.put(one)
+def _started(path: Path) -> Future[bytes]:
+    future: Future[bytes] = Future()
 
     def work() -> None:
-        with contextlib.suppress(queue.Empty):
-            while True:
-                path, future = waiting.get_nowait()
-                try:
-                    future.set_result(_digest(path))
-                except OSError as error:
-                    future.set_exception(error)
+        try:
+            with _reading:
+                future.set_result(_digest(path))
+        except Exception as error:  # raised where the digest is asked for
+            future.set_exception(error)
 
-    for _ in range(min(len(paths), processors())):
-        _threads.append(threading.Thread(target=work, daemon=True))  # nothing waits for it if the program ends early
-        _threads[-1].start()
-    return futures
+    _threads.append(threading.Thread(target=work, daemon=True))  # nothing waits for it if the program ends early
+    _threads[-1].start()
+    return future
 
 
 def _version(path: Path) -> _Version:

@@ -51,7 +51,7 @@ def option(
     shows: str | None = None,
     panel: str = WHAT,
     short: str | None = None,
-    at_least: float | None = None,
+    at_least: float = -math.inf,
     at_most: float = math.inf,
     completes: Completion | None = None,
     **settings: Any,
@@ -62,7 +62,8 @@ def option(
         shows: the word for its value in `--help`, by default its name. Flags have none.
         panel: the heading in `--help` under which the option appears.
         short: a second name, such as `-q`.
-        at_least: the smallest number that is allowed, and `at_most` the largest.
+        at_least: the smallest number that is allowed.
+        at_most: the largest number that is allowed.
         completes: what the shell offers for a value that is typed in part.
         settings: other arguments of `typer.Option`.
     """
@@ -75,7 +76,7 @@ def option(
         metavar=name.rpartition("-")[2].upper() if shows is None else shows,
         rich_help_panel=panel,
         autocompletion=completes,
-        callback=None if at_least is None else _between(at_least, at_most),
+        callback=_between(at_least, at_most) if math.isfinite(at_least) or math.isfinite(at_most) else None,
         **settings,
     )
 

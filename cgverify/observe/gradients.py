@@ -94,7 +94,7 @@ def call_and_differentiate(
     n_heads: int,
     cotangent: Cotangent,
     shown: Mapping[str, torch.Tensor],
-    by_output: bool = False,
+    by_output: bool,
 ) -> Differentiated:
     """Call a component, and return the gradients of Σ sum(returned · cotangent) in some inputs and all weights.
 
@@ -118,7 +118,8 @@ def call_and_differentiate(
         # torch returns the gradient of a tensor that is named twice only once.
         targets = {id(tensor): tensor for tensor in (*leaves.values(), *attached.values())}
         outputs, given = zip(*cotangents, strict=True)
-        unreached = _unreached(attached, outputs[:1], given[:1]) if by_output and len(outputs) > 1 else []
+        alone = by_output and len(outputs) > 1
+        unreached = _unreached(attached, outputs[:1], given[:1]) if alone else []
         found = torch.autograd.grad(outputs, list(targets.values()), given, allow_unused=True, retain_graph=not shown)
         gradient_of = dict(zip(targets, found, strict=True))
         if not shown:
@@ -145,7 +146,8 @@ def call_and_differentiate(
             fused = join_weight(*(gradients[name] for name in _PROJECTIONS))
         for name in _PROJECTIONS:
             gradients[name] = projection(fused, name[-1], n_heads).unflatten(0, (n_heads, -1))
-    unreached += [name for name, tensor in attached.items() if gradient_of[id(tensor)] is None]
+    if not alone:
+        unreached = [name for name, tensor in attached.items() if gradient_of[id(tensor)] is None]
     return Differentiated(returned, gradients, unreached, violations)
 
 

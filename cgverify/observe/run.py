@@ -276,7 +276,7 @@ def run_reference(
                 names = [name for name in (*component.gradient_inputs, *LEARNED) if name in inputs]
                 weights = reference_weights(model, component.kind)
                 found = call_and_differentiate(
-                    lambda inputs: call(inputs, None), inputs, names, weights, config.n_head, plain.cotangent, {}
+                    lambda inputs: call(inputs, None), inputs, names, weights, config.n_head, plain.cotangent, {}, False
                 )
                 returned = found.returned
                 observation.taps |= {f"grad.{name}": gradient for name, gradient in found.gradients.items()}

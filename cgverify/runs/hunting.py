@@ -97,9 +97,9 @@ def hunt(request: HuntRequest, path: Path) -> Hunted:
             interrupted = _hunt_on_processes(one, request)
         results = one.covered.results
         if one.found is not None:
+            _keep_example(path, one.found, request.model)
             failing = one.explain(one.found)
             results = [each for each in results if each.cell != failing.cell] + [failing]
-            _keep_example(path, one.found, request.model)
         results.sort(key=lambda result: cells.index(result.cell))
         run = run.model_copy(update={"settings": run.settings | one.covered.in_words | _described(one.found, request)})
         folder.describe(run)

@@ -21,7 +21,6 @@ from cgverify.common.process import only_new_objects_collected
 from cgverify.common.processors import processors
 from cgverify.common.records import Cell, CellResult, Verdict
 from cgverify.observe.candidate import find_candidate
-from cgverify.plan.batches import Job
 from cgverify.runs.execute.processes import may_fork
 from cgverify.runs.execute.worker_error import worker_error
 from cgverify.selftest.candidates import HiddenFault, KnownCandidate, KnownReference
@@ -105,7 +104,7 @@ def run_pieces(planned: Sequence[Piece], threads: int | None, jobs: int | None) 
         jobs: the number of processes; None is one for each processor.
     """
     devices = {device for piece in planned for device in piece.devices}
-    if may_fork(Job(candidates=(), threads=threads or 0), devices):
+    if may_fork(threads, devices):
         return _forked([piece.run for piece in planned], jobs or processors())
     return _in_turn(planned)
 

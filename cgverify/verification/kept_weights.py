@@ -104,8 +104,9 @@ def findings_of_weights(kind: str, layer: int | None, bridge: Any, parameters: P
         parameters: Hugging Face's weights.
     """
     node = bridge.get_submodule(COMPONENTS[kind].bridge_path)
-    found = [*_of_modules(kind, node), *_by_name(kind, node)]
-    kept = {weight: address for _, weight, _, address in _of_modules(kind, node)}
+    found = list(_of_modules(kind, node))
+    kept = {weight: address for _, weight, _, address in found}
+    found += _by_name(kind, node)
     if kind == "block":
         found += _tables(bridge, node, parameters.tensor("attn.table"))
     findings: list[Finding] = []

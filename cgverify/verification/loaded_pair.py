@@ -178,15 +178,21 @@ class LoadedPair:
             PairError: it returns others, or raises what its model has not raised.
         """
         model = cast(Any, self._bridge).original_model
-        entered: list[Any] = []
+        ids = torch.arange(6, device=self._reference.device).view(2, 3) % model.config.vocab_size
+        entered: list[bool] = []
         logits: list[torch.Tensor] = []
+
+        def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            given = args[0] if args else kwargs.get("input_ids")
+            entered.append(isinstance(given, torch.Tensor) and torch.equal(given, ids))
+
         handles = (
-            model.register_forward_pre_hook(lambda *_: entered.append(None)),
+            model.register_forward_pre_hook(enter, with_kwargs=True),
             model.register_forward_hook(lambda _, __, output: logits.append(output.logits)),
         )
         try:
             with torch.no_grad():
-                output = self._bridge(torch.zeros(1, 1, dtype=torch.long, device=self._reference.device))
+                output = self._bridge(ids.clone())
         except BaseException as error:  # a candidate may fail in any way, and that is a finding
             if isinstance(error, KeyboardInterrupt) or is_ours(error):
                 raise
@@ -197,10 +203,12 @@ class LoadedPair:
             for handle in handles:
                 handle.remove()
         returned = output if isinstance(output, torch.Tensor) else getattr(output, "logits", None)
-        if not logits or not isinstance(returned, torch.Tensor) or not same_tensor(returned, logits[-1]):
+        passed_on = isinstance(returned, torch.Tensor) and bool(logits) and same_tensor(returned, logits[-1])
+        if entered != [True] or not passed_on:
             raise PairError(
-                "The bridge's own forward does not return the logits of the model that it wraps: its method forward, "
-                "its class or a torch hook on it may have been changed. To verify its components, undo that."
+                "The bridge's own forward does not return the logits of the model that it wraps, called once with the "
+                "same tokens: its method forward, its class or a torch hook on it may have been changed. To verify its "
+                "components, undo that."
             )
 
     def _verify_batch(self, cells: Sequence[Cell], spread: float) -> list[CellResult]:

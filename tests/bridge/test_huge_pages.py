@@ -31,6 +31,15 @@ def some(*shape: int) -> torch.Tensor | None:
     return huge_pages.result_buffer(*shape, dtype=torch.float32, inputs=[torch.ones(1)])
 
 
+def test_linear_of_strided_input_has_the_bits_of_torch() -> None:
+    """torch multiplies a strided input as it lies, and a contiguous copy in another order."""
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(96, 64).requires_grad_(False)
+    wide = torch.randn(3, 5, 192)
+    for x in (wide[..., ::2], wide[..., :96], wide[..., :96].transpose(0, 1)):
+        assert torch.equal(huge_pages.apply_linear(linear, x), linear(x))
+
+
 def test_buffer_is_reused_when_no_tensor_refers_to_it() -> None:
     first = some(3, 5)
     assert first is not None

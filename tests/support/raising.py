@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from pathlib import Path
 from typing import Any, NoReturn
 
 from cgverify.bridge import CodeGenAttentionBridge
@@ -14,6 +15,17 @@ class Raising(CodeGenAttentionBridge):
 
     def forward(self, *_: Any, **__: Any) -> NoReturn:
         raise RuntimeError("not\ntoday")
+
+
+class RaisesOnce(CodeGenAttentionBridge):
+    """Raises in one forward of all processes that have the same file in `RAISED`."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        raised = Path(os.environ["RAISED"])
+        if not raised.exists():
+            raised.touch()
+            raise RuntimeError("only once")
+        return super().forward(*args, **kwargs)
 
 
 class RaisingLater(CodeGenAttentionBridge):

@@ -323,6 +323,14 @@ BRIDGES_OWN: dict[str, tuple[Callable[[Any], object], str]] = {
     ),
     "torch hook": (lambda bridge: bridge.register_forward_hook(_half), "does not return the logits"),
     "nothing": (lambda bridge: setattr(bridge, "forward", lambda *_: None), "does not return the logits"),
+    "other tokens": (
+        lambda bridge: setattr(bridge, "forward", lambda ids: type(bridge).forward(bridge, ids + 1)),
+        "does not return the logits",
+    ),
+    "several tokens": (
+        lambda bridge: setattr(bridge, "forward", lambda ids: type(bridge).forward(bridge, ids[:1, :1])),
+        "does not return the logits",
+    ),
     "exception": (lambda bridge: setattr(bridge, "forward", _fails), "raises TypeError: no such argument"),
 }
 

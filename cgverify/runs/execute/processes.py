@@ -96,7 +96,7 @@ class Processes:
     def _start_worker(self, job: Job) -> LocalWorker:
         ours, theirs = multiprocessing.Pipe()
         arguments: tuple[Any, ...] = (theirs, job)
-        if may_fork(job, self._devices):
+        if may_fork(job.threads, self._devices):
             context: BaseContext = multiprocessing.get_context("fork")
             # A fork has this process's ends of all pipes. While it holds one, a worker would outlive this process.
             arguments = (*arguments, [ours, *(worker.pipe for worker in self._workers)], self._sources)
@@ -135,14 +135,14 @@ def most_memory(batches: Sequence[CellBatch], jobs: int) -> float:
     return max(sizes, default=0) + (jobs - 1) * statistics.median(sizes or [0])
 
 
-def may_fork(job: Job, devices: Collection[str]) -> bool:
-    """Return whether workers forked from this process can verify batches on these devices.
+def may_fork(threads: int | None, devices: Collection[str]) -> bool:
+    """Return whether forks of this process with this number of torch threads can verify batches on these devices.
 
     The locks of other threads of Python would stay locked. OpenMP does not survive a fork, but a worker with one thread
     never uses a second one. Nor does the context of an accelerator, which this process may have opened.
     """
     alone = sys.platform == "linux" and threading.active_count() == 1
-    return alone and job.threads == 1 and set(devices) == {"cpu"}
+    return alone and threads == 1 and set(devices) == {"cpu"}
 
 
 def _context() -> BaseContext:

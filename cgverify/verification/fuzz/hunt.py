@@ -171,8 +171,19 @@ class Hunt:
         return True
 
     def explain(self, example: Example) -> CellResult:
-        """Return the result of a sequence on a new instance, with all taps and a sentence."""
-        return self._in_fork(example, Subject.explain).result
+        """Return the result of the sequence that failed, on a new instance, with all taps and a sentence.
+
+        Raises:
+            CgverifyError: the sequence does not fail again.
+        """
+        result = self._in_fork(example, Subject.explain).result
+        if not result.verdict.fails:
+            raise CgverifyError(
+                f"{example.cell.component} in {example.cell.dtype} failed, and not when the same calls were repeated: "
+                f"{'; '.join(map(str, example.calls))}. The bridge depends on more than its inputs, such as chance or "
+                "time. Run counterexample.py in the run folder a few times."
+            )
+        return result
 
     def _in_fork(self, example: Example, how: Callable[[Subject, Cell, Sequence[Call]], Judged]) -> Judged:
         subject = self.subjects[weights_view(example.cell), example.cell.dtype]

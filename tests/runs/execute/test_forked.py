@@ -19,7 +19,7 @@ from sweeping import SMALL, prepared, same, swept
 
 from cgverify.common.records import Verdict
 from cgverify.plan.axes import Axes
-from cgverify.plan.batches import CellBatch, Job
+from cgverify.plan.batches import CellBatch
 from cgverify.plan.cost.of_plan import memory
 from cgverify.plan.cost.share import LARGE, processes, threads_of_each
 from cgverify.runs.execute.processes import Processes, may_fork, most_memory
@@ -66,13 +66,12 @@ def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
 
 
 def test_process_is_forked_only_where_that_is_safe(monkeypatch: pytest.MonkeyPatch) -> None:
-    job = Job(("cgverify",), threads=1)
     monkeypatch.setattr(threading, "active_count", lambda: 1)
-    assert may_fork(job, {"cpu"})
-    assert not may_fork(Job(("cgverify",), threads=2), {"cpu"}), "OpenMP does not survive a fork"
-    assert not may_fork(job, {"cpu", "cuda:0"}), "nor does the context of a device"
+    assert may_fork(1, {"cpu"})
+    assert not may_fork(2, {"cpu"}), "OpenMP does not survive a fork"
+    assert not may_fork(1, {"cpu", "cuda:0"}), "nor does the context of a device"
     monkeypatch.setattr(threading, "active_count", lambda: 2)
-    assert not may_fork(job, {"cpu"}), "nor do the locks of another thread"
+    assert not may_fork(1, {"cpu"}), "nor do the locks of another thread"
 
 
 def planned(model: str, **axes: object) -> list[CellBatch]:

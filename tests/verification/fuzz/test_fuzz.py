@@ -135,6 +135,18 @@ def test_fault_is_found_shrunk_and_tried_first(cli: Cli, tmp_path: Path) -> None
         assert cli("report", "kept", "--format", format).returncode == 0
 
 
+def test_failure_that_cannot_be_repeated_is_no_success(cli: Cli, tmp_path: Path) -> None:
+    raised = tmp_path / "raised"
+    done = cli(
+        *("fuzz", "--bridge", "raising:RaisesOnce", "--component", "attn", "--minutes", "0.2", "--jobs", "1"),
+        *("--output", "kept"),
+        RAISED=str(raised),
+    )
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert "and not when the same calls were repeated" in done.stderr
+    assert (tmp_path / "kept" / "counterexample.json").exists()
+
+
 def test_folder_with_another_run_is_refused(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept" / "notes.txt").write_text("mine")
