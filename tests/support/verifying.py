@@ -34,15 +34,20 @@ def verify(
     *,
     prompt: Prompt | None = None,
     keep: KeepTensors | None = None,
+    sentences: bool = True,
     shortcuts: Shortcuts = NO_SHORTCUTS,
     **axes: Any,
 ) -> list[CellResult]:
-    """Verify a checkpoint in this process, layer 0 by default."""
+    """Verify a checkpoint in this process, layer 0 by default.
+
+    Args:
+        sentences: whether what failed is explained, which takes more forwards.
+    """
     source, asked = resolve(str(model)), Axes(**{"layers": [0], **axes})
     if prompt is None and set(asked.cases) & set(PROMPTED):
         prompt = prompt_for(str(model), source)
     candidates = {name: find_candidate(name) for name in asked.candidates}
-    verifier = CheckpointVerifier(source, candidates, prompt, Judge(keep), shortcuts)
+    verifier = CheckpointVerifier(source, candidates, prompt, Judge(keep, sentences), shortcuts)
     return list(verifier.verify_all(nano_cells(asked, prompt)))
 
 
