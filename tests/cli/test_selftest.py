@@ -36,11 +36,11 @@ def test_verifier_in_three_dtypes_passes(cli: Cli, tmp_path: Path) -> None:
 
 
 def test_quick_in_one_dtype_reports_every_candidate(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a twelfth of the candidates: all of them take half a minute."""
+    """A part of the candidates: all of them take minutes."""
     some = 0
     outcomes = {"caught", "unseen", "changes no bit", "below resolution", "held", "refused", "suspect"}
     for module, name in ((seeded, "FAULTS"), (seeded, "HIDDEN"), (variants, "VARIANTS"), (seeded, "REFERENCES")):
-        kept = getattr(module, name)[::12]
+        kept = getattr(module, name)[::24]
         monkeypatch.setattr(module, name, kept)
         some += len(kept)
     done = CliRunner().invoke(app, ["selftest", "--quick", "--dtype", "float32", "--format", "csv", "-q"])

@@ -23,7 +23,10 @@ def fault(name: str) -> ReferenceFault:
     return next(each for each in seeded.FAULTS if each.name == name)
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
+OTHERS = [pytest.param(dtype, marks=pytest.mark.slow) for dtype in ("float64", "float32", "float16")]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", *OTHERS])
 def test_no_fault_passes_and_every_right_reference_does(dtype: str) -> None:
     found = results(*REFERENCES, dtype=dtype)
     assert exit_code(found) == 0, [(each.known.name, each.outcome) for each in found if each.outcome.fails]
@@ -34,6 +37,7 @@ def test_no_fault_passes_and_every_right_reference_does(dtype: str) -> None:
     assert all(each.first is not None for each in found if isinstance(each.known, ReferenceFault))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_faults_in_all_components_and_cases_are_suspect(dtype: str) -> None:
     suspect = [each for each in seeded.FAULTS if each.stages]

@@ -46,7 +46,7 @@ def test_fault_blamed_on_another_stage_is_wrongly_blamed() -> None:
 
 
 def test_correct_bridge_as_fault_changes_no_bit() -> None:
-    (result,) = run_self_test(fault(NoFault, "scores"))
+    (result,) = run_self_test(fault(NoFault, "scores"), quick=True)
     assert result.outcome is Outcome.NO_BIT
     assert result.rightly_blamed is None
     assert exit_code([result]) == 0
@@ -64,7 +64,7 @@ def test_erf_gelu_in_16_bits_is_below_resolution() -> None:
     assert [result.outcome for result in results] == [Outcome.CAUGHT, Outcome.BELOW, Outcome.BELOW]
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
 def test_erf_gelu_gradient_in_16_bits_is_below_resolution(dtype: str) -> None:
     """The scale of a gradient is measured in parts of its own elements, so float64 must have the same inputs."""
     seeded = fault(erf_gelu, "gradient", kinds=("mlp",), case="backward")
@@ -135,6 +135,7 @@ def test_candidates_are_many_and_their_names_unique() -> None:
     assert len(VARIANTS) >= 25
 
 
+@pytest.mark.slow
 def test_most_variants_change_a_bit() -> None:
     """A variant that is equal to the bridge bit for bit would prove nothing."""
     verdicts: dict[str, set[Verdict]] = {}

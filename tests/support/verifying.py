@@ -34,7 +34,7 @@ def verify(
     *,
     prompt: Prompt | None = None,
     keep: KeepTensors | None = None,
-    sentences: bool = True,
+    sentences: bool = False,
     shortcuts: Shortcuts = NO_SHORTCUTS,
     **axes: Any,
 ) -> list[CellResult]:

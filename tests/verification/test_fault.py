@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from not_at_fault import (
     out_of_memory,
 )
 from torch import Tensor
-from verifying import failed, findings, verify
+from verifying import failed, findings
+from verifying import verify as verified
 
 import cgverify
 from cgverify.common.memory import is_shortage
@@ -27,6 +29,8 @@ from cgverify.observe.fault import is_ours, lacks_operation
 from cgverify.oracle import exact
 from cgverify.report.outcome import exit_code
 from cgverify.verification import judge
+
+verify = partial(verified, sentences=True)  # a fault may come up while a failure is explained
 
 FAULTS: dict[str, tuple[Callable[..., Any], str]] = {
     "out of memory": (out_of_memory, "memory is short: OutOfMemoryError"),

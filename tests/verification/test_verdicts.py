@@ -231,13 +231,13 @@ class SilentPattern(CodeGenAttentionBridge):
 
 
 def test_dead_hook_is_blamed_for_unchecked_stages() -> None:
-    (result,) = verify(candidates=[f"{HERE}:SilentPattern"], components=["attn"], cases=["patched"])
+    (result,) = verify(candidates=[f"{HERE}:SilentPattern"], components=["attn"], cases=["patched"], sentences=True)
     assert {(finding.tap, finding.verdict) for finding in failed([result])} == {("hook_pattern", Verdict.MISSING)}
     assert result.blame == "hook_pattern never fired"
 
 
 def test_dead_hook_inside_a_patched_block_fails() -> None:
-    (result,) = verify(candidates=[f"{HERE}:SilentPattern"], components=["block"], cases=["patched"])
+    (result,) = verify(candidates=[f"{HERE}:SilentPattern"], components=["block"], cases=["patched"], sentences=True)
     assert {(finding.tap, finding.verdict) for finding in failed([result])} == {("attn.hook_pattern", Verdict.MISSING)}
 
 

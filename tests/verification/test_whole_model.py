@@ -100,7 +100,7 @@ def seeded() -> list[CellResult]:
     faults = (*whole_faults.FAULTS, whole_faults.padding_ignored)
     names = [f"whole_faults:{fault.__name__}" for fault in faults]
     names.append(f"{__name__}:without_its_last_block")
-    return verify(cases=["model"], components=["model", "unembed"], candidates=names, prompt=PROMPT)
+    return verify(cases=["model"], components=["model", "unembed"], candidates=names, prompt=PROMPT, sentences=True)
 
 
 @pytest.mark.parametrize("fault", whole_faults.FAULTS, ids=lambda fault: fault.__name__)

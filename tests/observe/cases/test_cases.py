@@ -115,7 +115,7 @@ FailingStages = dict[str, dict[tuple[str, str], set[str]]]
 def failing_stages(faults: Iterable[str], dtype: str, cases: Sequence[str]) -> FailingStages:
     names, kinds = [f"faults:{name}" for name in faults], ["attn", "block"]
     found: FailingStages = defaultdict(lambda: defaultdict(set))
-    for result in verify(candidates=names, dtypes=[dtype], cases=cases, components=kinds, sentences=False):
+    for result in verify(candidates=names, dtypes=[dtype], cases=cases, components=kinds):
         for finding in failed([result]):
             found[result.cell.candidate.removeprefix("faults:")][result.cell.case, result.cell.kind].add(finding.stage)
     return found
@@ -153,7 +153,7 @@ PAIRS = (" in settings", " and hook_pattern")
 def test_a_hook_that_only_shows_fails_for_exactly_that_hook_and_is_told(kind: str, first: int) -> None:
     """Every fourth hook, from one of the first four."""
     names = {f"case_faults:{name}": tap for tap, name in list(case_faults.DEAF[kind].items())[first::4]}
-    results = verify(candidates=list(names), cases=["patched"], components=[kind], sentences=False)
+    results = verify(candidates=list(names), cases=["patched"], components=[kind])
     for result in results:
         tap = names[result.cell.candidate]
         steps = {finding.step for finding in failed([result])}

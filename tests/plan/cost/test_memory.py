@@ -64,7 +64,7 @@ def test_second_candidate_takes_no_more_memory() -> None:
     assert peak(SMALL, candidates=["cgverify", "transformer_lens"]) == peak(SMALL)
 
 
-@pytest.mark.parametrize("options", [{"seq_len": 8}, {"seq_len": 256}])
+@pytest.mark.parametrize("options", [pytest.param({"seq_len": 8}, marks=pytest.mark.slow), {"seq_len": 256}])
 def test_peak_of_a_real_run_is_just_below_the_estimate(tmp_path: Path, options: dict[str, int]) -> None:
     arguments = [*("--model", "codegen-nano", "--layers", "0", "--case", "default", "-q", "--output", "run")]
     length = ["--seq-len", str(options["seq_len"])]

@@ -34,7 +34,7 @@ EXACT = {
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_fault_has_its_cause(dtype: str) -> None:
     names = {f"faults:{fault.__name__}": fault for fault in faults.STAGES}
-    results = verify(candidates=list(names), components=["attn"], cases=["stress"], dtypes=[dtype])
+    results = verify(candidates=list(names), components=["attn"], cases=["stress"], dtypes=[dtype], sentences=True)
     named = {names[r.cell.candidate]: {finding.cause for finding in failed([r])} - {""} for r in results}
     how = "in" if dtype == "float32" else "from operands rounded to"  # the pattern is bfloat16 anyway
     assert named.pop(faults.SoftmaxInBfloat16) == {f"computed {how} bfloat16"}

@@ -51,7 +51,9 @@ PARTS: dict[str, tuple[str, ...]] = {
 
 @pytest.fixture(scope="module")
 def results() -> dict[str, CellResult]:
-    found = verify(candidates=[SEEDED[name].bridge for name in PARTS], components=["attn"], cases=["stress"])
+    found = verify(
+        candidates=[SEEDED[name].bridge for name in PARTS], components=["attn"], cases=["stress"], sentences=True
+    )
     return {result.cell.candidate.rpartition(":")[2]: result for result in found}
 
 
@@ -65,7 +67,7 @@ def test_seeded_fault_has_its_sentence(results: dict[str, CellResult], name: str
 def test_returned_pattern_is_not_confirmed_by_substitution() -> None:
     """The returned pattern is not a hook. A correct bridge has no sentence."""
     right, wrong = verify(
-        candidates=["faults:ReturnedWeightsZeroed", "cgverify"], components=["attn"], cases=["default"]
+        candidates=["faults:ReturnedWeightsZeroed", "cgverify"], components=["attn"], cases=["default"], sentences=True
     )
     assert wrong.blame.startswith("returned breaks first")
     assert "right tensor" not in wrong.blame
@@ -74,14 +76,18 @@ def test_returned_pattern_is_not_confirmed_by_substitution() -> None:
 
 def test_substitution_reaches_the_last_step_of_decode() -> None:
     """The chunk is the last of four steps, which share one cache."""
-    (result,) = verify(candidates=[SEEDED["ChunkSeesItself"].bridge], components=["attn"], cases=["decode"])
+    (result,) = verify(
+        candidates=[SEEDED["ChunkSeesItself"].bridge], components=["attn"], cases=["decode"], sentences=True
+    )
     assert {finding.step for finding in failed([result])} == {"chunk"}
     assert "scores breaks first, at hook_attn_scores" in result.blame
     assert result.blame.endswith(HOLDS)
 
 
 def test_ignored_patch_is_blamed_on_its_hook() -> None:
-    (result,) = verify(candidates=[SEEDED["pattern_patch_ignored"].bridge], components=["attn"], cases=["patched"])
+    (result,) = verify(
+        candidates=[SEEDED["pattern_patch_ignored"].bridge], components=["attn"], cases=["patched"], sentences=True
+    )
     assert result.blame.startswith(
         "what hook_v and hook_pattern returned was not used, or not wholly: mix breaks first"
     )
@@ -99,7 +105,7 @@ Sentences = dict[tuple[str, str], str]
 @pytest.fixture(scope="module")
 def sentences() -> Sentences:
     dtypes = ["float64", "float32", "bfloat16", "float16"]
-    results = verify(candidates=["transformer_lens"], components=["attn"], cases=CASES, dtypes=dtypes)
+    results = verify(candidates=["transformer_lens"], components=["attn"], cases=CASES, dtypes=dtypes, sentences=True)
     return {(result.cell.dtype, result.cell.case): result.blame for result in results}
 
 
