@@ -64,7 +64,8 @@ def test_erf_gelu_in_16_bits_is_below_resolution() -> None:
     assert [result.outcome for result in results] == [Outcome.CAUGHT, Outcome.BELOW, Outcome.BELOW]
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_erf_gelu_gradient_in_16_bits_is_below_resolution(dtype: str) -> None:
     """The scale of a gradient is measured in parts of its own elements, so float64 must have the same inputs."""
     seeded = fault(erf_gelu, "gradient", kinds=("mlp",), case="backward")
@@ -103,7 +104,7 @@ def test_quick_round_follows_only_if_a_fault_is_unseen(verdict: Verdict, rounds:
 
 def test_fault_among_variants_is_a_false_alarm() -> None:
     candidates = (ReciprocalScale, SoftmaxByHand, ScaleSlightlyOff)
-    results = run_self_test(*(Variant(candidate, ("attn",)) for candidate in candidates))
+    results = run_self_test(*(Variant(candidate, ("attn",)) for candidate in candidates), quick=True)
     assert [result.outcome for result in results] == [Outcome.HELD, Outcome.HELD, Outcome.FALSE_ALARM]
     assert exit_code(results) == 1
     assert exit_code(results[:2]) == 0

@@ -19,6 +19,9 @@ from cgverify.plan.cells import cells
 from cgverify.verification.checkpoint_verifier import CheckpointVerifier
 from cgverify.verification.judge import Judge, KeepTensors
 
+THREE = ["default", "stress", "decode"]
+"""Cases in which every stage is judged by its oracle."""
+
 ALL_DTYPES = ["float64", "float32", "bfloat16", "float16"]
 
 
@@ -38,12 +41,12 @@ def verify(
     shortcuts: Shortcuts = NO_SHORTCUTS,
     **axes: Any,
 ) -> list[CellResult]:
-    """Verify a checkpoint in this process, layer 0 by default.
+    """Verify a checkpoint in this process, by default layer 0 in the cases `THREE`.
 
     Args:
         sentences: whether what failed is explained, which takes more forwards.
     """
-    source, asked = resolve(str(model)), Axes(**{"layers": [0], **axes})
+    source, asked = resolve(str(model)), Axes(**{"layers": [0], "cases": THREE, **axes})
     if prompt is None and set(asked.cases) & set(PROMPTED):
         prompt = prompt_for(str(model), source)
     candidates = {name: find_candidate(name) for name in asked.candidates}

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hugging_face import TABLE_PER_MODEL, needs_upstream
 from transformer_lens.model_bridge.generalized_components import NormalizationBridge
-from verifying import ALL_DTYPES, failed, findings, nano_cells, of, verify
+from verifying import ALL_DTYPES, THREE, failed, findings, nano_cells, of, verify
 
 from cgverify.bridge import CodeGenAttentionBridge
 from cgverify.checkpoint.resolve import resolve
@@ -25,8 +25,6 @@ from cgverify.selftest.seeded.layer_norm import wrong_eps
 from cgverify.verification.checkpoint_verifier import CheckpointVerifier
 
 HERE = __name__
-THREE = ["default", "stress", "decode"]
-"""Cases in which every stage is judged by its oracle."""
 SEEDED = {fault.name: fault.bridge for fault in FAULTS}
 
 
@@ -278,7 +276,13 @@ def test_many_candidates_read_each_tensor_once(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(source, "read", lambda name, shape: reads.append(name) or read(name, shape))
     seeded = [f"faults:{fault.__name__}" for fault in list(faults.STAGES)[:1]]
     names = ["cgverify", SEEDED["Raises"], "transformer_lens", *seeded]
-    axes = Axes(candidates=names, dtypes=["float32", "bfloat16"], layers=[0, 1], components=["attn", "embed"])
+    axes = Axes(
+        candidates=names,
+        cases=["default", "weights"],
+        dtypes=["float32", "bfloat16"],
+        layers=[0, 1],
+        components=["attn", "block", "embed"],
+    )
     plan = nano_cells(axes)
     results = list(CheckpointVerifier(source, {name: find_candidate(name) for name in names}).verify_all(plan))
     assert len(results) == len(plan)
