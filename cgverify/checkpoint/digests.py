@@ -43,7 +43,8 @@ def digests_of(paths: Sequence[Path]) -> list[bytes]:
     Raises:
         OSError: a file cannot be read.
     """
-    futures = [_ahead.pop(_version(path), None) or _started(path) for path in paths]
+    versions = {path: _version(path) for path in paths}
+    futures = [_ahead.pop(own) if own in _ahead else _started(path) for path, own in versions.items()]
     found = [future.result() for future in futures]
     while _threads:  # a process with a second thread cannot be forked
         _threads.pop().join()

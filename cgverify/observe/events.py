@@ -28,7 +28,7 @@ Violations = Iterator[tuple[str, str]]
 
 
 @dataclass(frozen=True)
-class Subject:
+class CalledComponent:
     """A component of the candidate between two calls."""
 
     kind: str
@@ -52,7 +52,7 @@ class Subject:
             raise TypeError(f"a {type(output).__name__} is returned where a tensor was before")
         return output.detach().cpu().clone()
 
-    def parts(self) -> Iterator[Subject]:
+    def parts(self) -> Iterator[CalledComponent]:
         """Yield attention and MLP of a block, to be called by themselves on the block's inputs."""
         for kind in ("attn", "mlp") if self.kind == "block" else ():
             node = self.node.get_submodule(kind)
@@ -63,7 +63,7 @@ class Subject:
         return same_tensor(self.output(node), self.first["returned"])
 
 
-Event = Callable[[Subject], Violations]
+Event = Callable[[CalledComponent], Violations]
 
 MOST_COPIED = 1 << 22
 """The most weights of a component that is copied or moved. A larger one has the same code as that of a small model, and
@@ -74,74 +74,74 @@ def is_large(node: nn.Module) -> bool:
     return sum(parameter.numel() for parameter in node.parameters()) > MOST_COPIED
 
 
-def raising_hook(subject: Subject) -> Violations:
+def raising_hook(called: CalledComponent) -> Violations:
     """Let a hook raise, whose exception must reach the caller."""
-    middle = len(subject.points) // 2
-    for name, point in list(subject.points.items())[middle : middle + 1]:
-        if swallows(point, subject.output):
+    middle = len(called.points) // 2
+    for name, point in list(called.points.items())[middle : middle + 1]:
+        if swallows(point, called.output):
             yield name, f"an exception that a hook raised at {name} did not reach the caller"
 
 
-def refused_inputs(subject: Subject) -> Violations:
+def refused_inputs(called: CalledComponent) -> Violations:
     """Call the component with inputs that it must refuse: of another width, or ids that are not integers.
 
     An id that is too large is not among them: on a GPU nothing works after it.
     """
     wrong = {
         name: x[..., :-1] if name == "hidden_states" else x.float() if name == "input_ids" else x
-        for name, x in subject.inputs.items()
+        for name, x in called.inputs.items()
     }
     try:
-        subject.output(inputs=wrong)
+        called.output(inputs=wrong)
     except Exception as error:  # as it should
         if is_ours(error):
             raise
     yield from ()
 
 
-def edited_inputs(subject: Subject) -> Violations:
+def edited_inputs(called: CalledComponent) -> Violations:
     """Write other values into the memory of the inputs, call the component with them, and write the old ones again."""
-    before = {name: x.clone() for name, x in subject.inputs.items()}
+    before = {name: x.clone() for name, x in called.inputs.items()}
     with torch.no_grad():
-        subject.output()
+        called.output()
         try:
-            for name, x in subject.inputs.items():
+            for name, x in called.inputs.items():
                 x.copy_(-x if name == "hidden_states" else x.flip(0))
-            seen = subject.output()
-            expected = subject.output(inputs={name: x.clone() for name, x in subject.inputs.items()})
+            seen = called.output()
+            expected = called.output(inputs={name: x.clone() for name, x in called.inputs.items()})
         finally:
-            for name, x in subject.inputs.items():
+            for name, x in called.inputs.items():
                 x.copy_(before[name])
     if not same_tensor(seen, expected):
         yield "returned", "another tensor is returned for inputs that were edited in place than for copies of them"
 
 
-def flags(subject: Subject) -> Violations:
+def flags(called: CalledComponent) -> Violations:
     """Call the component with each flag that turns hooks on, and turn them off again."""
-    for flag in FLAGGED_HOOKS.get(subject.kind, {}):
-        with apply_conditions(Conditions(flags=(flag,)), subject.node, subject.root, torch.device("cpu")):
-            subject.output()
+    for flag in FLAGGED_HOOKS.get(called.kind, {}):
+        with apply_conditions(Conditions(flags=(flag,)), called.node, called.root, torch.device("cpu")):
+            called.output()
     yield from ()
 
 
-def patches(subject: Subject) -> Violations:
+def patches(called: CalledComponent) -> Violations:
     """Let hooks at every tap return other tensors, and remove them."""
-    with watch_hooks(subject.points, Observation(), {name: Patch(name, 0) for name in subject.points}):
-        subject.output()
+    with watch_hooks(called.points, Observation(), {name: Patch(name, 0) for name in called.points}):
+        called.output()
     yield from ()
 
 
-def training(subject: Subject) -> Violations:
+def training(called: CalledComponent) -> Violations:
     """Call the component in training mode, where it must drop what has a rate of dropout, with gradients."""
-    device = next(iter(subject.inputs.values())).device
-    with apply_conditions(Conditions(dropout=0.5, gradients=True), subject.node, subject.root, device):
-        if installed().dropout_rates(subject.node) and subject.is_as_before():
+    device = next(iter(called.inputs.values())).device
+    with apply_conditions(Conditions(dropout=0.5, gradients=True), called.node, called.root, device):
+        if installed().dropout_rates(called.node) and called.is_as_before():
             yield "returned", "nothing is dropped in training mode after a forward in eval mode"
 
 
-def moves(subject: Subject) -> Violations:
+def moves(called: CalledComponent) -> Violations:
     """Move the component to a wider dtype, call it there, and move it back."""
-    weight = next(subject.node.parameters(), None)
+    weight = next(called.node.parameters(), None)
     if weight is None:
         return
     dtype = weight.dtype
@@ -150,34 +150,34 @@ def moves(subject: Subject) -> Violations:
         return
     # The sin/cos table may have another dtype than the weights, which a move back does not restore.
     buffers = [
-        (module, name, buffer) for module in subject.node.modules() for name, buffer in module.named_buffers("", False)
+        (module, name, buffer) for module in called.node.modules() for name, buffer in module.named_buffers("", False)
     ]
-    widened = {name: x.to(wide) if x.is_floating_point() else x for name, x in subject.inputs.items()}
+    widened = {name: x.to(wide) if x.is_floating_point() else x for name, x in called.inputs.items()}
     try:
-        _move(subject.node, wide)
-        subject.output(inputs=widened)
+        _move(called.node, wide)
+        called.output(inputs=widened)
     finally:
-        _move(subject.node, dtype)
+        _move(called.node, dtype)
         for module, name, buffer in buffers:
             setattr(module, name, buffer)
     yield from ()
 
 
-def edits(subject: Subject) -> Violations:
+def edits(called: CalledComponent) -> Violations:
     """Double weights in place, of which the next call must know, and halve them again."""
-    for group, taps in _EDITED.get(subject.kind, {}).items():
-        weights = [weight for path in group.split(" ") for weight in _weights(subject.node, path)]
+    for group, taps in _EDITED.get(called.kind, {}).items():
+        weights = [weight for path in group.split(" ") for weight in _weights(called.node, path)]
         seen = Observation()
         _scale(weights, 2.0)
         try:
-            with watch_hooks({tap: subject.points[tap] for tap in taps if tap in subject.points}, seen, {}):
-                subject.output()
+            with watch_hooks({tap: called.points[tap] for tap in taps if tap in called.points}, seen, {}):
+                called.output()
             if "hook_out" in taps:  # without hooks, it may be computed by other code
-                seen.taps["returned"] = subject.output()
+                seen.taps["returned"] = called.output()
         finally:
             _scale(weights, 0.5)
         for tap, tensor in seen.taps.items() if weights else ():
-            if not _is_double(tensor, subject.first[tap]):
+            if not _is_double(tensor, called.first[tap]):
                 yield tap, f"{tap} does not double if the weight that makes it is doubled in place"
 
 
@@ -190,20 +190,20 @@ def _is_double(tensor: torch.Tensor, half: torch.Tensor) -> bool:
     return bool((near | (tensor == doubled)).all())  # an infinity has no distance
 
 
-def copies(subject: Subject) -> Violations:
+def copies(called: CalledComponent) -> Violations:
     """Make a deep copy, which must compute the same with weights of its own, and edit its weights."""
-    duplicate = _deep_copy(subject.node)
+    duplicate = _deep_copy(called.node)
     own, others = (
         {id_: name for name, tensor in _tensors(node) for id_ in [tensor.untyped_storage().data_ptr()]}
-        for node in (subject.node, duplicate)
+        for node in (called.node, duplicate)
     )
     for memory in own.keys() & others.keys():
         yield own[memory], f"a deep copy shares the memory of {own[memory]}"
-    if not subject.is_as_before(duplicate):
+    if not called.is_as_before(duplicate):
         yield "returned", "a deep copy returns another tensor"
     separate = [each for each in duplicate.parameters() if each.untyped_storage().data_ptr() not in own]
     _scale(separate, 0.0)
-    if separate and subject.is_as_before(duplicate):
+    if separate and called.is_as_before(duplicate):
         yield "returned", "a deep copy computes with other weights than its own"
 
 
@@ -225,10 +225,10 @@ OF_PARTS = (refused_inputs, edited_inputs)
 tensor twice."""
 
 
-def go_through(subject: Subject, events: Sequence[str]) -> Violations:
+def go_through(called: CalledComponent, events: Sequence[str]) -> Violations:
     """Let events happen in turn, and yield what is wrong with each, or after it. The random state is restored."""
-    left_out = {moves, copies} if is_large(subject.node) else set()
-    if subject.kind not in FLAGGED_HOOKS:
+    left_out = {moves, copies} if is_large(called.node) else set()
+    if called.kind not in FLAGGED_HOOKS:
         left_out.add(flags)
     for number, (what, event) in enumerate(EVENTS.items()):
         if event in left_out or what not in events:
@@ -236,14 +236,14 @@ def go_through(subject: Subject, events: Sequence[str]) -> Violations:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a bridge may warn that the fused weight has changed
             torch.default_generator.manual_seed(number)
-            before = conduct(subject.node, draws=True)
+            before = conduct(called.node, draws=True)
             with torch.enable_grad():
-                for asked in (subject, *(subject.parts() if event in OF_PARTS else ())):
+                for asked in (called, *(called.parts() if event in OF_PARTS else ())):
                     yield from event(asked)
                 recording = torch.is_grad_enabled()
-            if not recording or conduct(subject.node, draws=True) != before:
+            if not recording or conduct(called.node, draws=True) != before:
                 yield "torch", f"gradients are no longer recorded, or modes are others, after {what}"
-            if not subject.is_as_before():
+            if not called.is_as_before():
                 yield "returned", f"another tensor is returned after {what}"
                 return
 

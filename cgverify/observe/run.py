@@ -15,7 +15,7 @@ from transformers import StaticCache
 
 from cgverify.observe.components import HOOK_ALIASES, Component
 from cgverify.observe.conditions import PLAIN, Conditions, Copy, Cotangent, Place, apply_conditions
-from cgverify.observe.events import Subject, go_through
+from cgverify.observe.events import CalledComponent, go_through
 from cgverify.observe.fault import calls_a_side
 from cgverify.observe.generations import installed, leading_arguments
 from cgverify.observe.gradients import (
@@ -199,8 +199,8 @@ def run_candidate(
             first = {name: before for name, (before, _) in earlier.live.items()}
             fired = {name: point for name, point in points.items() if name in first}
             any_node = partial(call_component, bridge)
-            subject = Subject(component.kind, bridge, node, fired, inputs, any_node, first)
-            observation.violations += go_through(subject, events)
+            between = CalledComponent(component.kind, bridge, node, fired, inputs, any_node, first)
+            observation.violations += go_through(between, events)
         spare = None if component.is_part and conditions.cotangent is None else copy.deepcopy((inputs, cache))
         shown, returned = forward(inputs, cache, points, observation)
         if conditions.cotangent is not None:

@@ -125,7 +125,7 @@ def test_interrupted_edit_leaves_the_weights_as_they_were() -> None:
 
 
 def test_fault_of_ours_between_two_calls_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(_: events.Subject) -> Iterator[tuple[str, str]]:
+    def broken(_: events.CalledComponent) -> Iterator[tuple[str, str]]:
         raise KeyError("ours")
 
     monkeypatch.setattr(events, "EVENTS", {"nothing happened": broken})
