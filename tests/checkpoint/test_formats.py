@@ -24,6 +24,7 @@ from cgverify.observe.candidate import find_candidate
 from cgverify.plan.axes import Axes
 from cgverify.plan.cells import cells
 from cgverify.verification.checkpoint_verifier import CheckpointVerifier
+from cgverify.verification.judge import Judge
 
 NAME = "transformer.h.0.attn.out_proj.weight"
 SHAPE = torch.Size([64, 64])
@@ -290,15 +291,14 @@ def test_each_tensor_is_read_once_for_all_cells(folder: Path) -> None:
     source.reads = Counter()
     axes = Axes(
         dtypes=("float32", "bfloat16"),
-        cases=("default", "stress"),
+        cases=("default",),
         rotary_dims=(8, 16),
         candidates=("cgverify", "transformer_lens"),
-        components=("embed", "ln1", "attn.o", "unembed"),
+        components=("embed", "attn.o", "unembed"),
     )
     plan = cells(describe_checkpoint("small", "auto", source), axes)
-    results = list(
-        CheckpointVerifier(source, {name: find_candidate(name) for name in axes.candidates}).verify_all(plan)
-    )
+    candidates = {name: find_candidate(name) for name in axes.candidates}
+    results = list(CheckpointVerifier(source, candidates, judge=Judge(with_sentence=False)).verify_all(plan))
     assert len(results) == len(plan)
     assert set(source.reads.values()) == {1}
     assert source.reads[NAME] == 1

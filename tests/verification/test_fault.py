@@ -74,10 +74,15 @@ def test_fault_of_ours_is_an_error_wherever_it_is(place: str, monkeypatch: pytes
     errors_alone(verify(cases=["decode"], components=["attn"]))
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+OFTEN = ("out of memory", "bug with a key")
+
+
+@pytest.mark.parametrize(
+    "fault", [name if name in OFTEN else pytest.param(name, marks=pytest.mark.slow) for name in FAULTS]
+)
 def test_whole_model_that_cannot_be_judged_is_an_error(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stages, "gelu_new", FAULTS[fault][0])
-    results = verify(cases=["model"], components=["model", "block"], layers=[0])
+    results = verify(cases=["model"], components=["model"], layers=[0])
     assert Verdict.ERROR in {finding.verdict for finding in findings(results)}
     assert not failed(results)
     assert exit_code(results) == 3

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import pytest
@@ -95,17 +97,30 @@ def without_its_last_block(bridge: Any) -> Any:
     return bridge
 
 
+QUICK = (whole_faults.third_layer_as_second, whole_faults.cache_of_another_layer)
+
+
 @pytest.fixture(scope="module")
-def seeded() -> list[CellResult]:
-    faults = (*whole_faults.FAULTS, whole_faults.padding_ignored)
-    names = [f"whole_faults:{fault.__name__}" for fault in faults]
-    names.append(f"{__name__}:without_its_last_block")
-    return verify(cases=["model"], components=["model", "unembed"], candidates=names, prompt=PROMPT, sentences=True)
+def seeded() -> Callable[..., list[CellResult]]:
+    """Return what verifies the two quick faults of layers, one of a call and one of the blocks, or all others."""
+
+    @cache
+    def results(quick: bool) -> list[CellResult]:
+        faults = [fault for fault in whole_faults.FAULTS if (fault in QUICK) == quick]
+        names = [f"whole_faults:{fault.__name__}" for fault in faults]
+        names += ["whole_faults:padding_ignored", f"{__name__}:without_its_last_block"] if quick else []
+        return verify(cases=["model"], components=["model", "unembed"], candidates=names, prompt=PROMPT, sentences=True)
+
+    return results
 
 
-@pytest.mark.parametrize("fault", whole_faults.FAULTS, ids=lambda fault: fault.__name__)
-def test_fault_between_layers_is_found_in_its_layer(seeded: list[CellResult], fault: Any) -> None:
-    own = of(seeded, candidate=f"whole_faults:{fault.__name__}")
+@pytest.mark.parametrize(
+    "fault",
+    [fault if fault in QUICK else pytest.param(fault, marks=pytest.mark.slow) for fault in whole_faults.FAULTS],
+    ids=lambda fault: fault.__name__,
+)
+def test_fault_between_layers_is_found_in_its_layer(seeded: Any, fault: Any) -> None:
+    own = of(seeded(fault in QUICK), candidate=f"whole_faults:{fault.__name__}")
     assert failed(of(own, kind="unembed")) == []
     stages, components = whole_faults.FAULTS[fault]
     found = failed(of(own, kind="model"))
@@ -117,8 +132,8 @@ def test_fault_between_layers_is_found_in_its_layer(seeded: list[CellResult], fa
     assert differ or fault is whole_faults.cache_of_another_layer
 
 
-def test_fault_of_a_call_is_found_in_the_logits(seeded: list[CellResult]) -> None:
-    found = failed(of(seeded, candidate="whole_faults:padding_ignored"))
+def test_fault_of_a_call_is_found_in_the_logits(seeded: Any) -> None:
+    found = failed(of(seeded(True), candidate="whole_faults:padding_ignored"))
     assert {(finding.tap, finding.stage) for finding in found} == {("logits", "conduct")}
     assert whole_faults.CALLS[whole_faults.padding_ignored] in found[0].message
 
@@ -180,17 +195,17 @@ def test_loss_that_is_not_a_number_is_wrong() -> None:
         assert wrong_loss(lambda *_, loss=loss, **__: loss, ids, logits)
 
 
-def test_failed_whole_model_sentence_counts_later_failures(seeded: list[CellResult]) -> None:
-    third, cache = (
-        of(seeded, candidate=f"whole_faults:{fault.__name__}", kind="model")[0].blame
+def test_failed_whole_model_sentence_counts_later_failures(seeded: Any) -> None:
+    third, of_cache = (
+        of(seeded(True), candidate=f"whole_faults:{fault.__name__}", kind="model")[0].blame
         for fault in (whole_faults.third_layer_as_second, whole_faults.cache_of_another_layer)
     )
     assert third.startswith("layer_norm breaks first, everywhere in ln1.hook_out, by ")
-    assert cache == "attn.cache_keys and attn.cache_values never fired; 1 more component fails behind it"
+    assert of_cache == "attn.cache_keys and attn.cache_values never fired; 1 more component fails behind it"
 
 
-def test_bridge_with_too_few_blocks_fails_in_a_sentence(seeded: list[CellResult]) -> None:
-    (found,) = failed(of(seeded, candidate=f"{__name__}:without_its_last_block", kind="model"))
+def test_bridge_with_too_few_blocks_fails_in_a_sentence(seeded: Any) -> None:
+    (found,) = failed(of(seeded(True), candidate=f"{__name__}:without_its_last_block", kind="model"))
     assert found.message == "the bridge over the whole model of 5 blocks has no blocks.4"
 
 

@@ -90,6 +90,7 @@ def test_autocast_fault_is_caught_and_rightly_blamed(results: dict[str, SelfTest
         assert results[fault.name].rightly_blamed
 
 
+@pytest.mark.slow
 def test_no_other_case_sees_it() -> None:
     others = [case for case in CASES if case not in ("autocast", "backward", "patched")]  # patched runs under it
     names = [fault.bridge for fault in autocast.FAULTS]
