@@ -49,6 +49,8 @@ def use_pieces(model: Any) -> None:
 
 
 def _value(x: Tensor) -> Tensor:
+    if x.numel() <= PIECE:
+        return torch.mul(x, 0.5).mul_(_inner(x).tanh_().add_(1.0))
     result = torch.empty_like(x)
     for piece, out in zip(x.view(-1).split(PIECE), result.view(-1).split(PIECE), strict=True):
         torch.mul(piece, 0.5, out=out).mul_(_inner(piece).tanh_().add_(1.0))

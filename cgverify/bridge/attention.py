@@ -253,11 +253,17 @@ class CodeGenAttentionBridge(DirectCall, JointQKVAttentionBridge):  # type: igno
         """
         if others and not self._form.takes_any_keyword:
             raise TypeError(f"forward() got an unexpected keyword argument {next(iter(others))!r}")
-        given: dict[str, Any] = {"layer_past": layer_past, "cache": cache, "past_key_values": past_key_values}
-        given |= {"attention_mask": attention_mask, "position_ids": position_ids}
-        given |= {"position_embeddings": position_embeddings}
-        arguments = {name: value for name, value in given.items() if value is not None}
-        return cast(TwoTensors, call_as(self.original_component, self._attend, hidden_states, **arguments))
+        given = (
+            ("layer_past", layer_past),
+            ("cache", cache),
+            ("past_key_values", past_key_values),
+            ("attention_mask", attention_mask),
+            ("position_ids", position_ids),
+            ("position_embeddings", position_embeddings),
+        )
+        arguments = {name: value for name, value in given if value is not None}
+        wrapped = self.__dict__["_modules"]["_original_component"]
+        return cast(TwoTensors, call_as(wrapped, self._attend, hidden_states, **arguments))
 
     def _attend(
         self,
@@ -275,7 +281,10 @@ class CodeGenAttentionBridge(DirectCall, JointQKVAttentionBridge):  # type: igno
             layer_past, position_embeddings = None, layer_past
         if isinstance(position_ids, Cache):
             layer_past, position_ids = position_ids, None
-        cache = next((given for given in (layer_past, cache, past_key_values) if given is not None), None)
+        if cache is None:
+            cache = past_key_values
+        if layer_past is not None:
+            cache = layer_past
         if position_embeddings is None:
             check_positions(position_ids, hidden_states, self._table())
         else:
@@ -300,10 +309,9 @@ class CodeGenAttentionBridge(DirectCall, JointQKVAttentionBridge):  # type: igno
         """
         cache, value = kwargs["layer_past"], v.transpose(1, 2)
         rotated = self._rotate(q, k, kwargs["position_ids"], kwargs.get("position_embeddings"))
-        query, key = (
-            call_hook_point(self, name, self._form.cast_rotated(heads, value)).transpose(1, 2)
-            for name, heads in zip(("hook_rot_q", "hook_rot_k"), rotated, strict=True)
-        )
+        query, key = (self._form.cast_rotated(heads, value) for heads in rotated)
+        query = call_hook_point(self, "hook_rot_q", query).transpose(1, 2)
+        key = call_hook_point(self, "hook_rot_k", key).transpose(1, 2)
         if cache is not None:
             key, value = self._extend_cache(cache, self._form.cast_cached(key, kwargs["cache_dtype"]), value)
         mask = self._normalize_compatibility_mask_sentinel(kwargs["attention_mask"])
@@ -348,7 +356,8 @@ class CodeGenAttentionBridge(DirectCall, JointQKVAttentionBridge):  # type: igno
     def _scores(self, query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
         """Return the masked and scaled scores, in float32 in every model, or in the mask's dtype if that is wider."""
         query, key = query.to(torch.float32), key.to(torch.float32).transpose(-1, -2)
-        shape, shown_to = (*query.shape[:-1], key.shape[-1]), (self.hook_attn_scores, self.hook_pattern)
+        shape, points = (*query.shape[:-1], key.shape[-1]), self.__dict__["_modules"]
+        shown_to = points["hook_attn_scores"], points["hook_pattern"]
         out = result_buffer(*shape, dtype=query.dtype, inputs=(query, key), shown_to=shown_to)
         return self._form.mask_and_scale(torch.matmul(query, key, out=out), mask, self.original_component)
 

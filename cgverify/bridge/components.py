@@ -17,9 +17,13 @@ from transformer_lens.model_bridge.generalized_components import (
     UnembeddingBridge,
 )
 from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
+from transformers.models.codegen.modeling_codegen import CodeGenMLP
 
-from cgverify.bridge.fast_path import call_hook_point, has_hooks, has_own_forward
+from cgverify.bridge.fast_path import call_hook_point, has_hooks, has_own_forward, runs_only_forward
 from cgverify.bridge.huge_pages import apply_linear
+
+_FOUR_STEPS = CodeGenMLP.forward
+"""`fc_in`, `act`, `fc_out`, `dropout`."""
 
 
 class DirectCall(GeneralizedComponent):  # type: ignore[misc]
@@ -52,6 +56,11 @@ class FastMLPBridge(DirectCall, MLPBridge):  # type: ignore[misc]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         own = self.__dict__["_modules"]
+        if len(args) == 1 and not kwargs and (steps := self._steps()) is not None:
+            tensor = args[0]
+            for step in steps:
+                tensor = step.forward(tensor)
+            return tensor
         if (
             not args
             or not self._is_quiet()
@@ -60,6 +69,24 @@ class FastMLPBridge(DirectCall, MLPBridge):  # type: ignore[misc]
         ):
             return super().forward(*args, **kwargs)
         return own["_original_component"](*args, **kwargs)
+
+    def _steps(self) -> tuple[Any, ...] | None:
+        """Return the modules whose forwards, one after another, are the MLP's; None if anything else would run."""
+        own = self.__dict__["_modules"]
+        wrapped, first, last = own["_original_component"], own["in"], own["out"]
+        parts = wrapped._modules
+        if (
+            type(wrapped).forward is not _FOUR_STEPS
+            or not type(first) is type(last) is FastLinearBridge
+            or parts["fc_in"] is not first
+            or parts["fc_out"] is not last
+        ):
+            return None
+        first_parts, last_parts, act, dropout = first._modules, last._modules, parts["act"], parts["dropout"]
+        called = wrapped, first, *first_parts.values(), act, last, *last_parts.values(), dropout
+        if not runs_only_forward(own["hook_in"], *called, own["hook_out"]):
+            return None
+        return first_parts["_original_component"], act, last_parts["_original_component"], dropout
 
 
 class FastEmbeddingBridge(DirectCall, EmbeddingBridge):  # type: ignore[misc]

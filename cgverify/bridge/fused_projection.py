@@ -16,7 +16,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from cgverify.bridge.fast_path import call_hook_point, call_linear, has_hooks, has_own_forward, is_plain_linear
+from cgverify.bridge.fast_path import call_hook_point, call_linear, has_hooks, has_own_forward, is_plain_linear, runs_only_forward
 from cgverify.bridge.joint_projection import project_jointly
 from cgverify.bridge.module_hooks import call_as
 from cgverify.bridge.qkv_layout import PARTITIONS, join_features, split_features, split_weight
@@ -144,7 +144,7 @@ def project(fused: Any | None, bridges: Sequence[Any], hidden_states: Tensor) ->
 
 def _is_listened_to(fused: Any) -> bool:
     own: dict[str, Any] = fused._modules
-    return (
+    return not runs_only_forward(fused, *own.values()) and (
         has_hooks(fused)
         or has_hooks(own["hook_in"])
         or has_hooks(own["hook_out"])

@@ -53,11 +53,13 @@ def result_buffer(
         inputs: what the result is computed from. All of them must allow an `out=`.
         shown_to: hook points whose hooks, if there are any, may keep the result.
     """
-    if any(map(has_hooks, shown_to)):
-        return kept_buffer(*shape, dtype=dtype, inputs=inputs)
     if is_traced():
         return None
     size = math.prod(shape) * dtype.itemsize
+    if size < LARGE_KEPT:
+        return None
+    if any(map(has_hooks, shown_to)):
+        return kept_buffer(*shape, dtype=dtype, inputs=inputs)
     if size < LARGE_RESULT or not _allows_buffer(inputs):
         return None
     with _lock:
@@ -91,7 +93,9 @@ def apply_linear(linear: nn.Module, x: Tensor) -> Tensor:
     if not plain or type(weight) is not nn.Parameter or type(bias) is not nn.Parameter or x.ndim != 3:
         return cast(Tensor, linear(x))
     recorded = torch.is_grad_enabled() and (weight.requires_grad or bias.requires_grad)
-    if is_traced() or recorded or not x.is_contiguous() or not x.dtype == weight.dtype == bias.dtype:
+    if is_traced() or x.numel() // x.shape[-1] * len(weight) * x.itemsize < LARGE_KEPT:
+        return cast(Tensor, linear(x))
+    if recorded or not x.is_contiguous() or not x.dtype == weight.dtype == bias.dtype:
         return cast(Tensor, linear(x))
     inputs = bias.detach(), x.flatten(0, 1), weight.detach().t()
     out = kept_buffer(len(inputs[1]), len(weight), dtype=x.dtype, inputs=inputs)

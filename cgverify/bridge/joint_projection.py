@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformer_lens.model_bridge.generalized_components import LinearBridge
 
-from cgverify.bridge.fast_path import has_hooks, has_own_forward, is_transformed
+from cgverify.bridge.fast_path import runs_only_forward
 from cgverify.bridge.huge_pages import weight_buffer
 
 _HALF = (torch.bfloat16, torch.float16)
@@ -44,22 +44,14 @@ def project_jointly(bridges: Sequence[Any], hidden_states: Tensor) -> tuple[Tens
     the last bit differs; a hook; a module that is not a plain Linear or whose forward was replaced; a weight that needs
     its own gradient or tangent.
     """
-    if is_transformed():
-        return None
     one_token = hidden_states.numel() == hidden_states.shape[-1]
     faster = hidden_states.dtype in _HALF or (one_token and hidden_states.dtype == torch.float32)
-    if not faster:
+    if not faster or any(type(bridge) is not LinearBridge for bridge in bridges):
         return None
-    linears = [bridge._modules["_original_component"] for bridge in bridges if type(bridge) is LinearBridge]
-    weight = _joint_weight(linears) if len(linears) == len(bridges) else None
-    if weight is None:
+    if not runs_only_forward(*bridges, *(module for bridge in bridges for module in bridge._modules.values())):
         return None
-    for bridge, linear in zip(bridges, linears, strict=True):
-        points = bridge._modules
-        for module in (bridge, linear, points["hook_in"], points["hook_out"]):
-            if has_hooks(module) or has_own_forward(module):
-                return None
-    return functional.linear(hidden_states, weight).chunk(len(linears), dim=-1)
+    weight = _joint_weight([bridge._modules["_original_component"] for bridge in bridges])
+    return None if weight is None else functional.linear(hidden_states, weight).chunk(len(bridges), dim=-1)
 
 
 def _joint_weight(linears: Sequence[nn.Module]) -> Tensor | None:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from transformer_lens.model_bridge.generalized_components import NormalizationBridge
 
 from cgverify.bridge.components import DirectCall
-from cgverify.bridge.fast_path import allows_in_place, call_hook_point, has_hooks, is_transformed
+from cgverify.bridge.fast_path import allows_in_place, call_hook_point, has_hooks, is_transformed, runs_only_forward
 from cgverify.bridge.module_hooks import replaced_forward
 
 
@@ -38,9 +38,12 @@ class LayerNormBridge(DirectCall, NormalizationBridge):  # type: ignore[misc]
 
     def forward(self, hidden_states: Tensor, **_: Any) -> Tensor:
         """Return the normalized hidden states, `[…, d_model]`."""
+        own = self.__dict__["_modules"]
+        if runs_only_forward(*own.values()):
+            return cast(Tensor, own["_original_component"].forward(hidden_states))
         if torch.compiler.is_compiling() or self._is_listened_to() or not self._is_quiet():
             return cast(Tensor, self._forward_with_hooks(hidden_states))
-        return cast(Tensor, self.__dict__["_modules"]["_original_component"](hidden_states))
+        return cast(Tensor, own["_original_component"](hidden_states))
 
     def _is_listened_to(self) -> bool:
         own = self.__dict__["_modules"]
