@@ -19,6 +19,7 @@ from cgverify.bridge.huge_pages import result_buffer, to_dtype
 from cgverify.bridge.joint_projection import make_adjacent
 from cgverify.bridge.mask import additive_mask, key_counts
 from cgverify.bridge.module_hooks import call_as
+from cgverify.bridge.one_token import attend_one_token
 from cgverify.bridge.rotary import check_position_embeddings, check_positions, rotate_both, sin_cos, twice
 from cgverify.bridge.weight_snapshot import FusedWeightSnapshot
 from cgverify.bridge.wrapped_attention import PositionEmbeddings, form_of
@@ -291,6 +292,10 @@ class CodeGenAttentionBridge(DirectCall, JointQKVAttentionBridge):  # type: igno
             check_position_embeddings(position_embeddings, hidden_states, self._table().shape[-1])
         cached, keys = key_counts(cache, self._layer_idx, hidden_states.shape[1])
         mask = additive_mask(attention_mask, hidden_states, heads=self.config.n_heads, keys=keys, cached=cached)
+        if self._has_own_steps():
+            attended = attend_one_token(self, hidden_states, mask, cache, position_ids, position_embeddings)
+            if attended is not None:
+                return attended
         output = self._reconstruct_attention(
             *self._project(call_hook_point(self, "hook_in", hidden_states)),
             layer_past=cache,
@@ -300,6 +305,11 @@ class CodeGenAttentionBridge(DirectCall, JointQKVAttentionBridge):  # type: igno
             cache_dtype=hidden_states.dtype,
         )
         return self._process_output(output)
+
+    def _has_own_steps(self) -> bool:
+        """Return whether no subclass or caller has replaced a step that `attend_one_token` leaves out."""
+        own, steps = self.__dict__, type(self)
+        return all(getattr(steps, name) is step and name not in own for name, step in _STEPS)
 
     def _reconstruct_attention(self, q: Tensor, k: Tensor, v: Tensor, **kwargs: Any) -> TwoTensors:
         """Return the output and the pattern from q, k and v, `[batch, seq, heads, head_dim]`.
@@ -343,11 +353,16 @@ class CodeGenAttentionBridge(DirectCall, JointQKVAttentionBridge):  # type: igno
         self, query: Tensor, key: Tensor, position_ids: Tensor, position_embeddings: PositionEmbeddings | None = None
     ) -> TwoTensors:
         """Return rotated q and k, `[batch, seq, heads, head_dim]`."""
+        return rotate_both(query, key, *self._sin_cos(position_ids, position_embeddings))
+
+    def _sin_cos(self, position_ids: Tensor, position_embeddings: PositionEmbeddings | None) -> TwoTensors:
+        """Return sine and cosine of each position's angles, every value twice: `[batch or 1, seq, 1, rotary_dim]`."""
         if position_embeddings is not None:
-            return rotate_both(query, key, *(twice(half) for half in position_embeddings))
+            sin, cos = position_embeddings
+            return twice(sin), twice(cos)
         if self._table().device != position_ids.device:  # moved once and kept, as in Hugging Face
             self._form.move_table(self.original_component, position_ids.device)
-        return rotate_both(query, key, *sin_cos(self._table(), position_ids))
+        return sin_cos(self._table(), position_ids)
 
     def _extend_cache(self, cache: Any, key: Tensor, value: Tensor) -> TwoTensors:
         """Return keys and values of all positions so far, `[batch, heads, keys, head_dim]`, in the model's dtype."""
@@ -405,3 +420,22 @@ class CodeGenAttentionBridge(DirectCall, JointQKVAttentionBridge):  # type: igno
             projected = call_linear(self._modules["o"], z)
         dropout = getattr(self.original_component, "resid_dropout", None)
         return cast(Tensor, projected if dropout is None else dropout(projected))
+
+
+_STEPS = [
+    (name, getattr(CodeGenAttentionBridge, name))
+    for name in (
+        "_reconstruct_attention",
+        "_process_output",
+        "_project",
+        "_rotate",
+        "_hooked_scores",
+        "_pattern_of",
+        "_apply_attn_dropout",
+        "_masked_softmax",
+        "_output",
+        "_normalize_compatibility_mask_sentinel",
+        "_scrub_compatibility_pattern_nans",
+    )
+]
+"""The steps that `attend_one_token` does not call, and what they are unless someone has replaced them."""

@@ -50,11 +50,11 @@ def project_jointly(bridges: Sequence[Any], hidden_states: Tensor) -> tuple[Tens
         return None
     if not runs_only_forward(*bridges, *(module for bridge in bridges for module in bridge._modules.values())):
         return None
-    weight = _joint_weight([bridge._modules["_original_component"] for bridge in bridges])
+    weight = joint_weight([bridge._modules["_original_component"] for bridge in bridges])
     return None if weight is None else functional.linear(hidden_states, weight).chunk(len(bridges), dim=-1)
 
 
-def _joint_weight(linears: Sequence[nn.Module]) -> Tensor | None:
+def joint_weight(linears: Sequence[nn.Module]) -> Tensor | None:
     """Return the weights as one, `[len(linears) * out, in]`, if they are adjacent and none needs a gradient."""
     first = linears[0]._parameters.get("weight")
     if first is None or type(first) not in _DENSE or first.device.type == "meta":
@@ -79,4 +79,4 @@ def _joint_weight(linears: Sequence[nn.Module]) -> Tensor | None:
         ):
             return None
         expected += size
-    return first.detach().as_strided((len(linears) * shape[0], shape[1]), (shape[1], 1))
+    return (first.detach() if differentiated else first).as_strided((len(linears) * shape[0], shape[1]), (shape[1], 1))

@@ -98,7 +98,7 @@ def rotate(x: Tensor, sin: Tensor, cos: Tensor) -> Tensor:
     """
     rotary_dim = sin.shape[-1]
     if allows_in_place(x):  # in place on a copy: writes a third of what the sum of two products writes
-        return _rotate_in_place(_promoted_copy(x, sin.dtype), sin, cos)
+        return rotate_in_place(_promoted_copy(x, sin.dtype), sin, cos)
     rotary = x[..., :rotary_dim]  # one slice, whose gradient is summed before it is written into x's
     rotated = rotary * cos + rotate_every_two(rotary) * sin
     if not is_traced() and rotary_dim == x.shape[-1]:
@@ -110,7 +110,7 @@ def _promoted_copy(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.to(torch.promote_types(x.dtype, dtype), copy=True, memory_format=torch.contiguous_format)
 
 
-def _rotate_in_place(x: Tensor, sin: Tensor, cos: Tensor) -> Tensor:
+def rotate_in_place(x: Tensor, sin: Tensor, cos: Tensor) -> Tensor:
     """Rotate x itself. Subtracting a product has the same bits as adding its negative, as the formula does."""
     rotary = x[..., : sin.shape[-1]]
     crossed = rotary * sin
@@ -132,9 +132,9 @@ def rotate_both(query: Tensor, key: Tensor, sin: Tensor, cos: Tensor) -> tuple[T
     size = query.numel() * max(query.element_size(), sin.element_size())
     if size <= _SMALL and size % 64 == 0 and query.shape == key.shape:
         joined = torch.stack((query, key))
-        rotated = _rotate_in_place(joined.to(torch.promote_types(joined.dtype, sin.dtype)), sin, cos)
+        rotated = rotate_in_place(joined.to(torch.promote_types(joined.dtype, sin.dtype)), sin, cos)
         return rotated[0], rotated[1]
     if query.shape[0] > 1:  # heads before tokens, the layout that the score product needs
         by_head = _promoted_copy(query.transpose(1, 2), sin.dtype).transpose(1, 2)
-        return _rotate_in_place(by_head, sin, cos), rotate(key, sin, cos)
+        return rotate_in_place(by_head, sin, cos), rotate(key, sin, cos)
     return rotate(query, sin, cos), rotate(key, sin, cos)

@@ -1,0 +1,74 @@
+"""Attention for one token while nobody listens: the steps of `CodeGenAttentionBridge` without the checks between them.
+
+With one token, calls of modules, checks for hooks and views of tensors take as long as the arithmetic of a small model.
+Here the same operations run in the same order on tensors of the same layout, so the bits are the same. q and k are
+rotated inside the product of which they are views, since nothing else refers to it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformer_lens.model_bridge.generalized_components import LinearBridge
+
+from cgverify.bridge.fast_path import runs_only_forward
+from cgverify.bridge.joint_projection import joint_weight
+from cgverify.bridge.rotary import rotate_in_place
+
+
+def attend_one_token(
+    bridge: Any, hidden_states: Tensor, mask: Tensor, cache: Any, *positions: Any
+) -> tuple[Tensor, Tensor] | None:
+    """Return attention's output and pattern; None unless it is one token in float32 and nothing could notice.
+
+    Args:
+        bridge: a `CodeGenAttentionBridge` whose steps are its own.
+        hidden_states: `[batch, seq, d_model]`.
+        mask: additive.
+        cache: a `transformers` cache or None.
+        positions: arguments of the bridge's `_sin_cos`.
+    """
+    width = hidden_states.shape[-1]
+    if (
+        hidden_states.numel() != width
+        or width * 4 % 64  # k starts at a multiple of 64 bytes, see `rotate_both`
+        or type(hidden_states) is not Tensor
+        or not hidden_states.dtype == mask.dtype == torch.float32
+        or hidden_states.device.type != "cpu"
+        or torch.is_grad_enabled()
+        or torch._C._is_any_autocast_enabled()
+        or not _is_unheard(bridge)
+    ):
+        return None
+    own = bridge.__dict__["_modules"]
+    weight = joint_weight([own[name]._modules["_original_component"] for name in "qkv"])
+    sin, cos = bridge._sin_cos(*positions)
+    if weight is None or sin.dtype != torch.float32:
+        return None
+    product = functional.linear(hidden_states, weight).view(1, 1, 3, bridge.config.n_heads, -1)
+    rotate_in_place(product[:, :, :2], sin, cos)
+    query, key, value = product.transpose(1, 3).unbind(2)
+    if cache is not None:
+        key, value = bridge._extend_cache(cache, key, value)
+    pattern = torch.softmax(bridge._scores(query, key, mask), -1).to(value.dtype)
+    output: Tensor = own["o"]._modules["_original_component"].forward(bridge._mix(pattern, value))
+    return output, pattern
+
+
+def _is_unheard(bridge: Any) -> bool:
+    """Return whether hooks, flags, dropout and other modules than Linears have no part in attention."""
+    modules = bridge.__dict__["_modules"].copy()
+    attention = modules.pop("_original_component")
+    projections = [modules.get(name) for name in ("q", "k", "v", "qkv", "o")]
+    dropouts = [attention._modules[name] for name in ("attn_dropout", "resid_dropout") if name in attention._modules]
+    return (
+        not (attention.training or any(dropout.training for dropout in dropouts))
+        and not (bridge.compatibility_mode or getattr(bridge.config, "use_attn_result", False))
+        and not bridge._is_split_qkv_fork_active()
+        and all(type(projection) is LinearBridge for projection in projections)
+        and runs_only_forward(*modules.values(), *dropouts)
+        and runs_only_forward(*(part for projection in projections for part in projection._modules.values()))
+    )
