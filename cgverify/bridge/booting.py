@@ -29,6 +29,7 @@ from cgverify.bridge.components import (
     FastUnembeddingBridge,
 )
 from cgverify.bridge.fused_projection import split_qkv_matrix
+from cgverify.bridge.huge_pages import move_weights
 from cgverify.bridge.layer_norm import LayerNormBridge
 from cgverify.bridge.loading import load_model, load_tokenizer, locate, require_codegen
 from cgverify.bridge.wrapped_attention import prepare_shared_table
@@ -79,6 +80,8 @@ def adapter_with(attention: type[Any]) -> type[ArchitectureAdapter]:
             super().prepare_model(hf_model)
             prepare_shared_table(hf_model)
             use_pieces(hf_model)
+            # The weights of q, k and v are moved when they are split.
+            move_weights(module for name, module in hf_model.named_modules() if not name.endswith("qkv_proj"))
 
     Adapter.__name__ = f"{attention.__name__}Adapter"
     return Adapter

@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 import mmap
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from threading import Lock
 from typing import cast
@@ -108,6 +108,20 @@ def weight_buffer(*shape: int, like: Tensor) -> Tensor | None:
     if size < HUGE_PAGE or like.device.type != "cpu" or not hasattr(mmap, "MADV_HUGEPAGE"):
         return None
     return torch.frombuffer(_map(size), dtype=like.dtype).view(shape)
+
+
+@torch.no_grad()
+def move_weights(modules: Iterable[nn.Module]) -> None:
+    """Move the weights of plain Linears on the CPU into huge pages, unless they are small or processes share them."""
+    for module in modules:
+        weight = module._parameters.get("weight")
+        if type(module) is not nn.Linear or type(weight) is not nn.Parameter or has_own_forward(module):
+            continue
+        if weight.device.type != "cpu" or weight.is_shared() or weight.is_inference() or not weight.is_contiguous():
+            continue
+        moved = weight_buffer(*weight.shape, like=weight)
+        if moved is not None:
+            weight.data = moved.copy_(weight)
 
 
 def to_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from sides import both, of_shape
+from torch import nn
 from transformers import CodeGenConfig, CodeGenForCausalLM
 
 from cgverify.bridge import boot, huge_pages
@@ -209,3 +210,37 @@ def test_bridge_with_large_weights_can_be_shared_and_saved(tmp_path: Path) -> No
         again = copy.deepcopy(bridge)
         again.load_state_dict(torch.load(tmp_path / "weights.pt", weights_only=True))
         assert torch.equal(again(tokens), expected)
+
+
+def test_large_weights_of_a_booted_model_are_in_their_own_pages() -> None:
+    config = CodeGenConfig(n_layer=1, n_embd=512, n_head=8, rotary_dim=16, vocab_size=2048, n_positions=16, n_ctx=16)
+    config._attn_implementation = "eager"
+    model = CodeGenForCausalLM(config).eval()
+    tied, block, tokens = model.lm_head.weight, model.transformer.h[0], torch.arange(6)[None]
+    model.transformer.wte.weight = tied
+    linears = [model.lm_head, block.mlp.fc_in, block.mlp.fc_out]
+    expected = copy.deepcopy(model)(tokens).logits
+    bridge = boot(model)
+    assert [linear.weight.data_ptr() % mmap.PAGESIZE for linear in linears] == [0, 0, 0]
+    assert model.transformer.wte.original_component.weight is model.lm_head.original_component.weight is tied
+    assert torch.equal(bridge(tokens), expected)
+
+
+@pytest.mark.parametrize(
+    "prepare",
+    [
+        lambda linear: linear.weight.data.share_memory_(),
+        lambda linear: setattr(linear, "forward", linear.forward),
+        lambda linear: setattr(linear, "weight", nn.Parameter(torch.randn(1024, 1024).mT)),
+        lambda linear: linear.to(torch.bfloat16).to("meta"),
+        lambda linear: setattr(linear, "__class__", type("Adapter", (nn.Linear,), {})),
+    ],
+)
+def test_weights_that_others_rely_on_are_not_moved(prepare: Any) -> None:
+    plain, linear = nn.Linear(1024, 1024), nn.Linear(1024, 1024)
+    prepare(linear)
+    places = [each.weight.data_ptr() for each in (plain, linear)]
+    huge_pages.move_weights([plain, linear])
+    moved = [each.weight.data_ptr() for each in (plain, linear)]
+    assert moved[0] != places[0]
+    assert moved[1] == places[1]
