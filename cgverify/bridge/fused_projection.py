@@ -16,7 +16,14 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from cgverify.bridge.fast_path import call_hook_point, call_linear, has_hooks, has_own_forward, is_plain_linear, runs_only_forward
+from cgverify.bridge.fast_path import (
+    call_hook_point,
+    call_linear,
+    has_hooks,
+    has_own_forward,
+    is_plain_linear,
+    runs_only_forward,
+)
 from cgverify.bridge.joint_projection import project_jointly
 from cgverify.bridge.module_hooks import call_as
 from cgverify.bridge.qkv_layout import PARTITIONS, join_features, split_features, split_weight
