@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Annotated
 
 import typer
@@ -65,8 +64,6 @@ def fuzz(
     """
     dtypes = known("dtype", split(dtype), DTYPES)
     known("format", [format], FORMATS)
-    if importlib.util.find_spec("hypothesis") is None:
-        raise UsageError("cgverify fuzz needs Hypothesis: pip install 'cgverify[fuzz]'.")
     if verbose == 0:
         hush_libraries()  # and no huge pages, each of which a forked process would copy whole
 

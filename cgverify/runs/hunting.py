@@ -46,7 +46,7 @@ class HuntRequest:
     model: str
     bridge: str
     components: Sequence[str]
-    """Empty is every kind of component, in the first layer."""
+    """Empty is every kind of component in the first layer, and attention and block in the last."""
     dtypes: Sequence[str]
     minutes: float
     seed: int
@@ -75,7 +75,9 @@ def hunt(request: HuntRequest, path: Path) -> Hunted:
     numerics = pin_numerics(1)  # libraries that run several threads cannot be forked
     found = find_checkpoint(request.model, "auto")
     ((source,), (checkpoint,)) = found.sources.values(), found.checkpoints.values()
-    asked = [(component, dtype) for component in request.components or KINDS for dtype in request.dtypes]
+    last = source.config.n_layer - 1
+    components = request.components or [*KINDS, *([f"blocks.{last}.attn", f"blocks.{last}"] if last else [])]
+    asked = [(component, dtype) for component in components for dtype in request.dtypes]
     cells = [target(source, checkpoint.name, request.bridge, *one, request.seed) for one in asked]
     first = _kept_example(path)
     if first is not None:
@@ -91,7 +93,7 @@ def hunt(request: HuntRequest, path: Path) -> Hunted:
         subjects = subjects_of(source, cells)
         gc.collect()
         gc.freeze()
-        one = Hunt(subjects, cells, source.config, request.seed)
+        one = Hunt(subjects, cells, request.seed)
         interrupted = False
         if first is None or not one.fails(first):
             interrupted = _hunt_on_processes(one, request)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -16,7 +15,7 @@ from cgverify.common.records import Record
 from cgverify.observe.cases import CASES, caches
 from cgverify.observe.cases.case import Case
 from cgverify.observe.cases.data import BIASED, LARGE, TINY
-from cgverify.observe.components import Component
+from cgverify.observe.components import FLAGGED_HOOKS, Component
 from cgverify.observe.conditions import PLAIN, Conditions
 from cgverify.observe.inputs import LOWEST, CaseInputs, Inputs, InputSpec, Step, draw, leave_unchanged
 from cgverify.observe.stages import Stage
@@ -24,15 +23,18 @@ from cgverify.oracle.arithmetic import HALVES
 from cgverify.plan.cases import CASE_KINDS
 
 NAME = "fuzz"
-PLAIN_MODE, GRADIENTS = "plain", "gradients"
-MODES = (PLAIN_MODE, GRADIENTS, "patched", "gated", "autocast", "train", "cast_table")
+PLAIN_MODE, GRADIENTS, BACKWARD = "plain", "gradients", "backward"
+MODES = (PLAIN_MODE, GRADIENTS, "patched", "gated", "autocast", "train", "cast_table", BACKWARD)
 """The conditions of a call: plain ones, autograd on, or those of a case."""
 USUAL_VALUES = ("normal", "spread")
 VALUES = (*USUAL_VALUES, "large", "small", "offset", "equal", "zero", "begun", "huge", "tiny", "nan", "infinite")
 ODD_VALUES = ("huge", "tiny", "nan", "infinite")
 """Values that only a plain call has: where both sides overflow, only equal bits can be asked for."""
+VALUES_OF_IDS = ("normal", "equal", "zero", "begun")
 POSITIONS = ("rising", "last", "gaps", "repeated", "falling")
 MASKS = ("causal", "padded", "open", "soft", "random", "faint", "none")
+MASKS_WITH_GRADIENTS = ("causal", "soft")
+"""Those in which each token sees itself and none that follow, as an earlier call that cached it has seen it."""
 SPANS = ("shared", "rows", "heads")
 """Whether a mask is one for all, one for each sequence, or one for each head."""
 CACHES = ("", "one", "other", "fixed")
@@ -42,6 +44,8 @@ USES = ("usual", "reordered", "cropped", "quiet", "by_position")
 position."""
 FIXED_SIZE = 40
 """The tokens that the cache of fixed size has room for."""
+MOST_DIFFERENTIATED = 16
+"""The most tokens of a call whose gradients are compared: their bounds are sampled, which takes time."""
 
 
 class Call(Record):
@@ -74,21 +78,36 @@ class Call(Record):
         """The call that this one must be equal to, whatever happened before."""
         return self.model_copy(update={"event": ""})
 
-    def as_made(self, step: Step) -> Call:
-        """Return the call without a cache or an event that the forward made of it has not."""
-        update: dict[str, Any] = {}
-        if step.cache is None:
-            update |= {"cache": "", "use": USES[0]}
-        if not step.events:
-            update["event"] = ""
-        if step.conditions == PLAIN:
-            update["mode"] = PLAIN_MODE
-        return self.model_copy(update=update)
-
 
 def step_name(number: int) -> str:
     """Return the name of the forward that is made of a call, counted from 1."""
     return f"call {number}"
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A call at its place in a sequence."""
+
+    call: Call
+    """Without what has no effect on the component, or at this place."""
+    conditions: Conditions
+    cache: str
+    """The name of its cache; empty if none goes through it."""
+    past: int
+    """How many tokens its cache has."""
+
+    @property
+    def is_fixed(self) -> bool:
+        return self.call.cache == "fixed"
+
+    @property
+    def length(self) -> int:
+        """How many tokens its cache has after it."""
+        return self.past + self.call.tokens
+
+    @property
+    def keys(self) -> int:
+        return FIXED_SIZE if self.is_fixed else self.length
 
 
 @dataclass(frozen=True)
@@ -99,19 +118,104 @@ class CallMaker:
     config: CodeGenConfig
     spec: InputSpec
 
-    conditions: Mapping[str, Sequence[Step]]
-    """The forwards of each mode's case, for their conditions."""
+    conditions: Mapping[str, Sequence[tuple[Conditions, bool]]]
+    """The conditions of each mode's forwards, and whether a cache goes through them."""
+    takes: frozenset[str]
+    """The names of the component's inputs."""
 
     @classmethod
     def of(cls, component: Component, config: CodeGenConfig, spec: InputSpec) -> CallMaker:
-        made = {PLAIN_MODE: [Step("", {})], GRADIENTS: [Step("", {}, Conditions(gradients=True))]}
+        made = {PLAIN_MODE: [(PLAIN, False)], GRADIENTS: [(Conditions(gradients=True), False)]}
+        drawn = component.random_inputs(config)
         for mode in MODES[2:]:
             if component.kind in CASE_KINDS[mode]:
                 case = CASES[mode]
-                drawn = draw(component.random_inputs(config), spec, leave_unchanged, case.extra_tokens)
-                steps = [step for step in case.steps(component, drawn, spec) if step.conditions != PLAIN]
-                made[mode] = [step for step in steps if step.conditions.patches] if mode == "patched" else steps
-        return cls(component, config, spec, made)
+                inputs = draw(drawn, spec, leave_unchanged, case.extra_tokens)
+                steps = [step for step in case.steps(component, inputs, spec) if step.conditions != PLAIN]
+                steps = [step for step in steps if step.conditions.patches or mode != "patched"]
+                made[mode] = list(dict.fromkeys((step.conditions, step.cache is not None) for step in steps))
+        return cls(component, config, spec, made, frozenset(drawn(1, 1)))
+
+    @property
+    def attends(self) -> bool:
+        return "position_ids" in self.takes
+
+    def placed(self, call: Call, cached: Mapping[str, int]) -> Placed | None:
+        """Return a call at its place; None if it goes beyond the table of positions or the cache of fixed size.
+
+        Args:
+            cached: by cache, how many tokens earlier calls have left there.
+        """
+        mode = call.mode if call.mode in self.conditions else PLAIN_MODE
+        if mode == BACKWARD and call.batch * call.tokens > MOST_DIFFERENTIATED:
+            mode = GRADIENTS
+        variant = call.variant % len(self.conditions[mode])
+        if mode == BACKWARD and call.tokens == 1:  # a prefix and what follows are two tokens
+            variant = 0
+        conditions, takes_cache = self.conditions[mode][variant]
+        cache = name = ""
+        use, past = USES[0], 0
+        if self.attends and (takes_cache or (mode in (PLAIN_MODE, GRADIENTS) and call.cache)):
+            cache = "one" if not call.cache or (call.cache == "fixed" and mode != PLAIN_MODE) else call.cache
+            # Keys that a hook replaced, or that autocast or another table rounded, are those of no other mode.
+            own = f" {mode} {conditions.autocast}" if mode in ("patched", "autocast", "cast_table") else ""
+            name = f"{cache} {call.batch}{own}"
+            past, use = cached.get(name, 0), call.use
+            if (use == "cropped" and (past < 2 or cache == "fixed")) or (
+                use == "reordered" and (not past or call.batch == 1 or cache == "fixed")
+            ):
+                use = USES[0]
+            conditions = replace(conditions, use_cache=use != "quiet", by_position=use == "by_position")
+            past -= use == "cropped"
+        update = {"mode": mode, "variant": variant, "cache": cache, "use": use} | self._inputs_of(call, mode, cache)
+        settled = call.model_copy(update=update)
+        # An event compares what it leaves behind with an earlier call, under no conditions.
+        if conditions != PLAIN or cache or settled.values not in USUAL_VALUES or not self._can_happen(call.event):
+            settled = settled.plainly
+        placed = Placed(settled, conditions, name, past)
+        return placed if placed.length <= min(placed.keys, self.spec.n_positions) else None
+
+    def _can_happen(self, event: str) -> bool:
+        has_flags = self.component.kind in FLAGGED_HOOKS
+        return self.component.kind in CASE_KINDS["state"] and (event != "flags were turned on and off" or has_flags)
+
+    def _inputs_of(self, call: Call, mode: str, cache: str) -> dict[str, Any]:
+        """Return the fields of a call that are about its tensors, as usual where they have no effect."""
+        values, several, one = call.values, call.batch > 1, call.batch * call.tokens == 1
+        if (
+            ("hidden_states" not in self.takes and values not in VALUES_OF_IDS)
+            or (values in ODD_VALUES and mode not in (PLAIN_MODE, GRADIENTS))
+            or (mode == BACKWARD and "hidden_states" in self.takes)
+            or (values == "equal" and one)
+        ):
+            values = VALUES[0]
+        # Given a strided input in 16 bits, torch rounds the product of a Linear before it adds the bias.
+        strides = several and call.tokens > 1 and (self.component.kind not in BIASED or self.spec.dtype not in HALVES)
+        fields = {"values": values, "strided": call.strided and strides}
+        if not self.attends:
+            return fields | {"positions": POSITIONS[0], "by_row": False, "mask": MASKS[0], "span": SPANS[0]}
+        mask, span, positions = call.mask, call.span, call.positions
+        if mask == "none" and (call.tokens > 1 or cache == "fixed" or self.component.kind != "attn"):
+            mask = MASKS[0]
+        if mode == BACKWARD and mask not in MASKS_WITH_GRADIENTS:
+            mask = MASKS[0]
+        if mask == "none" or (span == "rows" and not several):
+            span = SPANS[0]
+        if positions in ("repeated", "falling") and call.tokens == 1:
+            positions = POSITIONS[0]
+        by_row = call.by_row and several and call.tokens > 1
+        return fields | {"positions": positions, "by_row": by_row, "mask": mask, "span": span}
+
+    def settled(self, calls: Iterable[Call]) -> tuple[Call, ...]:
+        """Return a sequence of calls without what has no effect, and without the calls that go beyond a limit."""
+        sequence: list[Call] = []
+        cached: dict[str, int] = {}
+        for call in calls:
+            placed = self.placed(call, cached)
+            if placed is not None:
+                sequence.append(placed.call)
+                cached[placed.cache] = placed.length
+        return tuple(sequence)
 
     def forwards(self, calls: Sequence[Call]) -> CaseInputs:
         """Return the forwards of a sequence of calls. One that repeats an earlier call without a cache must be equal.
@@ -123,50 +227,29 @@ class CallMaker:
             sequence.add(step_name(number), call)
         return CaseInputs(tuple(sequence.steps))
 
-    def chosen(self, call: Call) -> tuple[Conditions, str]:
-        """Return the conditions of a call, and the name of its cache; empty if none goes through it."""
-        may_cache = bool(call.cache) and self.component.kind in ("attn", "block")
-        mode = call.mode if call.mode in self.conditions else PLAIN_MODE
-        steps = self.conditions[mode]
-        takes_cache = may_cache
-        if mode not in (PLAIN_MODE, GRADIENTS):
-            steps = [one for one in steps if (one.cache is not None) == may_cache] or steps
-            takes_cache = steps[0].cache is not None
-        conditions = steps[call.variant % len(steps)].conditions
-        if not takes_cache:
-            return conditions, ""
-        conditions = replace(conditions, use_cache=call.use != "quiet", by_position=call.use == "by_position")
-        name = "one" if not call.cache or (call.cache == "fixed" and mode != PLAIN_MODE) else call.cache
-        # Keys that a hook replaced, or that autocast or another table rounded, are those of no other mode.
-        own = f" {mode} {conditions.autocast}" if mode in ("patched", "autocast", "cast_table") else ""
-        return conditions, f"{name} {call.batch}{own}"
-
-    def inputs(self, call: Call, past: int, keys: int) -> Inputs:
+    def inputs(self, placed: Placed) -> Inputs:
         """Return the tensors of a call, on the CPU in float32. The random state is restored."""
+        call, past = placed.call, placed.past
         with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)
+            drawn = self.component.random_inputs(self.config)
+            (first,) = {"input_ids", "hidden_states"} & self.takes
+            begin = drawn(1, 1)[first]
             torch.default_generator.manual_seed(call.seed)
-            inputs = self.component.random_inputs(self.config)(call.batch, call.tokens)
-            (first,) = {"input_ids", "hidden_states"} & inputs.keys()
-            if first == "hidden_states":
-                values = call.values
-                if values in ODD_VALUES and call.mode not in (PLAIN_MODE, GRADIENTS):
-                    values = VALUES[0]
-                inputs[first] = _VALUES[values](inputs[first], self.spec)
-            elif call.values == "equal":
-                inputs[first] = inputs[first][:1, :1].expand(inputs[first].shape).clone()
-            # Given a strided input in 16 bits, torch rounds the product of a Linear before it adds the bias.
-            if call.strided and (self.component.kind not in BIASED or self.spec.dtype not in HALVES):
+            inputs = drawn(call.batch, call.tokens)
+            inputs[first] = _VALUES[call.values](inputs[first], self.spec, begin)
+            if call.strided:
                 inputs[first] = inputs[first].transpose(0, 1).contiguous().transpose(0, 1)
-            if "position_ids" not in inputs:
+            if not self.attends:
                 return inputs
             rows = [_positions(call.positions, call.tokens, past, self.spec.n_positions) for _ in range(call.batch)]
             rows = [row.roll(at) for at, row in enumerate(rows)] if call.by_row else rows[:1]
             inputs["position_ids"] = torch.stack(rows)
-            if call.mask == "none" and call.tokens == 1 and keys == past + 1 and self.component.kind == "attn":
+            if call.mask == "none":
                 del inputs["attention_mask"]
             else:
                 mask = _mask(call, past, self.spec.n_heads)
-                inputs["attention_mask"] = pad(mask, (0, keys - mask.shape[-1]), value=LOWEST)
+                inputs["attention_mask"] = pad(mask, (0, placed.keys - mask.shape[-1]), value=LOWEST)
             return inputs
 
 
@@ -178,44 +261,35 @@ class _Sequence:
     steps: list[Step] = field(default_factory=list)
     first: dict[Call, str] = field(default_factory=dict)
     """By call: the name of the first forward without a cache, which a later one must be equal to."""
-    cached: Counter[str] = field(default_factory=Counter)
+    cached: dict[str, int] = field(default_factory=dict)
     """By cache: how many tokens it has."""
 
     def add(self, name: str, call: Call) -> None:
-        conditions, cache = self.maker.chosen(call)
-        is_fixed = cache.startswith("fixed")
-        past = self.cached[cache] if cache else 0
-        change: Callable[[Any], object] | None = None
-        if cache and not is_fixed:
-            crops = call.use == "cropped" and past > 1
-            past -= crops
-            change = partial(_prepare, reorders=call.use == "reordered", crops=crops)
-        keys = FIXED_SIZE if is_fixed else past + call.tokens
-        if past + call.tokens > min(keys, self.maker.spec.n_positions):
+        placed = self.maker.placed(call, self.cached)
+        if placed is None:
             return
+        call, conditions, cache = placed.call, placed.conditions, placed.cache
         plainly = call.plainly
-        # An event compares what it leaves behind with an earlier call, under no conditions.
-        happens = bool(call.event) and not cache and conditions == PLAIN and call.values in USUAL_VALUES
-        happens = happens and self.maker.component.kind in CASE_KINDS["state"]
-        if happens and plainly not in self.first:
+        if call.event and plainly not in self.first:
             self.add(f"before {name}", plainly)
+        change: Callable[[Any], object] | None = None
+        if cache and not placed.is_fixed:
+            change = partial(_prepare, reorders=call.use == "reordered", crops=call.use == "cropped")
         is_repeated = not cache and conditions.dropout is None
-        repeats = self.first.get(plainly) if is_repeated else None
-        inputs = self.maker.inputs(call, past, keys)
         self.steps.append(
             Step(
                 name,
-                inputs,
+                self.maker.inputs(placed),
                 conditions,
                 cache=cache or None,
-                cache_size=keys if is_fixed else None,
+                cache_size=FIXED_SIZE if placed.is_fixed else None,
                 change_cache=change,
-                repeats=repeats,
-                events=(call.event,) if happens else (),
+                repeats=self.first.get(plainly) if is_repeated else None,
+                events=(call.event,) if call.event else (),
             )
         )
         if cache:
-            self.cached[cache] = past + call.tokens
+            self.cached[cache] = placed.length
         else:
             self.first.setdefault(plainly, name)
 
@@ -235,6 +309,7 @@ def _stages(component: Component, step: Step) -> tuple[Stage, ...]:
     """Return the stages that judge a call: those of the case that its conditions are of."""
     conditions = step.conditions
     for mode, is_on in (
+        (BACKWARD, conditions.cotangent is not None),
         ("patched", conditions.patches),
         ("train", conditions.dropout is not None),
         ("autocast", conditions.autocast),
@@ -253,31 +328,35 @@ CASE = Case(stages=_stages, shared=CASES["train"].shared, accepts_equal_bits=Tru
 # --- tensors ----------------------------------------------------------------------------------------------------------
 
 
-def _begun(x: torch.Tensor, _: InputSpec) -> torch.Tensor:
-    return torch.cat((x[:1, :1].expand(len(x), -1, -1), x[:, 1:]), 1)
+Values = Callable[[torch.Tensor, InputSpec, torch.Tensor], torch.Tensor]
+"""From random inputs, and a token that is the same in all calls."""
 
 
-def _with(value: float) -> Callable[[torch.Tensor, InputSpec], torch.Tensor]:
+def _begun(x: torch.Tensor, _: InputSpec, begin: torch.Tensor) -> torch.Tensor:
+    return torch.cat((begin.expand(len(x), *begin.shape[1:]), x[:, 1:]), 1)
+
+
+def _with(value: float) -> Values:
     """Return a function that gives one element of the middle token of the first sequence a value."""
 
-    def place(x: torch.Tensor, _: InputSpec) -> torch.Tensor:
+    def place(x: torch.Tensor, _: InputSpec, __: torch.Tensor) -> torch.Tensor:
         x[0, x.shape[1] // 2, 1] = value
         return x
 
     return place
 
 
-_VALUES: dict[str, Callable[[torch.Tensor, InputSpec], torch.Tensor]] = {
-    "normal": lambda x, _: x,
-    "spread": lambda x, spec: x * spec.spread,
-    "large": lambda x, spec: x * spec.spread * 6,
-    "small": lambda x, _: x * 3e-3,
-    "offset": lambda x, _: x + 30,
-    "equal": lambda x, _: x[:1, :1].expand(x.shape).clone(),
-    "zero": lambda x, _: torch.zeros_like(x),
+_VALUES: dict[str, Values] = {
+    "normal": lambda x, *_: x,
+    "spread": lambda x, spec, _: x * spec.spread,
+    "large": lambda x, spec, _: x * spec.spread * 6,
+    "small": lambda x, *_: x * 3e-3,
+    "offset": lambda x, *_: x + 30,
+    "equal": lambda x, *_: x[:1, :1].expand(x.shape).clone(),
+    "zero": lambda x, *_: torch.zeros_like(x),
     "begun": _begun,
-    "huge": lambda x, spec: x * LARGE.get(spec.dtype, 1e6),
-    "tiny": lambda x, spec: x * TINY.get(spec.dtype, 2.0**-130),
+    "huge": lambda x, spec, _: x * LARGE.get(spec.dtype, 1e6),
+    "tiny": lambda x, spec, _: x * TINY.get(spec.dtype, 2.0**-130),
     "nan": _with(torch.nan),
     "infinite": _with(torch.inf),
 }

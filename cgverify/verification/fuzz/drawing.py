@@ -1,11 +1,17 @@
-"""What Hypothesis draws: sequences of calls, each either new or a variation of one of the last calls.
+"""What is drawn: sequences of calls in which features that were not together in a call yet come first.
 
-A call differs from the usual one in a few fields. So a failure is shrunk by taking calls and differences away.
+A feature is a value of a field of a call, such as a mode, a cache with or without tokens, values or a mask. Of some
+calls drawn at random the one with the most new features and pairs of features is taken. A call is new, or one of the
+last calls with one difference. The calls of a sequence have few sizes, so that they share caches, and what a candidate
+keeps by shape.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations
+from random import Random
 from typing import Any
 
 from transformers import CodeGenConfig
@@ -13,16 +19,37 @@ from transformers import CodeGenConfig
 from cgverify.common.records import Cell, Record
 from cgverify.observe.events import EVENTS
 from cgverify.verification.fuzz import calls
-from cgverify.verification.fuzz.calls import Call
+from cgverify.verification.fuzz.calls import Call, CallMaker, Placed
 
 WEIGHTS = {"attn": 16, "block": 12, "mlp": 4, "embed": 2, "ln1": 2, "ln_final": 2, "unembed": 2}
 """How often a kind of component is drawn, relative to its parts."""
-VARIANTS = 90
-"""More than the forwards of any case."""
-NEW = -1
+MODES = {calls.PLAIN_MODE: 8, "patched": 4, "gated": 2, "autocast": 2, "train": 2}
+"""How often a mode is drawn, relative to the others."""
+LENGTH = 32
+"""The calls of a sequence. For each sequence a process is forked, which takes as long as some calls."""
+VARIED, LARGE, UNUSUAL = 0.5, 0.1, 0.4
+"""How often a call is one of the last ones with a difference, a new one is large, and a field of it is not usual."""
+LAST = 3
+"""How many of the last calls may be varied."""
+CHOICES = 8
+"""How many calls are drawn for each that is taken."""
+SEEDS = 1000
 
-Drawn = tuple[int, tuple[int, int], list[dict[str, Any]]]
-"""Which of the last calls is varied, or `NEW`; the size of a new call; the fields in which it differs."""
+FIELDS: dict[str, Sequence[Any]] = {
+    "cache": calls.CACHES,
+    "use": calls.USES,
+    "values": calls.VALUES,
+    "positions": calls.POSITIONS,
+    "by_row": (False, True),
+    "mask": calls.MASKS,
+    "span": calls.SPANS,
+    "strided": (False, True),
+    "event": ("", *EVENTS),
+}
+"""The fields that are drawn by themselves, with their values."""
+
+VARIED_FIELDS = (*FIELDS, "event", "cache", "mode", "mode", "seed", "batch", "tokens", "")
+"""What a variation changes, or nothing."""
 
 
 class Example(Record):
@@ -51,52 +78,100 @@ class Example(Record):
         )
 
 
-def examples(cells: Sequence[Cell], config: CodeGenConfig) -> Any:
-    """Return the strategy of Hypothesis that draws calls on one of some components."""
-    from hypothesis import strategies as st
-
-    def some(name: str, values: Sequence[Any]) -> Any:
-        return st.sampled_from([{name: value} for value in values])
-
-    modes = [{"mode": mode, "variant": at} for mode in calls.MODES[2:] for at in range(VARIANTS)]
-    differences = st.one_of(
-        some("cache", calls.CACHES[1:]),
-        some("cache", calls.CACHES[1:]),
-        some("use", calls.USES[1:]),
-        some("seed", (1, 2)),
-        some("values", calls.VALUES[1:]),
-        some("values", calls.VALUES[1:]),
-        some("positions", calls.POSITIONS[1:]),
-        some("mask", calls.MASKS[1:]),
-        some("span", calls.SPANS[1:]),
-        st.sampled_from([{"by_row": True}, {"strided": True}]),
-        st.sampled_from([{"mode": calls.GRADIENTS}, *modes]),
-        st.sampled_from(modes),
-        some("event", tuple(EVENTS)),
-        some("event", tuple(EVENTS)),
-    )
-    small = st.tuples(st.integers(1, 5), st.integers(1, 8))  # two numbers: equal ones are shrunk together
-    size = st.one_of(*[small] * 10, *map(st.sampled_from, sizes(config)))
-    drawn = st.tuples(st.sampled_from((NEW, NEW, 0, 0, 1, 2)), size, st.lists(differences, max_size=3))
-    # Hypothesis draws about six elements of a list, and a process is forked for each sequence.
-    sequences = st.lists(st.lists(drawn, min_size=1, max_size=12), min_size=1, max_size=6)
-    weighted = [cell for cell in cells for _ in range(WEIGHTS.get(cell.kind, 1))]
-    return st.builds(Example, cell=st.sampled_from(weighted), calls=sequences.map(_joined))
+def examples(makers: Mapping[Cell, CallMaker], seed: int) -> Iterator[Example]:
+    """Yield sequences of calls without end, the same for the same seed."""
+    random = Random(seed)
+    drawers = {cell: _Drawer(maker, random) for cell, maker in makers.items()}
+    drawn: Counter[Cell] = Counter()
+    order = random.sample([*makers], len(makers))
+    while True:
+        cell = min(order, key=lambda one: drawn[one] / WEIGHTS.get(one.kind, 1))
+        drawn[cell] += 1
+        yield Example(cell=cell, calls=drawers[cell].sequence())
 
 
-def _joined(drawn: list[list[Drawn]]) -> tuple[Call, ...]:
-    joined: list[Call] = []
-    for last, (batch, tokens), differences in (one for part in drawn for one in part):
-        fields = {name: value for one in differences for name, value in one.items()}
-        new = Call(batch=batch, tokens=tokens)
-        varied = joined[-1 - last].plainly if NEW < last < len(joined) else new
-        joined.append(varied.model_copy(update=fields))
-    return tuple(joined)
+def features(placed: Placed) -> list[tuple[str, Any]]:
+    """Return what is judged for the first time together: see the module."""
+    call = placed.call
+    tokens = "1" if call.tokens == 1 else "some" if call.tokens < 5 else "many" if call.tokens < 9 else call.tokens
+    found = [(name, getattr(call, name)) for name in FIELDS if name != "cache"]
+    return [
+        *found,
+        ("cache", (call.cache, placed.past > 0)),
+        ("mode", (call.mode, call.variant)),
+        ("batch", min(call.batch, 3)),
+        ("tokens", tokens),
+        ("equal", call.batch == call.tokens),
+    ]
 
 
-def sizes(config: CodeGenConfig) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+class _Drawer:
+    """Draws sequences of calls on one component."""
+
+    def __init__(self, maker: CallMaker, random: Random) -> None:
+        self._maker = maker
+        self._random = random
+        self._modes = [mode for mode in maker.conditions for _ in range(MODES.get(mode, 1))]
+        self._sizes = sizes(maker.config)
+        random.shuffle(self._sizes)
+        self._judged: set[object] = set()
+
+    def sequence(self) -> tuple[Call, ...]:
+        random = self._random
+        batches, tokens = random.sample(range(1, 6), 2), [1, *random.sample(range(2, 9), 2)]
+        sequence: list[Call] = []
+        cached: dict[str, int] = {}
+        for _ in range(LENGTH):
+            drawn = self._varied(sequence) if sequence and random.random() < VARIED else self._new(batches, tokens)
+            choices = [placed for call in drawn if (placed := self._maker.placed(call, cached)) is not None]
+            if not choices:
+                continue
+            chosen = max(choices, key=lambda placed: len(self._pairs(placed) - self._judged))
+            self._judged |= self._pairs(chosen)
+            sequence.append(chosen.call)
+            cached[chosen.cache] = chosen.length
+        return tuple(sequence)
+
+    def _new(self, batches: Sequence[int], tokens: Sequence[int]) -> Iterator[Call]:
+        """Yield calls of one size in one mode."""
+        random = self._random
+        size = random.choice(batches), random.choice(tokens)
+        if random.random() < LARGE:
+            size = self._sizes.pop(0)
+            self._sizes.append(size)
+        mode = random.choice(self._modes)
+        for _ in range(CHOICES):
+            fields = {name: random.choice(values[1:]) for name, values in FIELDS.items() if random.random() < UNUSUAL}
+            variant = random.randrange(len(self._maker.conditions[mode]))
+            seed = random.randrange(SEEDS)
+            yield Call(batch=size[0], tokens=size[1], seed=seed, mode=mode, variant=variant, **fields)
+
+    def _varied(self, sequence: Sequence[Call]) -> Iterator[Call]:
+        """Yield one of the last calls with other values of one field, or as it was."""
+        random = self._random
+        call = random.choice(sequence[-LAST:]).plainly
+        name = random.choice(VARIED_FIELDS)
+        mode = random.choice(self._modes)
+        for _ in range(CHOICES):
+            update: dict[str, Any] = {}
+            if name == "mode":
+                update = {"mode": mode, "variant": random.randrange(len(self._maker.conditions[mode]))}
+            elif name in ("batch", "tokens"):
+                update = {name: random.randint(1, 5)}
+            elif name == "seed":
+                update = {name: random.randrange(SEEDS)}
+            elif name:
+                update = {name: random.choice(FIELDS[name])}
+            yield call.model_copy(update=update)
+
+    @staticmethod
+    def _pairs(placed: Placed) -> set[object]:
+        return set(combinations(features(placed), 2))
+
+
+def sizes(config: CodeGenConfig) -> list[tuple[int, int]]:
     """Return larger pairs of batch size and tokens: those near numbers of a model's heads, and long ones."""
     heads, width = config.n_head, config.n_embd // config.n_head
     near = [(batch, size + by) for size in (heads, width) for batch in (1, 2, heads) for by in (-1, 0, 1)]
     edges = {power + by for power in (16, 32, 64, 128, 256) for by in (-1, 0, 1)}
-    return near, [(batch, tokens) for tokens in sorted({*edges, *range(20, 301, 13)}) for batch in (1, 2)]
+    return near + [(batch, tokens) for tokens in sorted({*edges, *range(20, 301, 13)}) for batch in (1, 2)]

@@ -7,14 +7,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from transformers import CodeGenConfig
-
 from cgverify.checkpoint.source import Source
 from cgverify.common.errors import CgverifyError
 from cgverify.common.records import Cell, CellResult, Finding, Verdict, WeightsView
 from cgverify.plan.cells import weights_view
-from cgverify.verification.fuzz.calls import Call, step_name
+from cgverify.verification.fuzz.calls import Call, CallMaker, step_name
 from cgverify.verification.fuzz.drawing import Example, examples
+from cgverify.verification.fuzz.shrinking import simpler
 from cgverify.verification.fuzz.subject import Judged, Subject, in_fork
 
 SHRINK_SECONDS = 30
@@ -109,7 +108,6 @@ class Hunt:
 
     subjects: Subjects
     cells: Sequence[Cell]
-    config: CodeGenConfig
     seed: int
     is_over: Callable[[], bool] = lambda: False
     """Whether another process has found something."""
@@ -124,32 +122,29 @@ class Hunt:
         Raises:
             CgverifyError: something could not be run.
         """
-        from hypothesis import HealthCheck, Phase, Verbosity, given, settings
-        from hypothesis import seed as seeded
-
         deadline = time.monotonic() + seconds
+        makers = {cell: self._subject(cell).prepare(cell) for cell in self.cells}
+        for example in examples(makers, self.seed):
+            if time.monotonic() > deadline or self.is_over():
+                return
+            if self.fails(example):
+                self.on_found()
+                self._shrink(makers[example.cell], deadline + SHRINK_SECONDS)
+                return
 
-        def attempt(example: Example) -> None:
-            if time.monotonic() > deadline + (SHRINK_SECONDS if self.found else 0):
-                raise _TimeIsUpError
-            if self.found is None and self.is_over():
-                raise _TimeIsUpError
-            assert not self.fails(example)
-
-        hunt = settings(
-            max_examples=10**8,
-            deadline=None,
-            database=None,
-            phases=(Phase.generate, Phase.shrink),
-            suppress_health_check=list(HealthCheck),
-            report_multiple_bugs=False,
-            verbosity=Verbosity.quiet,
-        )(seeded(self.seed)(given(examples(self.cells, self.config))(attempt)))  # type: ignore[no-untyped-call]
-        try:
-            hunt()
-        except (_TimeIsUpError, AssertionError, BaseExceptionGroup) as ended:
-            if self.found is None and not isinstance(ended, _TimeIsUpError):
-                raise
+    def _shrink(self, maker: CallMaker, deadline: float) -> None:
+        """Try simpler sequences until none of them fails, or the time is over."""
+        tried: set[tuple[Call, ...]] = set()
+        found: Example | None = None
+        while found is not self.found and (found := self.found) is not None:
+            for calls in simpler(found.calls):
+                example = found.model_copy(update={"calls": maker.settled(calls)})
+                if time.monotonic() > deadline:
+                    return
+                if example.size < found.size and example.calls not in tried:
+                    tried.add(example.calls)
+                    if self.fails(example):
+                        break
 
     def fails(self, example: Example) -> bool:
         """Return whether a sequence fails on a new instance, and keep the smallest that does.
@@ -161,14 +156,11 @@ class Hunt:
         if judged.error:
             calls = "; ".join(map(str, example.calls))
             raise CgverifyError(f"{example.cell.component} in {example.cell.dtype}, calls {calls}: {judged.error}")
-        if not judged.fails:
+        if judged.fails:
+            self.found = example.model_copy(update={"calls": judged.until_failure})
+        elif self.found is None:
             self.covered.count(example, judged)
-            return False
-        if self.found is None:
-            self.on_found()
-        if self.found is None or example.size <= self.found.size:
-            self.found = example
-        return True
+        return judged.fails
 
     def explain(self, example: Example) -> CellResult:
         """Return the result of the sequence that failed, on a new instance, with all taps and a sentence.
@@ -186,9 +178,8 @@ class Hunt:
         return result
 
     def _in_fork(self, example: Example, how: Callable[[Subject, Cell, Sequence[Call]], Judged]) -> Judged:
-        subject = self.subjects[weights_view(example.cell), example.cell.dtype]
+        subject = self._subject(example.cell)
         return in_fork(lambda: how(subject, example.cell, example.calls), example.cell, example.calls)
 
-
-class _TimeIsUpError(BaseException):
-    """Passes through Hypothesis, which would take an Exception for a failure."""
+    def _subject(self, cell: Cell) -> Subject:
+        return self.subjects[weights_view(cell), cell.dtype]

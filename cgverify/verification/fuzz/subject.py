@@ -50,6 +50,8 @@ class Judged:
     """Without the taps that have the same bits on both sides."""
     calls: tuple[Call, ...] = ()
     """The calls that Hugging Face's side took."""
+    until_failure: tuple[Call, ...] = ()
+    """All calls up to the first that fails."""
     equal: tuple[tuple[str, str], ...] = ()
     """The taps that had the same bits on both sides in a call, with their stages."""
 
@@ -92,7 +94,7 @@ class Subject:
         """Run calls one after the other on this instance, and judge each by its stages."""
         observed = self._observed(cell, self.prepare(cell).forwards(calls))
         (result,) = Judge().results([observed], self.reference.parameters)
-        return Judged(result, tuple(calls))
+        return Judged(result, until_failure=tuple(calls))
 
     @_as_case()
     def judge(self, cell: Cell, calls: Sequence[Call]) -> Judged:
@@ -101,20 +103,19 @@ class Subject:
         observed = self._observed(cell, inputs)
         steps = [replace(step, stages=tuple(_different_stages(step))) for step in observed.steps]
         (result,) = Judge(with_sentence=False).results([replace(observed, steps=steps)], self.reference.parameters)
-        made = {step.name: step for step in inputs.steps}
         named = {step_name(number): call for number, call in enumerate(calls, start=1)}
         taken = [
-            named[step.name].as_made(made[step.name])
-            for step in steps
-            if step.name in named and step.reference.observation.raised is None
+            named[step.name] for step in steps if step.name in named and step.reference.observation.raised is None
         ]
+        failing = {one.step.removeprefix("before ") for one in result.findings if one.verdict.fails}
+        last = next((number for number in range(1, len(calls)) if step_name(number) in failing), len(calls))
         equal = [
             (stage.name, stage.tap)
             for before, after in zip(observed.steps, steps, strict=True)
             for stage in before.stages
             if stage not in after.stages
         ]
-        return Judged(result, tuple(taken), tuple(dict.fromkeys(equal)))
+        return Judged(result, tuple(taken), tuple(calls[:last]), tuple(dict.fromkeys(equal)))
 
     def prepare(self, cell: Cell) -> CallMaker:
         """Return what makes forwards of calls on a component, which forked processes then have."""
@@ -219,7 +220,7 @@ def in_fork(run: Callable[[], Judged], cell: Cell, calls: Sequence[Call]) -> Jud
     message = f"the process of the candidate ended without an answer (exit code {code})"
     # The system kills what takes too much memory, which is no fault of a candidate.
     verdict = Verdict.ERROR if code == KILLED else Verdict.DIVERGED
-    return Judged(uncompared([cell], verdict, message)[0], tuple(calls))
+    return Judged(uncompared([cell], verdict, message)[0], until_failure=tuple(calls))
 
 
 def _answer(run: Callable[[], Judged], cell: Cell) -> Judged:
