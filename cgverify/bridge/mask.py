@@ -46,9 +46,12 @@ def additive_mask(mask: Tensor | None, hidden_states: Tensor, *, heads: int, key
     """
     batch, queries = hidden_states.shape[:2]
     if mask is None and not is_traced() and queries == 1 and keys == cached + 1:
-        # Nothing is hidden, and float64 would widen the scores, which Hugging Face computes in float32.
-        narrow = torch.float32 if hidden_states.dtype == torch.float64 else hidden_states.dtype
-        return torch.zeros(1, 1, 1, keys, dtype=narrow, device=hidden_states.device)
+        # Nothing is hidden, and a wider dtype would widen the scores: Hugging Face's are float32, or autocast's.
+        device, dtype = hidden_states.device, hidden_states.dtype
+        narrow = torch.float32 if dtype == torch.float64 else dtype
+        if torch.is_autocast_enabled(device.type):
+            narrow = torch.get_autocast_dtype(device.type)
+        return torch.zeros(1, 1, 1, keys, dtype=narrow, device=device)
     if mask is None or mask.ndim == 2:
         visible = torch.ones(1, 1, queries, keys, dtype=torch.bool, device=hidden_states.device).tril(cached)
         if mask is None:

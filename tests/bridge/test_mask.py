@@ -31,3 +31,11 @@ def test_floating_4d_mask_is_added_unchanged(heads: int) -> None:
 def test_mask_of_the_wrong_shape_raises(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="attention_mask must be"):
         additive_mask(torch.zeros(shape), **HERE)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_no_mask_of_one_token_leaves_scores_in_autocast(dtype: torch.dtype) -> None:
+    hidden = torch.zeros(1, 1, 8, dtype=dtype)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert additive_mask(None, hidden, heads=2, keys=3, cached=2).dtype == torch.bfloat16
+    assert additive_mask(None, hidden, heads=2, keys=3, cached=2).dtype == torch.float32
