@@ -23,12 +23,14 @@ from cgverify.verification.fuzz.calls import Call, CallMaker, Placed
 
 WEIGHTS = {"attn": 16, "block": 12, "mlp": 4, "embed": 2, "ln1": 2, "ln_final": 2, "unembed": 2}
 """How often a kind of component is drawn, relative to its parts."""
-MODES = {calls.PLAIN_MODE: 8, "patched": 4, "gated": 2, "autocast": 2, "train": 2}
-"""How often a mode is drawn, relative to the others."""
+MODES = {calls.PLAIN_MODE: 30, "patched": 30, "gated": 6, "autocast": 6, "train": 6, calls.GRADIENTS: 2}
+"""How often a mode is drawn, relative to the others. The bounds of gradients take a hundred times as long."""
 LENGTH = 32
 """The calls of a sequence. For each sequence a process is forked, which takes as long as some calls."""
 VARIED, LARGE, UNUSUAL = 0.5, 0.1, 0.4
 """How often a call is one of the last ones with a difference, a new one is large, and a field of it is not usual."""
+FIRST = 0.5
+"""How often a new call has a mode's forward that was not drawn yet, while there is one."""
 LAST = 3
 """How many of the last calls may be varied."""
 CHOICES = 8
@@ -81,13 +83,13 @@ class Example(Record):
 def examples(makers: Mapping[Cell, CallMaker], seed: int) -> Iterator[Example]:
     """Yield sequences of calls without end, the same for the same seed."""
     random = Random(seed)
-    drawers = {cell: _Drawer(maker, random) for cell, maker in makers.items()}
+    drawers = {(cell.kind, cell.dtype): _Drawer(maker, random) for cell, maker in makers.items()}
     drawn: Counter[Cell] = Counter()
     order = random.sample([*makers], len(makers))
     while True:
         cell = min(order, key=lambda one: drawn[one] / WEIGHTS.get(one.kind, 1))
         drawn[cell] += 1
-        yield Example(cell=cell, calls=drawers[cell].sequence())
+        yield Example(cell=cell, calls=drawers[cell.kind, cell.dtype].sequence())
 
 
 def features(placed: Placed) -> list[tuple[str, Any]]:
@@ -112,7 +114,9 @@ class _Drawer:
         self._maker = maker
         self._random = random
         self._modes = [mode for mode in maker.conditions for _ in range(MODES.get(mode, 1))]
+        self._first = [one for mode in maker.conditions for one in self._variants(mode)]
         self._sizes = sizes(maker.config)
+        random.shuffle(self._first)
         random.shuffle(self._sizes)
         self._judged: set[object] = set()
 
@@ -139,23 +143,24 @@ class _Drawer:
         if random.random() < LARGE:
             size = self._sizes.pop(0)
             self._sizes.append(size)
-        mode = random.choice(self._modes)
+        modes = self._variants(random.choice(self._modes))
+        if self._first and random.random() < FIRST:
+            modes = [self._first.pop()]
         for _ in range(CHOICES):
             fields = {name: random.choice(values[1:]) for name, values in FIELDS.items() if random.random() < UNUSUAL}
-            variant = random.randrange(len(self._maker.conditions[mode]))
-            seed = random.randrange(SEEDS)
-            yield Call(batch=size[0], tokens=size[1], seed=seed, mode=mode, variant=variant, **fields)
+            fields |= random.choice(modes)
+            yield Call(batch=size[0], tokens=size[1], seed=random.randrange(SEEDS), **fields)
 
     def _varied(self, sequence: Sequence[Call]) -> Iterator[Call]:
         """Yield one of the last calls with other values of one field, or as it was."""
         random = self._random
         call = random.choice(sequence[-LAST:]).plainly
         name = random.choice(VARIED_FIELDS)
-        mode = random.choice(self._modes)
+        modes = self._variants(random.choice(self._modes))
         for _ in range(CHOICES):
             update: dict[str, Any] = {}
             if name == "mode":
-                update = {"mode": mode, "variant": random.randrange(len(self._maker.conditions[mode]))}
+                update = random.choice(modes)
             elif name in ("batch", "tokens"):
                 update = {name: random.randint(1, 5)}
             elif name == "seed":
@@ -163,6 +168,9 @@ class _Drawer:
             elif name:
                 update = {name: random.choice(FIELDS[name])}
             yield call.model_copy(update=update)
+
+    def _variants(self, mode: str) -> list[dict[str, Any]]:
+        return [{"mode": mode, "variant": at} for at in range(len(self._maker.conditions[mode]))]
 
     @staticmethod
     def _pairs(placed: Placed) -> set[object]:
