@@ -30,6 +30,7 @@ from cgverify.runs.prepare import describe_run
 from cgverify.runs.reading import PlannedCell, is_occupied, read_run, require_new
 from cgverify.verification.fuzz.drawing import Example
 from cgverify.verification.fuzz.hunt import Covered, Hunt, subjects_of
+from cgverify.verification.fuzz.shrinking import size
 from cgverify.verification.fuzz.subject import KINDS, target
 
 COMMAND = "fuzz"
@@ -75,8 +76,7 @@ def hunt(request: HuntRequest, path: Path) -> Hunted:
     numerics = pin_numerics(1)  # libraries that run several threads cannot be forked
     found = find_checkpoint(request.model, "auto")
     ((source,), (checkpoint,)) = found.sources.values(), found.checkpoints.values()
-    last = source.config.n_layer - 1
-    components = request.components or [*KINDS, *([f"blocks.{last}.attn", f"blocks.{last}"] if last else [])]
+    components = request.components or _usual_components(source.config.n_layer)
     asked = [(component, dtype) for component in components for dtype in request.dtypes]
     cells = [target(source, checkpoint.name, request.bridge, *one, request.seed) for one in asked]
     first = _kept_example(path)
@@ -112,6 +112,12 @@ def hunt(request: HuntRequest, path: Path) -> Hunted:
     return Hunted(run, results, interrupted)
 
 
+def _usual_components(layers: int) -> list[str]:
+    """Return what is hunted if no component is named. Keys of a cache are found by the layer."""
+    last = layers - 1
+    return [*KINDS, f"blocks.{last}.attn", f"blocks.{last}"] if last else [*KINDS]
+
+
 def _hunt_on_processes(one: Hunt, request: HuntRequest) -> bool:
     """Hunt in forked processes, and add to a hunt what they covered and found. Return whether Ctrl-C ended them."""
     context = multiprocessing.get_context("fork")
@@ -140,7 +146,7 @@ def _hunt_on_processes(one: Hunt, request: HuntRequest) -> bool:
             raise answer
         covered, example = answer
         one.covered.add(covered)
-        if example is not None and (one.found is None or example.size < one.found.size):
+        if example is not None and (one.found is None or size(example.calls) < size(one.found.calls)):
             one.found = example
     return interrupted
 

@@ -1,4 +1,4 @@
-"""Hunt for a counterexample: sequences of calls on one instance of a bridge, drawn and shrunk by Hypothesis."""
+"""Hunt for a counterexample: sequences of calls on one instance of a bridge, drawn and shrunk."""
 
 from cgverify.verification.fuzz.calls import Call
 from cgverify.verification.fuzz.subject import replay

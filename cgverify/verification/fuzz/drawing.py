@@ -33,7 +33,7 @@ FIRST = 0.5
 """How often a new call has a mode's forward that was not drawn yet, while there is one."""
 LAST = 3
 """How many of the last calls may be varied."""
-CHOICES = 8
+CHOICES = 16
 """How many calls are drawn for each that is taken."""
 SEEDS = 1000
 
@@ -59,12 +59,6 @@ class Example(Record):
 
     cell: Cell
     calls: tuple[Call, ...]
-
-    @property
-    def size(self) -> tuple[int, int, int]:
-        """What makes one example smaller than another: calls, elements, and everything that is not usual."""
-        lengths = sum(call.batch * call.tokens for call in self.calls), sum(len(str(call)) for call in self.calls)
-        return len(self.calls), *lengths
 
     def python(self, model: str) -> str:
         """Return Python code that runs the example on a new instance."""
@@ -146,6 +140,8 @@ class _Drawer:
         modes = self._variants(random.choice(self._modes))
         if self._first and random.random() < FIRST:
             modes = [self._first.pop()]
+        if modes[0]["mode"] == calls.BACKWARD:
+            size = random.randint(1, 3), random.randint(2, 5)
         for _ in range(CHOICES):
             fields = {name: random.choice(values[1:]) for name, values in FIELDS.items() if random.random() < UNUSUAL}
             fields |= random.choice(modes)

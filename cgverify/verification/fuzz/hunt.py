@@ -13,7 +13,7 @@ from cgverify.common.records import Cell, CellResult, Finding, Verdict, WeightsV
 from cgverify.plan.cells import weights_view
 from cgverify.verification.fuzz.calls import Call, CallMaker, step_name
 from cgverify.verification.fuzz.drawing import Example, examples
-from cgverify.verification.fuzz.shrinking import simpler
+from cgverify.verification.fuzz.shrinking import shrink
 from cgverify.verification.fuzz.subject import Judged, Subject, in_fork
 
 SHRINK_SECONDS = 30
@@ -114,7 +114,7 @@ class Hunt:
     on_found: Callable[[], object] = lambda: None
     covered: Covered = field(default_factory=Covered)
     found: Example | None = None
-    """The smallest sequence that failed."""
+    """The smallest sequence that is known to fail."""
 
     def run(self, seconds: float) -> None:
         """Hunt until the time is over, or a failure is found and shrunk.
@@ -133,34 +133,35 @@ class Hunt:
                 return
 
     def _shrink(self, maker: CallMaker, deadline: float) -> None:
-        """Try simpler sequences until none of them fails, or the time is over."""
-        tried: set[tuple[Call, ...]] = set()
-        found: Example | None = None
-        while found is not self.found and (found := self.found) is not None:
-            for calls in simpler(found.calls):
-                example = found.model_copy(update={"calls": maker.settled(calls)})
-                if time.monotonic() > deadline:
-                    return
-                if example.size < found.size and example.calls not in tried:
-                    tried.add(example.calls)
-                    if self.fails(example):
-                        break
+        found = self.found
+        assert found is not None
+
+        def until_failure(calls: tuple[Call, ...]) -> tuple[Call, ...]:
+            judged = self._judged(found.model_copy(update={"calls": calls}))
+            return judged.until_failure if judged.fails else ()
+
+        calls = shrink(found.calls, until_failure, maker.settled, lambda: time.monotonic() > deadline)
+        self.found = found.model_copy(update={"calls": calls})
 
     def fails(self, example: Example) -> bool:
-        """Return whether a sequence fails on a new instance, and keep the smallest that does.
+        """Return whether a sequence fails on a new instance, and keep it up to the call that does.
 
         Raises:
             CgverifyError: something could not be run.
         """
+        judged = self._judged(example)
+        if judged.fails:
+            self.found = example.model_copy(update={"calls": judged.until_failure})
+        else:
+            self.covered.count(example, judged)
+        return judged.fails
+
+    def _judged(self, example: Example) -> Judged:
         judged = self._in_fork(example, Subject.judge)
         if judged.error:
             calls = "; ".join(map(str, example.calls))
             raise CgverifyError(f"{example.cell.component} in {example.cell.dtype}, calls {calls}: {judged.error}")
-        if judged.fails:
-            self.found = example.model_copy(update={"calls": judged.until_failure})
-        elif self.found is None:
-            self.covered.count(example, judged)
-        return judged.fails
+        return judged
 
     def explain(self, example: Example) -> CellResult:
         """Return the result of the sequence that failed, on a new instance, with all taps and a sentence.

@@ -104,9 +104,7 @@ class Subject:
         steps = [replace(step, stages=tuple(_different_stages(step))) for step in observed.steps]
         (result,) = Judge(with_sentence=False).results([replace(observed, steps=steps)], self.reference.parameters)
         named = {step_name(number): call for number, call in enumerate(calls, start=1)}
-        taken = [
-            named[step.name] for step in steps if step.name in named and step.reference.observation.raised is None
-        ]
+        taken = [named[step.name] for step in steps if step.name in named and step.reference.observation.raised is None]
         failing = {one.step.removeprefix("before ") for one in result.findings if one.verdict.fails}
         last = next((number for number in range(1, len(calls)) if step_name(number) in failing), len(calls))
         equal = [

@@ -65,6 +65,17 @@ FAILING = {
     "quiet": (f"{SEEDED}.caches:CacheIgnoredUnlessUsed", "block", [Call(tokens=3, cache="one", use="quiet")]),
     "nan": (f"{SEEDED}.data:NotANumberBecomesZero", "attn", [Call(tokens=3, values="nan")]),
     "begun": (f"{SEEDED}.data:RowsLikeTheFirst", "attn", [Call(batch=2, tokens=3, values="begun")]),
+    "a first token": (
+        f"{SEEDED}.state:embedding_kept_by_first_token",
+        "embed",
+        [Call(tokens=3, values="begun"), Call(tokens=3, values="begun", seed=1)],
+    ),
+    "another layer": (
+        f"{SEEDED}.caches:LengthOfFirstLayer",
+        "blocks.1.attn",
+        [Call(tokens=3, cache="one"), Call(cache="one", mask="none")],
+    ),
+    "gradients": (f"{SEEDED}.gradients:final_gain_frozen", "ln_final", [Call(tokens=2, mode="backward")]),
     "strided": (f"{SEEDED}.data:ReadByAddress", "attn", [Call(batch=2, tokens=3, strided=True)]),
 }
 
@@ -74,7 +85,7 @@ def test_what_a_call_has_shows_a_fault(name: str) -> None:
     bridge, kind, calls = FAILING[name]
     booted, cell = subject(kind, bridge)
     assert failing(booted.judge(cell, calls).result) == {f"call {len(calls)}"}
-    usual = {"event": "", "strided": False, "values": "normal", "use": "usual"}
+    usual = {"event": "", "strided": False, "values": "normal", "use": "usual", "mask": "causal", "mode": "plain"}
     plain = [call.model_copy(update={**usual, "cache": call.cache and "one"}) for call in calls]
     booted, cell = subject(kind, bridge)
     assert not booted.judge(cell, plain).fails
@@ -91,17 +102,41 @@ def test_quick_judgement_finds_what_the_full_one_finds() -> None:
     assert not any(one.verdict is Verdict.BITWISE for one in quick.findings)
 
 
-def test_call_that_has_no_effect_is_not_counted() -> None:
+def test_call_is_settled_without_what_has_no_effect() -> None:
     booted, cell = subject("attn.q")
-    judged = booted.judge(cell, [Call(cache="one", event="a hook raised", mode="gated")])
-    assert judged.calls == (Call(),)
-    assert ("project_q", "hook_out") in judged.equal
+    maker = booted.prepare(cell)
+    call = Call(cache="one", event="a hook raised", mode="gated", mask="soft", strided=True)
+    assert maker.settled([call]) == (Call(),)
+    assert ("project_q", "hook_out") in booted.judge(cell, [call]).equal
 
 
 def test_sizes_of_heads_and_around_powers_are_drawn() -> None:
-    near, long = sizes(CodeGenConfig(n_head=8, n_embd=192))
-    assert {(8, 8), (1, 24), (2, 23)} <= {*near}
-    assert {(1, 15), (2, 129), (1, 257)} <= {*long}
+    drawn = {*sizes(CodeGenConfig(n_head=8, n_embd=192))}
+    assert {(8, 8), (1, 24), (2, 23), (1, 15), (2, 129), (1, 257)} <= drawn
+
+
+@pytest.mark.parametrize("kind", ["attn", "block", "embed"])
+def test_features_and_pairs_come_early(kind: str) -> None:
+    booted, cell = subject(kind)
+    maker = booted.prepare(cell)
+    together: set[frozenset[object]] = set()
+    for example in islice(examples({cell: maker}, seed=0), 40):
+        assert maker.settled(example.calls) == example.calls
+        cached: dict[str, int] = {}
+        for call in example.calls:
+            placed = maker.placed(call, cached)
+            assert placed is not None
+            cached[placed.cache] = placed.length
+            together |= {frozenset(pair) for pair in combinations_with_replacement(features(placed), 2)}
+    modes = [("mode", (mode, at)) for mode, own in maker.conditions.items() for at in range(len(own))]
+    assert not {frozenset([one]) for one in modes} - together
+    if kind == "embed":
+        return
+    fields = [[(name, value) for value in values] for name, values in FIELDS.items() if name != "cache"]
+    caches = [("cache", (name, used)) for name in CACHES[1:] for used in (False, True)]
+    singles = {frozenset([one]) for one in chain(caches, *fields)}
+    singles -= {frozenset([("use", "by_position")])} if False else set()
+    assert not singles - together
 
 
 def test_candidate_that_ends_its_process_fails() -> None:
