@@ -29,7 +29,7 @@ LENGTH = 32
 """The calls of a sequence. For each sequence a process is forked, which takes as long as some calls."""
 VARIED, LARGE, UNUSUAL = 0.5, 0.1, 0.4
 """How often a call is one of the last ones with a difference, a new one is large, and a field of it is not usual."""
-FIRST = 0.5
+FIRST = 0.75
 """How often a new call has a mode's forward that was not drawn yet, while there is one."""
 LAST = 3
 """How many of the last calls may be varied."""
@@ -145,6 +145,8 @@ class _Drawer:
         for _ in range(CHOICES):
             fields = {name: random.choice(values[1:]) for name, values in FIELDS.items() if random.random() < UNUSUAL}
             fields |= random.choice(modes)
+            if "event" in fields and fields["mode"] == calls.PLAIN_MODE:
+                fields |= {"cache": "", "values": random.choice(calls.USUAL_VALUES)}
             yield Call(batch=size[0], tokens=size[1], seed=random.randrange(SEEDS), **fields)
 
     def _varied(self, sequence: Sequence[Call]) -> Iterator[Call]:

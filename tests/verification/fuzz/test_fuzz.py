@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import sys
+from collections import defaultdict
+from itertools import combinations, islice, pairwise, product
 from pathlib import Path
 
 import pytest
@@ -16,8 +18,10 @@ from transformers import CodeGenConfig
 from cgverify.checkpoint.resolve import resolve
 from cgverify.common.records import Cell, CellResult, Verdict
 from cgverify.verification.fuzz import Call, replay
-from cgverify.verification.fuzz.drawing import sizes
+from cgverify.verification.fuzz.calls import CallMaker
+from cgverify.verification.fuzz.drawing import FIELDS, examples, sizes
 from cgverify.verification.fuzz.hunt import subjects_of
+from cgverify.verification.fuzz.shrinking import shrink, size
 from cgverify.verification.fuzz.subject import Subject, in_fork, target
 
 SEEDED = "cgverify.selftest.seeded"
@@ -70,11 +74,6 @@ FAILING = {
         "embed",
         [Call(tokens=3, values="begun"), Call(tokens=3, values="begun", seed=1)],
     ),
-    "another layer": (
-        f"{SEEDED}.caches:LengthOfFirstLayer",
-        "blocks.1.attn",
-        [Call(tokens=3, cache="one"), Call(cache="one", mask="none")],
-    ),
     "gradients": (f"{SEEDED}.gradients:final_gain_frozen", "ln_final", [Call(tokens=2, mode="backward")]),
     "strided": (f"{SEEDED}.data:ReadByAddress", "attn", [Call(batch=2, tokens=3, strided=True)]),
 }
@@ -115,28 +114,91 @@ def test_sizes_of_heads_and_around_powers_are_drawn() -> None:
     assert {(8, 8), (1, 24), (2, 23), (1, 15), (2, 129), (1, 257)} <= drawn
 
 
-@pytest.mark.parametrize("kind", ["attn", "block", "embed"])
-def test_features_and_pairs_come_early(kind: str) -> None:
+Feature = tuple[str, object]
+
+
+def features_of(call: Call) -> set[Feature]:
+    return {(name, getattr(call, name)) for name in (*FIELDS, "mode")}
+
+
+def pairs_of(call: Call) -> set[frozenset[Feature]]:
+    return {frozenset(pair) for pair in combinations(features_of(call), 2)}
+
+
+def possible_pairs(maker: CallMaker) -> set[frozenset[Feature]]:
+    """Return the pairs of features that a call can have, with or without a cache that earlier calls have filled."""
+    values = [(name, value) for name, own in FIELDS.items() for value in own]
+    values += [("mode", mode) for mode in maker.conditions]
+    possible: set[frozenset[Feature]] = set()
+    for (one, other), batch, cache in product(combinations(values, 2), (1, 2), ("", "one")):
+        call = Call.model_validate({"batch": batch, "tokens": 3 - batch, "cache": cache} | dict([one, other]))
+        for asked in (call, call.model_copy(update={"tokens": 3})):
+            placed = maker.placed(asked, defaultdict(lambda: 5))
+            assert placed is not None
+            possible |= pairs_of(placed.call)
+    return possible
+
+
+@pytest.mark.parametrize(("kind", "most_missing"), [("attn", 0.05), ("block", 0.05), ("embed", 0.01)])
+def test_features_and_pairs_come_early(kind: str, most_missing: float) -> None:
     booted, cell = subject(kind)
     maker = booted.prepare(cell)
-    together: set[frozenset[object]] = set()
-    for example in islice(examples({cell: maker}, seed=0), 40):
+    drawn = {call for example in islice(examples({cell: maker}, seed=0), 24) for call in example.calls}
+    missing = {(mode, at) for mode, own in maker.conditions.items() for at in range(len(own))}
+    assert not missing - {(call.mode, call.variant) for call in drawn}
+    possible = possible_pairs(maker)
+    pairs = possible - {pair for call in drawn for pair in pairs_of(call)}
+    assert len(pairs) <= most_missing * len(possible), pairs
+
+
+def test_drawn_calls_are_settled_and_repeat_others() -> None:
+    booted, cell = subject("attn")
+    maker = booted.prepare(cell)
+    for example in islice(examples({cell: maker}, seed=0), 5):
         assert maker.settled(example.calls) == example.calls
-        cached: dict[str, int] = {}
-        for call in example.calls:
-            placed = maker.placed(call, cached)
-            assert placed is not None
-            cached[placed.cache] = placed.length
-            together |= {frozenset(pair) for pair in combinations_with_replacement(features(placed), 2)}
-    modes = [("mode", (mode, at)) for mode, own in maker.conditions.items() for at in range(len(own))]
-    assert not {frozenset([one]) for one in modes} - together
-    if kind == "embed":
-        return
-    fields = [[(name, value) for value in values] for name, values in FIELDS.items() if name != "cache"]
-    caches = [("cache", (name, used)) for name in CACHES[1:] for used in (False, True)]
-    singles = {frozenset([one]) for one in chain(caches, *fields)}
-    singles -= {frozenset([("use", "by_position")])} if False else set()
-    assert not singles - together
+        assert len(example.calls) > 20
+        assert len({call.plainly for call in example.calls}) < len(example.calls)
+
+
+SHRUNK = {
+    "a pair of sizes": (
+        lambda calls: any(call.batch == call.tokens > 1 for call in calls),
+        [Call(batch=2, tokens=2)],
+    ),
+    "a threshold": (
+        lambda calls: any(call.tokens > 17 and call.mask == "soft" for call in calls),
+        [Call(tokens=18, mask="soft")],
+    ),
+    "a cache": (
+        lambda calls: any(
+            one.batch == other.batch > 1 and one.cache == other.cache == "one" and other.use == "reordered"
+            for one, other in pairwise(calls)
+        ),
+        [Call(batch=2, cache="one"), Call(batch=2, cache="one", use="reordered")],
+    ),
+    "other tensors": (
+        lambda calls: any(one.tokens == other.tokens > 2 and one.seed != other.seed for one, other in pairwise(calls)),
+        [Call(tokens=3, seed=0), Call(tokens=3, seed=512)],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SHRUNK)
+def test_sequence_is_shrunk_to_the_smallest(name: str) -> None:
+    fails, smallest = SHRUNK[name]
+    booted, cell = subject("attn")
+    maker = booted.prepare(cell)
+    found = next(example.calls for example in examples({cell: maker}, seed=0) if fails(example.calls))
+    tried: list[tuple[Call, ...]] = []
+
+    def until_failure(calls: tuple[Call, ...]) -> tuple[Call, ...]:
+        tried.append(calls)
+        return calls if fails(calls) else ()
+
+    shrunk = shrink(found, until_failure, maker.settled, lambda: False)
+    assert size(shrunk) <= size(tuple(smallest)), shrunk
+    assert len(tried) < 400
+    assert shrink(found, until_failure, maker.settled, lambda: True) == found
 
 
 def test_candidate_that_ends_its_process_fails() -> None:
