@@ -17,6 +17,8 @@ from transformers import CodeGenConfig
 
 from cgverify.checkpoint.resolve import resolve
 from cgverify.common.records import Cell, CellResult, Verdict
+from cgverify.report.formats import render_run
+from cgverify.runs.baseline import load_stored_run
 from cgverify.verification.fuzz import Call, replay
 from cgverify.verification.fuzz.calls import CallMaker
 from cgverify.verification.fuzz.drawing import FIELDS, examples, sizes
@@ -228,8 +230,15 @@ def test_fault_is_found_shrunk_and_tried_first(cli: Cli, tmp_path: Path) -> None
     assert mended.returncode == 0, f"the kept sequence is tried on the bridge that was asked for: {mended.stdout}"
     assert "1 sequences of 1 calls" in mended.stdout
     assert (kept / "counterexample.json").exists(), "it stays until there is another"
+    stored = load_stored_run(kept)
     for format in ("html", "junit", "markdown", "github", "csv"):
-        assert cli("report", "kept", "--format", format).returncode == 0
+        assert render_run(format, stored.run, stored.results)
+
+
+def test_attention_and_block_of_the_last_layer_are_hunted(cli: Cli, tmp_path: Path) -> None:
+    assert cli("fuzz", "--minutes", "0", "--output", "kept").returncode == 5
+    planned = [json.loads(line)["cell"] for line in (tmp_path / "kept" / "plan.jsonl").read_text().splitlines()]
+    assert {(cell["layer"], cell["kind"]) for cell in planned} >= {(0, "attn"), (0, "mlp"), (4, "attn"), (4, "block")}
 
 
 def test_failure_that_cannot_be_repeated_is_no_success(cli: Cli, tmp_path: Path) -> None:
