@@ -25,6 +25,9 @@ SMALLEST_SUBNORMAL = {
     torch.float64: 2.0**-1074,
 }
 
+FLUSHED = {torch.bfloat16: 2.0**-126}
+"""Operands and sums below this are 0 in torch's products on the CPU, whose instructions for bfloat16 flush them."""
+
 HALVES = (torch.bfloat16, torch.float16)
 
 
@@ -35,6 +38,22 @@ class Expected:
     value: torch.Tensor
     bound: torch.Tensor
     dtype: torch.dtype
+
+
+def underflow(x: torch.Tensor, w: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return what underflow in Σ x_i w_i changes, for any order of summation: (n+1)(η + φ) + φ(Σ|x_i| + Σ|w_i|).
+
+    η is the smallest subnormal of the accumulator, and φ is what `FLUSHED` has, otherwise 0. A bias is one more term.
+
+    Args:
+        x: `[…, rows, n]`, in float64.
+        w: `[…, columns, n]`, in float64.
+    """
+    flushed = FLUSHED.get(dtype, 0.0)
+    of_sums = x.new_full((1,) * x.dim(), (x.shape[-1] + 1) * (SMALLEST_SUBNORMAL[accumulator(dtype)] + flushed))
+    if not flushed:
+        return of_sums
+    return of_sums + flushed * (x.abs().sum(-1)[..., :, None] + w.abs().sum(-1)[..., None, :])
 
 
 BLOCK_ELEMENTS = 1 << 20

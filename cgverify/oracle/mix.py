@@ -1,14 +1,14 @@
-"""The mix z of the values by the pattern: o = p·v, B = R(o, min(γ_n, 16a√n)·p|v| + nη) for n keys.
+"""The mix z of the values by the pattern: o = p·v, B = R(o, min(γ_n, 16a√n)·p|v| + υ) for n keys.
 
-η is the smallest subnormal of the accumulator. Allowed shortcuts change a, or add 2τ + τ² to the factor
-(`cgverify/oracle/shortcuts.py`).
+υ is what underflow changes (`underflow` in `cgverify/oracle/arithmetic.py`). Allowed shortcuts change a, or add 2τ + τ²
+to the factor (`cgverify/oracle/shortcuts.py`).
 """
 
 from __future__ import annotations
 
 import torch
 
-from cgverify.oracle.arithmetic import SMALLEST_SUBNORMAL, Expected, accumulator, gamma, rounded_output
+from cgverify.oracle.arithmetic import Expected, gamma, rounded_output, underflow
 from cgverify.oracle.shortcuts import Shortcuts
 
 
@@ -25,5 +25,5 @@ def mix(pattern: torch.Tensor, value: torch.Tensor, shortcuts: Shortcuts) -> Exp
     z = (p @ v).transpose(1, 2)
     relative = min(gamma(n, a), 16 * a * n**0.5) + shortcuts.term_error(value.dtype)
     error = relative * (p.abs() @ v.abs()).transpose(1, 2)
-    error = error + n * SMALLEST_SUBNORMAL[accumulator(value.dtype)]
+    error = error + underflow(p, v.mT, value.dtype).transpose(-3, -2)
     return rounded_output(z, error, value.dtype)

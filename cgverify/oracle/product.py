@@ -2,13 +2,13 @@
 
 For y = Σ x_i w_i (+ b) of n terms, accumulated with unit roundoff a in any order and rounded to u:
 
-    E = min( γ_{n+2}(a) Σ|x_i w_i| ,  16 a √n ( max_k |S_k| + ‖x∘w‖₂ ) ) + nη        B = R(y, E)
+    E = min( γ_{n+2}(a) Σ|x_i w_i| ,  16 a √n ( max_k |S_k| + ‖x∘w‖₂ ) ) + υ        B = R(y, E)
 
 The first form holds for every order of summation (Higham, section 3.1). At n = 16,384 it is too loose to see a dropped
 term. The second form is Hoeffding's inequality on Σ δ_k S_k + Σ ε_k x_k w_k with independent roundings (Higham and Mary
 2019): λ = 8 leaves a failure probability of 2·10⁻¹⁴, and the factor is doubled because equal addends round alike. S_k
-are the prefix sums, here in chunks of 64 terms. A bias is one more term, and may come first. Each product may underflow
-by η, the smallest subnormal of the accumulator.
+are the prefix sums, here in chunks of 64 terms. A bias is one more term, and may come first. υ is what underflow
+changes (`underflow` in `cgverify/oracle/arithmetic.py`).
 
 A weight is read in blocks of rows, once for all of its inputs, and is never copied whole to float64.
 
@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from cgverify.oracle.arithmetic import SMALLEST_SUBNORMAL, Expected, accumulator, gamma, rounded_output, row_blocks
+from cgverify.oracle.arithmetic import Expected, gamma, rounded_output, row_blocks, underflow
 from cgverify.oracle.autocast import operand
 from cgverify.oracle.shortcuts import Shortcuts
 
@@ -124,5 +124,5 @@ def _product(
         certain = None if certain is None else certain + first.abs()
     probable = squares.sqrt_().add_(largest).mul_(16 * a * n**0.5)
     error = probable if certain is None else torch.minimum(certain.mul_(gamma(n + 2, a)), probable)
-    error += n * SMALLEST_SUBNORMAL[accumulator(weight.dtype)]
+    error += underflow(x, w, weight.dtype)
     return value, error if off is None else error.mul_(1 + term_error).add_(off)

@@ -98,6 +98,21 @@ def test_faults_of_precision_exceed_the_bound_at_real_widths(fault: str, m: int,
     assert 0.003 < product_r(x @ weight.T, x, weight) <= 1 or n > 4096
 
 
+@pytest.mark.parametrize("small", ["operand", "sum"])
+def test_products_of_bfloat16_may_flush_to_zero(small: str) -> None:
+    tiny = torch.finfo(torch.bfloat16).tiny
+    x = torch.full((1, 3, 24), tiny / 4 if small == "operand" else tiny**0.5 / 8, dtype=torch.bfloat16)
+    w = torch.full((8, 24), 1.0 if small == "operand" else tiny**0.5 / 4, dtype=torch.bfloat16)
+    ((_, (expected,)),) = products([x[0]], w, None, NO_SHORTCUTS)
+    assert r(F.linear(x[0], w), expected) <= 1
+    assert r(F.linear(x[0], w).new_zeros(3, 8), expected) <= 1
+    assert r(torch.full_like(F.linear(x[0], w), 2.0**-100), expected) > 1
+    pattern, value = x[:, None], w.T[None, None]
+    mixed = mix(pattern, value, NO_SHORTCUTS)
+    assert r((pattern @ value).transpose(1, 2), mixed) <= 1
+    assert r(torch.zeros(1, 3, 1, 8, dtype=torch.bfloat16), mixed) <= 1
+
+
 def test_products_of_several_inputs_equal_single_products() -> None:
     xs = [randn(0, 3, 8), randn(1, 2, 5, 8)]
     weight = randn(2, 7, 8)
