@@ -17,7 +17,7 @@ from cgverify.common.devices import NO_DEVICE, device_name
 from cgverify.common.errors import UnknownNameError, UsageError
 from cgverify.common.numerics import SHORTCUTS
 from cgverify.plan.axes import ATTENTIONS, DTYPES, Axes, describe_error
-from cgverify.plan.cases import CASE_KINDS, DEFAULT_CASES, KINDS
+from cgverify.plan.cases import CASE_KINDS, DEFAULT_CASES, KINDS, SAMPLED
 from cgverify.plan.cells import Shard
 from cgverify.report.formats import FORMATS
 from cgverify.runs.reading import require_new
@@ -176,7 +176,10 @@ Allow = Annotated[
 Case = Annotated[
     list[str],
     inputs(
-        "case", f"{', '.join(CASE_KINDS)}; or all.", shows="CASE,…", completes=completion.names((*CASE_KINDS, "all"))
+        "case",
+        f"{', '.join(CASE_KINDS)}; or all. If none is named, {', '.join(SAMPLED)} run on one layer.",
+        shows="CASE,…",
+        completes=completion.names((*CASE_KINDS, "all")),
     ),
 ]
 Seed = Annotated[list[str], inputs("seed", "Seeds of the random inputs.", shows="SEED,…")]

@@ -54,7 +54,7 @@ def invoke(*arguments: str) -> Result:
 def test_smoke_plan_passes(here: Path) -> None:
     done = invoke("sweep", str(ROOT / "configs" / "smoke.yaml"), "--output", "run", "--threads", "1")
     assert done.exit_code == 0, done.output
-    assert "180 cells" in done.stderr
+    assert "192 cells" in done.stderr
     findings = pd.read_csv(here / "run" / "findings.csv")
     assert set(findings["dtype"]) == {"float32", "bfloat16"}
     assert set(findings["layer"].dropna()) == {0, 4}
