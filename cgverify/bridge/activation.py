@@ -3,13 +3,14 @@
     gelu_new(x) = 0.5 · x · (1 + tanh(√(2/π) · (x + 0.044715 · x³)))
 
 Hugging Face's module writes eight tensors of the MLP's width one after another, and autograd saves five of them. Here
-the same operations run in the same order on one piece after another, so the bits are the same, and autograd saves x
-alone. Source: `NewGELUActivation` in transformers.
+the same operations run in the same order on one piece after another, so the bits are the same, and autograd saves two:
+x and the tanh. Source: `NewGELUActivation` in transformers.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
@@ -52,25 +53,35 @@ def _value(x: Tensor) -> Tensor:
     if x.numel() <= PIECE:
         return torch.mul(x, 0.5).mul_(_inner(x).tanh_().add_(1.0))
     result = torch.empty_like(x)
-    for piece, out in zip(x.view(-1).split(PIECE), result.view(-1).split(PIECE), strict=True):
+    for piece, out in _pieces(x, result):
         torch.mul(piece, 0.5, out=out).mul_(_inner(piece).tanh_().add_(1.0))
     return result
 
 
-def _inner(x: Tensor) -> Tensor:
-    return torch.pow(x, 3.0).mul_(_CUBIC).add_(x).mul_(_FACTOR)
+def _value_and_tanh(x: Tensor) -> tuple[Tensor, Tensor]:
+    result, saved = torch.empty_like(x), torch.empty_like(x)
+    for piece, out, tanh in _pieces(x, result, saved):
+        _inner(piece, out=tanh).tanh_()
+        torch.mul(piece, 0.5, out=out).mul_(tanh + 1.0)
+    return result, saved
 
 
-def _derivative(x: Tensor, grad: Tensor) -> Tensor:
+def _inner(x: Tensor, out: Tensor | None = None) -> Tensor:
+    return torch.pow(x, 3.0, out=out).mul_(_CUBIC).add_(x).mul_(_FACTOR)
+
+
+def _derivative(x: Tensor, tanh: Tensor, grad: Tensor) -> Tensor:
     """Return the gradient of x, with the operations of autograd in its order."""
     result = torch.empty_like(x)
-    flat = grad.contiguous().view(-1)
-    for piece, g, out in zip(*(each.view(-1).split(PIECE) for each in (x, flat, result)), strict=True):
-        tanh = _inner(piece).tanh_()
-        of_sum = torch.ops.aten.tanh_backward(torch.mul(piece, 0.5).mul_(g), tanh).mul_(_FACTOR)
+    for piece, t, g, out in _pieces(x, tanh, grad.contiguous(), result):
+        of_sum = torch.ops.aten.tanh_backward(torch.mul(piece, 0.5).mul_(g), t).mul_(_FACTOR)
         of_cube = torch.pow(piece, 2.0).mul_(3.0).mul_(of_sum * _CUBIC)
-        torch.add(of_sum, of_cube, out=out).add_(tanh.add_(1.0).mul_(g).mul_(0.5))
+        torch.add(of_sum, of_cube, out=out).add_((t + 1.0).mul_(g).mul_(0.5))
     return result
+
+
+def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    return zip(*(tensor.view(-1).split(PIECE) for tensor in tensors), strict=True)
 
 
 class _InPieces(torch.autograd.Function):
@@ -78,17 +89,18 @@ class _InPieces(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return _value(x)
+        result, tanh = _value_and_tanh(x)
+        ctx.save_for_backward(x, tanh)
+        return result
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
+        x, tanh = ctx.saved_tensors
         if torch.is_grad_enabled() or is_transformed() or type(grad) is not Tensor:
             with torch.enable_grad():
                 (of_x,) = torch.autograd.grad(NewGELUActivation()(x), x, grad, create_graph=True)
             return cast(Tensor, of_x)
-        return _derivative(x, grad)
+        return _derivative(x, tanh, grad)
 
 
 _in_pieces: Any = _InPieces.apply
