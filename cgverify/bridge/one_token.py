@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformer_lens.model_bridge.generalized_components import LinearBridge
 
-from cgverify.bridge.fast_path import runs_only_forward
+from cgverify.bridge.fast_path import is_transformed, runs_only_forward
 from cgverify.bridge.joint_projection import joint_weight
 from cgverify.bridge.rotary import rotate_in_place
 
@@ -31,6 +31,8 @@ def attend_one_token(
         cache: a `transformers` cache or None.
         positions: arguments of the bridge's `_sin_cos`.
     """
+    if is_transformed():  # sizes may be tensors
+        return None
     width = hidden_states.shape[-1]
     if (
         hidden_states.numel() != width
