@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformer_lens.model_bridge.generalized_components import LinearBridge
 
-from cgverify.bridge.fast_path import runs_only_forward
+from cgverify.bridge.fast_path import is_transformed, runs_only_forward
 from cgverify.bridge.huge_pages import weight_buffer
 
 _HALF = (torch.bfloat16, torch.float16)
@@ -44,6 +44,8 @@ def project_jointly(bridges: Sequence[Any], hidden_states: Tensor) -> tuple[Tens
     the last bit differs; a hook; a module that is not a plain Linear or whose forward was replaced; a weight that needs
     its own gradient or tangent.
     """
+    if is_transformed():  # sizes may be tensors
+        return None
     one_token = hidden_states.numel() == hidden_states.shape[-1]
     faster = hidden_states.dtype in _HALF or (one_token and hidden_states.dtype == torch.float32)
     if not faster or any(type(bridge) is not LinearBridge for bridge in bridges):
