@@ -14,9 +14,9 @@ import pytest
 import simulated_device
 from command_line import ROOT, Cli, command
 
-from cgverify.plan.cases import CASE_KINDS, DEFAULT_CASES
+from cgverify.plan.cases import CASE_KINDS, DEFAULT_CASES, SAMPLED
 
-CASES_OF_NORM = [case for case in DEFAULT_CASES if "ln1" in CASE_KINDS[case]]
+CASES_OF_NORM = [case for case in DEFAULT_CASES if "ln1" in SAMPLED.get(case, CASE_KINDS[case])]
 SUPPORT = ROOT / "tests" / "support"
 NANO = ("--model", "codegen-nano", "--layers", "0", "--threads", "1", "-q")
 
