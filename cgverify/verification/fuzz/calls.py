@@ -140,6 +140,10 @@ class CallMaker:
     def attends(self) -> bool:
         return "position_ids" in self.takes
 
+    @property
+    def values(self) -> tuple[str, ...]:
+        return VALUES if "hidden_states" in self.takes else VALUES_OF_IDS
+
     def placed(self, call: Call, cached: Mapping[str, int]) -> Placed | None:
         """Return a call at its place; None if it goes beyond the table of positions or the cache of fixed size.
 
@@ -183,7 +187,7 @@ class CallMaker:
         """Return the fields of a call that are about its tensors, as usual where they have no effect."""
         values, several, one = call.values, call.batch > 1, call.batch * call.tokens == 1
         if (
-            ("hidden_states" not in self.takes and values not in VALUES_OF_IDS)
+            values not in self.values
             or (values in ODD_VALUES and mode not in (PLAIN_MODE, GRADIENTS))
             or (mode == BACKWARD and "hidden_states" in self.takes)
             or (values == "equal" and one)
@@ -234,7 +238,7 @@ class CallMaker:
             torch.default_generator.manual_seed(0)
             drawn = self.component.random_inputs(self.config)
             (first,) = {"input_ids", "hidden_states"} & self.takes
-            begin = drawn(1, 1)[first]
+            begin = drawn(1, 1)[first] if first == "hidden_states" else torch.zeros(1, 1, dtype=torch.long)
             torch.default_generator.manual_seed(call.seed)
             inputs = drawn(call.batch, call.tokens)
             inputs[first] = _VALUES[call.values](inputs[first], self.spec, begin)

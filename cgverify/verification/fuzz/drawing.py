@@ -109,6 +109,7 @@ class _Drawer:
         self._random = random
         self._modes = [mode for mode in maker.conditions for _ in range(MODES.get(mode, 1))]
         self._first = [one for mode in maker.conditions for one in self._variants(mode)]
+        self._fields = FIELDS | {"values": maker.values}
         self._sizes = sizes(maker.config)
         random.shuffle(self._first)
         random.shuffle(self._sizes)
@@ -143,7 +144,7 @@ class _Drawer:
         if modes[0]["mode"] == calls.BACKWARD:
             size = random.randint(1, 3), random.randint(2, 5)
         for _ in range(CHOICES):
-            fields = {name: random.choice(values[1:]) for name, values in FIELDS.items() if random.random() < UNUSUAL}
+            fields = {name: random.choice(own[1:]) for name, own in self._fields.items() if random.random() < UNUSUAL}
             fields |= random.choice(modes)
             if "event" in fields and fields["mode"] == calls.PLAIN_MODE:
                 fields |= {"cache": "", "values": random.choice(calls.USUAL_VALUES)}
@@ -164,7 +165,7 @@ class _Drawer:
             elif name == "seed":
                 update = {name: random.randrange(SEEDS)}
             elif name:
-                update = {name: random.choice(FIELDS[name])}
+                update = {name: random.choice(self._fields[name])}
             yield call.model_copy(update=update)
 
     def _variants(self, mode: str) -> list[dict[str, Any]]:

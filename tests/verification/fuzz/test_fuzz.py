@@ -76,6 +76,11 @@ FAILING = {
         "embed",
         [Call(tokens=3, values="begun"), Call(tokens=3, values="begun", seed=1)],
     ),
+    "token 0": (
+        f"{SEEDED}.gradients:no_gradient_for_token_0",
+        "embed",
+        [Call(tokens=3, values="begun", mode="backward")],
+    ),
     "gradients": (f"{SEEDED}.gradients:final_gain_frozen", "ln_final", [Call(tokens=2, mode="backward")]),
     "strided": (f"{SEEDED}.data:ReadByAddress", "attn", [Call(batch=2, tokens=3, strided=True)]),
 }
