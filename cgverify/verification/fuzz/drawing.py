@@ -108,10 +108,9 @@ class _Drawer:
         self._maker = maker
         self._random = random
         self._modes = [mode for mode in maker.conditions for _ in range(MODES.get(mode, 1))]
-        self._first = [one for mode in maker.conditions for one in self._variants(mode)]
+        self._first = self._in_order_of_hooks()
         self._fields = FIELDS | {"values": maker.values}
         self._sizes = sizes(maker.config)
-        random.shuffle(self._first)
         random.shuffle(self._sizes)
         self._judged: set[object] = set()
 
@@ -167,6 +166,19 @@ class _Drawer:
             elif name:
                 update = {name: random.choice(self._fields[name])}
             yield call.model_copy(update=update)
+
+    def _in_order_of_hooks(self) -> list[dict[str, Any]]:
+        """Return the forwards of all modes at random, the last one first, with those of a hook one after the other.
+
+        A hook that fires in one forward must fire in the others.
+        """
+        groups: dict[object, list[dict[str, Any]]] = {}
+        for mode, own in self._maker.conditions.items():
+            for (conditions, _), one in zip(own, self._variants(mode), strict=True):
+                patch = conditions.patch
+                groups.setdefault(patch.tap if patch else (mode, len(groups)), []).insert(0, one)
+        order = self._random.sample([*groups], len(groups))
+        return [one for name in order for one in groups[name]]
 
     def _variants(self, mode: str) -> list[dict[str, Any]]:
         return [{"mode": mode, "variant": at} for at in range(len(self._maker.conditions[mode]))]

@@ -158,6 +158,16 @@ def test_features_and_pairs_come_early(kind: str, most_missing: float) -> None:
     assert len(pairs) <= most_missing * len(possible), pairs
 
 
+def test_forwards_of_a_hook_come_in_one_sequence() -> None:
+    booted, cell = subject("block")
+    maker = booted.prepare(cell)
+    taps = [one.patch.tap if one.patch else "" for one, _ in maker.conditions["patched"]]
+    once, in_settings = (at for at, tap in enumerate(taps) if tap == "hook_mlp_in")
+    sequences = (example.calls for example in islice(examples({cell: maker}, seed=0), 24))
+    orders = [[call.variant for call in calls if call.mode == "patched"] for calls in sequences]
+    assert any(in_settings in order and once in order[: order.index(in_settings)] for order in orders)
+
+
 def test_drawn_calls_are_settled_and_repeat_others() -> None:
     booted, cell = subject("attn")
     maker = booted.prepare(cell)
