@@ -150,7 +150,7 @@ def possible_pairs(maker: CallMaker) -> set[frozenset[Feature]]:
 def test_features_and_pairs_come_early(kind: str, most_missing: float) -> None:
     booted, cell = subject(kind)
     maker = booted.prepare(cell)
-    drawn = {call for example in islice(examples({cell: maker}, seed=0), 24) for call in example.calls}
+    drawn = {call for example in islice(examples({cell: maker}, seed=0), 32) for call in example.calls}
     missing = {(mode, at) for mode, own in maker.conditions.items() for at in range(len(own))}
     assert not missing - {(call.mode, call.variant) for call in drawn}
     possible = possible_pairs(maker)
