@@ -290,10 +290,9 @@ def test_each_tensor_is_read_once_for_all_cells(folder: Path) -> None:
     source = Counting(folder, known.config, known.origin)
     source.reads = Counter()
     axes = Axes(
-        dtypes=("float32", "bfloat16"),
         cases=("default",),
         rotary_dims=(8, 16),
-        candidates=("cgverify", "transformer_lens"),
+        candidates=("cgverify", "faults:HeadsSwapped"),
         components=("embed", "attn.o", "unembed"),
     )
     plan = cells(describe_checkpoint("small", "auto", source), axes)

@@ -51,6 +51,7 @@ def invoke(*arguments: str) -> Result:
     return CliRunner().invoke(app, list(arguments))
 
 
+@pytest.mark.slow
 def test_smoke_plan_passes(here: Path) -> None:
     done = invoke("sweep", str(ROOT / "configs" / "smoke.yaml"), "--output", "run", "--threads", "1")
     assert done.exit_code == 0, done.output

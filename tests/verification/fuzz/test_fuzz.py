@@ -225,18 +225,19 @@ def test_candidate_that_ends_its_process_fails() -> None:
     assert killed.error, "the system kills what takes too much memory"
 
 
-def test_fault_is_found_shrunk_and_tried_first(cli: Cli, tmp_path: Path) -> None:
+@pytest.mark.parametrize("fault", [f"{SEEDED}.mixing:HeadsSwapped", pytest.param(FAULT, marks=pytest.mark.slow)])
+def test_fault_is_found_shrunk_and_tried_first(cli: Cli, tmp_path: Path, fault: str) -> None:
     asked = ("fuzz", "--component", "attn", "--output", "kept", "--jobs", "1")
-    found = cli(*asked, "--bridge", FAULT, "--minutes", "4")
+    found = cli(*asked, "--bridge", fault, "--minutes", "4")
     assert found.returncode == 1, found.stderr
-    assert f"--bridge {FAULT} --component blocks.0.attn --dtype float32 --seed 0 --output kept" in found.stdout
+    assert f"--bridge {fault} --component blocks.0.attn --dtype float32 --seed 0 --output kept" in found.stdout
     kept = tmp_path / "kept"
     (call,) = json.loads((kept / "counterexample.json").read_text())["calls"]
-    assert call["batch"] == call["tokens"] > 1
+    assert call["batch"] == call["tokens"] == (2 if fault == FAULT else 1), "no smaller call shows it"
     assert "call 1,hook_z,mix,diverged" in (kept / "findings.csv").read_text()
     snippet = subprocess.run([sys.executable, kept / "counterexample.py"], capture_output=True, text=True)
     assert snippet.stdout.startswith("diverged mix breaks first"), snippet.stderr
-    again = cli(*asked, "--bridge", FAULT, "--format", "json")
+    again = cli(*asked, "--bridge", fault, "--format", "json")
     assert again.returncode == 1
     settings = json.loads(again.stdout)["run"]["settings"]
     assert settings["covered"] == "0 sequences of 0 calls, 0 shapes", "the kept one is tried first"
