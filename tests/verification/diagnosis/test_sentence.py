@@ -119,7 +119,8 @@ def test_upstream_in_float32_has_dead_hooks_only(sentences: Sentences) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_upstream_in_training_lacks_residual_dropout(sentences: Sentences, dtype: str) -> None:
     sentence = sentences[dtype, "train"]
-    assert sentence.startswith(f"{FLAGGED}; dropout is missing, ")
+    # In 16 bits the step with a cache raises, and takes the place of the hooks that need a flag.
+    assert sentence.startswith(f"{FLAGGED if dtype == 'float32' else DEAD}; dropout is missing, ")
     assert "resid_dropout breaks first, everywhere in hook_out" in sentence
     assert sentence.endswith("with the right tensor put there, the rest holds")
 
