@@ -232,7 +232,7 @@ def test_candidate_that_changes_folder_leaves_paths_valid(with_mine: Path) -> No
         "        return (output[0] * 1.01, *output[1:])\n"
     )
     plan = {"models": "./mine", "candidates": ["wandering:Bridge", "cgverify"], "components": "attn", "layers": [0, 1]}
-    plan |= {"include": [{"models": "codegen-nano", "cases": ["text", "model"], "components": ["attn", "model"]}]}
+    plan |= {"include": [{"models": "codegen-nano", "cases": ["text"], "components": ["attn"], "layers": [0]}]}
     written(plan, with_mine / "two.yaml")
     done = swept_two("run")
     assert done.exit_code == 1, done.output

@@ -29,7 +29,7 @@ class NoFault(CodeGenAttentionBridge):
 
 
 def test_fault_is_caught_in_its_stage() -> None:
-    (result,) = run_self_test(fault(HeadsSwapped, "mix"))
+    (result,) = run_self_test(fault(HeadsSwapped, "mix"), quick=True)
     assert result.outcome is Outcome.CAUGHT
     assert result.blamed == ("mix",)
     assert result.rightly_blamed
