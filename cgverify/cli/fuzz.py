@@ -79,7 +79,8 @@ def fuzz(
     path = output or new_folder(f"{model}-fuzz")
     number = number_of_jobs(jobs) or processors()
     if not quiet:
-        typer.echo(f"{model}: {minutes:g} minutes in {number} processes. Run folder {path}", err=True)
+        took = f"{minutes:g} min, {number} {'process' if number == 1 else 'processes'}"
+        typer.echo(f"{model}: {took}. Run folder {path}", err=True)
     with stdout_to_stderr():
         hunted = hunt(HuntRequest(model, bridge, split(component), dtypes, minutes, seed, number), path)
     write_csv(path, hunted.results)
