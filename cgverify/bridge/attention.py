@@ -19,7 +19,7 @@ from cgverify.bridge.huge_pages import result_buffer, to_dtype
 from cgverify.bridge.joint_projection import make_adjacent
 from cgverify.bridge.mask import additive_mask, key_counts
 from cgverify.bridge.module_hooks import call_as
-from cgverify.bridge.one_token import attend_one_token
+from cgverify.bridge.one_token import attend_one_token, steps_of
 from cgverify.bridge.rotary import check_position_embeddings, check_positions, rotate_both, sin_cos, twice
 from cgverify.bridge.weight_snapshot import FusedWeightSnapshot
 from cgverify.bridge.wrapped_attention import PositionEmbeddings, form_of
@@ -254,15 +254,9 @@ class CodeGenAttentionBridge(DirectCall, JointQKVAttentionBridge):  # type: igno
         """
         if others and not self._form.takes_any_keyword:
             raise TypeError(f"forward() got an unexpected keyword argument {next(iter(others))!r}")
-        given = (
-            ("layer_past", layer_past),
-            ("cache", cache),
-            ("past_key_values", past_key_values),
-            ("attention_mask", attention_mask),
-            ("position_ids", position_ids),
-            ("position_embeddings", position_embeddings),
-        )
-        arguments = {name: value for name, value in given if value is not None}
+        names = "layer_past", "cache", "past_key_values", "attention_mask", "position_ids", "position_embeddings"
+        values = layer_past, cache, past_key_values, attention_mask, position_ids, position_embeddings
+        arguments = {name: value for name, value in zip(names, values, strict=True) if value is not None}
         wrapped = self.__dict__["_modules"]["_original_component"]
         return cast(TwoTensors, call_as(wrapped, self._attend, hidden_states, **arguments))
 
@@ -282,20 +276,16 @@ class CodeGenAttentionBridge(DirectCall, JointQKVAttentionBridge):  # type: igno
             layer_past, position_embeddings = None, layer_past
         if isinstance(position_ids, Cache):
             layer_past, position_ids = position_ids, None
-        if cache is None:
-            cache = past_key_values
-        if layer_past is not None:
-            cache = layer_past
+        cache = layer_past if layer_past is not None else past_key_values if cache is None else cache
         if position_embeddings is None:
             check_positions(position_ids, hidden_states, self._table())
         else:
             check_position_embeddings(position_embeddings, hidden_states, self._table().shape[-1])
         cached, keys = key_counts(cache, self._layer_idx, hidden_states.shape[1])
         mask = additive_mask(attention_mask, hidden_states, heads=self.config.n_heads, keys=keys, cached=cached)
-        if self._has_own_steps():
-            attended = attend_one_token(self, hidden_states, mask, cache, position_ids, position_embeddings)
-            if attended is not None:
-                return attended
+        attended = attend_one_token(self, _OWN_STEPS, hidden_states, mask, cache, position_ids, position_embeddings)
+        if attended is not None:
+            return attended
         output = self._reconstruct_attention(
             *self._project(call_hook_point(self, "hook_in", hidden_states)),
             layer_past=cache,
@@ -305,11 +295,6 @@ class CodeGenAttentionBridge(DirectCall, JointQKVAttentionBridge):  # type: igno
             cache_dtype=hidden_states.dtype,
         )
         return self._process_output(output)
-
-    def _has_own_steps(self) -> bool:
-        """Return whether no subclass or caller has replaced a step that `attend_one_token` leaves out."""
-        own, steps = self.__dict__, type(self)
-        return all(getattr(steps, name) is step and name not in own for name, step in _STEPS)
 
     def _reconstruct_attention(self, q: Tensor, k: Tensor, v: Tensor, **kwargs: Any) -> TwoTensors:
         """Return the output and the pattern from q, k and v, `[batch, seq, heads, head_dim]`.
@@ -422,20 +407,4 @@ class CodeGenAttentionBridge(DirectCall, JointQKVAttentionBridge):  # type: igno
         return cast(Tensor, projected if dropout is None else dropout(projected))
 
 
-_STEPS = [
-    (name, getattr(CodeGenAttentionBridge, name))
-    for name in (
-        "_reconstruct_attention",
-        "_process_output",
-        "_project",
-        "_rotate",
-        "_hooked_scores",
-        "_pattern_of",
-        "_apply_attn_dropout",
-        "_masked_softmax",
-        "_output",
-        "_normalize_compatibility_mask_sentinel",
-        "_scrub_compatibility_pattern_nans",
-    )
-]
-"""The steps that `attend_one_token` does not call, and what they are unless someone has replaced them."""
+_OWN_STEPS = steps_of(CodeGenAttentionBridge)

@@ -1,4 +1,4 @@
-"""The bridge of a CodeGen block: all its hooks fire, and it costs next to nothing while nobody listens."""
+"""The bridge of a CodeGen block: all its hooks fire, and it costs next to nothing if no hook is attached."""
 
 from __future__ import annotations
 

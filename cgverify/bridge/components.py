@@ -1,4 +1,4 @@
-"""TransformerLens's bridges of the modules around attention, with a short way through while nobody listens.
+"""TransformerLens's bridges of the modules around attention, with a short way through if no hook is attached.
 
 For each call TransformerLens asks accelerate whether weights are offloaded, calls every hook point and inspects
 signatures. With a single token that takes as long as the arithmetic of a small model. These classes go straight to the

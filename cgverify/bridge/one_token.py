@@ -1,4 +1,4 @@
-"""Attention for one token while nobody listens: the steps of `CodeGenAttentionBridge` without the checks between them.
+"""Attention for one token without hooks: the steps of `CodeGenAttentionBridge` without the checks between them.
 
 With one token, calls of modules, checks for hooks and views of tensors take as long as the arithmetic of a small model.
 Here the same operations run in the same order on tensors of the same layout, so the bits are the same. q and k are
@@ -7,6 +7,7 @@ rotated inside the product of which they are views, since nothing else refers to
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,20 +19,44 @@ from cgverify.bridge.fast_path import is_transformed, runs_only_forward
 from cgverify.bridge.joint_projection import joint_weight
 from cgverify.bridge.rotary import rotate_in_place
 
+Steps = Sequence[tuple[str, Any]]
+"""Methods of attention, by name."""
+
+_LEFT_OUT = (
+    "_reconstruct_attention",
+    "_process_output",
+    "_project",
+    "_rotate",
+    "_hooked_scores",
+    "_pattern_of",
+    "_apply_attn_dropout",
+    "_masked_softmax",
+    "_output",
+    "_normalize_compatibility_mask_sentinel",
+    "_scrub_compatibility_pattern_nans",
+)
+"""The steps that `attend_one_token` does not call."""
+
+
+def steps_of(attention: type) -> Steps:
+    """Return the steps of a class that `attend_one_token` does not call, as they are now."""
+    return [(name, getattr(attention, name)) for name in _LEFT_OUT]
+
 
 def attend_one_token(
-    bridge: Any, hidden_states: Tensor, mask: Tensor, cache: Any, *positions: Any
+    bridge: Any, steps: Steps, hidden_states: Tensor, mask: Tensor, cache: Any, *positions: Any
 ) -> tuple[Tensor, Tensor] | None:
     """Return attention's output and pattern; None unless it is one token in float32 and nothing could notice.
 
     Args:
-        bridge: a `CodeGenAttentionBridge` whose steps are its own.
+        bridge: a `CodeGenAttentionBridge`.
+        steps: those of `CodeGenAttentionBridge`. A bridge that has other ones needs all of its steps.
         hidden_states: `[batch, seq, d_model]`.
         mask: additive.
         cache: a `transformers` cache or None.
         positions: arguments of the bridge's `_sin_cos`.
     """
-    if is_transformed():  # sizes may be tensors
+    if is_transformed() or not _has(steps, bridge):  # sizes may be tensors in a trace
         return None
     width = hidden_states.shape[-1]
     if (
@@ -58,6 +83,12 @@ def attend_one_token(
     pattern = torch.softmax(bridge._scores(query, key, mask), -1).to(value.dtype)
     output: Tensor = own["o"]._modules["_original_component"].forward(bridge._mix(pattern, value))
     return output, pattern
+
+
+def _has(steps: Steps, bridge: Any) -> bool:
+    """Return whether no subclass or caller has replaced a step."""
+    own, attention = bridge.__dict__, type(bridge)
+    return all(getattr(attention, name) is step and name not in own for name, step in steps)
 
 
 def _is_unheard(bridge: Any) -> bool:

@@ -1,4 +1,4 @@
-"""One token's attention and MLP: the bits of the steps while nobody listens, and the steps while somebody does."""
+"""Attention and MLP of one token: the bits of all steps if no hook is attached, and all steps if one is."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CodeGenForCausalLM, DynamicCache
 
-from cgverify.bridge import CodeGenAttentionBridge, attention, boot, one_token
+from cgverify.bridge import CodeGenAttentionBridge, boot, one_token
 from cgverify.bridge.booting import adapter_with, bridge_from
 
 TOKENS = torch.randint(101, (1, 6), generator=torch.Generator().manual_seed(0))
@@ -121,7 +121,7 @@ def _at(module: Any, path: str) -> Any:
     return module
 
 
-@pytest.mark.parametrize("step", [name for name, _ in attention._STEPS])
+@pytest.mark.parametrize("step", one_token._LEFT_OUT)
 @pytest.mark.parametrize("where", ["subclass", "class", "instance"])
 @torch.no_grad()
 def test_a_replaced_step_is_called(
