@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
+from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 from transformer_lens.model_bridge.sources._bridge_builder import detect_tokenizer_bos_eos
 from transformers import PreTrainedTokenizerBase
 
@@ -22,6 +24,8 @@ _GENERATE = tuple(
     if parameter.kind is not parameter.VAR_KEYWORD
 )
 
+_WRAPPED = ("original_component", "_original_component", "original_model")
+
 
 class CodeGenBridge(TransformerBridge):  # type: ignore[misc]
     """A `TransformerBridge` of CodeGen.
@@ -33,6 +37,23 @@ class CodeGenBridge(TransformerBridge):  # type: ignore[misc]
 
     _keeps_last_logits = False
     """Whether the next forward is a step of a generation that needs the last position's logits alone."""
+
+    def _scan_existing_hooks(self, module: nn.Module, prefix: str = "") -> None:
+        """Register the hooks of a module and of its parts under the names that TransformerLens gives them.
+
+        TransformerLens asks every hook for all of its attributes, in search of other hooks. That is half of a boot.
+        """
+        named = {id(hook) for hook in self._hook_registry.values() if hook.name is not None}
+        for path, part in _parts_with_hooks(module, prefix, set()):
+            own = part.get_hooks() if isinstance(part, GeneralizedComponent) else {}
+            shown = {name: getattr(part, name, None) for name in dir(part) if name.startswith("hook_")}
+            for name, hook in [*own.items(), *shown.items()]:
+                if isinstance(hook, HookPoint):
+                    full = f"{path}.{name}" if path else name
+                    if id(hook) not in named:
+                        named.add(id(hook))
+                        hook.name = full
+                    self._hook_registry[full] = hook
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
@@ -162,6 +183,15 @@ class CodeGenBridge(TransformerBridge):  # type: ignore[misc]
         del given["self"]
         kwargs.update({name: value for name, value in given.items() if name != "input"}, attention_mask=mask)
         return (tokens,)
+
+
+def _parts_with_hooks(module: nn.Module, path: str, seen: set[nn.Module]) -> Iterator[tuple[str, nn.Module]]:
+    """Yield a module and its parts, each once and before its own parts, without hooks and what bridges wrap."""
+    seen.add(module)
+    yield path, module
+    for name, part in module.named_children():
+        if not isinstance(part, HookPoint) and name not in _WRAPPED and part not in seen:
+            yield from _parts_with_hooks(part, f"{path}.{name}" if path else name, seen)
 
 
 def complete(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:

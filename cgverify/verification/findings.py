@@ -79,7 +79,8 @@ def _finding(step: ObservedStep, index: int, stage: Stage, attention: str) -> Fi
         # With a cache, Hugging Face's rotated key is seen after a cast, so the candidate's is cast too.
         distance = difference(ours.to(theirs.dtype), theirs, visible(stage, step.candidate.tensors))
         fields |= {"max_abs": distance.max_abs, "max_ulp": distance.max_ulp}
-    strongest, doubt = verdict(check.r if check else None, distance), _doubt_about_reference(step, index, stage)
+    strongest = verdict(check.r if check else None, distance)
+    doubt = _doubt_about_reference(step, index, stage, agrees=strongest is Verdict.BITWISE)
     if doubt and check is not None and check.r <= 1 and strongest is not Verdict.BITWISE:
         strongest = Verdict.SUSPECT  # equal tensors have parity, whatever both are
     if strongest is not Verdict.BITWISE:
@@ -98,8 +99,12 @@ def _finding(step: ObservedStep, index: int, stage: Stage, attention: str) -> Fi
     return Finding(**fields, verdict=strongest, message=message)
 
 
-def _doubt_about_reference(step: ObservedStep, index: int, stage: Stage) -> str:
-    """Say why Hugging Face's tensor is to blame if the candidate's is within its bound; empty if it is not."""
+def _doubt_about_reference(step: ObservedStep, index: int, stage: Stage, *, agrees: bool) -> str:
+    """Say why Hugging Face's tensor is to blame if the candidate's is within its bound; empty if it is not.
+
+    Args:
+        agrees: whether both are the same, bit for bit.
+    """
     if index in step.candidate.accepted:
         return ""
     side, ours = step.reference, step.candidate.tensors[stage.tap]
@@ -115,7 +120,7 @@ def _doubt_about_reference(step: ObservedStep, index: int, stage: Stage) -> str:
         return f"cannot be checked, since {absent[-1] if absent else stage.tap} was not computed as usual"
     if check.r > 1:
         return f"is off by {check.r:.3g} times its bound"
-    if ours.isfinite().all() and not theirs.isfinite().all():
+    if not agrees and not theirs.isfinite().all() and ours.isfinite().all():
         return "is not finite"
     # With a cache, Hugging Face's rotated key may be seen after a cast.
     is_cast = stage.name == "rope" and any(name.endswith("cache_keys") for name in side.tensors)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import subprocess
@@ -18,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CodeGenForCausalLM
 
 from cgverify.bridge import CodeGenAttentionBridge, boot
+from cgverify.bridge.codegen_bridge import CodeGenBridge
 from cgverify.bridge.codegen_format import NotCodeGenError
 from cgverify.bridge.loading import locate
 from cgverify.checkpoint.names import HUB_IDS, NAMED, NANO
@@ -44,6 +46,16 @@ def test_bridge_of_a_model_has_our_attention_in_every_block(model: CodeGenForCau
         assert torch.equal(bridge(tokens), expected)
     assert [type(block.attn) for block in bridge.blocks] == [CodeGenAttentionBridge] * 2
     assert bridge.tokenizer is None
+
+
+def test_hooks_have_transformer_lens_names(model: CodeGenForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    def names() -> list[tuple[str, str | None]]:
+        return [(name, hook.name) for name, hook in boot(copy.deepcopy(model))._hook_registry.items()]
+
+    ours = names()
+    monkeypatch.delattr(CodeGenBridge, "_scan_existing_hooks")
+    assert ours == names()
+    assert ("blocks.1.hook_mlp_out", "blocks.1.mlp.hook_out") in ours
 
 
 @pytest.mark.parametrize("name", NAMED)

@@ -10,9 +10,9 @@
 | `boolean mask` | attention, with sdpa | True where a key is seen |
 | `no mask` | attention | None, for a single token on a cache, where it hides nothing in any convention |
 
-The four rows of `values` are large, which shows a clamp at ±50, ±1000 or, where the dtype has it, ±65504; subnormal,
-which shows what is flushed to 0; with a NaN, or an infinity, which must go where they go in Hugging Face; of zeros and
-of equal tokens, which show a division by a variance of 0.
+The four rows of `values` are large, which shows a clamp at ±50, ±1000 or, where the dtype has it, ±65504; with a
+subnormal first token, which sees itself alone and shows what is flushed to 0; with a NaN, or an infinity, which must go
+where they go in Hugging Face; of zeros and of equal tokens, which show a division by a variance of 0.
 
 With eager attention a boolean mask is not asked for, since Hugging Face's adds it as 0 and 1. A mask `[batch, keys]` is
 one of the model, not of attention, and no mask with several tokens is causal in TransformerLens alone. Taps that have
@@ -34,8 +34,8 @@ LARGE = {torch.float16: 1e3}
 """The factor on standard normal values of a large row; 1e6 in other dtypes."""
 
 TINY = {torch.float16: 2.0**-18, torch.bfloat16: 2.0**-100}
-"""The factor of a tiny row, subnormal in float16 and, with 2⁻¹³⁰, in float32. Hugging Face's own bfloat16 products on
-the CPU flush subnormal values."""
+"""The factor of a tiny token, subnormal in float16 and, with 2⁻¹³⁰, in float32. Hugging Face's own bfloat16 products on
+the CPU flush subnormal values. Only one token is tiny, since a processor multiplies subnormal values slowly."""
 
 BIASED = ("mlp", "mlp.in", "mlp.out", "block", "unembed")
 """The components in which a Linear has a bias. Their hidden states are contiguous in 16 bits: given strided ones, torch
@@ -66,14 +66,15 @@ def _steps(component: Component, inputs: Inputs, spec: InputSpec) -> tuple[Step,
 def _values(hidden: torch.Tensor, spec: InputSpec) -> torch.Tensor:
     """Return hidden states `[4, seq, width]` at the edges, from `[batch, seq, width]`."""
     row = hidden[0]
-    odd, alike = row.clone(), row.clone()
+    tiny, odd, alike = row.clone(), row.clone(), row.clone()
+    tiny[0] *= TINY.get(spec.dtype, 2.0**-130)
     odd[len(odd) // 2, 0] = torch.nan
     odd[-1, 1], odd[-1, 2] = torch.inf, -torch.inf
     odd[0, 0] = torch.inf
     alike[: len(alike) // 2] = 0.0
     alike[len(alike) // 2 :] = row[-1]
     alike[-1] = 0.5
-    return torch.stack([row * LARGE.get(spec.dtype, 1e6), row * TINY.get(spec.dtype, 2.0**-130), odd, alike])
+    return torch.stack([row * LARGE.get(spec.dtype, 1e6), tiny, odd, alike])
 
 
 def _contexts(inputs: Inputs, spec: InputSpec) -> Iterator[Step]:
