@@ -50,6 +50,7 @@ class Window:
     def __init__(self, source: Source) -> None:
         self._source = source
         self._config = source.config
+        self._skeletons: dict[RotaryDim, CodeGenForCausalLM] = {}
         self._stored: dict[str, torch.Tensor] = {}
         self.view: WeightsView | None = None
 
@@ -62,7 +63,7 @@ class Window:
         self._stored, self.view = {}, None
         if isinstance(view, str):  # the largest view of a small model, after the layers fragmented the heap
             give_back_freed()
-        module = _in_view(skeleton(self._config, 1), view)
+        module = _in_view(self._skeleton(self._config.rotary_dim), view)
         prefix = f"transformer.h.{view}" if isinstance(view, int) else _ENDS[view]
         shapes = {name: parameter.shape for name, parameter in module.named_parameters()}
 
@@ -113,11 +114,8 @@ class Window:
 
     def _model(self, variant: ModelVariant, converted: Callable[..., torch.Tensor]) -> CodeGenForCausalLM:
         assert self.view is not None, "show a view first"
-        config = copy.deepcopy(self._config)
-        head_dim = config.n_embd // config.n_head
-        config.rotary_dim = head_dim if variant.rotary_dim == "none" else variant.rotary_dim
         with _shortage_reported(self.view):
-            model = skeleton(config, 1).to(variant.dtype)
+            model = copy.deepcopy(self._skeleton(variant.rotary_dim)).to(variant.dtype)
             model.config.n_layer = self._config.n_layer
             module = _in_view(model, self.view)
             for name, stored in self._stored.items():
@@ -132,6 +130,15 @@ class Window:
                 if variant.rotary_dim == "none":
                     attention.rotary_dim = None
         return model.eval()
+
+    def _skeleton(self, rotary_dim: RotaryDim) -> CodeGenForCausalLM:
+        """Return a model of one block without memory. It must not be changed: copying it is faster than making it."""
+        if rotary_dim not in self._skeletons:
+            config = copy.deepcopy(self._config)
+            head_dim = config.n_embd // config.n_head
+            config.rotary_dim = head_dim if rotary_dim == "none" else rotary_dim
+            self._skeletons[rotary_dim] = skeleton(config, 1)
+        return self._skeletons[rotary_dim]
 
 
 @contextlib.contextmanager

@@ -55,6 +55,11 @@ class Piece:
     devices: tuple[str, ...]
     quick: bool
 
+    @property
+    def whole_models(self) -> int:
+        """The number of candidates that are verified in the whole model, which takes longest."""
+        return sum("model" in known.kinds for known in self.known.values())
+
     def run(self) -> Finished:
         """Verify the candidates, those of one sort after those of another."""
         source = resolve(MODEL)
@@ -105,7 +110,8 @@ def run_pieces(planned: Sequence[Piece], threads: int | None, jobs: int | None) 
     """
     devices = {device for piece in planned for device in piece.devices}
     if may_fork(threads, devices):
-        return _forked([piece.run for piece in planned], jobs or processors())
+        longest_first = sorted(planned, key=lambda piece: piece.whole_models, reverse=True)
+        return _forked([piece.run for piece in longest_first], jobs or processors())
     return _in_turn(planned)
 
 
