@@ -140,7 +140,15 @@ def _reusable(size: int) -> mmap.mmap:
 
 
 def _map(size: int) -> mmap.mmap:
-    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    """Return memory.
+
+    Raises:
+        MemoryError: the system has none.
+    """
+    try:
+        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise MemoryError(f"no {size / 1e9:.1f} GB of memory: {error}") from error
     with suppress(OSError):  # a kernel built without huge pages: small pages work as well, but slower
         memory.madvise(mmap.MADV_HUGEPAGE)
     return memory

@@ -51,7 +51,7 @@ def models(*, format: Format = "table") -> int:
                 "n_positions": checkpoint.n_positions,
                 "parameters": parameters(checkpoint),
                 "memory_bytes": peak_bytes(checkpoint, planned),
-                "seconds": round(START + speed * seconds_of(checkpoint, planned)),
+                "seconds": round(START * speed.python + seconds_of(checkpoint, planned, speed)),
                 "on_this_disk": on_this_disk(name) is not None,
             }
         )

@@ -10,7 +10,7 @@ import pandas as pd
 
 from cgverify.plan.batches import CellBatch
 from cgverify.plan.cost.of_plan import cost, seconds
-from cgverify.plan.cost.time import START, measured_speed
+from cgverify.plan.cost.time import START, Speed, measured_speed
 from cgverify.report.numbers import duration
 from cgverify.report.sections import Report, Section
 
@@ -29,20 +29,20 @@ def dry_run_report(batches: Sequence[CellBatch]) -> Report:
     )
 
 
-def _cells(batches: Sequence[CellBatch], speed: float) -> list[dict[str, Any]]:
+def _cells(batches: Sequence[CellBatch], speed: Speed) -> list[dict[str, Any]]:
     """Return every cell, with its share of its batch's time; None on another device than the CPU."""
     return [
         {
             "component": cell.component,
             **cell.model_dump(),
-            "seconds": round(speed * seconds(batch) / len(batch.cells), 4) if batch.device == "cpu" else None,
+            "seconds": round(seconds(batch, speed) / len(batch.cells), 4) if batch.device == "cpu" else None,
         }
         for batch in batches
         for cell in batch.cells
     ]
 
 
-def _sections(batches: Sequence[CellBatch], speed: float) -> Iterator[Section]:
+def _sections(batches: Sequence[CellBatch], speed: Speed) -> Iterator[Section]:
     grouped: dict[tuple[str, ...], list[CellBatch]] = {}
     for batch in batches:
         cell = batch.cells[0]
@@ -64,15 +64,16 @@ def _sections(batches: Sequence[CellBatch], speed: float) -> Iterator[Section]:
     yield Section(_sentence(batches, speed), tone="note")
 
 
-def _sentence(batches: Sequence[CellBatch], speed: float) -> str:
+def _sentence(batches: Sequence[CellBatch], speed: Speed) -> str:
     total = cost(batches, speed)
     sentence = (
         f"{sum(len(batch.cells) for batch in batches)} cells in {len(batches)} batches, reading "
         f"{total.read_bytes / 1e9:,.1f} GB"
     )
     if total.seconds:
+        start = duration(START * speed.python)
         sentence += (
-            f", about {duration(total.seconds)} of one thread here, and {duration(START)} for the start of each "
+            f", about {duration(total.seconds)} of one thread here, and {start} for the start of each "
             f"process; the longest chain, which no number of workers shortens, takes {duration(total.longest)}"
         )
     sentence += "."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import mmap
 from collections.abc import Iterator
 from pathlib import Path
@@ -224,6 +225,15 @@ def test_large_weights_of_a_booted_model_are_in_their_own_pages() -> None:
     assert [linear.weight.data_ptr() % mmap.PAGESIZE for linear in linears] == [0, 0, 0]
     assert model.transformer.wte.original_component.weight is model.lm_head.original_component.weight is tied
     assert torch.equal(bridge(tokens), expected)
+
+
+def test_lack_of_memory_is_reported_as_torch_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(mmap, "mmap", refuse)
+    with pytest.raises(MemoryError, match="Cannot allocate memory"):
+        huge_pages.move_weights([nn.Linear(1024, 1024)])
 
 
 @pytest.mark.parametrize(

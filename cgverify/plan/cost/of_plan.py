@@ -9,7 +9,7 @@ from cgverify.checkpoint import names
 from cgverify.plan.batches import CellBatch
 from cgverify.plan.cells import IN_TURN
 from cgverify.plan.cost.memory import peak_bytes, weights_in_view
-from cgverify.plan.cost.time import seconds_of
+from cgverify.plan.cost.time import AS_FITTED, Speed, seconds_of
 
 
 @dataclass(frozen=True)
@@ -28,23 +28,23 @@ class Cost:
     """Devices whose time is not counted."""
 
 
-def cost(batches: Iterable[CellBatch], speed: float = 1.0) -> Cost:
+def cost(batches: Iterable[CellBatch], speed: Speed = AS_FITTED) -> Cost:
     """Return the cost of all batches together.
 
     Args:
         speed: see `cgverify.plan.cost.time.measured_speed`.
     """
     planned = list(batches)
-    each = [speed * seconds(batch) for batch in planned if batch.device == "cpu"]
+    each = [seconds(batch, speed) for batch in planned if batch.device == "cpu"]
     views = {batch.in_view: parameters(batch) for batch in planned}
     unknown = dict.fromkeys(batch.checkpoint.asked for batch in planned if not batch.checkpoint.n_layers)
     untimed = dict.fromkeys(batch.device for batch in planned if batch.device != "cpu")
     return Cost(sum(each), max(each, default=0.0), 4 * sum(views.values()), tuple(unknown), tuple(untimed))
 
 
-def seconds(batch: CellBatch) -> float:
-    """Return the seconds of a batch on the machine of the constants in `cgverify.plan.cost.time`, if on the CPU."""
-    return seconds_of(batch.checkpoint, batch.cells)
+def seconds(batch: CellBatch, speed: Speed = AS_FITTED) -> float:
+    """Return the seconds of a batch, if on the CPU; by default on the machine of the constants."""
+    return seconds_of(batch.checkpoint, batch.cells, speed)
 
 
 def memory(batch: CellBatch) -> int:
