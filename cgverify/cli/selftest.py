@@ -27,7 +27,7 @@ Quick = Annotated[
     bool,
     typer.Option(
         "--quick",
-        help="Try every fault in one dtype, component and case only: a few minutes.",
+        help="Try every fault in one dtype, component and case only: about a minute.",
         rich_help_panel=SETTINGS,
     ),
 ]

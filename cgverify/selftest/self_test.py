@@ -59,7 +59,7 @@ class SelfTest:
         """Return the cells of one candidate, in plan order."""
         cases = self._cases(known)
         kinds = [kind for kind in known.kinds if any(kind in CASE_KINDS[case] for case in cases)]
-        return cells(
+        planned = cells(
             described(source),
             Axes(
                 candidates=[known.bridge],
@@ -70,6 +70,9 @@ class SelfTest:
                 components=kinds[:1] if self.quick else kinds,
             ),
         )
+        if isinstance(known, Fault):  # a part and the block around it show the same in the other cases
+            planned = [cell for cell in planned if cell.kind == kinds[0] or cell.case == known.case]
+        return planned
 
     def _cases(self, known: KnownCandidate) -> list[str]:
         if known.kinds == WHOLE:
