@@ -176,8 +176,8 @@ def _refused_without_gradients(bridge: Any, forward: Any, hidden_states: Tensor,
 
 
 def _result_by_content(linear: nn.Linear, x: Tensor) -> Tensor:
-    """Keep the last result until another input is given, or the weights are edited."""
-    if torch.is_grad_enabled():
+    """Keep the last result until another input is given, or the weights are edited; under autocast, none."""
+    if torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type):
         return nn.functional.linear(x, linear.weight, linear.bias)
     operands, kept = (x, linear.weight, linear.bias), linear.__dict__.get("_last")
     if kept is None or not all(
