@@ -57,11 +57,6 @@ class KnownCandidate:
         """What is wrong with it, or what it computes differently."""
         return (self.candidate.__doc__ or "").strip()
 
-    @property
-    def first_case(self) -> str:
-        """The case that `--quick` begins with; empty if that is the same for all of its sort."""
-        return ""
-
 
 @dataclass(frozen=True)
 class Fault(KnownCandidate):
@@ -71,10 +66,6 @@ class Fault(KnownCandidate):
     """The stages that may be blamed."""
     case: str = "default"
     """The first case in which it can show."""
-
-    @property
-    def first_case(self) -> str:
-        return self.case
 
     def allows(self, blamed: str) -> bool:
         """Whether a stage may be blamed, under any of the names that it has in the cases."""
@@ -101,10 +92,6 @@ class HiddenFault(Fault):
     """The layer to verify; None is the one that all faults are verified in."""
     unseen: Unseen | None = None
     """None if a case sees it in every dtype."""
-
-    @property
-    def first_case(self) -> str:
-        return self.cases[0]
 
     def is_unseen_in(self, dtype: str) -> bool:
         """Return whether no case is known to see it in a dtype."""

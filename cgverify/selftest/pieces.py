@@ -92,13 +92,8 @@ class Piece:
 def pieces(
     known: Sequence[KnownCandidate], dtypes: Sequence[str], devices: Sequence[str], quick: bool
 ) -> Iterator[Piece]:
-    """Yield the pieces. Each candidate is tried in every dtype, or if `quick`, in one, which they are dealt in turn.
-
-    If `quick`, those with the same first case are together, since they share the reference's side of it.
-    """
+    """Yield the pieces. Each candidate is tried in every dtype, or if `quick`, in one, which they are dealt in turn."""
     placed = list(enumerate(known))
-    if quick:
-        placed.sort(key=lambda one: one[1].first_case)
     for index, dtype in enumerate(dtypes):
         own = placed[index :: len(dtypes)] if quick else placed
         size = max(1, -(-len(own) // PARTS))
