@@ -14,7 +14,7 @@ from transformers import CodeGenForCausalLM
 from transformers.models.codegen import modeling_codegen
 from verifying import ALL_DTYPES, failed, findings, nano_cells, of, verify
 
-from cgverify.bridge.codegen_format import skeleton
+from cgverify.checkpoint import window
 from cgverify.checkpoint.names import NANO
 from cgverify.checkpoint.resolve import resolve
 from cgverify.checkpoint.window import ModelVariant, Window
@@ -263,14 +263,15 @@ def test_weights_unreadable_for_the_whole_model_are_its_error() -> None:
 @pytest.mark.parametrize(("case", "lost"), [("default", 1), ("model", 3)])
 def test_own_model_that_cannot_be_built_is_an_error(case: str, lost: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory is short when the first candidate's copy of the weights is made, after the reference's."""
-    built = count(1)
+    viewed = count(1)
 
     def short(*arguments: Any) -> Any:
-        if next(built) == 4:  # after the model that says whether rotary_dim is refused, the shapes and the reference
+        if next(viewed) == 3:  # after the shapes and the reference
             raise MemoryError
-        return skeleton(*arguments)
+        return in_view(*arguments)
 
-    monkeypatch.setattr("cgverify.checkpoint.window.skeleton", short)
+    in_view = window._in_view
+    monkeypatch.setattr(window, "_in_view", short)
     names = ("cgverify", "transformer_lens")
     plan = planned(cases=[case], layers=[0], components=["embed", "unembed"], candidates=names)
     results = verified(resolve("codegen-nano"), plan, *names)
