@@ -46,7 +46,7 @@ class CodeGenBridge(TransformerBridge):  # type: ignore[misc]
         named = {id(hook) for hook in self._hook_registry.values() if hook.name is not None}
         for path, part in _parts_with_hooks(module, prefix, set()):
             own = part.get_hooks() if isinstance(part, GeneralizedComponent) else {}
-            shown = {name: getattr(part, name, None) for name in dir(part) if name.startswith("hook_")}
+            shown = {name: getattr(part, name, None) for name in dir(part) if _may_be_hook(name, part)}
             for name, hook in [*own.items(), *shown.items()]:
                 if isinstance(hook, HookPoint):
                     full = f"{path}.{name}" if path else name
@@ -183,6 +183,10 @@ class CodeGenBridge(TransformerBridge):  # type: ignore[misc]
         del given["self"]
         kwargs.update({name: value for name, value in given.items() if name != "input"}, attention_mask=mask)
         return (tokens,)
+
+
+def _may_be_hook(name: str, part: nn.Module) -> bool:
+    return name.startswith("hook_") or (name in part._modules and not name.startswith("_"))
 
 
 def _parts_with_hooks(module: nn.Module, path: str, seen: set[nn.Module]) -> Iterator[tuple[str, nn.Module]]:

@@ -16,6 +16,7 @@ import torch
 from hub_server import serving
 from hugging_face import eager, table_owners
 from safetensors.torch import load_file, save_file
+from transformer_lens.hook_points import HookPoint
 from transformers import CodeGenForCausalLM
 
 from cgverify.bridge import CodeGenAttentionBridge, boot
@@ -50,12 +51,17 @@ def test_bridge_of_a_model_has_our_attention_in_every_block(model: CodeGenForCau
 
 def test_hooks_have_transformer_lens_names(model: CodeGenForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
     def names() -> list[tuple[str, str | None]]:
-        return [(name, hook.name) for name, hook in boot(copy.deepcopy(model))._hook_registry.items()]
+        bridge = boot(copy.deepcopy(model))
+        booted = [(name, hook.name) for name, hook in bridge._hook_registry.items()]
+        bridge.blocks.probe = HookPoint()  # on a module that keeps no list of its hooks
+        bridge.clear_hook_registry()
+        bridge._initialize_hook_registry()
+        return booted + [(name, hook.name) for name, hook in bridge._hook_registry.items()]
 
     ours = names()
     monkeypatch.delattr(CodeGenBridge, "_scan_existing_hooks")
     assert ours == names()
-    assert ("blocks.1.hook_mlp_out", "blocks.1.mlp.hook_out") in ours
+    assert {("blocks.1.hook_mlp_out", "blocks.1.mlp.hook_out"), ("blocks.probe",) * 2} <= set(ours)
 
 
 @pytest.mark.parametrize("name", NAMED)
